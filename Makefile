@@ -1,0 +1,80 @@
+# Every target works on a fresh clone: `.venv` is made from the locks on the way, once.
+
+PYTHON ?=
+ARGS ?=
+
+# What to try, in this order, where the caller names none.
+candidates = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+
+# Prints the first candidate that fits, or a sentence that says what was found instead.
+define find_python
+found=; for python in $(candidates); do \
+	version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+	case $$version in \
+	3.11|3.12|3.13) \
+		if $$python -c 'import ensurepip, venv' 2>/dev/null; then echo $$python; exit; fi; \
+		found="$${found:+$$found, }$$python is $$version without venv";; \
+	*) found="$${found:+$$found, }$$python is $$version";; \
+	esac; \
+done; \
+echo "Python 3.11, 3.12 or 3.13 with its venv module is needed; found $${found:-no $(firstword $(candidates))}." \
+	"Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"
+endef
+python = $(eval python := $$(shell $$(find_python)))$(python)
+require_python = $(if $(word 2,$(python)),$(error $(python)))
+
+bin = .venv/bin
+pip_install = $(bin)/python -m pip --disable-pip-version-check --no-input -qq install --progress-bar off
+from_lock = --no-compile --require-hashes --only-binary :all: --requirement
+# pip compiles on one core, and an import only where PYTHONDONTWRITEBYTECODE is not set.
+compile_modules = $(bin)/python -m compileall -qq -j 0 .venv/lib
+# What is not marked as whole is made anew: an interrupted pip can leave packages that only look installed.
+unmark = rm -f .venv/.locked .venv/.locked-dev .venv/.project
+lock = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
+	--python-version 3.11 $(ARGS) pyproject.toml --group build
+
+.PHONY: help study test check lock clean
+.NOTPARALLEL:
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | while read -r target text; do printf 'make %-6s %s\n' "$$target" "$$text"; done
+
+study: .venv/.project ## run the study; ARGS="--trials 5" passes options on
+	@$(bin)/python -m experiments.run_study $(ARGS)
+
+test: check ## make check, then the tests; ARGS="-k space" passes options on
+	@$(bin)/python -m pytest $(ARGS)
+
+check: .venv/.locked-dev .venv/.project ## format, lint, types and the order of imports
+	@$(bin)/python -m ruff format --check --quiet .
+	@$(bin)/python -m ruff check --quiet .
+	@$(bin)/python -m mypy --no-error-summary
+	@$(bin)/lint-imports --no-logo
+
+lock: ## bring both locks in line with pyproject.toml, with uv; ARGS=--upgrade takes newer versions
+	@command -v uv >/dev/null || { echo "make lock needs uv, found none on the PATH: python3 -m pip install uv" >&2; exit 1; }
+	@$(lock) --output-file requirements.lock
+	@$(lock) --group dev --constraint requirements.lock --output-file requirements-dev.lock
+
+clean: ## remove .venv and every cache; mlruns/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.locked: requirements.lock
+	@$(require_python)test -e $@ || { echo "Making .venv with $(python)" && $(python) -m venv --clear .venv; }
+	@$(unmark)
+	@echo "Installing $$(grep -c == $<) locked packages into .venv (some minutes)"
+	@$(pip_install) $(from_lock) $<
+	@$(compile_modules)
+	@touch $@
+
+.venv/.locked-dev: requirements-dev.lock .venv/.locked
+	@$(unmark)
+	@echo "Installing what the tests need"
+	@$(pip_install) $(from_lock) $<
+	@$(compile_modules)
+	@touch .venv/.locked $@
+
+.venv/.project: pyproject.toml .venv/.locked
+	@$(pip_install) --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,1 @@
+"""Entry points, one module each: `python -m experiments.NAME`."""

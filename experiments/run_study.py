@@ -1,0 +1,99 @@
+"""Run a hyperparameter study, or continue one to its total."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from typer import Exit, Option
+
+from experiments._entry import run
+from fashion_study.config import (
+    DatasetChoice,
+    PrecisionChoice,
+    PrunerName,
+    SamplerName,
+    StudyConfig,
+    parse_duration,
+)
+from fashion_study.errors import BadInputError, ExitCode
+
+
+def main(
+    space: Annotated[str, Option(help="A name from search_spaces/, or a YAML file.")] = "baseline",
+    dataset: Annotated[DatasetChoice, Option(help="auto: Fashion-MNIST where it can be had.")] = "auto",
+    data_dir: Annotated[
+        Path | None, Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")
+    ] = None,
+    trials: Annotated[int, Option(help="Total number of trials, those of earlier runs included.")] = 20,
+    timeout: Annotated[str | None, Option(help="Start no trial after this long: 90s, 30m, 1h30m.")] = None,
+    workers: Annotated[int | None, Option(help="Processes that train; default one per GPU, else per core.")] = None,
+    sampler: Annotated[SamplerName, Option(help="What proposes hyperparameters.")] = "tpe",
+    pruner: Annotated[PrunerName, Option(help="What stops hopeless trials.")] = "hyperband",
+    seed: Annotated[int, Option(help="Every other seed derives from this one.")] = 0,
+    study: Annotated[str | None, Option(help="Name of the study; default DATASET-SPACE.")] = None,
+    store: Annotated[Path, Option(help="Folder of MLflow's and Optuna's data.")] = Path("mlruns"),
+    precision: Annotated[PrecisionChoice, Option(help="auto: the faster one on this machine.")] = "auto",
+    limit_train: Annotated[int | None, Option(help="Train on this many images only.")] = None,
+    try_point: Annotated[
+        list[str] | None,
+        Option("--try", help="A point of your own, tried first: JSON; the rest comes from the baseline."),
+    ] = None,
+) -> None:
+    """Run a hyperparameter study around the baseline CNN, or continue one to its total.
+
+    Every trial becomes a run in MLflow. Ctrl-C once ends cleanly; the same command goes on from there.
+
+    Examples:
+
+      python -m experiments.run_study
+
+      python -m experiments.run_study --space smoke --dataset digits --trials 4
+
+      python -m experiments.run_study --trials 40 --try '{"learning_rate": 0.002}'
+    """
+    config = StudyConfig(
+        space=space,
+        dataset=dataset,
+        data_dir=data_dir,
+        trials=trials,
+        timeout=None if timeout is None else parse_duration(timeout),
+        workers=workers,
+        sampler=sampler,
+        pruner=pruner,
+        seed=seed,
+        study=study,
+        store=store,
+        precision=precision,
+        limit_train=limit_train,
+        try_points=tuple(_point(text) for text in try_point or ()),
+    )
+    config.check()
+
+    # Imported here: they bring MLflow and Optuna, and a refusal must not wait for those.
+    from fashion_study.progress import watch
+    from fashion_study.study import run_study
+    from fashion_study.summary import summarise
+
+    console = Console()
+    with watch(console) as observer:
+        result = run_study(config, observer)
+    summarise(result, console)
+    if result.stopped_by is not None:
+        raise Exit(128 + result.stopped_by)
+    if result.best is None:
+        raise Exit(ExitCode.ANSWER_IS_NO)
+
+
+def _point(text: str) -> dict[str, int | float | str]:
+    try:
+        point = json.loads(text)
+    except ValueError as error:
+        point = error
+    if not isinstance(point, dict):
+        raise BadInputError(f"--try {text!r} is no JSON object. Expected for instance '{{\"learning_rate\": 0.002}}'.")
+    return point
+
+
+if __name__ == "__main__":
+    run(main)

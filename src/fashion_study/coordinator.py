@@ -1,0 +1,159 @@
+"""The loop of a study: ask, train, report, tell. No store, no engine and no process is known here but by its seam."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fashion_study.engines.engine import Engine, Exhausted, Proposal
+from fashion_study.engines.ledger import Ledger
+from fashion_study.executors.executor import AttemptLost, Event, Executor
+from fashion_study.progress import Observer
+from fashion_study.space import SearchSpace
+from fashion_study.tracking.tracker import Tracker
+from fashion_study.trial import EpochReport, Precision, TrialResult, TrialSpec, TrialState, trial_seed
+
+TICK_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Say what a study's trials have in common, and when the study ends."""
+
+    space: SearchSpace
+    seed: int
+    precision: Precision
+    trials: int
+    deadline: float | None = None
+
+
+class Coordinator:
+    """Keep every worker busy until the budget is spent, nothing is left to propose, or `interrupted` says stop.
+
+    Reports are answered before anything else; what goes to the stores waits in `_later` until no message does.
+    """
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        engine: Engine,
+        ledger: Ledger,
+        executor: Executor,
+        tracker: Tracker,
+        observer: Observer,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._assignment = assignment
+        self._engine = engine
+        self._ledger = ledger
+        self._executor = executor
+        self._tracker = tracker
+        self._observer = observer
+        self._interrupted = interrupted
+        self._counted = ledger.counted()
+        best = ledger.best()
+        self._best = (best.number, best.objective or 0.0) if best else None
+        self._next: Proposal | None = None
+        self._running: dict[tuple[int, int], TrialSpec] = {}
+        self._unsettled = 0
+        self._later: deque[Callable[[], None]] = deque()
+        self.exhausted: Exhausted | None = None
+
+    def run(self) -> None:
+        """Run trials to the end of the budget, then return with nothing running."""
+        while not self._interrupted():
+            self._fill_slots()
+            if self._later:
+                self._later.popleft()()
+            elif not self._running:
+                break
+            elif self._next is None:
+                self._next = self._ask()
+            for event in self._executor.wait(0 if self._later else TICK_SECONDS):
+                self._handle(event)
+        self._wind_up()
+
+    def _fill_slots(self) -> None:
+        while len(self._running) < self._executor.slots and not self._is_late():
+            proposal = self._next or self._ask()
+            self._next = None
+            if proposal is None:
+                return
+            self._begin(proposal)
+
+    def _ask(self) -> Proposal | None:
+        in_flight = len(self._running) + self._unsettled
+        if self.exhausted or self._is_late() or self._counted + in_flight >= self._assignment.trials:
+            return None
+        answer = self._engine.ask()
+        if isinstance(answer, Exhausted):
+            self.exhausted = answer
+        return answer if isinstance(answer, Proposal) else None
+
+    def _begin(self, proposal: Proposal) -> None:
+        hyperparameters = self._assignment.space.hyperparameters(proposal.params)
+        seed = trial_seed(self._assignment.seed, proposal.number)
+        precision = self._assignment.precision
+        tags = {"seed": str(seed), "precision": precision.value}
+        params = hyperparameters.model_dump()
+        run_id = self._tracker.open_trial(proposal.number, proposal.attempt, params, tags)
+        self._ledger.link_run(proposal.number, run_id)
+        if proposal.superseded_run_id is not None:
+            self._tracker.supersede(proposal.superseded_run_id, run_id)
+        spec = TrialSpec(proposal.number, proposal.attempt, hyperparameters, seed, run_id, precision)
+        self._running[spec.key] = spec
+        self._executor.submit(spec)
+        self._observer.trial_started(spec)
+
+    def _handle(self, event: Event) -> None:
+        spec = self._running.get((event.number, event.attempt))
+        if spec is None:
+            return  # From an attempt that was superseded.
+        match event:
+            case EpochReport():
+                prune = self._engine.report(event.number, event.epoch, event.val_accuracy)
+                # After the last epoch nothing is left to save: the trial is complete.
+                prune = prune and event.epoch < spec.hyperparameters.epochs
+                self._executor.answer(event, prune=prune)
+                self._later.append(lambda: self._tracker.log_epoch(spec.run_id, event))
+                self._observer.epoch_done(spec, event)
+            case TrialResult():
+                del self._running[spec.key]
+                self._unsettled += 1
+                self._later.append(lambda: self._settle(spec, event))
+            case AttemptLost():
+                del self._running[spec.key]
+                self._lose(spec, event.cause)
+
+    def _settle(self, spec: TrialSpec, result: TrialResult) -> None:
+        # The run first: a trial that the ledger calls complete always has its evidence.
+        self._tracker.close_trial(spec, result)
+        self._engine.tell(result)
+        self._unsettled -= 1
+        self._counted += 1
+        if result.objective is not None and (self._best is None or result.objective > self._best[1]):
+            self._best = (result.number, result.objective)
+            self._tracker.log_best(*self._best)
+        self._observer.trial_closed(spec, result, self._best)
+
+    def _lose(self, spec: TrialSpec, cause: str) -> None:
+        self._later.append(lambda: self._tracker.interrupt_trial(spec.number, spec.run_id, cause))
+        if self._ledger.release(spec.number) is TrialState.FAILED:
+            self._counted += 1
+        self._observer.trial_lost(spec, cause)
+
+    def _wind_up(self) -> None:
+        """Send back to waiting whatever is not finished, and write down the rest."""
+        self._executor.stop()
+        for spec in self._running.values():
+            self._lose(spec, "the study was stopped")
+        self._running.clear()
+        if self._next is not None:
+            self._ledger.withdraw(self._next.number)
+            self._next = None
+        while self._later:
+            self._later.popleft()()
+
+    def _is_late(self) -> bool:
+        deadline = self._assignment.deadline
+        return deadline is not None and time.monotonic() >= deadline

@@ -1,0 +1,1 @@
+"""What proposes hyperparameters, and the ledger of trials."""

@@ -1,0 +1,47 @@
+"""The seam between the coordinator and the processes that train."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from fashion_study.trial import EpochReport, ProbeResult, TrialResult, TrialSpec
+
+
+@dataclass(frozen=True)
+class AttemptLost:
+    """Say that a worker died under an attempt, and what is known of its death."""
+
+    number: int
+    attempt: int
+    cause: str
+
+
+Event = EpochReport | TrialResult | AttemptLost
+
+
+class Executor(Protocol):
+    """Run attempts side by side."""
+
+    @property
+    def slots(self) -> int:
+        """Return how many attempts can run at once."""
+        ...
+
+    def probe_precision(self) -> ProbeResult:
+        """Measure which precision trains faster on this machine."""
+        ...
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Begin an attempt; the caller has seen to it that a slot is free."""
+        ...
+
+    def wait(self, timeout: float) -> list[Event]:
+        """Return what has happened, after at most `timeout` seconds; perhaps nothing."""
+        ...
+
+    def answer(self, report: EpochReport, *, prune: bool) -> None:
+        """Answer an epoch's report; the worker goes on, or ends the trial there."""
+        ...
+
+    def stop(self) -> None:
+        """End every worker, whatever it is doing."""
+        ...

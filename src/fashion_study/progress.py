@@ -1,0 +1,205 @@
+"""What a person sees while a study runs: a live display on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+from fashion_study.trial import EpochReport, TrialResult, TrialSpec, TrialState
+
+
+class Observer(Protocol):
+    """Watch a study; nothing here changes what it does."""
+
+    def begin(self, title: str, counted: int, total: int) -> None:
+        """Show what begins: `counted` of `total` trials are done already."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Show a line that matters."""
+        ...
+
+    def trial_started(self, spec: TrialSpec) -> None:
+        """Show an attempt that a worker has taken up."""
+        ...
+
+    def epoch_done(self, spec: TrialSpec, report: EpochReport) -> None:
+        """Show where an attempt stands."""
+        ...
+
+    def trial_closed(self, spec: TrialSpec, result: TrialResult, best: tuple[int, float] | None) -> None:
+        """Show how a trial ended, and the best so far: its number and its objective."""
+        ...
+
+    def trial_lost(self, spec: TrialSpec, cause: str) -> None:
+        """Show that an attempt was stopped from outside."""
+        ...
+
+
+class Silent:
+    """Show nothing."""
+
+    def begin(self, title: str, counted: int, total: int) -> None:
+        """Show nothing."""
+
+    def note(self, text: str) -> None:
+        """Show nothing."""
+
+    def trial_started(self, spec: TrialSpec) -> None:
+        """Show nothing."""
+
+    def epoch_done(self, spec: TrialSpec, report: EpochReport) -> None:
+        """Show nothing."""
+
+    def trial_closed(self, spec: TrialSpec, result: TrialResult, best: tuple[int, float] | None) -> None:
+        """Show nothing."""
+
+    def trial_lost(self, spec: TrialSpec, cause: str) -> None:
+        """Show nothing."""
+
+
+class PlainLines(Silent):
+    """Print a line for each event that a log should keep: not for every epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._counted = self._total = 0
+
+    def begin(self, title: str, counted: int, total: int) -> None:
+        """Print what begins."""
+        self._counted, self._total = counted, total
+        self.note(title)
+        self.note(f"{counted} of {total} trials done")
+
+    def note(self, text: str) -> None:
+        """Print a line that matters."""
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def trial_started(self, spec: TrialSpec) -> None:
+        """Print what is tried."""
+        again = f" (attempt {spec.attempt})" if spec.attempt > 1 else ""
+        self.note(f"trial {spec.number:03d} started{again}: {describe(spec)}")
+
+    def trial_closed(self, spec: TrialSpec, result: TrialResult, best: tuple[int, float] | None) -> None:
+        """Print how a trial ended, and the best so far."""
+        self._counted += 1
+        so_far = f"; best {best[1]:.4f} (trial {best[0]:03d})" if best else ""
+        self.note(f"trial {spec.number:03d} {outcome(result)}; {self._counted} of {self._total} done{so_far}")
+
+    def trial_lost(self, spec: TrialSpec, cause: str) -> None:
+        """Print that an attempt was stopped from outside."""
+        self.note(f"trial {spec.number:03d} stopped from outside ({cause}); it goes back to waiting")
+
+
+class LiveDisplay(PlainLines):
+    """Draw one bar for the study and one for each running trial, with finished trials as lines above."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            _TimeLeft(),
+            console=console,
+            refresh_per_second=4,
+        )
+        self._study_bar: TaskID | None = None
+        self._trial_bars: dict[tuple[int, int], TaskID] = {}
+        self._epoch_seconds: dict[tuple[int, int], float] = {}
+
+    def begin(self, title: str, counted: int, total: int) -> None:
+        """Draw the study's bar."""
+        self._counted, self._total = counted, total
+        self.note(title)
+        self._study_bar = self.bars.add_task("trials", total=total, completed=counted, detail="", clock=_Clock())
+
+    def trial_started(self, spec: TrialSpec) -> None:
+        """Draw a bar for the attempt."""
+        epochs = spec.hyperparameters.epochs
+        self._trial_bars[spec.key] = self.bars.add_task(
+            f"trial {spec.number:03d}", total=epochs, detail=describe(spec), clock=_Clock()
+        )
+
+    def epoch_done(self, spec: TrialSpec, report: EpochReport) -> None:
+        """Move the attempt's bar."""
+        detail = f"val_accuracy {report.val_accuracy:.4f}  {report.images_per_second:,.0f} images/s"
+        self.bars.update(self._trial_bars[spec.key], completed=report.epoch, detail=detail)
+
+    def trial_closed(self, spec: TrialSpec, result: TrialResult, best: tuple[int, float] | None) -> None:
+        """Turn the attempt's bar into a line, and move the study's bar."""
+        super().trial_closed(spec, result, best)
+        self.bars.remove_task(self._trial_bars.pop(spec.key))
+        detail = f"best {best[1]:.4f} (trial {best[0]:03d})" if best else "none complete yet"
+        if self._study_bar is not None:
+            self.bars.update(self._study_bar, completed=self._counted, detail=detail)
+
+    def trial_lost(self, spec: TrialSpec, cause: str) -> None:
+        """Take the attempt's bar away."""
+        super().trial_lost(spec, cause)
+        self.bars.remove_task(self._trial_bars.pop(spec.key))
+
+
+@contextmanager
+def watch(console: Console) -> Iterator[Observer]:
+    """Show a study while the block runs: live on a terminal, as plain lines elsewhere."""
+    if not console.is_terminal:
+        yield PlainLines(console)
+        return
+    display = LiveDisplay(console)
+    with display.bars:
+        yield display
+
+
+class _Clock:
+    """Time the steps that were done since the bar was drawn; a resumed study begins above zero."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.first: float | None = None
+
+    def left(self, completed: float, total: float) -> float | None:
+        if self.first is None:
+            self.first = completed
+        done = completed - self.first
+        return (time.monotonic() - self.started) / done * (total - completed) if done > 0 else None
+
+
+class _TimeLeft(ProgressColumn):
+    """Say how long the rest takes at the pace so far."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["clock"].left(task.completed, task.total or 0)
+        return Text("" if left is None else f"{duration(left)} left")
+
+
+def describe(spec: TrialSpec) -> str:
+    """Say in one line what a trial tries."""
+    params = spec.hyperparameters
+    filters = f"{params.filters_1}-{params.filters_2}-{params.filters_3}"
+    rate = f"learning rate {params.learning_rate:.2g}"
+    return f"filters {filters}, {rate}, batch {params.batch_size}, {params.epochs} epochs"
+
+
+def outcome(result: TrialResult) -> str:
+    """Say in a few words how a trial ended."""
+    match result.state:
+        case TrialState.COMPLETE:
+            return f"complete: {result.objective:.4f}"
+        case TrialState.PRUNED:
+            return f"pruned at epoch {result.epochs_run}"
+        case _:
+            return f"failed: {result.reason}"
+
+
+def duration(seconds: float) -> str:
+    """Write a duration for a person: `45 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

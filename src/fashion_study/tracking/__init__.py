@@ -1,0 +1,1 @@
+"""The MLflow side: where the evidence is kept."""

@@ -1,0 +1,202 @@
+"""A study in MLflow: one run for the study, one nested run for each attempt at a trial."""
+
+import json
+import socket
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from subprocess import DEVNULL, CalledProcessError, check_output
+from typing import TYPE_CHECKING
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_LOGGED_ARTIFACTS,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_USER,
+)
+
+from fashion_study.tracking.tracker import DataCard, StudyCard
+from fashion_study.trial import EpochReport, TrialResult, TrialSpec, TrialState
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+RUN_STATUS = {
+    TrialState.COMPLETE: RunStatus.FINISHED,
+    TrialState.PRUNED: RunStatus.KILLED,
+    TrialState.FAILED: RunStatus.FAILED,
+}
+
+
+class MlflowTracker:
+    """Write a study's runs by their ids; MLflow's own idea of an active run is never used."""
+
+    def __init__(self, client: MlflowClient, experiment_id: str) -> None:
+        self._client = client
+        self._experiment_id = experiment_id
+        self._study_run_id = ""
+        self._study_name = ""
+        self._inputs: list[DatasetInput] = []
+
+    def open_study(self, card: StudyCard, data: tuple[DataCard, ...], run_id: str | None) -> str:
+        """Open the study's run, the one named where it exists already, and return its id."""
+        self._study_name = card.name
+        self._inputs = [_dataset_input(entry) for entry in data]
+        if run_id is None:
+            tags = {"kind": "study", "study": card.name} | _provenance()
+            run_id = self._create_run(card.name, tags, card.facts)
+            self._client.log_inputs(run_id, self._inputs)
+            self._client.log_text(run_id, card.space_yaml, "space.yaml")
+        else:
+            self._client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        self._study_run_id = run_id
+        self._log_tags(run_id, {key: str(value) for key, value in card.settings.items()})
+        started = {"started": time.strftime("%Y-%m-%d %H:%M:%S%z"), **card.settings}
+        self._client.log_table(run_id, {k: [str(v)] for k, v in started.items()}, "invocations.json")
+        return run_id
+
+    def open_trial(self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+        """Open a run for an attempt, nested under the study's, and return its id."""
+        own = {
+            MLFLOW_PARENT_RUN_ID: self._study_run_id,
+            "kind": "trial",
+            "study": self._study_name,
+            "trial": str(number),
+            "attempt": str(attempt),
+            "state": TrialState.RUNNING.value,
+        }
+        run_id = self._create_run(f"{number:03d}", own | _provenance() | dict(tags), params)
+        self._client.log_inputs(run_id, self._inputs)
+        return run_id
+
+    def log_epoch(self, run_id: str, report: EpochReport) -> None:
+        """Add one epoch to the curves of a run."""
+        values = {
+            "train_loss": report.train_loss,
+            "train_accuracy": report.train_accuracy,
+            "val_loss": report.val_loss,
+            "val_accuracy": report.val_accuracy,
+            "epoch_seconds": report.seconds,
+            "images_per_second": report.images_per_second,
+        }
+        self._log_metrics(run_id, values, step=report.epoch)
+
+    def close_trial(self, spec: TrialSpec, result: TrialResult) -> None:
+        """Log the final metrics and give the run its status and its readable name."""
+        tags = {"state": result.state.value, "epochs_run": str(result.epochs_run)}
+        if result.reason is not None:
+            tags["reason"] = result.reason.value
+        if result.message:
+            self._client.log_text(spec.run_id, result.message, "failure.txt")
+        self._log_metrics(spec.run_id, result.metrics, step=result.epochs_run)
+        self._log_tags(spec.run_id, tags)
+        self._end(spec.run_id, RUN_STATUS[result.state], run_name(result))
+
+    def interrupt_trial(self, number: int, run_id: str, cause: str) -> None:
+        """End the run of an attempt that was stopped from outside."""
+        self._log_tags(run_id, {"state": "interrupted", "cause": cause})
+        self._end(run_id, RunStatus.KILLED, f"{number:03d}  interrupted")
+
+    def supersede(self, run_id: str, by: str) -> None:
+        """Say on the run of an earlier attempt which run took its place."""
+        self._log_tags(run_id, {"superseded_by": by})
+
+    def log_best(self, number: int, objective: float) -> None:
+        """Add the best objective so far to the study's run; the step is the trial that reached it."""
+        self._log_metrics(self._study_run_id, {"best_objective": objective}, step=number)
+
+    def close_study(self, status: int, tags: Mapping[str, str]) -> None:
+        """End the study's run."""
+        self._log_tags(self._study_run_id, tags)
+        self._end(self._study_run_id, status, self._study_name)
+
+    def log_leaderboard(self, table: "pd.DataFrame") -> None:
+        """Log the ranked trials, as a table for MLflow's viewer and as CSV."""
+        split = table.to_json(orient="split", index=False)
+        self._client.log_text(self._study_run_id, split, "leaderboard.json")
+        self._client.log_text(self._study_run_id, table.to_csv(index=False), "leaderboard.csv")
+        tables = [{"path": f"{name}.json", "type": "table"} for name in ("leaderboard", "invocations")]
+        self._log_tags(self._study_run_id, {MLFLOW_LOGGED_ARTIFACTS: json.dumps(tables)})
+
+    def log_figure(self, figure: "Figure", name: str) -> None:
+        """Log a figure of the whole study as `figures/NAME.png`."""
+        self._client.log_figure(self._study_run_id, figure, f"figures/{name}.png")
+
+    def open_runs(self) -> dict[str, int]:
+        """Return this study's trial runs that say they are running: run id to trial number."""
+        condition = f"tags.study = '{self._study_name}' and tags.kind = 'trial' and attributes.status = 'RUNNING'"
+        found: dict[str, int] = {}
+        token = None
+        while True:
+            page = self._client.search_runs([self._experiment_id], condition, page_token=token)
+            found |= {run.info.run_id: int(run.data.tags["trial"]) for run in page}
+            if not (token := page.token):
+                return found
+
+    def _create_run(self, name: str, tags: Mapping[str, str], params: Mapping[str, object]) -> str:
+        run_id = str(self._client.create_run(self._experiment_id, tags=dict(tags), run_name=name).info.run_id)
+        self._client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        return run_id
+
+    def _log_metrics(self, run_id: str, values: Mapping[str, float], step: int) -> None:
+        now = int(time.time() * 1000)
+        self._client.log_batch(run_id, metrics=[Metric(key, value, now, step) for key, value in values.items()])
+
+    def _log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def _end(self, run_id: str, status: int, name: str) -> None:
+        self._client.set_terminated(run_id, RunStatus.to_string(status))
+        self._client.update_run(run_id, name=name)
+
+
+def run_name(result: TrialResult) -> str:
+    """Name a run so that a person can read it in a table: `012  0.913`, `007  pruned at 3`, `005  diverged`."""
+    match result.state:
+        case TrialState.COMPLETE:
+            return f"{result.number:03d}  {result.objective:.4f}"
+        case TrialState.PRUNED:
+            return f"{result.number:03d}  pruned at {result.epochs_run}"
+        case _:
+            return f"{result.number:03d}  {result.reason}"
+
+
+@cache
+def code_commit() -> str | None:
+    """Return the git commit of this code, with `+` where files differ from it; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = check_output([*git, "rev-parse", "HEAD"], text=True, stderr=DEVNULL).strip()
+        changed = check_output([*git, "status", "--porcelain"], text=True, stderr=DEVNULL).strip()
+    except (OSError, CalledProcessError):
+        return None
+    return f"{commit}+" if changed else commit
+
+
+@cache
+def _provenance() -> dict[str, str]:
+    from getpass import getuser
+    from importlib.metadata import version
+
+    tags = {
+        MLFLOW_SOURCE_NAME: "fashion_study",
+        MLFLOW_USER: getuser(),
+        "host": socket.gethostname(),
+        "code_version": version("fashion-study"),
+    }
+    if commit := code_commit():
+        tags[MLFLOW_GIT_COMMIT] = commit
+    return tags
+
+
+def _dataset_input(card: DataCard) -> DatasetInput:
+    profile = json.dumps({"images": card.images, "height": 28, "width": 28, "pixels": "uint8, 0 to 255"})
+    # MLflow's column for a digest holds 36 characters.
+    source = json.dumps({"name": card.name})
+    dataset = Dataset(card.name, card.digest[:36], source_type="local", source=source, profile=profile)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", card.context)])

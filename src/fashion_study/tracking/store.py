@@ -1,0 +1,128 @@
+"""The store of a project: one folder with MLflow's database, Optuna's database and the artifacts."""
+
+import os
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from fashion_study.errors import StoreError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from optuna.storages import RDBStorage
+
+# What MLflow would otherwise do behind a user's back in every process that imports it.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+# Longer than any write of ours takes, shorter than a user's patience: the MLflow UI may be reading.
+BUSY_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Store:
+    """Name where the evidence lies. All addresses are absolute, so they hold from any working directory."""
+
+    root: Path
+    tracking_uri: str
+    optuna_uri: str
+
+    @property
+    def is_embedded(self) -> bool:
+        """Say whether MLflow's data lies in this folder rather than on a server of the user's."""
+        return self.tracking_uri == _sqlite_uri(self.root / "mlflow.db")
+
+    def client(self) -> "MlflowClient":
+        """Open MLflow's client on this store, creating or migrating the embedded database first."""
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self.is_embedded:
+                self._migrate_mlflow()
+            return MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
+        except MlflowException as error:
+            raise StoreError(f"MLflow cannot open its store at {self.tracking_uri}: {error}") from error
+
+    def optuna_storage(self) -> "RDBStorage":
+        """Open Optuna's storage on this store, creating or migrating its database first."""
+        from optuna.storages import RDBStorage
+
+        with self._migration_lock("optuna"):
+            storage = RDBStorage(self.optuna_uri, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
+            _use_write_ahead_log(self.root / "optuna.db")
+        return storage
+
+    def experiment_id(self, client: "MlflowClient", name: str) -> str:
+        """Return the id of the MLflow experiment `name` (one per data set), made where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        if (found := client.get_experiment_by_name(name)) is not None:
+            return str(found.experiment_id)
+        location = (self.root / "artifacts" / name).as_uri() if self.is_embedded else None
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            # Another process made it in the meantime.
+            if (found := client.get_experiment_by_name(name)) is not None:
+                return str(found.experiment_id)
+            raise
+
+    def _migrate_mlflow(self) -> None:
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        with self._migration_lock("mlflow"):
+            artifacts = self.root / "artifacts"
+            artifacts.mkdir(exist_ok=True)
+            SqlAlchemyStore(self.tracking_uri, artifacts.as_uri())
+            _use_write_ahead_log(self.root / "mlflow.db")
+
+    def _migration_lock(self, database: str) -> FileLock:
+        # Several processes that migrate one empty database at once crash each other.
+        return FileLock(self.root / f".{database}-migration.lock", timeout=BUSY_SECONDS)
+
+
+def open_store(root: Path | str) -> Store:
+    """Make the folder where there is none, and name what lies in it.
+
+    `MLFLOW_TRACKING_URI` is honoured where the user set it: the runs then go to that server.
+
+    Raises:
+        StoreError: the folder cannot be made or written.
+    """
+    folder = Path(root).expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"The store {folder} cannot be made: {error.strerror}. "
+            "Expected a folder that may be written. Name another one with --store."
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StoreError(
+            f"The store {folder} is read-only. Expected a folder that may be written. "
+            "Change its permissions, or name another one with --store."
+        )
+    return Store(
+        root=folder,
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(folder / "mlflow.db"),
+        optuna_uri=_sqlite_uri(folder / "optuna.db"),
+    )
+
+
+def _sqlite_uri(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def _use_write_ahead_log(path: Path) -> None:
+    """Let readers (the MLflow UI) and the one writer work side by side; the setting stays in the file."""
+    with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+    if mode != "wal":
+        raise StoreError(
+            f"{path} stays in journal mode {mode!r}; expected 'wal'. "
+            "The file system may not support it: put the store on a local disk with --store."
+        )

@@ -1,0 +1,59 @@
+"""The seam between the coordinator and the place where the evidence is kept."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from fashion_study.trial import EpochReport, TrialResult, TrialSpec
+
+
+@dataclass(frozen=True)
+class StudyCard:
+    """Say what the study's run shows: what was asked, and the files that reproduce it.
+
+    `facts` stay the same for the life of a study and are logged as parameters; `settings` may change when it is
+    resumed and are logged as tags, each start in one row of a table.
+    """
+
+    name: str
+    space_yaml: str
+    facts: Mapping[str, str | int | float | None]
+    settings: Mapping[str, str | int | float | None]
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """Name one of the data sets that a trial reads, for MLflow's inputs."""
+
+    name: str
+    digest: str
+    images: int
+    context: str
+
+
+class Tracker(Protocol):
+    """Keep the runs of one study's trials."""
+
+    def open_trial(self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+        """Open a run for an attempt, nested under the study's, and return its id."""
+        ...
+
+    def log_epoch(self, run_id: str, report: EpochReport) -> None:
+        """Add one epoch to the curves of a run."""
+        ...
+
+    def close_trial(self, spec: TrialSpec, result: TrialResult) -> None:
+        """Log the final metrics and give the run its status and its readable name."""
+        ...
+
+    def interrupt_trial(self, number: int, run_id: str, cause: str) -> None:
+        """End the run of an attempt that was stopped from outside."""
+        ...
+
+    def supersede(self, run_id: str, by: str) -> None:
+        """Say on the run of an earlier attempt which run took its place."""
+        ...
+
+    def log_best(self, number: int, objective: float) -> None:
+        """Add the best objective so far to the study's run; the step is the trial that reached it."""
+        ...

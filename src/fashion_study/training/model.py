@@ -1,0 +1,84 @@
+"""The shared builder: one convolutional network, varied by the hyperparameters."""
+
+import keras
+
+from fashion_study.trial import Hyperparameters, Precision
+
+IMAGE_SHAPE = (28, 28, 1)
+
+# Several steps per call of the compiled function spare Keras's work between them: 3 to 5 % of an epoch on
+# one core, against 0.2 s more of tracing. A diverged loss is still seen after at most this many steps.
+STEPS_PER_EXECUTION = 8
+
+POLICIES = {Precision.FLOAT32: "float32", Precision.BFLOAT16: "mixed_bfloat16"}
+
+
+def build_model(
+    params: Hyperparameters, precision: Precision = Precision.FLOAT32, classes: int = 10
+) -> keras.Model:
+    """Build and compile the model for raw pixels: shape (n, 28, 28, 1), 0 to 255, integers or floats.
+
+    It answers with probabilities of shape (n, classes), always float32. With `Precision.BFLOAT16` the weights
+    stay float32 and the arithmetic in between is bfloat16.
+    """
+    model = _network(params, precision, classes)
+    model.compile(
+        optimizer=_optimizer(params),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        steps_per_execution=STEPS_PER_EXECUTION,
+        jit_compile=False,  # XLA is 3 to 9 times slower on a CPU.
+    )
+    return model
+
+
+def float32_twin(model: keras.Model, params: Hyperparameters) -> keras.Model:
+    """Copy the weights into a float32 model that is not compiled, so it carries no optimizer state."""
+    twin = _network(params, Precision.FLOAT32, model.output_shape[-1])
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+def _network(params: Hyperparameters, precision: Precision, classes: int) -> keras.Model:
+    layers = keras.layers
+    # A policy per layer: the global one would outlive this model.
+    policy = keras.DTypePolicy(POLICIES[precision])
+    filters = (params.filters_1, params.filters_2, params.filters_3)
+    conv_1, conv_2, conv_3 = (
+        layers.Conv2D(count, 3, activation="relu", dtype=policy, name=f"conv_{index}")
+        for index, count in enumerate(filters, start=1)
+    )
+    return keras.Sequential(
+        [
+            keras.Input(IMAGE_SHAPE, name="pixels"),
+            _input_scale(params),
+            conv_1,
+            layers.MaxPooling2D(2, dtype=policy, name="pool_1"),
+            conv_2,
+            layers.MaxPooling2D(2, dtype=policy, name="pool_2"),
+            conv_3,
+            layers.Flatten(dtype=policy, name="flatten"),
+            layers.Dense(params.dense_units, activation="relu", dtype=policy, name="dense"),
+            layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities"),
+        ],
+        name="fashion_cnn",
+    )
+
+
+def _input_scale(params: Hyperparameters) -> keras.layers.Layer:
+    if params.input_scale == "unit":
+        return keras.layers.Rescaling(1 / 255, dtype="float32", name="input_scale")
+    return keras.layers.Identity(dtype="float32", name="input_scale")
+
+
+def _optimizer(params: Hyperparameters) -> keras.optimizers.Optimizer:
+    # What Keras 2 called `decay`: the rate is divided by (1 + decay * step), step by step.
+    schedule = keras.optimizers.schedules.InverseTimeDecay(
+        params.learning_rate, decay_steps=1, decay_rate=params.decay
+    )
+    kinds = {
+        "rmsprop": keras.optimizers.RMSprop,
+        "adam": keras.optimizers.Adam,
+        "sgd": keras.optimizers.SGD,
+    }
+    return kinds[params.optimizer](learning_rate=schedule)

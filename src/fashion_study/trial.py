@@ -1,0 +1,165 @@
+"""The words of a trial: what is asked of a worker and what it answers. Plain data, no TensorFlow, no MLflow."""
+
+import hashlib
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# Raised when the same seed and parameters train to something else: part of a study's identity.
+TRAINING_VERSION = 1
+
+ParamValue = int | float | str
+
+Filters = Annotated[int, Field(strict=True, ge=1, le=512)]
+
+
+class Hyperparameters(BaseModel):
+    """Name everything that the shared builder and the fit can vary, with the range each can take.
+
+    The defaults are the model of the blog post that this study starts from: 93,322 parameters, RMSprop,
+    inverse-time decay of 1e-6 per step, ten epochs in batches of 512.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    filters_1: Filters = 32
+    filters_2: Filters = 64
+    filters_3: Filters = 64
+    dense_units: Annotated[int, Field(strict=True, ge=1, le=4096)] = 64
+    learning_rate: Annotated[float, Field(strict=True, gt=0, le=10, allow_inf_nan=False)] = 1e-4
+    decay: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = 1e-6
+    optimizer: Literal["rmsprop", "adam", "sgd"] = "rmsprop"
+    input_scale: Literal["raw", "unit"] = "raw"
+    batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 512
+    epochs: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 10
+
+
+class Precision(StrEnum):
+    """Name the arithmetic of the training step; a logged model predicts in float32 whatever trained it."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class TrialState(StrEnum):
+    """Name where a trial stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    FAILED = "failed"
+
+
+class FailReason(StrEnum):
+    """Name what made a trial fail by its own fault."""
+
+    DIVERGED = "diverged"
+    ERROR = "error"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """Ask a worker for one attempt at a trial."""
+
+    number: int
+    attempt: int
+    hyperparameters: Hyperparameters
+    seed: int
+    run_id: str
+    precision: Precision
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Identify the attempt: what a superseded attempt sends is ignored."""
+        return self.number, self.attempt
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """Carry what one epoch reached. `epoch` counts from 1; `seconds` is training time without validation."""
+
+    number: int
+    attempt: int
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """Say how an attempt ended.
+
+    `objective` is the validation accuracy (0 to 1) of the float32 model after the last epoch, for a complete
+    trial only. `metrics` are final metrics by name, ready for the tracking store.
+    """
+
+    number: int
+    attempt: int
+    state: TrialState
+    epochs_run: int
+    objective: float | None = None
+    reason: FailReason | None = None
+    message: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Say which verified images to read and where they lie. `directory` is None for embedded data."""
+
+    name: Literal["fashion-mnist", "digits"]
+    directory: Path | None
+    digest: str
+    is_fallback: bool = False
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Tell a worker, first of all, what is the same for every trial that it trains."""
+
+    source: DataSource
+    limit_train: int | None
+    threads: int
+    tracking_uri: str
+
+
+@dataclass(frozen=True)
+class ProbeOrder:
+    """Ask a worker which precision trains faster on its machine."""
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Answer with the faster precision, and the images per second measured of each."""
+
+    precision: Precision
+    images_per_second: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Answer an epoch's report: go on, or end the trial as pruned."""
+
+    prune: bool
+
+
+@dataclass(frozen=True)
+class WorkerFailed:
+    """Say that a worker cannot begin its work at all (its data or its libraries fail it)."""
+
+    message: str
+
+
+def trial_seed(study_seed: int, number: int) -> int:
+    """Derive a 31-bit seed from (study seed, trial number), well mixed even for neighbouring numbers."""
+    digest = hashlib.blake2b(f"{study_seed}/{number}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1

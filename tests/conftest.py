@@ -1,0 +1,31 @@
+"""What all tests share: nothing of the user's own stores, caches and settings."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+OWN_SETTINGS = ("MLFLOW_", "OPTUNA_", "KERAS_")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Cut the tests and the processes they start off from the user, before TensorFlow and MLflow are imported."""
+    for name in [name for name in os.environ if name.startswith(OWN_SETTINGS)]:
+        del os.environ[name]
+    home = tempfile.TemporaryDirectory(prefix="fashion-study-tests-", ignore_cleanup_errors=True)
+    config.add_cleanup(home.cleanup)
+    os.environ |= {
+        "KERAS_HOME": str(Path(home.name) / "keras"),
+        "MPLCONFIGDIR": str(Path(home.name) / "matplotlib"),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+
+
+@pytest.fixture
+def fashion_mnist_dir() -> Path:
+    """Give the folder of the four official files; a test that needs them is skipped where it is not set."""
+    directory = os.environ.get("FASHION_MNIST_DIR")
+    if not directory:
+        pytest.skip("FASHION_MNIST_DIR is not set")
+    return Path(directory)

@@ -9,22 +9,20 @@ def main() -> None:
     """Print each entry point's command with the first line of its docstring, importing none of them."""
     modules = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
     width = max(len(path.stem) for path in modules)
-    lines = [f"python -m experiments.{path.stem:<{width}}  {_summary(path)}" for path in modules]
     parser = argparse.ArgumentParser(
         prog="python -m experiments",
         usage="python -m experiments.NAME [--help]",
-        description="The entry points; each explains its options with --help.",
-        epilog="\n".join(lines),
+        description="\n".join(
+            f"python -m experiments.{path.stem:<{width}}  {_summary(path)}" for path in modules
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
     )
-    parser.add_argument("--help", action="store_true", help=argparse.SUPPRESS)
     parser.parse_args()
-    print(parser.format_help(), end="")
+    print(parser.description)
 
 
 def _summary(path: Path) -> str:
-    # Read, not imported: importing eight entry points would take seconds.
+    # Read, not imported: importing them all would take seconds.
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0]
 

@@ -10,7 +10,7 @@ OWN_SETTINGS = ("MLFLOW_", "OPTUNA_", "KERAS_")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Cut the tests and the processes they start off from the user, before TensorFlow and MLflow are imported."""
+    """Cut the tests and what they start off from the user, before TensorFlow and MLflow are imported."""
     for name in [name for name in os.environ if name.startswith(OWN_SETTINGS)]:
         del os.environ[name]
     home = tempfile.TemporaryDirectory(prefix="fashion-study-tests-", ignore_cleanup_errors=True)

@@ -282,7 +282,7 @@ def _check_range(parameter: Int | Float) -> None:
         raise ValueError(f"found log with step {parameter.step}; allowed: log or step, not both")
     if not parameter.contains(parameter.high):
         raise ValueError(
-            f"found high {parameter.high}, which steps of {parameter.step} from low {parameter.low} do not reach; "
+            f"found high {parameter.high}, which is not low {parameter.low} plus steps of {parameter.step}; "
             "allowed: low plus a whole number of steps"
         )
     _require_distinct("grid", parameter.grid or ())
@@ -391,7 +391,9 @@ def _parse(text: str) -> object:
     try:
         node = yaml.compose(text, Loader=_GuardedLoader)
     except yaml.MarkedYAMLError as error:
-        raise BadInputError(f"found invalid YAML{_line(error.problem_mark)}: {error.problem}") from error
+        raise BadInputError(
+            f"found invalid YAML{_line(error.problem_mark)}: {_printable(str(error.problem))}"
+        ) from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         # PyYAML lets chr() and int() fail on absurd escapes and version numbers.
         raise BadInputError(f"found invalid YAML: {_printable(str(error))}") from error

@@ -99,7 +99,8 @@ class TrialResult:
     """Say how an attempt ended.
 
     `objective` is the validation accuracy (0 to 1) of the float32 model after the last epoch, for a complete
-    trial only. `metrics` are final metrics by name, ready for the tracking store.
+    trial only. `metrics` are final metrics by name, ready for the tracking store; `tags`
+    name the logged model.
     """
 
     number: int
@@ -110,6 +111,7 @@ class TrialResult:
     reason: FailReason | None = None
     message: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Ledger:
     """Keep trials, their attempts and the links to their runs."""
 
     def __init__(self, storage: BaseStorage, study_name: str) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
             storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
         )

@@ -88,7 +88,7 @@ class MlflowTracker:
 
     def close_trial(self, spec: TrialSpec, result: TrialResult) -> None:
         """Log the final metrics and give the run its status and its readable name."""
-        tags = {"state": result.state.value, "epochs_run": str(result.epochs_run)}
+        tags = {"state": result.state.value, "epochs_run": str(result.epochs_run)} | result.tags
         if result.reason is not None:
             tags["reason"] = result.reason.value
         if result.message:

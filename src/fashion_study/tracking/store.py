@@ -1,5 +1,6 @@
 """The store of a project: one folder with MLflow's database, Optuna's database and the artifacts."""
 
+import logging
 import os
 import sqlite3
 from contextlib import closing
@@ -74,6 +75,7 @@ class Store:
     def _migrate_mlflow(self) -> None:
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         with self._migration_lock("mlflow"):
             artifacts = self.root / "artifacts"
             artifacts.mkdir(exist_ok=True)

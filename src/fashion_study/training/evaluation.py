@@ -21,9 +21,9 @@ BATCH = 1000
 class Evaluation:
     """Say how a model does on a split.
 
-    `recall` and `precision` are by class name. `confusion` has the true classes as rows and the predicted ones
-    as columns. `probabilities` has the shape (images, classes), float32. `ms_per_image` is the median time of
-    a batch of up to 1,000 images, divided by its images, in milliseconds, on the threads of this process.
+    `recall` and `precision` are by class name. `confusion` has the true classes as rows and the predicted
+    ones as columns. `probabilities` has the shape (images, classes), float32. `ms_per_image` is the median
+    time of a batch of up to 1,000 images, divided by its images, in milliseconds, on this process's threads.
     """
 
     class_names: tuple[str, ...]

@@ -65,7 +65,7 @@ def configure(threads: int) -> None:
 
 
 def seed_training(seed: int) -> None:
-    """Seed Python, NumPy and TensorFlow; call it before the model is built, so its weights follow the seed."""
+    """Seed Python, NumPy and TensorFlow; to be called before the model is built."""
     keras.utils.set_random_seed(seed)
 
 
@@ -111,8 +111,8 @@ def _batches(split: Split, size: int, shuffle_seed: int | None = None) -> tf.dat
 def _no_waiting() -> tf.data.Options:
     """Switch tf.data's tuning thread off.
 
-    It sleeps in doubling intervals, and whoever ends an iteration waits for its sleep to end: a fit then lasts
-    up to twice as long as its work.
+    It sleeps in doubling intervals, and whoever ends an iteration waits for its sleep to end: a fit then
+    lasts up to twice as long as its work.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -125,7 +125,9 @@ def _run_epoch(
 ) -> Epoch:
     started = time.perf_counter()
     stop = keras.callbacks.TerminateOnNaN()
-    history = model.fit(batches, epochs=number, initial_epoch=number - 1, callbacks=[stop], verbose=0).history
+    history = model.fit(
+        batches, epochs=number, initial_epoch=number - 1, callbacks=[stop], shuffle=False, verbose=0
+    ).history
     seconds = time.perf_counter() - started
     train_loss, train_accuracy = history["loss"][0], history["accuracy"][0]
     checked = {"loss": math.nan, "accuracy": math.nan}

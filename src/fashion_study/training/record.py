@@ -97,19 +97,20 @@ def record_model(
 
 
 def final_metrics(evaluation: Evaluation, parameter_count: int, train_seconds: float) -> dict[str, float]:
-    """Name a trial's final figures as the run shows them; the objective is the evaluation's accuracy."""
+    """Name a trial's final figures as its run shows them; the objective is the evaluation's accuracy."""
     return {
         "objective": evaluation.accuracy,
         "macro_f1": evaluation.macro_f1,
         "parameter_count": parameter_count,
         "train_seconds": train_seconds,
         "ms_per_image": evaluation.ms_per_image,
-    } | {f"recall_{slug(name)}": value for name, value in evaluation.recall.items()}
+        **by_class("recall", evaluation.recall),
+    }
 
 
-def slug(class_name: str) -> str:
-    """Turn a class name into a part of a metric's name: `Ankle boot` becomes `ankle_boot`."""
-    return re.sub(r"[^a-z0-9]+", "_", class_name.lower()).strip("_")
+def by_class(figure: str, values: dict[str, float]) -> dict[str, float]:
+    """Name a figure of each class as a metric: of `Ankle boot` the recall becomes `recall_ankle_boot`."""
+    return {f"{figure}_{_slug(name)}": value for name, value in values.items()}
 
 
 def _signature(model: keras.Model) -> ModelSignature:
@@ -118,3 +119,7 @@ def _signature(model: keras.Model) -> ModelSignature:
     pixels = TensorSpec(np.dtype("float32"), (-1, *model.input_shape[1:]))
     probabilities = TensorSpec(np.dtype("float32"), (-1, *model.output_shape[1:]))
     return ModelSignature(inputs=Schema([pixels]), outputs=Schema([probabilities]))
+
+
+def _slug(class_name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", class_name.lower()).strip("_")

@@ -3,15 +3,16 @@
 import traceback
 from collections.abc import Callable
 
+import keras
 import mlflow
 from mlflow import MlflowClient
 
 from fashion_study.datasets import load_study_data
-from fashion_study.training.evaluation import evaluate, final_metrics
-from fashion_study.training.fit import Epoch, Ending, configure, fit
+from fashion_study.training.evaluation import evaluate
+from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, configure, fit, seed_training
 from fashion_study.training.model import build_model, float32_twin
 from fashion_study.training.precision import probe
-from fashion_study.training.record import record_evaluation, record_model
+from fashion_study.training.record import final_metrics, record_evaluation, record_model
 from fashion_study.trial import (
     EpochReport,
     FailReason,
@@ -41,15 +42,73 @@ class Trainer:
 
         An error is a result too: it ends the trial as failed, with its traceback, and not the worker.
         """
-        epochs: list[Epoch] = []
+        reached = 0
+
+        def report(epoch: Epoch) -> bool:
+            nonlocal reached
+            reached = epoch.number
+            return go_on(_report(spec, epoch))
+
         try:
-            return self._train(spec, epochs, go_on)
+            return self._train(spec, report)
         except Exception:
             return TrialResult(
                 spec.number,
                 spec.attempt,
                 TrialState.FAILED,
-                epochs_run=len(epochs),
+                epochs_run=reached,
                 reason=FailReason.ERROR,
                 message=traceback.format_exc(),
             )
+
+    def _train(self, spec: TrialSpec, report: Callable[[Epoch], bool]) -> TrialResult:
+        keras.utils.clear_session()
+        seed_training(spec.seed)
+        params, data = spec.hyperparameters, self._data
+        model = build_model(params, spec.precision, len(data.class_names))
+        outcome = fit(model, data.train, data.validation, params, spec.seed, report)
+        match outcome.end:
+            case FitEnd.COMPLETED:
+                return self._record(spec, outcome, float32_twin(model, params))
+            case FitEnd.PRUNED:
+                return TrialResult(spec.number, spec.attempt, TrialState.PRUNED, len(outcome.epochs))
+            case FitEnd.DIVERGED:
+                last = outcome.epochs[-1]
+                return TrialResult(
+                    spec.number,
+                    spec.attempt,
+                    TrialState.FAILED,
+                    epochs_run=len(outcome.epochs) - 1,
+                    reason=FailReason.DIVERGED,
+                    message=f"The loss became {last.train_loss} in epoch {last.number} (validation: {last.val_loss}).",
+                )
+
+    def _record(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
+        # What is measured from here on is the float32 model that is logged, whatever precision trained it.
+        evaluation = evaluate(model, self._data.validation, self._data.class_names)
+        record_evaluation(self._client, spec.run_id, evaluation, self._data.validation, spec.seed)
+        logged = record_model(self._client, spec.run_id, model, spec.hyperparameters)
+        return TrialResult(
+            spec.number,
+            spec.attempt,
+            TrialState.COMPLETE,
+            epochs_run=len(outcome.epochs),
+            objective=evaluation.accuracy,
+            metrics=final_metrics(evaluation, model.count_params(), outcome.train_seconds)
+            | {"best_val_accuracy": max(epoch.val_accuracy for epoch in outcome.epochs)},
+            tags={"model_uri": logged.uri, "model_sha256": logged.sha256},
+        )
+
+
+def _report(spec: TrialSpec, epoch: Epoch) -> EpochReport:
+    return EpochReport(
+        spec.number,
+        spec.attempt,
+        epoch.number,
+        epoch.train_loss,
+        epoch.train_accuracy,
+        epoch.val_loss,
+        epoch.val_accuracy,
+        epoch.seconds,
+        epoch.images_per_second,
+    )

@@ -1,0 +1,320 @@
+"""The blog post's model, trained exactly, in both input scales, and measured on the holdout."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import active_children, get_context, parent_process
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Literal
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID
+from rich.table import Table
+
+from fashion_study.config import DatasetChoice
+from fashion_study.datasets import CLASS_NAMES, load_training_images, locate
+from fashion_study.errors import StudyError
+from fashion_study.executors.local import MALLOC, default_workers, threads_per_worker
+from fashion_study.holdout import load_holdout
+from fashion_study.tracking.runs import code_commit
+from fashion_study.tracking.store import open_store
+from fashion_study.trial import DataSource, Hyperparameters
+
+if TYPE_CHECKING:
+    from fashion_study.training.evaluation import Evaluation
+    from fashion_study.training.fit import Epoch
+
+Scale = Literal["raw", "unit"]
+SCALES: dict[Scale, str] = {"raw": "raw pixels, 0 to 255", "unit": "scaled to 0 to 1"}
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """Say how often to train the baseline, on what, and where to keep the runs."""
+
+    seeds: int = 1
+    dataset: DatasetChoice = "auto"
+    data_dir: Path | None = None
+    store: Path = Path("mlruns")
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Hold what a report shows, as shares of 1: accuracies, and precision and recall by class name."""
+
+    train_accuracy: float
+    holdout_accuracy: float
+    precision: dict[str, float]
+    recall: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """Hold the figures of every seed by input scale, and the MLflow run that the single runs hang under."""
+
+    source: DataSource
+    run_id: str
+    figures: dict[Scale, tuple[Figures, ...]]
+
+
+@dataclass(frozen=True)
+class _Job:
+    scale: Scale
+    seed: int
+    source: DataSource
+    tracking_uri: str
+    experiment_id: str
+    parent_run_id: str
+
+
+# The post's classification report, in label order.
+POST = Figures(
+    train_accuracy=0.877,
+    holdout_accuracy=0.85,
+    precision=dict(
+        zip(
+            CLASS_NAMES["fashion-mnist"],
+            (0.87, 0.96, 0.79, 0.88, 0.75, 0.96, 0.54, 0.88, 0.96, 0.98),
+            strict=True,
+        )
+    ),
+    recall=dict(
+        zip(
+            CLASS_NAMES["fashion-mnist"],
+            (0.66, 0.97, 0.72, 0.86, 0.77, 0.96, 0.71, 0.97, 0.96, 0.89),
+            strict=True,
+        )
+    ),
+)
+
+
+def reproduce_baseline(config: BaselineConfig) -> Reproduction:
+    """Train the post's model for each seed and input scale on all training images, and read the holdout.
+
+    Every training is an MLflow run of its own under one parent run, which counts the readings of the holdout.
+
+    Raises:
+        StudyError: a training process was killed, or a training diverged.
+    """
+    source = locate(config.dataset, config.data_dir)
+    store = open_store(config.store)
+    client = store.client()
+    experiment_id = store.experiment_id(client, source.name)
+    with _run(client, experiment_id, "baseline reproduction", {"kind": "baseline reproduction"}) as run_id:
+        jobs = [
+            _Job(scale, seed, source, store.tracking_uri, experiment_id, run_id)
+            for seed in range(config.seeds)
+            for scale in SCALES
+        ]
+        try:
+            found = _train_all(client, jobs, min(config.workers or default_workers(), len(jobs)))
+        finally:
+            _close_abandoned(client, experiment_id, run_id)
+        figures = {scale: tuple(found[scale, seed] for seed in range(config.seeds)) for scale in SCALES}
+        _log_metrics(client, run_id, _summary(figures))
+    return Reproduction(source, run_id, figures)
+
+
+def comparison(reproduction: Reproduction) -> Table:
+    """Lay the figures out beside the post's; on other data than the post's there is no such column."""
+    post = POST if reproduction.source.name == "fashion-mnist" else None
+    seeds = len(reproduction.figures["raw"])
+    counted = "one seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation"
+    table = Table(title=f"The baseline on {reproduction.source.name}: {counted}", title_justify="left")
+    table.add_column("")
+    for heading in (["the post"] if post else []) + list(SCALES.values()):
+        table.add_column(heading, justify="right")
+    columns = [(post,)] if post else []
+    columns += [reproduction.figures[scale] for scale in SCALES]
+    for label, attribute in (("train accuracy", "train_accuracy"), ("holdout accuracy", "holdout_accuracy")):
+        table.add_row(label, *(_percent([getattr(one, attribute) for one in many]) for many in columns))
+    table.add_section()
+    for name in CLASS_NAMES[reproduction.source.name]:
+        cells = (
+            f"{_share([one.precision[name] for one in many])}  {_share([one.recall[name] for one in many])}"
+            for many in columns
+        )
+        table.add_row(f"{name}: precision, recall", *cells)
+    return table
+
+
+def _train_all(client: MlflowClient, jobs: list[_Job], workers: int) -> dict[tuple[Scale, int], Figures]:
+    found: dict[tuple[Scale, int], Figures] = {}
+    try:
+        with _processes(workers) as pool:
+            futures = {pool.submit(_train, job): job for job in jobs}
+            for future in as_completed(futures):
+                job = futures[future]
+                found[job.scale, job.seed] = future.result()
+                _log_metrics(client, job.parent_run_id, {"holdout_readings": len(found)}, step=len(found))
+    except BrokenProcessPool as error:
+        raise StudyError(
+            f"A training process ended unexpectedly, {len(found)} of {len(jobs)} trainings done. "
+            "Expected each to need about 1.5 GiB of memory. Free some, or train one at a time with --workers 1."
+        ) from error
+    return found
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Start processes that import TensorFlow, so that this one does not; they end with it."""
+    # A new process takes its environment from this one, and reads these before Python starts.
+    os.environ.update(MALLOC)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    pool = ProcessPoolExecutor(
+        count,
+        mp_context=get_context("spawn"),
+        initializer=_begin_process,
+        initargs=(threads_per_worker(count),),
+    )
+    try:
+        yield pool
+    except BaseException:
+        for child in active_children():
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_process(threads: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from fashion_study.training.fit import configure
+
+    configure(threads)
+
+
+def _end_with_parent() -> None:
+    if (parent := parent_process()) is not None:
+        parent.join()
+    os._exit(1)
+
+
+def _train(job: _Job) -> Figures:
+    """Train and measure once, in a process of its own."""
+    from fashion_study.training.evaluation import evaluate
+    from fashion_study.training.fit import FitEnd, fit, seed_training
+    from fashion_study.training.model import build_model, float32_twin
+    from fashion_study.training.record import record_evaluation, record_model
+
+    client = MlflowClient(job.tracking_uri)
+    params = Hyperparameters(input_scale=job.scale)
+    class_names = CLASS_NAMES[job.source.name]
+    images = load_training_images(job.source)
+    with _run(client, job.experiment_id, f"baseline {job.scale}, seed {job.seed}", _tags(job)) as run_id:
+        settings = params.model_dump() | {"seed": job.seed, "train_images": len(images.labels)}
+        client.log_batch(run_id, params=[Param(name, str(value)) for name, value in settings.items()])
+        seed_training(job.seed)
+        model = build_model(params, classes=len(class_names))
+        outcome = fit(
+            model, images, None, params, job.seed, lambda epoch: _report(client, run_id, job, epoch)
+        )
+        last = outcome.epochs[-1]
+        if outcome.end is not FitEnd.COMPLETED:
+            raise StudyError(
+                f"The baseline ({job.scale}, seed {job.seed}) diverged in epoch {last.number}: its loss became "
+                f"{last.train_loss}. Expected a finite loss; see the run {run_id}."
+            )
+        # Counted before it is read, so that no reading escapes the count.
+        _log_metrics(client, run_id, {"holdout_readings": 1})
+        holdout = load_holdout(job.source)
+        twin = float32_twin(model, params)
+        evaluation = evaluate(twin, holdout, class_names)
+        _log_metrics(client, run_id, _final_metrics(evaluation, model.count_params(), outcome.train_seconds))
+        record_evaluation(client, run_id, evaluation, holdout, job.seed)
+        record_model(client, run_id, twin, params)
+    return Figures(last.train_accuracy, evaluation.accuracy, evaluation.precision, evaluation.recall)
+
+
+def _tags(job: _Job) -> dict[str, str]:
+    tags = {
+        MLFLOW_PARENT_RUN_ID: job.parent_run_id,
+        "kind": "baseline",
+        "input_scale": job.scale,
+        "seed": str(job.seed),
+        "data_digest": job.source.digest,
+    }
+    return tags | ({MLFLOW_GIT_COMMIT: commit} if (commit := code_commit()) else {})
+
+
+def _report(client: MlflowClient, run_id: str, job: _Job, epoch: "Epoch") -> bool:
+    curves = {
+        "train_loss": epoch.train_loss,
+        "train_accuracy": epoch.train_accuracy,
+        "epoch_seconds": epoch.seconds,
+        "images_per_second": epoch.images_per_second,
+    }
+    _log_metrics(client, run_id, curves, step=epoch.number)
+    reached = f"train accuracy {epoch.train_accuracy:.4f}, {epoch.seconds:.0f} s"
+    print(f"{job.scale}, seed {job.seed}: epoch {epoch.number}, {reached}", flush=True)
+    return True
+
+
+def _final_metrics(evaluation: "Evaluation", parameter_count: int, train_seconds: float) -> dict[str, float]:
+    from fashion_study.training.record import by_class
+
+    return {
+        "holdout_accuracy": evaluation.accuracy,
+        "holdout_macro_f1": evaluation.macro_f1,
+        "parameter_count": parameter_count,
+        "train_seconds": train_seconds,
+        "ms_per_image": evaluation.ms_per_image,
+        **by_class("holdout_precision", evaluation.precision),
+        **by_class("holdout_recall", evaluation.recall),
+    }
+
+
+def _summary(figures: dict[Scale, tuple[Figures, ...]]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for scale, many in figures.items():
+        for attribute in ("train_accuracy", "holdout_accuracy"):
+            measured = [getattr(one, attribute) for one in many]
+            values[f"{scale}_{attribute}_mean"] = mean(measured)
+            if len(measured) > 1:
+                values[f"{scale}_{attribute}_sd"] = stdev(measured)
+    return values
+
+
+@contextmanager
+def _run(client: MlflowClient, experiment_id: str, name: str, tags: dict[str, str]) -> Iterator[str]:
+    """Open an MLflow run and end it with the status that the block deserves."""
+    run_id = str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
+    status = "FAILED"
+    try:
+        yield run_id
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run_id, status)
+
+
+def _close_abandoned(client: MlflowClient, experiment_id: str, parent_run_id: str) -> None:
+    """End the runs of processes that were ended before they could do so."""
+    condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent_run_id}' and attributes.status = 'RUNNING'"
+    for run in client.search_runs([experiment_id], condition):
+        client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _log_metrics(client: MlflowClient, run_id: str, values: dict[str, float], step: int = 0) -> None:
+    now = int(time.time() * 1000)
+    client.log_batch(run_id, metrics=[Metric(name, value, now, step) for name, value in values.items()])
+
+
+def _percent(values: list[float]) -> str:
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{spread} %"
+
+
+def _share(values: list[float]) -> str:
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{spread}"

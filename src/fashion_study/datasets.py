@@ -102,7 +102,7 @@ def locate(dataset: Literal["auto", "fashion-mnist", "digits"], data_dir: Path |
 def load_study_data(source: DataSource, limit_train: int | None = None) -> StudyData:
     """Load the training and validation images of a study, the same for every study of a data set.
 
-    `limit_train` keeps that many training images in the proportions of the classes; the validation images stay.
+    `limit_train` keeps that many training images, stratified; the validation images stay as they are.
     """
     pool, indices = _training_pool(source)
     validation_size = len(indices) // VALIDATION_PART[source.name]
@@ -141,6 +141,8 @@ def download(folder: Path, base_url: str, files: Mapping[str, str]) -> None:
         try:
             _fetch(folder, name, base_url, files[name])
         except (OSError, ValueError) as error:
+            if not _problem(folder / name, files[name]):
+                continue  # another process has brought it meanwhile
             damaged = (folder / name).exists()
             state = "damaged" if damaged else "missing"
             raise (DataError if damaged else DownloadError)(
@@ -185,7 +187,7 @@ def enlarge(images: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def digits_in_use(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Choose the four fifths of the digits that a study may see (sorted indices); the rest is their holdout."""
+    """Choose the four fifths of the digits that a study may see, as sorted indices."""
     return _stratified(np.arange(len(labels)), labels, keep=len(labels) - len(labels) // 5)[0]
 
 
@@ -249,7 +251,7 @@ def _fetch(folder: Path, name: str, base_url: str, digest: str) -> None:
 
 
 def _read_idx(path: Path, digest: str, dimensions: int) -> NDArray[np.uint8]:
-    """Read unsigned bytes in the IDX format: two zeros, 8, the number of dimensions, each size in four bytes."""
+    """Read unsigned bytes in the IDX format: 0, 0, 8, the number of dimensions, four bytes for each size."""
     try:
         packed = path.read_bytes()
     except OSError as error:

@@ -1,0 +1,8 @@
+import pytest
+
+from fashion_study.datasets import StudyData, load_study_data, locate
+
+
+@pytest.fixture(scope="session")
+def digits() -> StudyData:
+    return load_study_data(locate("digits"))

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fashion_study.datasets import Split
+from fashion_study.training.evaluation import ConfusedPair, evaluate, most_confused
+from fashion_study.training.record import final_metrics
+
+NAMES = ("T-shirt/top", "Trouser", "Ankle boot")
+
+
+def first_pixel(batch: tf.Tensor, *, training: bool) -> tf.Tensor:
+    """Answer with the class that the first pixel names, by a probability of 0.8."""
+    assert not training
+    return 0.1 + 0.7 * tf.one_hot(tf.cast(batch[:, 0, 0, 0], tf.int32), len(NAMES))
+
+
+def split(labels: list[int], predicted: list[int]) -> Split:
+    images = np.zeros((len(labels), 28, 28, 1), dtype=np.uint8)
+    images[:, 0, 0, 0] = predicted
+    return Split(images, np.asarray(labels, dtype=np.int64))
+
+
+def test_the_truth_is_in_the_rows_and_the_prediction_in_the_columns() -> None:
+    found = evaluate(first_pixel, split([0, 0, 0, 1, 1, 2], [0, 2, 2, 1, 1, 1]), NAMES)
+    np.testing.assert_array_equal(found.confusion, [[1, 0, 2], [0, 2, 0], [0, 1, 0]])
+
+
+def test_accuracy_recall_precision_and_f1_are_those_of_the_predictions() -> None:
+    found = evaluate(first_pixel, split([0, 0, 0, 1, 1, 2], [0, 2, 2, 1, 1, 1]), NAMES)
+    assert found.accuracy == pytest.approx(3 / 6)
+    assert found.recall == pytest.approx({"T-shirt/top": 1 / 3, "Trouser": 1.0, "Ankle boot": 0.0})
+    assert found.precision == pytest.approx({"T-shirt/top": 1.0, "Trouser": 2 / 3, "Ankle boot": 0.0})
+    assert found.macro_f1 == pytest.approx((0.5 + 0.8 + 0.0) / 3)
+    assert found.report["Trouser"]["support"] == 2
+
+
+def test_a_class_that_a_split_lacks_still_has_its_place() -> None:
+    found = evaluate(first_pixel, split([0, 1], [0, 1]), NAMES)
+    assert found.confusion.shape == (3, 3)
+    assert found.recall["Ankle boot"] == 0.0
+
+
+def test_more_images_than_a_batch_keep_their_order() -> None:
+    predicted = np.random.default_rng(0).integers(0, 3, 2300).tolist()
+    found = evaluate(first_pixel, split(predicted, predicted), NAMES)
+    assert found.predicted.tolist() == predicted
+    assert found.probabilities.shape == (2300, 3)
+    assert found.probabilities.dtype == np.float32
+    assert found.accuracy == 1.0
+    assert found.ms_per_image > 0
+
+
+def test_the_most_confused_pairs_come_first_and_without_the_right_answers() -> None:
+    confusion = np.array([[5, 0, 5], [1, 9, 0], [0, 3, 7]])
+    assert most_confused(confusion, NAMES, 2) == [
+        ConfusedPair("T-shirt/top", "Ankle boot", 5, 0.5),
+        ConfusedPair("Ankle boot", "Trouser", 3, 0.3),
+    ]
+    assert len(most_confused(confusion, NAMES, 10)) == 3
+
+
+def test_final_metrics_name_every_class_as_mlflow_allows() -> None:
+    found = evaluate(first_pixel, split([0, 1, 2, 2], [0, 1, 2, 0]), NAMES)
+    metrics = final_metrics(found, parameter_count=93_322, train_seconds=12.5)
+    assert metrics == pytest.approx(
+        {
+            "objective": 0.75,
+            "macro_f1": found.macro_f1,
+            "parameter_count": 93_322,
+            "train_seconds": 12.5,
+            "ms_per_image": found.ms_per_image,
+            "recall_t_shirt_top": 1.0,
+            "recall_trouser": 1.0,
+            "recall_ankle_boot": 0.5,
+        }
+    )

@@ -1,0 +1,140 @@
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fashion_study.datasets import Split, StudyData, load_study_data, locate
+from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, fit, seed_training
+from fashion_study.training.model import build_model
+from fashion_study.trial import Hyperparameters
+
+SMALL = Hyperparameters(
+    filters_1=8, filters_2=8, filters_3=8, dense_units=16, learning_rate=0.003, batch_size=64, epochs=2
+)
+
+
+def go_on(_epoch: Epoch) -> bool:
+    return True
+
+
+def train(data: StudyData, params: Hyperparameters, seed: int) -> tuple[keras.Model, FitOutcome]:
+    seed_training(seed)
+    model = build_model(params)
+    return model, fit(model, data.train, data.validation, params, seed, go_on)
+
+
+def test_training_follows_from_parameters_and_seed(digits: StudyData) -> None:
+    (first, _), (again, _), (other, _) = (train(digits, SMALL, seed) for seed in (3, 3, 4))
+    for ours, theirs in zip(first.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert not np.array_equal(first.get_weights()[0], other.get_weights()[0])
+
+
+def test_every_epoch_sees_every_image_once_in_an_order_of_its_own() -> None:
+    n = 20
+    numbered = Split(np.zeros((n, 28, 28, 1), dtype=np.uint8), np.arange(n))
+
+    def orders(seed: int) -> list[list[int]]:
+        seen: list[list[int]] = []
+
+        def note(batches: tf.data.Dataset, **_: object) -> SimpleNamespace:
+            seen.append([int(label) for _, labels in batches for label in labels])
+            return SimpleNamespace(history={"loss": [0.0], "accuracy": [0.0]})
+
+        tf.random.set_seed(seed)
+        fit(SimpleNamespace(fit=note), numbered, None, Hyperparameters(batch_size=8, epochs=3), seed, go_on)
+        return seen
+
+    epochs = orders(1)
+    assert [sorted(order) for order in epochs] == [list(range(n))] * 3
+    assert len({tuple(order) for order in [*epochs, list(range(n))]}) == 4
+    assert orders(1) == epochs
+    assert orders(2) != epochs
+
+
+def test_every_epoch_is_reported_as_keras_measures_it(digits: StudyData) -> None:
+    seen: list[Epoch] = []
+    seed_training(0)
+    model = build_model(SMALL)
+
+    def watch(epoch: Epoch) -> bool:
+        seen.append(epoch)
+        return True
+
+    outcome = fit(model, digits.train, digits.validation, SMALL, 0, watch)
+
+    assert outcome.end is FitEnd.COMPLETED
+    assert outcome.epochs == tuple(seen)
+    assert [epoch.number for epoch in seen] == [1, 2]
+    measured = model.evaluate(digits.validation.images, digits.validation.labels, verbose=0, return_dict=True)
+    assert seen[-1].val_loss == pytest.approx(measured["loss"], rel=1e-4)
+    assert seen[-1].val_accuracy == pytest.approx(measured["accuracy"])
+    assert seen[1].train_loss < seen[0].train_loss
+    for epoch in seen:
+        assert epoch.images_per_second == pytest.approx(len(digits.train.labels) / epoch.seconds)
+    assert outcome.train_seconds == pytest.approx(seen[0].seconds + seen[1].seconds)
+
+
+def test_it_learns_the_digits(digits: StudyData) -> None:
+    _, outcome = train(digits, SMALL.model_copy(update={"epochs": 5}), 0)
+    assert outcome.epochs[-1].val_accuracy > 0.8
+
+
+def test_it_learns_fashion_mnist(fashion_mnist_dir: Path) -> None:
+    data = load_study_data(locate("fashion-mnist", fashion_mnist_dir), limit_train=3000)
+    small = Split(data.validation.images[:1000], data.validation.labels[:1000])
+    params = Hyperparameters(learning_rate=0.001, batch_size=64, epochs=2)
+    seed_training(0)
+    outcome = fit(build_model(params), data.train, small, params, 0, go_on)
+    assert outcome.epochs[-1].val_accuracy > 0.65
+
+
+def test_a_fit_ends_where_it_is_told_to(digits: StudyData) -> None:
+    seed_training(0)
+    params = SMALL.model_copy(update={"epochs": 9})
+    outcome = fit(build_model(params), digits.train, digits.validation, params, 0, lambda epoch: epoch.number < 2)
+    assert outcome.end is FitEnd.PRUNED
+    assert [epoch.number for epoch in outcome.epochs] == [1, 2]
+
+
+def test_without_validation_images_a_fit_completes_and_says_so(digits: StudyData) -> None:
+    seed_training(0)
+    outcome = fit(build_model(SMALL), digits.train, None, SMALL, 0, go_on)
+    assert outcome.end is FitEnd.COMPLETED
+    assert math.isnan(outcome.epochs[-1].val_accuracy)
+    assert math.isfinite(outcome.epochs[-1].train_loss)
+
+
+def test_a_loss_that_is_no_number_ends_the_fit_within_its_epoch(digits: StudyData) -> None:
+    params = SMALL.model_copy(update={"optimizer": "sgd", "learning_rate": 10.0, "batch_size": 8})
+    seed_training(0)
+    model = build_model(params)
+    reported: list[Epoch] = []
+
+    outcome = fit(model, digits.train, digits.validation, params, 0, lambda epoch: bool(reported.append(epoch)))
+
+    assert outcome.end is FitEnd.DIVERGED
+    assert reported == []
+    assert [epoch.number for epoch in outcome.epochs] == [1]
+    assert not math.isfinite(outcome.epochs[0].train_loss)
+    steps_of_an_epoch = len(digits.train.labels) // 8
+    assert int(model.optimizer.iterations) < steps_of_an_epoch
+
+
+def test_weights_that_the_last_step_ruined_count_as_diverged(digits: StudyData) -> None:
+    # One step an epoch: its loss is taken before it ruins the weights.
+    params = SMALL.model_copy(update={"batch_size": len(digits.train.labels)})
+    seed_training(0)
+    model = build_model(params)
+    model.compile(
+        optimizer=keras.optimizers.SGD(learning_rate=math.nan),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    outcome = fit(model, digits.train, digits.validation, params, 0, go_on)
+    assert math.isfinite(outcome.epochs[0].train_loss)
+    assert outcome.end is FitEnd.DIVERGED

@@ -46,7 +46,7 @@ test: check ## make check, then the tests; ARGS="-k space" passes options on
 	@$(bin)/python -m pytest $(ARGS)
 
 check: .venv/.locked-dev .venv/.project ## format, lint, types and the order of imports
-	@$(bin)/python -m ruff format --check --quiet .
+	@$(bin)/python -m ruff format --check .
 	@$(bin)/python -m ruff check --quiet .
 	@$(bin)/python -m mypy --no-error-summary
 	@$(bin)/lint-imports --no-logo

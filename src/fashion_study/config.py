@@ -74,7 +74,10 @@ class StudyConfig(BaseModel):
         space = load_space(self.space)
         for point in self.try_points:
             space.complete(point)
-        if self.sampler == "grid" and (size := math.prod(len(values) for values in space.grid.values())) > MAX_GRID:
+        if (
+            self.sampler == "grid"
+            and (size := math.prod(len(values) for values in space.grid.values())) > MAX_GRID
+        ):
             raise BadInputError(
                 f"The grid of space {space.name!r} has {size:,} points; expected at most {MAX_GRID:,}. "
                 "State fewer grid values in the space's file, or take another sampler."
@@ -89,7 +92,9 @@ class StudyConfig(BaseModel):
             value = getattr(chosen, name)
             if name == "try_points":
                 words += [word for point in value for word in ("--try", json.dumps(point))]
-            elif name not in MACHINE_FIELDS and (value != field.default or name in ("dataset", "seed", "precision")):
+            elif name not in MACHINE_FIELDS and (
+                value != field.default or name in ("dataset", "seed", "precision")
+            ):
                 shown = f"{value:.0f}s" if name == "timeout" else str(value)
                 words += [f"--{name.replace('_', '-')}", shown]
         return shlex.join(words)
@@ -110,7 +115,9 @@ def parse_duration(text: str) -> float:
     except OverflowError:
         seconds = 0.0
     if seconds <= 0:
-        raise BadInputError(f"--timeout {text!r} is no duration. Expected for instance 90s, 30m, 1h30m or 2d.")
+        raise BadInputError(
+            f"--timeout {text!r} is no duration. Expected for instance 90s, 30m, 1h30m or 2d."
+        )
     return seconds
 
 

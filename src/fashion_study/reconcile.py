@@ -4,14 +4,17 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from filelock import FileLock, Timeout
 
 from fashion_study.engines.ledger import Ledger
 from fashion_study.errors import StoreError
-from fashion_study.tracking.runs import MlflowTracker
 from fashion_study.trial import TrialState
+
+if TYPE_CHECKING:
+    from fashion_study.tracking.runs import MlflowTracker
 
 
 @contextmanager
@@ -41,7 +44,7 @@ def sole_owner(root: Path, study_name: str) -> Iterator[None]:
         lock.release()
 
 
-def reconcile(ledger: Ledger, tracker: MlflowTracker) -> list[str]:
+def reconcile(ledger: Ledger, tracker: "MlflowTracker") -> list[str]:
     """Send trials without a living owner back to waiting, end their runs, and say in a line each what was done.
 
     The caller holds the study's lock, so whatever is marked as running has no owner.
@@ -50,7 +53,9 @@ def reconcile(ledger: Ledger, tracker: MlflowTracker) -> list[str]:
     for record in ledger.records():
         if record.state is TrialState.RUNNING:
             state = ledger.release(record.number)
-            done.append(f"trial {record.number:03d} was cut off in attempt {record.attempt}; it is {state} now")
+            done.append(
+                f"trial {record.number:03d} was cut off in attempt {record.attempt}; it is {state} now"
+            )
     numbers = {record.run_id: record.number for record in ledger.records()}
     for run_id, number in tracker.open_runs().items():
         tracker.interrupt_trial(number, run_id, "the coordinator died")

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from signal import Signals
-
-from mlflow.entities import RunStatus
+from typing import TYPE_CHECKING
 
 from fashion_study.config import StudyConfig
 from fashion_study.coordinator import Assignment, Coordinator
@@ -21,11 +20,12 @@ from fashion_study.progress import Observer, Silent
 from fashion_study.reconcile import reconcile, sole_owner
 from fashion_study.space import SearchSpace
 from fashion_study.study_figures import study_figures
-from fashion_study.tracking.runs import MlflowTracker
 from fashion_study.tracking.store import Store, open_store
 from fashion_study.tracking.tracker import DataCard, StudyCard
 from fashion_study.trial import TRAINING_VERSION, DataSource, Precision, TrialState, WorkerSettings
 
+if TYPE_CHECKING:
+    from fashion_study.tracking.runs import MlflowTracker
 
 FALLBACK = (
     "Fashion-MNIST is neither on disk nor can it be downloaded: FALLING BACK to scikit-learn's digits. "
@@ -64,7 +64,9 @@ class StudyResult:
     @property
     def baseline(self) -> TrialRecord | None:
         """Return the baseline trial where it is complete."""
-        return next((r for r in self.records if r.number == BASELINE_NUMBER and r.objective is not None), None)
+        return next(
+            (r for r in self.records if r.number == BASELINE_NUMBER and r.objective is not None), None
+        )
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,9 @@ def _run_trials(
         plan.source, config.limit_train, threads_per_worker(plan.workers), store.tracking_uri
     )
     with closing_workers(LocalExecutor(settings, plan.workers, store.root / "logs" / plan.name)) as executor:
-        # The workers import TensorFlow while this process opens MLflow and looks at the data.
+        # The workers import TensorFlow while this process imports and opens MLflow and looks at the data.
+        from fashion_study.tracking.runs import MlflowTracker
+
         data = load_study_data(plan.source, config.limit_train)
         client = store.client()
         experiment_id = store.experiment_id(client, plan.source.name)
@@ -239,7 +243,7 @@ def _title(plan: _Plan, precision: Precision) -> str:
     )
 
 
-def _publish(ledger: Ledger, tracker: MlflowTracker, interrupts: Interrupts) -> None:
+def _publish(ledger: Ledger, tracker: "MlflowTracker", interrupts: Interrupts) -> None:
     """Write the leaderboard and the figures, and end the study's run."""
     ranked = rank(ledger.records())
     tracker.log_leaderboard(table(ranked))
@@ -249,5 +253,5 @@ def _publish(ledger: Ledger, tracker: MlflowTracker, interrupts: Interrupts) -> 
     if (best := ledger.best()) is not None and best.run_id is not None:
         tags |= {"best_trial": str(best.number), "best_run": best.run_id}
     finished = interrupts.received is None
-    tracker.close_study(RunStatus.FINISHED if finished else RunStatus.KILLED, tags)
+    tracker.close_study("FINISHED" if finished else "KILLED", tags)
     ledger.remember(published=ledger.counted())

@@ -37,9 +37,10 @@ class Recorded:
         record_evaluation(self.client, self.run_id, self.evaluation, data.validation, seed=0)
         self.logged: RecordedModel = record_model(self.client, self.run_id, self.model, PARAMS)
         self.folder = Path(self.client.download_artifacts(self.run_id, "", str(root)))
-        self.model_folder = Path(mlflow.artifacts.download_artifacts(self.logged.uri, tracking_uri=self.tracking_uri))
+        location = self.client.get_logged_model(self.logged.model_id).artifact_location
+        self.model_folder = Path(mlflow.artifacts.download_artifacts(location))
 
-    def table(self, name: str) -> Any:  # noqa: ANN401 -- it is JSON
+    def table(self, name: str) -> Any:
         return json.loads((self.folder / name).read_text())
 
 
@@ -85,7 +86,9 @@ def test_the_tables_say_what_the_evaluation_says(recorded: Recorded, digits: Stu
 
 @pytest.mark.usefixtures("default_store")
 @pytest.mark.parametrize("address", ["models:/{model_id}", "runs:/{run_id}/model"])
-def test_the_logged_model_predicts_what_was_evaluated(recorded: Recorded, digits: StudyData, address: str) -> None:
+def test_the_logged_model_predicts_what_was_evaluated(
+    recorded: Recorded, digits: StudyData, address: str
+) -> None:
     uri = address.format(model_id=recorded.logged.model_id, run_id=recorded.run_id)
     model = mlflow.keras.load_model(uri, load_model_kwargs={"safe_mode": True})
     found = model.predict(digits.validation.images, verbose=0)

@@ -1,5 +1,6 @@
 """The ledger of trials: an Optuna study, whichever engine proposes."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,7 @@ class TrialRecord:
     """Show one trial of the ledger.
 
     `objective` is the validation accuracy of a complete trial; `curve` maps each reported epoch (from 1) to the
-    validation accuracy after it; `seconds` runs from the trial's proposal to its end.
+    validation accuracy after it; `seconds` runs from the opening of the trial's run to its end.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Ledger:
             storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
         )
         self._storage = storage
+        self._begun: dict[int, float] = {}
 
     @property
     def name(self) -> str:
@@ -101,6 +103,7 @@ class Ledger:
 
     def link_run(self, number: int, run_id: str) -> None:
         """Name the current MLflow run of a trial."""
+        self._begun[number] = time.monotonic()
         self._set_attr(number, "run_id", run_id)
 
     def record_value(self, number: int, epoch: int, value: float) -> None:
@@ -123,7 +126,8 @@ class Ledger:
 
     def close(self, result: TrialResult) -> None:
         """Record how a trial ended."""
-        self._set_attr(result.number, "epochs_run", result.epochs_run)
+        # Not Optuna's duration: that begins with the proposal, which waits for a free worker.
+        self._set_attr(result.number, "seconds", time.monotonic() - self._begun.pop(result.number))
         if result.state is TrialState.COMPLETE:
             self.study.tell(result.number, result.objective)
             return
@@ -150,5 +154,5 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         objective=trial.value if trial.state is OptunaState.COMPLETE else None,
         curve=dict(sorted(trial.intermediate_values.items())),
         reason=FailReason(reason) if reason else None,
-        seconds=trial.duration.total_seconds() if trial.duration else None,
+        seconds=trial.user_attrs.get("seconds"),
     )

@@ -84,7 +84,9 @@ class OptunaEngine:
         records = self._ledger.records()
         if any(record.state is TrialState.WAITING for record in records):
             return True
-        known = {_key(trial.system_attrs.get("fixed_params", trial.params)) for trial in self._ledger.trials()}
+        known = {
+            _key(trial.system_attrs.get("fixed_params", trial.params)) for trial in self._ledger.trials()
+        }
         for point in grid:
             if _key(point) not in known:
                 self._ledger.enqueue(point)
@@ -138,7 +140,7 @@ def _pruner(name: PrunerName, max_epochs: int) -> BasePruner:
             # "auto" would take the scale from the first trials that happen to complete.
             return HyperbandPruner(min_resource=1, max_resource=max_epochs, reduction_factor=3)
         case "successive-halving":
-            return SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+            return SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
         case "median":
             return MedianPruner(n_startup_trials=5, n_warmup_steps=1)
         case "none":

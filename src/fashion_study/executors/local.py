@@ -111,7 +111,9 @@ class LocalExecutor:
 
     def _start(self, slot: int) -> _Worker:
         ours, theirs = Pipe()
-        environment = os.environ | MALLOC | {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")}
+        environment = (
+            os.environ | MALLOC | {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")}
+        )
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         log = self._log_dir / f"worker-{slot}.log"
@@ -164,12 +166,12 @@ def default_workers() -> int:
     if gpus := visible_gpus():
         return len(gpus)
     by_memory = int(psutil.virtual_memory().available // BYTES_PER_WORKER)
-    return max(1, min(cpu_count(), by_memory))
+    return max(1, min(int(cpu_count()), by_memory))
 
 
 def threads_per_worker(workers: int) -> int:
     """Share the usable cores among the workers, at least one thread each."""
-    return max(1, cpu_count() // workers)
+    return max(1, int(cpu_count()) // workers)
 
 
 def visible_gpus() -> list[str]:

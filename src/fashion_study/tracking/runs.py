@@ -10,7 +10,7 @@ from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.utils.mlflow_tags import (
     MLFLOW_GIT_COMMIT,
     MLFLOW_LOGGED_ARTIFACTS,
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RUN_STATUS = {
-    TrialState.COMPLETE: RunStatus.FINISHED,
-    TrialState.PRUNED: RunStatus.KILLED,
-    TrialState.FAILED: RunStatus.FAILED,
+    TrialState.COMPLETE: "FINISHED",
+    TrialState.PRUNED: "KILLED",
+    TrialState.FAILED: "FAILED",
 }
 
 
@@ -53,14 +53,16 @@ class MlflowTracker:
             self._client.log_inputs(run_id, self._inputs)
             self._client.log_text(run_id, card.space_yaml, "space.yaml")
         else:
-            self._client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+            self._client.update_run(run_id, status="RUNNING")
         self._study_run_id = run_id
         self._log_tags(run_id, {key: str(value) for key, value in card.settings.items()})
         started = {"started": time.strftime("%Y-%m-%d %H:%M:%S%z"), **card.settings}
         self._client.log_table(run_id, {k: [str(v)] for k, v in started.items()}, "invocations.json")
         return run_id
 
-    def open_trial(self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+    def open_trial(
+        self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str]
+    ) -> str:
         """Open a run for an attempt, nested under the study's, and return its id."""
         own = {
             MLFLOW_PARENT_RUN_ID: self._study_run_id,
@@ -100,7 +102,7 @@ class MlflowTracker:
     def interrupt_trial(self, number: int, run_id: str, cause: str) -> None:
         """End the run of an attempt that was stopped from outside."""
         self._log_tags(run_id, {"state": "interrupted", "cause": cause})
-        self._end(run_id, RunStatus.KILLED, f"{number:03d}  interrupted")
+        self._end(run_id, "KILLED", f"{number:03d}  interrupted")
 
     def supersede(self, run_id: str, by: str) -> None:
         """Say on the run of an earlier attempt which run took its place."""
@@ -110,7 +112,7 @@ class MlflowTracker:
         """Add the best objective so far to the study's run; the step is the trial that reached it."""
         self._log_metrics(self._study_run_id, {"best_objective": objective}, step=number)
 
-    def close_study(self, status: int, tags: Mapping[str, str]) -> None:
+    def close_study(self, status: str, tags: Mapping[str, str]) -> None:
         """End the study's run."""
         self._log_tags(self._study_run_id, tags)
         self._end(self._study_run_id, status, self._study_name)
@@ -129,7 +131,9 @@ class MlflowTracker:
 
     def open_runs(self) -> dict[str, int]:
         """Return this study's trial runs that say they are running: run id to trial number."""
-        condition = f"tags.study = '{self._study_name}' and tags.kind = 'trial' and attributes.status = 'RUNNING'"
+        condition = (
+            f"tags.study = '{self._study_name}' and tags.kind = 'trial' and attributes.status = 'RUNNING'"
+        )
         found: dict[str, int] = {}
         token = None
         while True:
@@ -145,13 +149,15 @@ class MlflowTracker:
 
     def _log_metrics(self, run_id: str, values: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)
-        self._client.log_batch(run_id, metrics=[Metric(key, value, now, step) for key, value in values.items()])
+        self._client.log_batch(
+            run_id, metrics=[Metric(key, value, now, step) for key, value in values.items()]
+        )
 
     def _log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def _end(self, run_id: str, status: int, name: str) -> None:
-        self._client.set_terminated(run_id, RunStatus.to_string(status))
+    def _end(self, run_id: str, status: str, name: str) -> None:
+        self._client.set_terminated(run_id, status)
         self._client.update_run(run_id, name=name)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # What MLflow would otherwise do behind a user's back in every process that imports it.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 # Longer than any write of ours takes, shorter than a user's patience: the MLflow UI may be reading.
 BUSY_SECONDS = 60

@@ -12,9 +12,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments",
         usage="python -m experiments.NAME [--help]",
-        description="\n".join(
-            f"python -m experiments.{path.stem:<{width}}  {_summary(path)}" for path in modules
-        ),
+        description="\n".join(f"python -m experiments.{path.stem:<{width}}  {_summary(path)}" for path in modules),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args()

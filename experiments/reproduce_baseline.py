@@ -11,9 +11,7 @@ from fashion_study.config import DatasetChoice
 
 
 def main(
-    seeds: Annotated[
-        int, Option(min=1, help="Trainings per input scale; more than one shows the spread.")
-    ] = 1,
+    seeds: Annotated[int, Option(min=1, help="Trainings per input scale; more than one shows the spread.")] = 1,
     dataset: Annotated[DatasetChoice, Option(help="auto: Fashion-MNIST where it can be had.")] = "auto",
     data_dir: Annotated[
         Path | None, Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")
@@ -29,7 +27,8 @@ def main(
     here. Every training reads the holdout once, and becomes a run in MLflow.
     """
     # Imported here: it brings MLflow, and a refusal must not wait for that.
-    from fashion_study.baseline import BaselineConfig, comparison, reproduce_baseline
+    from fashion_study.baseline import BaselineConfig, reproduce_baseline
+    from fashion_study.reproduction import comparison
 
     console = Console()
     reproduction = reproduce_baseline(BaselineConfig(seeds, dataset, data_dir, store, workers))

@@ -27,9 +27,7 @@ def main(
     ] = None,
     trials: Annotated[int, Option(help="Total number of trials, those of earlier runs included.")] = 20,
     timeout: Annotated[str | None, Option(help="Start no trial after this long: 90s, 30m, 1h30m.")] = None,
-    workers: Annotated[
-        int | None, Option(help="Processes that train; default one per GPU, else per core.")
-    ] = None,
+    workers: Annotated[int | None, Option(help="Processes that train; default one per GPU, else per core.")] = None,
     sampler: Annotated[SamplerName, Option(help="What proposes hyperparameters.")] = "tpe",
     pruner: Annotated[PrunerName, Option(help="What stops hopeless trials.")] = "hyperband",
     seed: Annotated[int, Option(help="Every other seed derives from this one.")] = 0,
@@ -93,9 +91,7 @@ def _point(text: str) -> dict[str, int | float | str]:
     except ValueError as error:
         point = error
     if not isinstance(point, dict):
-        raise BadInputError(
-            f"--try {text!r} is no JSON object. Expected for instance '{{\"learning_rate\": 0.002}}'."
-        )
+        raise BadInputError(f"--try {text!r} is no JSON object. Expected for instance '{{\"learning_rate\": 0.002}}'.")
     return point
 
 

@@ -218,9 +218,7 @@ def test_a_relative_folder_is_found_from_another_working_directory(
     assert len(datasets.load_training_images(source).labels) == 240
 
 
-def test_keras_s_own_cache_is_used_before_the_network(
-    tmp_path: Path, small_official: dict[str, bytes]
-) -> None:
+def test_keras_s_own_cache_is_used_before_the_network(tmp_path: Path, small_official: dict[str, bytes]) -> None:
     cache = put(tmp_path / "keras" / "datasets" / "fashion-mnist", small_official)
 
     assert datasets.locate("auto").directory == cache
@@ -255,9 +253,7 @@ def test_a_damaged_file_in_a_named_folder_is_refused_and_never_replaced_by_digit
         assert said in str(caught.value)
 
 
-def test_a_file_that_changes_after_it_was_located_is_refused(
-    tmp_path: Path, small_official: dict[str, bytes]
-) -> None:
+def test_a_file_that_changes_after_it_was_located_is_refused(tmp_path: Path, small_official: dict[str, bytes]) -> None:
     source = datasets.locate("fashion-mnist", put(tmp_path / "files", small_official))
     (tmp_path / "files" / TRAIN[1]).write_bytes(small_official[TEST[1]])
 
@@ -377,9 +373,7 @@ BROKEN_PAIRS = {
 
 
 @pytest.mark.parametrize(("change", "said"), BROKEN_PAIRS.values(), ids=BROKEN_PAIRS.keys())
-def test_a_file_that_is_no_set_of_images_is_refused(
-    change: dict[str, bytes], said: str, tmp_path: Path
-) -> None:
+def test_a_file_that_is_no_set_of_images_is_refused(change: dict[str, bytes], said: str, tmp_path: Path) -> None:
     files = small_files() | change
 
     with pytest.raises(DataError) as caught:

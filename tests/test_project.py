@@ -60,9 +60,7 @@ def test_an_entry_point_given_as_an_argument_is_refused() -> None:
 def test_every_locked_package_has_hashes(name: str) -> None:
     requirements = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     assert requirements
-    assert [
-        line for line in requirements if not re.match(r"[\w.\[\]-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line)
-    ] == []
+    assert [line for line in requirements if not re.match(r"[\w.\[\]-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line)] == []
 
 
 @pytest.mark.parametrize("name", LOCKS)

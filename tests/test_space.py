@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fashion_study.errors import BadInputError
-from fashion_study.space import MAX_BYTES, Categorical, Float, Int, SearchSpace, load_space
+from fashion_study.space import Categorical, Float, Int, SearchSpace
+from fashion_study.space_file import MAX_BYTES, load_space
 from fashion_study.trial import Hyperparameters
 
 OWN = ["baseline", "smoke"]
@@ -104,30 +105,24 @@ def test_the_baseline_space_is_the_one_that_was_agreed() -> None:
 
 
 def test_a_misspelt_name_is_answered_with_the_one_that_was_meant() -> None:
-    with pytest.raises(
-        BadInputError, match=r"'basline' \(did you mean baseline\?\).*Available: baseline, smoke"
-    ):
+    with pytest.raises(BadInputError, match=r"'basline' \(did you mean baseline\?\).*Available: baseline, smoke"):
         load_space("basline")
 
 
 def test_a_space_loads_without_the_slow_libraries() -> None:
     code = (
-        "import sys; from fashion_study.space import load_space; load_space('smoke'); "
+        "import sys; from fashion_study.space_file import load_space; load_space('smoke'); "
         "print(sorted({'tensorflow', 'mlflow', 'optuna', 'numpy', 'sklearn'} & set(sys.modules)))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
-    shown = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
 
     assert shown.stdout.strip() == "[]"
 
 
 def test_numbers_are_read_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
-    text = (
-        yaml.safe_dump(plain_space()).replace("low: 0.0001", "low: 1e-4").replace("decay: 0.0", "decay: 1E-6")
-    )
+    text = yaml.safe_dump(plain_space()).replace("low: 0.0001", "low: 1e-4").replace("decay: 0.0", "decay: 1E-6")
 
     space = load_space(write(tmp_path, text))
 
@@ -290,9 +285,7 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["missing.yaml", ".", "nul\0.yaml", "x" * 5_000 + ".yaml"])
-def test_a_path_without_a_readable_file_is_refused(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_without_a_readable_file_is_refused(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises(BadInputError, match=r"allowed|Available"):
@@ -328,10 +321,7 @@ PLACES = sorted({place for place, _, _ in WRONG})
 
 
 @settings(max_examples=120, deadline=None)
-@given(
-    text=st.text(st.characters(codec="utf-8"), max_size=60)
-    | st.text("[]{}:-!&*?|>%#'\"\\ \n1.eax", max_size=40)
-)
+@given(text=st.text(st.characters(codec="utf-8"), max_size=60) | st.text("[]{}:-!&*?|>%#'\"\\ \n1.eax", max_size=40))
 def test_any_text_loads_or_is_refused(text: str) -> None:
     load_or_refuse(text)
 
@@ -417,9 +407,7 @@ def test_a_partial_point_is_filled_from_the_baseline() -> None:
         ({"epochs": 5}, "epochs is fixed at 3"),
     ],
 )
-def test_a_partial_point_outside_the_space_is_refused(
-    partial: dict[str, int | float | str], said: str
-) -> None:
+def test_a_partial_point_outside_the_space_is_refused(partial: dict[str, int | float | str], said: str) -> None:
     with pytest.raises(BadInputError) as caught:
         SearchSpace(**plain_space()).complete(partial)
 

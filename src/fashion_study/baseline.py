@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID
-from rich.table import Table
 
 from fashion_study.config import DatasetChoice
 from fashion_study.datasets import CLASS_NAMES, load_training_images, locate
 from fashion_study.errors import StudyError
 from fashion_study.executors.local import MALLOC, default_workers, threads_per_worker
 from fashion_study.holdout import load_holdout
+from fashion_study.reproduction import SCALES, Figures, Reproduction, Scale
 from fashion_study.tracking.runs import code_commit
 from fashion_study.tracking.store import open_store
 from fashion_study.trial import DataSource, Hyperparameters
@@ -31,9 +31,6 @@ from fashion_study.trial import DataSource, Hyperparameters
 if TYPE_CHECKING:
     from fashion_study.training.evaluation import Evaluation
     from fashion_study.training.fit import Epoch
-
-Scale = Literal["raw", "unit"]
-SCALES: dict[Scale, str] = {"raw": "raw pixels, 0 to 255", "unit": "scaled to 0 to 1"}
 
 
 @dataclass(frozen=True)
@@ -48,24 +45,6 @@ class BaselineConfig:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Hold what a report shows, as shares of 1; `by_class` holds precision and recall by class name."""
-
-    train_accuracy: float
-    holdout_accuracy: float
-    by_class: dict[str, tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Reproduction:
-    """Hold the figures of every seed by input scale, and the MLflow run that the single runs hang under."""
-
-    source: DataSource
-    run_id: str
-    figures: dict[Scale, tuple[Figures, ...]]
-
-
-@dataclass(frozen=True)
 class _Job:
     scale: Scale
     seed: int
@@ -73,25 +52,6 @@ class _Job:
     tracking_uri: str
     experiment_id: str
     parent_run_id: str
-
-
-# What the post reports on the data set's own test images.
-POST = Figures(
-    train_accuracy=0.877,
-    holdout_accuracy=0.85,
-    by_class={
-        "T-shirt/top": (0.87, 0.66),
-        "Trouser": (0.96, 0.97),
-        "Pullover": (0.79, 0.72),
-        "Dress": (0.88, 0.86),
-        "Coat": (0.75, 0.77),
-        "Sandal": (0.96, 0.96),
-        "Shirt": (0.54, 0.71),
-        "Sneaker": (0.88, 0.97),
-        "Bag": (0.96, 0.96),
-        "Ankle boot": (0.98, 0.89),
-    },
-)
 
 
 def reproduce_baseline(config: BaselineConfig) -> Reproduction:
@@ -122,36 +82,7 @@ def reproduce_baseline(config: BaselineConfig) -> Reproduction:
     return Reproduction(source, run_id, figures)
 
 
-def comparison(reproduction: Reproduction) -> Table:
-    """Lay the figures out beside the post's; on other data than the post's there is no such column."""
-    source = reproduction.source
-    columns = {SCALES[scale]: many for scale, many in reproduction.figures.items()}
-    if source.name == "fashion-mnist":
-        columns = {"the post": (POST,)} | columns
-    seeds = len(reproduction.figures["raw"])
-    title = f"The baseline on {source.name}" + (
-        " (a FALLBACK: not Fashion-MNIST)" if source.is_fallback else ""
-    )
-    counted = "" if seeds == 1 else f", {seeds} seeds: mean ± standard deviation"
-    table = Table("", title=title + counted, title_justify="left")
-    for heading in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for label, attribute in (("train accuracy", "train_accuracy"), ("holdout accuracy", "holdout_accuracy")):
-        table.add_row(
-            label, *(_percent([getattr(one, attribute) for one in many]) for many in columns.values())
-        )
-    table.add_section()
-    width = 9 if seeds == 1 else 11
-    table.add_row("by class", *[f"{'precision':>{width}}  {'recall':>{width}}"] * len(columns), style="dim")
-    for name in CLASS_NAMES[source.name]:
-        pairs = (zip(*(one.by_class[name] for one in many), strict=True) for many in columns.values())
-        table.add_row(name, *("  ".join(f"{_share(values):>{width}}" for values in pair) for pair in pairs))
-    return table
-
-
-def _train_all(
-    client: MlflowClient, jobs: list[_Job], workers: int, log: Path
-) -> dict[tuple[Scale, int], Figures]:
+def _train_all(client: MlflowClient, jobs: list[_Job], workers: int, log: Path) -> dict[tuple[Scale, int], Figures]:
     found: dict[tuple[Scale, int], Figures] = {}
     try:
         with _processes(workers, log) as pool:
@@ -223,9 +154,7 @@ def _train(job: _Job) -> Figures:
         client.log_batch(run_id, params=[Param(name, str(value)) for name, value in settings.items()])
         seed_training(job.seed)
         model = build_model(params, classes=len(class_names))
-        outcome = fit(
-            model, images, None, params, job.seed, lambda epoch: _report(client, run_id, job, epoch)
-        )
+        outcome = fit(model, images, None, params, job.seed, lambda epoch: _report(client, run_id, job, epoch))
         last = outcome.epochs[-1]
         if outcome.end is not FitEnd.COMPLETED:
             raise StudyError(
@@ -318,13 +247,3 @@ def _close_abandoned(client: MlflowClient, experiment_id: str, parent_run_id: st
 def _log_metrics(client: MlflowClient, run_id: str, values: dict[str, float], step: int = 0) -> None:
     now = int(time.time() * 1000)
     client.log_batch(run_id, metrics=[Metric(name, value, now, step) for name, value in values.items()])
-
-
-def _percent(values: Sequence[float]) -> str:
-    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.1f}{spread} %"
-
-
-def _share(values: Sequence[float]) -> str:
-    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{mean(values):.2f}{spread}"

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fashion_study.errors import BadInputError
-from fashion_study.space import SearchSpace, load_space
+from fashion_study.space import SearchSpace
+from fashion_study.space_file import load_space
 from fashion_study.trial import ParamValue
 
 SamplerName = Literal["tpe", "random", "qmc", "grid"]
@@ -74,10 +75,7 @@ class StudyConfig(BaseModel):
         space = load_space(self.space)
         for point in self.try_points:
             space.complete(point)
-        if (
-            self.sampler == "grid"
-            and (size := math.prod(len(values) for values in space.grid.values())) > MAX_GRID
-        ):
+        if self.sampler == "grid" and (size := math.prod(len(values) for values in space.grid.values())) > MAX_GRID:
             raise BadInputError(
                 f"The grid of space {space.name!r} has {size:,} points; expected at most {MAX_GRID:,}. "
                 "State fewer grid values in the space's file, or take another sampler."
@@ -92,9 +90,7 @@ class StudyConfig(BaseModel):
             value = getattr(chosen, name)
             if name == "try_points":
                 words += [word for point in value for word in ("--try", json.dumps(point))]
-            elif name not in MACHINE_FIELDS and (
-                value != field.default or name in ("dataset", "seed", "precision")
-            ):
+            elif name not in MACHINE_FIELDS and (value != field.default or name in ("dataset", "seed", "precision")):
                 shown = f"{value:.0f}s" if name == "timeout" else str(value)
                 words += [f"--{name.replace('_', '-')}", shown]
         return shlex.join(words)
@@ -115,9 +111,7 @@ def parse_duration(text: str) -> float:
     except OverflowError:
         seconds = 0.0
     if seconds <= 0:
-        raise BadInputError(
-            f"--timeout {text!r} is no duration. Expected for instance 90s, 30m, 1h30m or 2d."
-        )
+        raise BadInputError(f"--timeout {text!r} is no duration. Expected for instance 90s, 30m, 1h30m or 2d.")
     return seconds
 
 

@@ -157,9 +157,7 @@ def read_pair(folder: Path, images_name: str, labels_name: str, files: Mapping[s
     images = _read_idx(folder / images_name, files[images_name], dimensions=3)
     labels = _read_idx(folder / labels_name, files[labels_name], dimensions=1)
     if images.shape[1:] != (SIDE, SIDE):
-        raise DataError(
-            f"{folder / images_name}: found images of {images.shape[1:]}, expected ({SIDE}, {SIDE})."
-        )
+        raise DataError(f"{folder / images_name}: found images of {images.shape[1:]}, expected ({SIDE}, {SIDE}).")
     if len(images) != len(labels):
         raise DataError(f"{folder}: found {len(images)} images and {len(labels)} labels, expected as many.")
     if labels.size and labels.max() > 9:
@@ -263,9 +261,7 @@ def _read_idx(path: Path, digest: str, dimensions: int) -> NDArray[np.uint8]:
     try:
         raw = gzip.decompress(packed)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: found no readable gzip ({_reason(error)}), expected an IDX file."
-        ) from error
+        raise DataError(f"{path}: found no readable gzip ({_reason(error)}), expected an IDX file.") from error
     start = 4 + 4 * dimensions
     if len(raw) < start or raw[:4] != bytes([0, 0, 8, dimensions]):
         raise DataError(f"{path}: found the header {raw[:4].hex()}, expected 000008{dimensions:02x}, sizes.")

@@ -12,8 +12,7 @@ Identity = dict[str, str | int | None]
 def identity_of(space: SearchSpace, source: DataSource, seed: int, limit_train: int | None) -> Identity:
     """Collect what must not change while a study goes on, in words that show a difference to a person."""
     parameters: Identity = {
-        f"parameter {name}": spec.model_dump_json(exclude={"why", "grid"})
-        for name, spec in space.parameters.items()
+        f"parameter {name}": spec.model_dump_json(exclude={"why", "grid"}) for name, spec in space.parameters.items()
     }
     return parameters | {
         "baseline": space.baseline_point.model_dump_json(),

@@ -117,9 +117,7 @@ class LiveDisplay(PlainLines):
         """Draw the study's bar."""
         self._counted, self._total = counted, total
         self.note(title)
-        self._study_bar = self.bars.add_task(
-            "trials", total=total, completed=counted, detail="", clock=_Clock()
-        )
+        self._study_bar = self.bars.add_task("trials", total=total, completed=counted, detail="", clock=_Clock())
 
     def trial_started(self, spec: TrialSpec) -> None:
         """Draw a bar for the attempt."""

@@ -53,9 +53,7 @@ def reconcile(ledger: Ledger, tracker: "MlflowTracker") -> list[str]:
     for record in ledger.records():
         if record.state is TrialState.RUNNING:
             state = ledger.release(record.number)
-            done.append(
-                f"trial {record.number:03d} was cut off in attempt {record.attempt}; it is {state} now"
-            )
+            done.append(f"trial {record.number:03d} was cut off in attempt {record.attempt}; it is {state} now")
     numbers = {record.run_id: record.number for record in ledger.records()}
     for run_id, number in tracker.open_runs().items():
         tracker.interrupt_trial(number, run_id, "the coordinator died")

@@ -1,16 +1,11 @@
 """Search spaces: what a study may vary. Declared in YAML, checked before anything else happens."""
 
-import difflib
 import hashlib
 import json
 import math
-import re
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -25,17 +20,15 @@ from pydantic import (
 
 from fashion_study.errors import BadInputError
 from fashion_study.trial import Hyperparameters, ParamValue
+from fashion_study.wording import did_you_mean, printable, shown, shown_list
 
-MAX_BYTES = 32_768
-MAX_DEPTH = 8
 MAX_VALUES = 1_000
 MAX_ENUMERATED = 16
-MAX_PROBLEMS_SHOWN = 8
 
 
 def _require_plain(value: object) -> ParamValue:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"found {_shown(value)}; allowed: a whole number, a number or a text")
+        raise ValueError(f"found {shown(value)}; allowed: a whole number, a number or a text")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"found {value}; allowed: a finite number")
     return value
@@ -91,9 +84,7 @@ class Int(_Declaration):
             return self.grid
         values = range(self.low, self.high + 1, self.step)
         if len(values) > MAX_ENUMERATED:
-            raise _needs_grid(
-                f"{len(values)} whole numbers; at most {MAX_ENUMERATED} are listed by themselves"
-            )
+            raise _needs_grid(f"{len(values)} whole numbers; at most {MAX_ENUMERATED} are listed by themselves")
         return tuple(values)
 
 
@@ -148,7 +139,7 @@ class Categorical(_Declaration):
     @property
     def allowed(self) -> str:
         """Describe the legal values for an error message."""
-        return "one of " + _shown_list(self.choices)
+        return "one of " + shown_list(self.choices)
 
     def contains(self, value: object) -> bool:
         """Say whether `value` is one of the choices, in value and in type."""
@@ -226,13 +217,13 @@ class SearchSpace(BaseModel):
         """Join values for all searched parameters with the fixed ones."""
         if values.keys() != self.parameters.keys():
             raise BadInputError(
-                f"a point of space {self.name!r} has values for {_shown_list(values)}; "
-                f"allowed: exactly {_shown_list(self.parameters)}"
+                f"a point of space {self.name!r} has values for {shown_list(values)}; "
+                f"allowed: exactly {shown_list(self.parameters)}"
             )
         try:
             return Hyperparameters.model_validate({**self.fixed, **values})
         except ValidationError as error:
-            raise BadInputError("\n".join(_readable(error))) from error
+            raise BadInputError("\n".join(problems_of(error))) from error
 
     def complete(self, partial: Mapping[str, ParamValue]) -> dict[str, ParamValue]:
         """Fill a partial point from the baseline; raise BadInputError for anything outside the space."""
@@ -244,37 +235,17 @@ class SearchSpace(BaseModel):
                 )
             if name not in self.parameters:
                 raise BadInputError(
-                    f"unknown parameter {_shown(name)}{_did_you_mean(name, self.parameters)}; "
-                    f"allowed: {_shown_list(self.parameters)}"
+                    f"unknown parameter {shown(name)}{did_you_mean(name, self.parameters)}; "
+                    f"allowed: {shown_list(self.parameters)}"
                 )
             if not self.parameters[name].contains(value):
-                raise BadInputError(
-                    f"{name}: found {_shown(value)}; allowed: {self.parameters[name].allowed}"
-                )
+                raise BadInputError(f"{name}: found {shown(value)}; allowed: {self.parameters[name].allowed}")
         return {**self.baseline, **partial}
-
-
-def load_space(name_or_file: str) -> SearchSpace:
-    """Read a search space: one of the project's own by its name, or any YAML file by its path.
-
-    A name has no path separator and no suffix; it means the same from every working directory.
-    Raise BadInputError with one message: the file, the parameter, what was found and what is allowed.
-    """
-    path = _own_file(name_or_file) if _is_name(name_or_file) else Path(name_or_file)
-    try:
-        text = _read_text(path)
-        space = _space_from(_parse(text))
-    except BadInputError as error:
-        raise BadInputError(f"Search space {_printable(str(path))}: {error}") from None
-    space._source_text = text
-    return space
 
 
 def _check_range(parameter: Int | Float) -> None:
     if parameter.low > parameter.high:
-        raise ValueError(
-            f"found low {parameter.low} above high {parameter.high}; allowed: low at or below high"
-        )
+        raise ValueError(f"found low {parameter.low} above high {parameter.high}; allowed: low at or below high")
     if parameter.log and parameter.low <= 0:
         raise ValueError(f"found log with low {parameter.low}; allowed: log with low above 0")
     stepped = parameter.step is not None and not (isinstance(parameter, Int) and parameter.step == 1)
@@ -293,7 +264,7 @@ def _check_range(parameter: Int | Float) -> None:
 
 def _require_distinct(field: str, values: tuple[ParamValue, ...]) -> None:
     if len(set(values)) < len(values):
-        raise ValueError(f"found a value twice in {field} ({_shown_list(values)}); allowed: each once")
+        raise ValueError(f"found a value twice in {field} ({shown_list(values)}); allowed: each once")
 
 
 def _needs_grid(found: str) -> BadInputError:
@@ -311,8 +282,8 @@ def _misplaced(space: SearchSpace) -> Iterator[str]:
     known = Hyperparameters.model_fields
     for place, names in (("parameters", space.parameters), ("fixed", space.fixed)):
         for name in sorted(names.keys() - known.keys()):
-            hint = _did_you_mean(name, known)
-            yield f"{place}.{_printable(name)}: unknown parameter{hint}; allowed: {', '.join(known)}"
+            hint = did_you_mean(name, known)
+            yield f"{place}.{printable(name)}: unknown parameter{hint}; allowed: {', '.join(known)}"
     for name in known:
         if name in space.parameters and name in space.fixed:
             yield f"{name}: found under `parameters` and under `fixed`; allowed: one of the two"
@@ -331,189 +302,29 @@ def _impossible(space: SearchSpace) -> Iterator[str]:
         try:
             Hyperparameters.model_validate({name: value})
         except ValidationError as error:
-            yield f"{place}: found {_shown(value)}; allowed: {_rule(error.errors()[0]['msg'])}"
+            yield f"{place}: found {shown(value)}; allowed: {_rule(error.errors()[0]['msg'])}"
 
 
 def _off_baseline(space: SearchSpace) -> Iterator[str]:
     for name in sorted(space.baseline.keys() - space.parameters.keys()):
-        yield f"baseline.{_printable(name)}: not searched; allowed: {', '.join(space.parameters)}"
+        yield f"baseline.{printable(name)}: not searched; allowed: {', '.join(space.parameters)}"
     for name, parameter in space.parameters.items():
         if name not in space.baseline:
-            yield f"baseline.{_printable(name)}: missing; allowed: {parameter.allowed}"
+            yield f"baseline.{printable(name)}: missing; allowed: {parameter.allowed}"
         elif not parameter.contains(space.baseline[name]):
-            yield f"baseline.{name}: found {_shown(space.baseline[name])}; allowed: {parameter.allowed}"
+            yield f"baseline.{name}: found {shown(space.baseline[name])}; allowed: {parameter.allowed}"
 
 
-def _is_name(name_or_file: str) -> bool:
-    path = Path(name_or_file)
-    return path.name == name_or_file and path.suffix.lower() not in {".yaml", ".yml"}
-
-
-def _own_file(name: str) -> Path:
-    own = {path.stem: path for path in sorted(_own_directory().glob("*.yaml"))}
-    if name not in own:
-        raise BadInputError(
-            f"There is no search space named {_shown(name)}{_did_you_mean(name, own)}. "
-            f"Available: {', '.join(own)}. A file of your own is given by its path, such as ./my_space.yaml."
-        )
-    return own[name]
-
-
-def _own_directory() -> Path:
-    # An installed wheel has the folder beside the package; a checkout has it beside `src`.
-    here = Path(__file__).resolve()
-    beside_package = here.parents[1] / "search_spaces"
-    return beside_package if beside_package.is_dir() else here.parents[2] / "search_spaces"
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if not path.is_file():
-            raise BadInputError("found no regular file there; allowed: the path of a YAML file")
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise BadInputError(
-            f"cannot be read: {error.__class__.__name__}; allowed: a readable YAML file"
-        ) from error
-    if len(raw) > MAX_BYTES:
-        raise BadInputError(f"found more than {MAX_BYTES} bytes; allowed: at most {MAX_BYTES}")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInputError(
-            f"found a byte that is not UTF-8 at offset {error.start}; allowed: UTF-8 text"
-        ) from error
-
-
-def _parse(text: str) -> object:
-    _require_visible(text, "the file")
-    try:
-        node = yaml.compose(text, Loader=_GuardedLoader)
-    except yaml.MarkedYAMLError as error:
-        raise BadInputError(
-            f"found invalid YAML{_line(error.problem_mark)}: {_printable(str(error.problem))}"
-        ) from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        # PyYAML lets chr() and int() fail on absurd escapes and version numbers.
-        raise BadInputError(f"found invalid YAML: {_printable(str(error))}") from error
-    return None if node is None else _plain(node, "")
-
-
-class _GuardedLoader(yaml.SafeLoader):
-    """Read plain data only, with numbers as in YAML 1.2: `3e-5` is a number, `1:30` and `yes` are text."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - the parent declares it as an instance variable
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuse what a search space never needs before it can expand, recurse or name a Python object."""
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        line = _line(event.start_mark)
-        if getattr(event, "anchor", None) is not None:
-            raise BadInputError(
-                f"found an anchor or alias ({_printable(event.anchor)}){line}; allowed: plain values"
-            )
-        if getattr(event, "tag", None) is not None:
-            raise BadInputError(f"found a tag ({_printable(str(event.tag))}){line}; allowed: plain values")
-        if self.depth >= MAX_DEPTH:
-            raise BadInputError(f"found more than {MAX_DEPTH} levels{line}; allowed: {MAX_DEPTH}")
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
-_SCALARS: dict[str, tuple[str, str, Callable[[str], ParamValue | None]]] = {
-    "tag:yaml.org,2002:null": (r"(?:~|null|Null|NULL|)\Z", "~nN\0", lambda _: None),
-    "tag:yaml.org,2002:bool": (
-        r"(?:true|True|TRUE|false|False|FALSE)\Z",
-        "tTfF",
-        lambda text: text.lower() == "true",
-    ),
-    "tag:yaml.org,2002:int": (r"[-+]?[0-9]{1,18}\Z", "-+0123456789", int),
-    "tag:yaml.org,2002:float": (
-        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z",
-        "-+.0123456789",
-        float,
-    ),
-}
-for _tag, (_pattern, _first, _) in _SCALARS.items():
-    # PyYAML looks an empty scalar up under the empty string.
-    _GuardedLoader.add_implicit_resolver(_tag, re.compile(_pattern), ["" if c == "\0" else c for c in _first])
-
-
-def _plain(node: yaml.Node, place: str) -> object:
-    if isinstance(node, yaml.MappingNode):
-        return _plain_mapping(node, place)
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, place) for item in node.value]
-    _require_visible(node.value, place or "the file")
-    return _SCALARS[node.tag][2](node.value) if node.tag in _SCALARS else node.value
-
-
-def _plain_mapping(node: yaml.MappingNode, place: str) -> dict[str, object]:
-    plain: dict[str, object] = {}
-    for key_node, value_node in node.value:
-        key = _plain(key_node, place)
-        line = _line(key_node.start_mark)
-        if not isinstance(key, str):
-            raise BadInputError(
-                f"{place or 'top level'}: found {_shown(key)} as a name{line}; allowed: a text"
-            )
-        inner = f"{place}.{_printable(key)}" if place else _printable(key)
-        if key in plain:
-            raise BadInputError(f"{inner}: found twice{line}; allowed: once")
-        plain[key] = _plain(value_node, inner)
-    return plain
-
-
-def _require_visible(text: str, place: str) -> None:
-    for position, character in enumerate(text):
-        # Escape sequences would reach a terminal, and bidirectional marks show a text that is not there.
-        if character not in "\n\r\t" and unicodedata.category(character) in {
-            "Cc",
-            "Cf",
-            "Cs",
-            "Co",
-            "Zl",
-            "Zp",
-        }:
-            raise BadInputError(
-                f"{place}: found the invisible character U+{ord(character):04X} at offset {position}; "
-                "allowed: visible text"
-            )
-
-
-def _space_from(data: object) -> SearchSpace:
-    if not isinstance(data, dict):
-        raise BadInputError(
-            f"found {_shown(data)}; allowed: {', '.join(SearchSpace.model_fields)}, each with its value"
-        )
-    try:
-        return SearchSpace.model_validate(data)
-    except ValidationError as error:
-        problems = _readable(error)
-    more = len(problems) - MAX_PROBLEMS_SHOWN
-    rest = [f"and {more} more"] if more > 0 else []
-    raise BadInputError("\n  ".join([*problems[:MAX_PROBLEMS_SHOWN], *rest]))
-
-
-def _readable(error: ValidationError) -> list[str]:
+def problems_of(error: ValidationError) -> list[str]:
+    """Say for each problem where it is, what was found and what is allowed."""
     problems = []
     for item in error.errors(include_url=False):
         # Within `parameters`, pydantic names the member of the union after the parameter.
-        steps = [
-            step
-            for depth, step in enumerate(item["loc"])
-            if not (depth == 2 and item["loc"][0] == "parameters")
-        ]
-        place = _printable(".".join(str(step) for step in steps))
+        steps = [step for depth, step in enumerate(item["loc"]) if not (depth == 2 and item["loc"][0] == "parameters")]
+        place = printable(".".join(str(step) for step in steps))
         prefix = f"{place}: " if place else ""
-        found = "" if item["type"] in {"missing", "value_error"} else f"found {_shown(item['input'])}; "
-        problems += [
-            f"{prefix}{found}{line}" for line in _allowed(item["type"], item["loc"], item["msg"]).split("\n")
-        ]
+        found = "" if item["type"] in {"missing", "value_error"} else f"found {shown(item['input'])}; "
+        problems += [f"{prefix}{found}{line}" for line in _allowed(item["type"], item["loc"], item["msg"]).split("\n")]
     return problems
 
 
@@ -533,27 +344,3 @@ def _allowed(kind: str, place: tuple[int | str, ...], message: str) -> str:
 
 def _rule(message: str) -> str:
     return message.removeprefix("Input should be ")
-
-
-def _did_you_mean(name: str, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(name[:64], known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _line(mark: object) -> str:
-    return f" in line {mark.line + 1}" if isinstance(mark, yaml.Mark) else ""
-
-
-def _shown_list(values: Iterator[object] | Mapping[str, object] | tuple[object, ...]) -> str:
-    text = ", ".join(repr(value) for value in values)
-    return text if len(text) <= 200 else text[:199] + "…"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"
-
-
-def _printable(text: str) -> str:
-    shown = text if text.isprintable() else repr(text)
-    return shown if len(shown) <= 300 else shown[:299] + "…"

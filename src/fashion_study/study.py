@@ -64,9 +64,7 @@ class StudyResult:
     @property
     def baseline(self) -> TrialRecord | None:
         """Return the baseline trial where it is complete."""
-        return next(
-            (r for r in self.records if r.number == BASELINE_NUMBER and r.objective is not None), None
-        )
+        return next((r for r in self.records if r.number == BASELINE_NUMBER and r.objective is not None), None)
 
 
 @dataclass(frozen=True)
@@ -143,14 +141,10 @@ def _refuse_another_study(plan: _Plan, ledger: Ledger) -> None:
     refuse_difference(plan.name, stored, identity)
 
 
-def _run_trials(
-    plan: _Plan, store: Store, ledger: Ledger, observer: Observer, interrupts: Interrupts
-) -> str | None:
+def _run_trials(plan: _Plan, store: Store, ledger: Ledger, observer: Observer, interrupts: Interrupts) -> str | None:
     """Train what is left of the budget and publish the study; return why nothing more could be proposed."""
     config = plan.config
-    settings = WorkerSettings(
-        plan.source, config.limit_train, threads_per_worker(plan.workers), store.tracking_uri
-    )
+    settings = WorkerSettings(plan.source, config.limit_train, threads_per_worker(plan.workers), store.tracking_uri)
     with closing_workers(LocalExecutor(settings, plan.workers, store.root / "logs" / plan.name)) as executor:
         # The workers import TensorFlow while this process imports and opens MLflow and looks at the data.
         from fashion_study.tracking.runs import MlflowTracker
@@ -228,9 +222,7 @@ def _card(plan: _Plan, precision: Precision) -> StudyCard:
 
 def _data_cards(data: StudyData) -> tuple[DataCard, ...]:
     parts = (("training", data.train), ("validation", data.validation))
-    return tuple(
-        DataCard(data.source.name, data.split_digest, len(split.labels), context) for context, split in parts
-    )
+    return tuple(DataCard(data.source.name, data.split_digest, len(split.labels), context) for context, split in parts)
 
 
 def _title(plan: _Plan, precision: Precision) -> str:

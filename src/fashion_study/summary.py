@@ -59,9 +59,7 @@ def _comparison(result: StudyResult) -> list[str]:
     if best is None or best.objective is None:
         return ["No trial is complete: nothing can be said yet."]
     if baseline is None or baseline.objective is None:
-        return [
-            f"Best: trial {best.number:03d} with {best.objective:.4f}; the baseline trial is not complete."
-        ]
+        return [f"Best: trial {best.number:03d} with {best.objective:.4f}; the baseline trial is not complete."]
     if best.number == baseline.number:
         return [f"The baseline trial itself is the best so far, with {best.objective:.4f}."]
     points = 100 * (best.objective - baseline.objective)
@@ -73,9 +71,7 @@ def _comparison(result: StudyResult) -> list[str]:
 
 def _ending(result: StudyResult) -> list[str]:
     trained = result.counted - result.began_with
-    lines = [
-        f"{result.counted} of {result.trials} trials done, {trained} of them now, in {duration(result.seconds)}."
-    ]
+    lines = [f"{result.counted} of {result.trials} trials done, {trained} of them now, in {duration(result.seconds)}."]
     if trained == 0 and result.counted >= result.trials:
         lines = [f"Nothing left to do: {result.counted} of {result.trials} trials were done already."]
     if result.exhausted:

@@ -1,4 +1,4 @@
-"""The words of a trial: what is asked of a worker and what it answers. Plain data, no TensorFlow, no MLflow."""
+"""The words of a trial: what is asked of a worker and what it answers. No TensorFlow, no MLflow."""
 
 import hashlib
 from dataclasses import dataclass, field

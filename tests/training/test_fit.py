@@ -80,7 +80,8 @@ def test_every_epoch_is_reported_as_keras_measures_it(digits: StudyData) -> None
 
 
 def test_it_learns_the_digits(digits: StudyData) -> None:
-    _, outcome = train(digits, SMALL.model_copy(update={"batch_size": 16, "epochs": 4}), 0)
+    params = Hyperparameters(filters_1=16, filters_2=32, filters_3=32, learning_rate=0.002, batch_size=32, epochs=5)
+    _, outcome = train(digits, params, 0)
     assert outcome.epochs[-1].val_accuracy > 0.8
 
 
@@ -96,9 +97,7 @@ def test_it_learns_fashion_mnist(fashion_mnist_dir: Path) -> None:
 def test_a_fit_ends_where_it_is_told_to(digits: StudyData) -> None:
     seed_training(0)
     params = SMALL.model_copy(update={"epochs": 9})
-    outcome = fit(
-        build_model(params), digits.train, digits.validation, params, 0, lambda epoch: epoch.number < 2
-    )
+    outcome = fit(build_model(params), digits.train, digits.validation, params, 0, lambda epoch: epoch.number < 2)
     assert outcome.end is FitEnd.PRUNED
     assert [epoch.number for epoch in outcome.epochs] == [1, 2]
 
@@ -117,9 +116,11 @@ def test_a_loss_that_is_no_number_ends_the_fit_within_its_epoch(digits: StudyDat
     model = build_model(params)
     reported: list[Epoch] = []
 
-    outcome = fit(
-        model, digits.train, digits.validation, params, 0, lambda epoch: bool(reported.append(epoch))
-    )
+    def watch(epoch: Epoch) -> bool:
+        reported.append(epoch)
+        return True
+
+    outcome = fit(model, digits.train, digits.validation, params, 0, watch)
 
     assert outcome.end is FitEnd.DIVERGED
     assert reported == []

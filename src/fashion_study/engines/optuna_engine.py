@@ -84,9 +84,7 @@ class OptunaEngine:
         records = self._ledger.records()
         if any(record.state is TrialState.WAITING for record in records):
             return True
-        known = {
-            _key(trial.system_attrs.get("fixed_params", trial.params)) for trial in self._ledger.trials()
-        }
+        known = {_key(trial.system_attrs.get("fixed_params", trial.params)) for trial in self._ledger.trials()}
         for point in grid:
             if _key(point) not in known:
                 self._ledger.enqueue(point)

@@ -111,9 +111,7 @@ class LocalExecutor:
 
     def _start(self, slot: int) -> _Worker:
         ours, theirs = Pipe()
-        environment = (
-            os.environ | MALLOC | {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")}
-        )
+        environment = os.environ | MALLOC | {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")}
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         log = self._log_dir / f"worker-{slot}.log"

@@ -60,9 +60,7 @@ class MlflowTracker:
         self._client.log_table(run_id, {k: [str(v)] for k, v in started.items()}, "invocations.json")
         return run_id
 
-    def open_trial(
-        self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str]
-    ) -> str:
+    def open_trial(self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
         """Open a run for an attempt, nested under the study's, and return its id."""
         own = {
             MLFLOW_PARENT_RUN_ID: self._study_run_id,
@@ -131,9 +129,7 @@ class MlflowTracker:
 
     def open_runs(self) -> dict[str, int]:
         """Return this study's trial runs that say they are running: run id to trial number."""
-        condition = (
-            f"tags.study = '{self._study_name}' and tags.kind = 'trial' and attributes.status = 'RUNNING'"
-        )
+        condition = f"tags.study = '{self._study_name}' and tags.kind = 'trial' and attributes.status = 'RUNNING'"
         found: dict[str, int] = {}
         token = None
         while True:
@@ -149,9 +145,7 @@ class MlflowTracker:
 
     def _log_metrics(self, run_id: str, values: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)
-        self._client.log_batch(
-            run_id, metrics=[Metric(key, value, now, step) for key, value in values.items()]
-        )
+        self._client.log_batch(run_id, metrics=[Metric(key, value, now, step) for key, value in values.items()])
 
     def _log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])

@@ -34,9 +34,7 @@ class DataCard:
 class Tracker(Protocol):
     """Keep the runs of one study's trials."""
 
-    def open_trial(
-        self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str]
-    ) -> str:
+    def open_trial(self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
         """Open a run for an attempt, nested under the study's, and return its id."""
         ...
 

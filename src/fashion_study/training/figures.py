@@ -13,9 +13,7 @@ SIDE, TILE, CAPTION, MARGIN = 5, 40, 10, 6
 RIGHT, WRONG = "#1b6e3c", "#b3261e"
 
 
-def confusion_matrix_figure(
-    confusion: npt.NDArray[np.int64], class_names: Sequence[str], title: str
-) -> Figure:
+def confusion_matrix_figure(confusion: npt.NDArray[np.int64], class_names: Sequence[str], title: str) -> Figure:
     """Draw counts as a heatmap: rows are the true classes, columns the predicted ones."""
     figure = Figure(figsize=(8.6, 7.6), layout="constrained")
     axes = figure.subplots()

@@ -15,9 +15,7 @@ STEPS_PER_EXECUTION = 8
 POLICIES = {Precision.FLOAT32: "float32", Precision.BFLOAT16: "mixed_bfloat16"}
 
 
-def build_model(
-    params: Hyperparameters, precision: Precision = Precision.FLOAT32, classes: int = 10
-) -> keras.Model:
+def build_model(params: Hyperparameters, precision: Precision = Precision.FLOAT32, classes: int = 10) -> keras.Model:
     """Build and compile the model for raw pixels: shape (n, 28, 28, 1), 0 to 255, integers or floats.
 
     It answers with probabilities of shape (n, classes), always float32. With `Precision.BFLOAT16` the weights
@@ -42,9 +40,7 @@ def float32_twin(model: keras.Model, params: Hyperparameters) -> keras.Model:
     return twin
 
 
-def _network(
-    params: Hyperparameters, precision: Precision, classes: int, *, for_training: bool
-) -> keras.Model:
+def _network(params: Hyperparameters, precision: Precision, classes: int, *, for_training: bool) -> keras.Model:
     layers = keras.layers
     # A policy per layer: the global one would outlive this model.
     policy = keras.DTypePolicy(POLICIES[precision])
@@ -79,9 +75,7 @@ def _input_scale(params: Hyperparameters) -> keras.layers.Layer:
 
 def _optimizer(params: Hyperparameters) -> keras.optimizers.Optimizer:
     # What Keras 2 called `decay`: the rate is divided by (1 + decay * step), step by step.
-    schedule = keras.optimizers.schedules.InverseTimeDecay(
-        params.learning_rate, decay_steps=1, decay_rate=params.decay
-    )
+    schedule = keras.optimizers.schedules.InverseTimeDecay(params.learning_rate, decay_steps=1, decay_rate=params.decay)
     kinds = {
         "rmsprop": keras.optimizers.RMSprop,
         "adam": keras.optimizers.Adam,

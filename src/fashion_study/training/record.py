@@ -34,9 +34,7 @@ class RecordedModel:
     sha256: str
 
 
-def record_evaluation(
-    client: MlflowClient, run_id: str, evaluation: Evaluation, split: Split, seed: int
-) -> None:
+def record_evaluation(client: MlflowClient, run_id: str, evaluation: Evaluation, split: Split, seed: int) -> None:
     """Log the figures and tables of an evaluation on `split` as artifacts of a run."""
     names, confusion = evaluation.class_names, evaluation.confusion
     title = f"accuracy {evaluation.accuracy:.2%} on {len(split.labels):,} images"
@@ -53,17 +51,13 @@ def record_evaluation(
             "counts": confusion.tolist(),
         },
         "classification_report.json": evaluation.report,
-        "most_confused.json": {
-            "pairs": [asdict(pair) for pair in most_confused(confusion, names, MOST_CONFUSED)]
-        },
+        "most_confused.json": {"pairs": [asdict(pair) for pair in most_confused(confusion, names, MOST_CONFUSED)]},
     }
     for name, table in tables.items():
         client.log_dict(run_id, table, name)
 
 
-def record_model(
-    client: MlflowClient, run_id: str, model: keras.Model, params: Hyperparameters
-) -> RecordedModel:
+def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: Hyperparameters) -> RecordedModel:
     """Log an uncompiled model as an MLflow model of a run, ready to load and to serve.
 
     Written over the client, since `mlflow.keras.log_model` works on the active run of the default store.

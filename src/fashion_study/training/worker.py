@@ -21,7 +21,7 @@ def main() -> None:
     inbox: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
     try:
-        # Imported here, when the listener already watches for the coordinator's death: TensorFlow takes seconds.
+        # Imported when the listener already watches for the coordinator: TensorFlow takes seconds.
         from fashion_study.training.trainer import Trainer
 
         trainer = Trainer(settings)

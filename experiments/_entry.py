@@ -22,7 +22,7 @@ def run(main: Callable[..., None]) -> None:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("Stopped at once; what was unfinished goes back to waiting at the next start.", file=sys.stderr)
+        print("Stopped at once.", file=sys.stderr)
         sys.exit(ExitCode.INTERRUPTED)
     except Exception:
         traceback.print_exc()

@@ -10,9 +10,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from rich.console import Console
 
-from fashion_study.baseline import 
-from fashion_study.reproduction import Figures, Reproduction, comparison
 from fashion_study.datasets import CLASS_NAMES
+from fashion_study.reproduction import Figures, Reproduction, comparison
 from fashion_study.tracking.store import open_store
 from fashion_study.trial import DataSource, Hyperparameters
 

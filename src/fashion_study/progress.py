@@ -63,7 +63,7 @@ class Silent:
 
 
 class PlainLines(Silent):
-    """Print a line for each event that a log should keep: not for every epoch."""
+    """Print a line for each event, as a log should keep it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -83,6 +83,13 @@ class PlainLines(Silent):
         """Print what is tried."""
         again = f" (attempt {spec.attempt})" if spec.attempt > 1 else ""
         self.note(f"trial {spec.number:03d} started{again}: {describe(spec)}")
+
+    def epoch_done(self, spec: TrialSpec, report: EpochReport) -> None:
+        """Print where an attempt stands."""
+        self.note(
+            f"trial {spec.number:03d} epoch {report.epoch} of {spec.hyperparameters.epochs}: "
+            f"val_accuracy {report.val_accuracy:.4f}, {report.images_per_second:,.0f} images/s"
+        )
 
     def trial_closed(self, spec: TrialSpec, result: TrialResult, best: tuple[int, float] | None) -> None:
         """Print how a trial ended, and the best so far."""

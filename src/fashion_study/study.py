@@ -150,6 +150,9 @@ def _run_trials(plan: _Plan, store: Store, ledger: Ledger, observer: Observer, i
         from fashion_study.tracking.runs import MlflowTracker
 
         data = load_study_data(plan.source, config.limit_train)
+        split = ledger.facts.get("split", data.split_digest)
+        refuse_difference(plan.name, {"split": split}, {"split": data.split_digest})
+        ledger.remember(split=split)
         client = store.client()
         experiment_id = store.experiment_id(client, plan.source.name)
         tracker = MlflowTracker(client, experiment_id)

@@ -138,9 +138,12 @@ class Coordinator:
 
     def _lose(self, spec: TrialSpec, cause: str) -> None:
         self._later.append(lambda: self._tracker.interrupt_trial(spec.number, spec.run_id, cause))
-        if self._ledger.release(spec.number) is TrialState.FAILED:
+        state = self._ledger.release(spec.number)
+        if state is TrialState.FAILED:
             self._counted += 1
-        self._observer.trial_lost(spec, cause)
+        else:
+            self.exhausted = None  # It waits to be proposed again.
+        self._observer.trial_lost(spec, cause, state)
 
     def _wind_up(self) -> None:
         """Send back to waiting whatever is not finished, and write down the rest."""

@@ -35,8 +35,8 @@ class Observer(Protocol):
         """Show how a trial ended, and the best so far: its number and its objective."""
         ...
 
-    def trial_lost(self, spec: TrialSpec, cause: str) -> None:
-        """Show that an attempt was stopped from outside."""
+    def trial_lost(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
+        """Show that an attempt was stopped from outside: its trial waits again, or is given up as failed."""
         ...
 
 
@@ -58,7 +58,7 @@ class Silent:
     def trial_closed(self, spec: TrialSpec, result: TrialResult, best: tuple[int, float] | None) -> None:
         """Show nothing."""
 
-    def trial_lost(self, spec: TrialSpec, cause: str) -> None:
+    def trial_lost(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
         """Show nothing."""
 
 
@@ -97,9 +97,13 @@ class PlainLines(Silent):
         so_far = f"; best {best[1]:.4f} (trial {best[0]:03d})" if best else ""
         self.note(f"trial {spec.number:03d} {outcome(result)}; {self._counted} of {self._total} done{so_far}")
 
-    def trial_lost(self, spec: TrialSpec, cause: str) -> None:
+    def trial_lost(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
         """Print that an attempt was stopped from outside."""
-        self.note(f"trial {spec.number:03d} stopped from outside ({cause}); it goes back to waiting")
+        fate = "it goes back to waiting"
+        if state is TrialState.FAILED:
+            self._counted += 1
+            fate = f"it is given up after attempt {spec.attempt}; {self._counted} of {self._total} done"
+        self.note(f"trial {spec.number:03d} stopped from outside ({cause}); {fate}")
 
 
 class LiveDisplay(PlainLines):
@@ -118,7 +122,6 @@ class LiveDisplay(PlainLines):
         )
         self._study_bar: TaskID | None = None
         self._trial_bars: dict[tuple[int, int], TaskID] = {}
-        self._epoch_seconds: dict[tuple[int, int], float] = {}
 
     def begin(self, title: str, counted: int, total: int) -> None:
         """Draw the study's bar."""
@@ -146,10 +149,12 @@ class LiveDisplay(PlainLines):
         if self._study_bar is not None:
             self.bars.update(self._study_bar, completed=self._counted, detail=detail)
 
-    def trial_lost(self, spec: TrialSpec, cause: str) -> None:
+    def trial_lost(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
         """Take the attempt's bar away."""
-        super().trial_lost(spec, cause)
+        super().trial_lost(spec, cause, state)
         self.bars.remove_task(self._trial_bars.pop(spec.key))
+        if self._study_bar is not None:
+            self.bars.update(self._study_bar, completed=self._counted)
 
 
 @contextmanager

@@ -74,6 +74,10 @@ class Ledger:
         """Count the trials that a budget counts: complete, pruned, and failed by their own fault."""
         return sum(trial.state in COUNTED for trial in self.trials())
 
+    def has_waiting(self) -> bool:
+        """Say whether a trial waits to be proposed, for the first time or again."""
+        return any(trial.state is OptunaState.WAITING for trial in self.trials())
+
     def trials(self) -> list[FrozenTrial]:
         """Return Optuna's own view of the trials, not to be changed."""
         return self.study.get_trials(deepcopy=False)

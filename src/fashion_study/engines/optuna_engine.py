@@ -19,7 +19,7 @@ from fashion_study.config import PrunerName, SamplerName
 from fashion_study.engines.engine import Exhausted, Proposal, Wait
 from fashion_study.engines.ledger import Ledger
 from fashion_study.space import Categorical, Float, Int, Parameter, SearchSpace
-from fashion_study.trial import ParamValue, TrialResult, TrialState, trial_seed
+from fashion_study.trial import ParamValue, TrialResult, trial_seed
 
 BASELINE_NUMBER = 0
 
@@ -51,8 +51,10 @@ class OptunaEngine:
         """Return a trial that waits, else a new one drawn with the seed of its number."""
         if self._grid is not None and not self._enqueue_from_grid(self._grid):
             return Exhausted("every point of the grid has been proposed")
+        # Values that wait must not use up a point of a sequence: a resumed study would skip it.
+        name = "random" if self._ledger.has_waiting() else self._sampler_name
         # Re-seeded each time: a sampler that lives on in a resumed study would draw its first points again.
-        self._study.sampler = _sampler(self._sampler_name, self._seed, len(self._ledger.trials()))
+        self._study.sampler = _sampler(name, self._seed, len(self._ledger.trials()))
         with warnings.catch_warnings():
             # A waiting trial keeps its own values; Optuna says so for each one.
             warnings.simplefilter("ignore", UserWarning)
@@ -81,8 +83,7 @@ class OptunaEngine:
 
     def _enqueue_from_grid(self, grid: list[dict[str, ParamValue]]) -> bool:
         """Enqueue the next point of the grid that the ledger has not; say whether anything waits."""
-        records = self._ledger.records()
-        if any(record.state is TrialState.WAITING for record in records):
+        if self._ledger.has_waiting():
             return True
         known = {_key(trial.system_attrs.get("fixed_params", trial.params)) for trial in self._ledger.trials()}
         for point in grid:

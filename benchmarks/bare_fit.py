@@ -50,9 +50,9 @@ def main() -> None:
             layers.Dense(10, activation="softmax", dtype="float32"),
         ]
     )
-    model.compile(
-        optimizer=keras.optimizers.RMSprop(1e-4), loss="sparse_categorical_crossentropy", metrics=["accuracy"]
-    )
+    optimizer = keras.optimizers.RMSprop(1e-4)
+    model.compile(optimizer=optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    clock = Clock()
     model.fit(
         data.train.images.astype("float32"),
         data.train.labels,

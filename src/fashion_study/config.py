@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fashion_study.errors import BadInputError
-from fashion_study.space import SearchSpace
+from fashion_study.space import SearchSpace, Value
 from fashion_study.space_file import load_space
-from fashion_study.trial import ParamValue
 
 SamplerName = Literal["tpe", "random", "qmc", "grid"]
 PrunerName = Literal["hyperband", "successive-halving", "median", "none"]
@@ -58,7 +57,7 @@ class StudyConfig(BaseModel):
     store: Path = Path("mlruns")
     precision: PrecisionChoice = "auto"
     limit_train: Annotated[int, Field(ge=1)] | None = None
-    try_points: tuple[dict[str, ParamValue], ...] = ()
+    try_points: tuple[dict[str, Value], ...] = ()
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -91,7 +90,7 @@ class StudyConfig(BaseModel):
             if name == "try_points":
                 words += [word for point in value for word in ("--try", json.dumps(point))]
             elif name not in MACHINE_FIELDS and (value != field.default or name in ("dataset", "seed", "precision")):
-                shown = f"{value:.0f}s" if name == "timeout" else str(value)
+                shown = f"{math.ceil(value)}s" if name == "timeout" else str(value)
                 words += [f"--{name.replace('_', '-')}", shown]
         return shlex.join(words)
 
@@ -108,7 +107,7 @@ def parse_duration(text: str) -> float:
     try:
         amounts = {units[unit]: int(part) for unit, part in zip(units, parts, strict=False) if part}
         seconds = timedelta(**amounts).total_seconds()
-    except OverflowError:
+    except (OverflowError, ValueError):
         seconds = 0.0
     if seconds <= 0:
         raise BadInputError(f"--timeout {text!r} is no duration. Expected for instance 90s, 30m, 1h30m or 2d.")

@@ -41,22 +41,28 @@ class Store:
         """Open MLflow's client on this store, creating or migrating the embedded database first."""
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             if self.is_embedded:
                 self._migrate_mlflow()
             return MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
-        except MlflowException as error:
-            raise StoreError(f"MLflow cannot open its store at {self.tracking_uri}: {error}") from error
+        except (MlflowException, SQLAlchemyError) as error:
+            raise _cannot_open("MLflow", self.tracking_uri, error) from error
 
     def optuna_storage(self) -> "RDBStorage":
         """Open Optuna's storage on this store, creating or migrating its database first."""
         from optuna.storages import RDBStorage
+        from sqlalchemy.exc import SQLAlchemyError
 
-        with self._migration_lock("optuna"):
-            storage = RDBStorage(self.optuna_uri, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
-            _use_write_ahead_log(self.root / "optuna.db")
-        return storage
+        try:
+            with self._migration_lock("optuna"):
+                storage = RDBStorage(self.optuna_uri, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
+                _use_write_ahead_log(self.root / "optuna.db")
+            return storage
+        # Optuna says with a RuntimeError that another version of it made the database.
+        except (SQLAlchemyError, RuntimeError) as error:
+            raise _cannot_open("Optuna", self.optuna_uri, error) from error
 
     def experiment_id(self, client: "MlflowClient", name: str) -> str:
         """Return the id of the MLflow experiment `name` (one per data set), made where there is none."""
@@ -113,6 +119,14 @@ def open_store(root: Path | str) -> Store:
         root=folder,
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(folder / "mlflow.db"),
         optuna_uri=_sqlite_uri(folder / "optuna.db"),
+    )
+
+
+def _cannot_open(library: str, uri: str, error: Exception) -> StoreError:
+    reason = next(iter(str(error).splitlines()), repr(error)).rstrip(".")
+    return StoreError(
+        f"{library} cannot open its store at {uri}: {reason}. Expected a store that {library} made itself. "
+        "Restore it from a copy, or name another one with --store or MLFLOW_TRACKING_URI."
     )
 
 

@@ -1,8 +1,10 @@
 """What every entry point does around its one function: turn errors into messages and exit codes."""
 
+import functools
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -15,16 +17,26 @@ def run(main: Callable[..., None]) -> None:
     A user's mistake ends in one message and its exit code; a bug of ours in its traceback and 70.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    app.command()(main)
+    app.command()(_saying_when_stopped(main))
     try:
         app()
     except StudyError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("Stopped at once.", file=sys.stderr)
-        sys.exit(ExitCode.INTERRUPTED)
     except Exception:
         traceback.print_exc()
         print("This is a bug of fashion-study; please report it with the lines above.", file=sys.stderr)
         sys.exit(ExitCode.BUG)
+
+
+def _saying_when_stopped(main: Callable[..., None]) -> Callable[..., None]:
+    # Inside the command: typer would end a KeyboardInterrupt that reaches it without a word.
+    @functools.wraps(main)
+    def command(*args: Any, **options: Any) -> None:
+        try:
+            main(*args, **options)
+        except KeyboardInterrupt:
+            print("Stopped at once.", file=sys.stderr)
+            sys.exit(ExitCode.INTERRUPTED)
+
+    return command

@@ -29,7 +29,7 @@ def main(
     timeout: Annotated[str | None, Option(help="Start no trial after this long: 90s, 30m, 1h30m.")] = None,
     workers: Annotated[int | None, Option(help="Processes that train; default one per GPU, else per core.")] = None,
     sampler: Annotated[SamplerName, Option(help="What proposes hyperparameters.")] = "tpe",
-    pruner: Annotated[PrunerName, Option(help="What stops hopeless trials.")] = "hyperband",
+    pruner: Annotated[PrunerName, Option(help="What stops hopeless trials.")] = "successive-halving",
     seed: Annotated[int, Option(help="Every other seed derives from this one.")] = 0,
     study: Annotated[str | None, Option(help="Name of the study; default DATASET-SPACE.")] = None,
     store: Annotated[Path, Option(help="Folder of MLflow's and Optuna's data.")] = Path("mlruns"),

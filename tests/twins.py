@@ -1,8 +1,7 @@
 """In-memory twins of the seams, so that the loop is tested without MLflow, processes and TensorFlow."""
 
 import math
-from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -50,8 +49,8 @@ def toy_result(spec: TrialSpec, state: TrialState, epochs: int, reason: FailReas
     return TrialResult(*spec.key, state, epochs, objective=toy_accuracy(spec.hyperparameters, epochs))
 
 
-def toy_training(spec: TrialSpec, fate: Fate | None) -> Generator[EpochReport, bool, TrialResult | Fate]:
-    """Yield a report for each epoch, take whether to prune, and return the result, or LOST or STUCK as they are."""
+def toy_training(spec: TrialSpec, fate: Fate | None) -> Generator[EpochReport, bool | None, TrialResult | Fate]:
+    """Yield a report for each epoch, take whether to prune, and return the result; LOST and STUCK as they are."""
     for epoch in range(1, spec.hyperparameters.epochs + 1):
         if (yield toy_report(spec, epoch)):
             return toy_result(spec, TrialState.PRUNED, epoch)
@@ -66,12 +65,13 @@ def toy_training(spec: TrialSpec, fate: Fate | None) -> Generator[EpochReport, b
 @dataclass
 class _Attempt:
     spec: TrialSpec
-    training: Generator[EpochReport, bool, TrialResult | Fate]
-    verdict: bool | None = None  # None as long as a report has no answer.
+    training: Generator[EpochReport, bool | None, TrialResult | Fate]
+    is_ready: bool = True
+    verdict: bool | None = None
 
 
 class MemoryExecutor:
-    """Train the toy objective, one epoch of each running attempt per `wait`, and note what happens in `journal`."""
+    """Train the toy objective, an epoch of each running attempt per `wait`, and write what happens into `journal`."""
 
     def __init__(
         self, slots: int = 1, fates: Mapping[Key, Fate] | None = None, journal: list[str] | None = None
@@ -79,12 +79,12 @@ class MemoryExecutor:
         self._slots = slots
         self._fates = fates or {}
         self._attempts: dict[Key, _Attempt] = {}
-        self.journal = [] if journal is None else journal
+        self._journal = [] if journal is None else journal
         self.submitted: list[TrialSpec] = []
-        self.extra: deque[Event] = deque()
-        self.most_at_once = 0
+        self.late: list[Event] = []
         self.epochs = 0
-        self.stopped = False
+        self.most_at_once = 0
+        self.is_stopped = False
 
     @property
     def slots(self) -> int:
@@ -92,33 +92,144 @@ class MemoryExecutor:
         return self._slots
 
     def probe_precision(self) -> ProbeResult:
-        """Answer with figures that were never measured."""
+        """Answer with figures that nobody measured."""
         return PROBED
 
     def submit(self, spec: TrialSpec) -> None:
         """Begin an attempt; the caller has seen to it that a slot is free."""
-        assert not self.stopped
+        assert not self.is_stopped
         assert len(self._attempts) < self._slots
-        training = toy_training(spec, self._fates.get(spec.key))
-        self._attempts[spec.key] = _Attempt(spec, training)
+        self._attempts[spec.key] = _Attempt(spec, toy_training(spec, self._fates.get(spec.key)))
         self.submitted.append(spec)
         self.most_at_once = max(self.most_at_once, len(self._attempts))
-        self.journal.append(f"submit {spec.number}/{spec.attempt}")
+        self._journal.append(f"submit {spec.number}/{spec.attempt}")
 
     def wait(self, timeout: float) -> list[Event]:
-        """Take every attempt that is not waiting for an answer one epoch further; first comes what is in `extra`."""
+        """Return what is in `late`, and the next message of every attempt that waits for no answer."""
         del timeout  # Virtual steps take no time.
-        events = list(self.extra)
-        self.extra.clear()
+        events, self.late = self.late, []
         for attempt in list(self._attempts.values()):
-            if attempt.verdict is not None or not attempt.spec.key in self._awaiting:
+            if attempt.is_ready:
                 events += self._step(attempt)
         return events
 
     def answer(self, report: EpochReport, *, prune: bool) -> None:
         """Answer an epoch's report; the attempt goes on, or ends there as pruned."""
+        attempt = self._attempts[report.number, report.attempt]
+        attempt.verdict, attempt.is_ready = prune, True
+        self._journal.append(f"answer {report.number}/{report.attempt} epoch {report.epoch}")
 
     def stop(self) -> None:
         """Forget every attempt."""
         self._attempts.clear()
-        self.stopped = True
+        self.is_stopped = True
+
+    def _step(self, attempt: _Attempt) -> list[Event]:
+        attempt.is_ready = False
+        try:
+            report = attempt.training.send(attempt.verdict)
+        except StopIteration as end:
+            return self._end(attempt.spec, end.value)
+        self.epochs += 1
+        return [report]
+
+    def _end(self, spec: TrialSpec, end: TrialResult | Fate) -> list[Event]:
+        if end is Fate.STUCK:
+            return []
+        del self._attempts[spec.key]
+        return [end if isinstance(end, TrialResult) else AttemptLost(*spec.key, "signal SIGKILL")]
+
+
+@dataclass
+class MemoryRun:
+    """Hold what a tracking store would show of one attempt's run."""
+
+    number: int
+    attempt: int
+    params: dict[str, object]
+    tags: dict[str, str]
+    status: str = "RUNNING"
+    epochs: list[EpochReport] = field(default_factory=list)
+    result: TrialResult | None = None
+    cause: str = ""
+    superseded_by: str | None = None
+
+
+class MemoryTracker:
+    """Keep runs by their ids, `run-NUMBER-ATTEMPT`, and write what happens into `journal`."""
+
+    def __init__(self, journal: list[str] | None = None) -> None:
+        self._journal = [] if journal is None else journal
+        self.runs: dict[str, MemoryRun] = {}
+        self.best: list[tuple[int, float]] = []
+
+    def open_trial(self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+        """Open a run for an attempt and return its id."""
+        run_id = f"run-{number}-{attempt}"
+        assert run_id not in self.runs
+        self.runs[run_id] = MemoryRun(number, attempt, dict(params), dict(tags))
+        return run_id
+
+    def log_epoch(self, run_id: str, report: EpochReport) -> None:
+        """Add one epoch to a run."""
+        self._running(run_id).epochs.append(report)
+        self._journal.append(f"log {report.number}/{report.attempt} epoch {report.epoch}")
+
+    def close_trial(self, spec: TrialSpec, result: TrialResult) -> None:
+        """End a run with its result."""
+        run = self._running(spec.run_id)
+        run.status, run.result = result.state.value, result
+        self._journal.append(f"close {spec.number}/{spec.attempt}")
+
+    def interrupt_trial(self, number: int, run_id: str, cause: str) -> None:
+        """End the run of an attempt that was stopped from outside."""
+        run = self._running(run_id)
+        assert run.number == number
+        run.status, run.cause = "interrupted", cause
+
+    def supersede(self, run_id: str, by: str) -> None:
+        """Say on the run of an earlier attempt which run took its place."""
+        self.runs[run_id].superseded_by = by
+
+    def log_best(self, number: int, objective: float) -> None:
+        """Note the best objective so far."""
+        self.best.append((number, objective))
+
+    def _running(self, run_id: str) -> MemoryRun:
+        assert self.runs[run_id].status == "RUNNING"
+        return self.runs[run_id]
+
+
+@dataclass
+class RecordingObserver:
+    """Remember what a person would have been shown."""
+
+    notes: list[str] = field(default_factory=list)
+    started: list[Key] = field(default_factory=list)
+    epochs: list[tuple[int, int, int]] = field(default_factory=list)
+    closed: list[tuple[int, TrialState, tuple[int, float] | None]] = field(default_factory=list)
+    lost: list[tuple[Key, str, TrialState]] = field(default_factory=list)
+
+    def begin(self, title: str, counted: int, total: int) -> None:
+        """Remember what begins."""
+        self.note(f"{title}: {counted} of {total}")
+
+    def note(self, text: str) -> None:
+        """Remember a line."""
+        self.notes.append(text)
+
+    def trial_started(self, spec: TrialSpec) -> None:
+        """Remember an attempt."""
+        self.started.append(spec.key)
+
+    def epoch_done(self, spec: TrialSpec, report: EpochReport) -> None:
+        """Remember an epoch."""
+        self.epochs.append((*spec.key, report.epoch))
+
+    def trial_closed(self, spec: TrialSpec, result: TrialResult, best: tuple[int, float] | None) -> None:
+        """Remember how a trial ended."""
+        self.closed.append((spec.number, result.state, best))
+
+    def trial_lost(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
+        """Remember an attempt that was stopped from outside."""
+        self.lost.append((spec.key, cause, state))

@@ -15,7 +15,7 @@ from fashion_study.space import SearchSpace, Value
 from fashion_study.space_file import load_space
 
 SamplerName = Literal["tpe", "random", "qmc", "grid"]
-PrunerName = Literal["hyperband", "successive-halving", "median", "none"]
+PrunerName = Literal["successive-halving", "hyperband", "median", "none"]
 DatasetChoice = Literal["auto", "fashion-mnist", "digits"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 
@@ -51,7 +51,7 @@ class StudyConfig(BaseModel):
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     sampler: SamplerName = "tpe"
-    pruner: PrunerName = "hyperband"
+    pruner: PrunerName = "successive-halving"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     study: Annotated[str | None, AfterValidator(_checked_study_name)] = None
     store: Path = Path("mlruns")

@@ -13,7 +13,7 @@ from fashion_study.datasets import StudyData, load_study_data, locate
 from fashion_study.engines.ledger import Ledger, TrialRecord
 from fashion_study.engines.optuna_engine import BASELINE_NUMBER, OptunaEngine
 from fashion_study.executors.local import LocalExecutor, default_workers, threads_per_worker
-from fashion_study.identity import identity_of, refuse_difference
+from fashion_study.identity import Identity, identity_of, refuse_difference
 from fashion_study.interrupts import Interrupts
 from fashion_study.leaderboard import rank, table
 from fashion_study.progress import Observer, Silent
@@ -132,13 +132,15 @@ def _plan(config: StudyConfig) -> _Plan:
 
 def _refuse_another_study(plan: _Plan, ledger: Ledger) -> None:
     config = plan.config
-    identity = identity_of(plan.space, plan.source, config.seed, config.limit_train)
-    if "identity" not in ledger.facts:
-        ledger.remember(identity=identity)
-    stored = dict(ledger.facts["identity"])
+    identity = _identity(plan)
+    stored = dict(ledger.facts.get("identity", identity))
     if config.precision != "auto" and "precision" in ledger.facts:
         stored["precision"], identity["precision"] = ledger.facts["precision"], config.precision
     refuse_difference(plan.name, stored, identity)
+
+
+def _identity(plan: _Plan) -> Identity:
+    return identity_of(plan.space, plan.source, plan.config.seed, plan.config.limit_train)
 
 
 def _run_trials(plan: _Plan, store: Store, ledger: Ledger, observer: Observer, interrupts: Interrupts) -> str | None:
@@ -152,13 +154,15 @@ def _run_trials(plan: _Plan, store: Store, ledger: Ledger, observer: Observer, i
         data = load_study_data(plan.source, config.limit_train)
         split = ledger.facts.get("split", data.split_digest)
         refuse_difference(plan.name, {"split": split}, {"split": data.split_digest})
-        ledger.remember(split=split)
+        # Not before the data are there: a limit that they cannot meet must leave no study behind.
+        ledger.remember(identity=_identity(plan), split=split)
         client = store.client()
         experiment_id = store.experiment_id(client, plan.source.name)
         tracker = MlflowTracker(client, experiment_id)
         precision = _precision(config, ledger, executor, observer)
         run_id = tracker.open_study(_card(plan, precision), _data_cards(data), ledger.facts.get("run_id"))
-        ledger.remember(run_id=run_id, experiment_id=experiment_id)
+        # Unpublished until the end, so that the next start takes up what a kill leaves, whatever its total.
+        ledger.remember(run_id=run_id, experiment_id=experiment_id, published=None)
         for line in reconcile(ledger, tracker):
             observer.note(line)
         observer.begin(_title(plan, precision), ledger.counted(), config.trials)
@@ -224,8 +228,12 @@ def _card(plan: _Plan, precision: Precision) -> StudyCard:
 
 
 def _data_cards(data: StudyData) -> tuple[DataCard, ...]:
+    # MLflow tells data sets apart by name and digest, so each part has a name of its own.
     parts = (("training", data.train), ("validation", data.validation))
-    return tuple(DataCard(data.source.name, data.split_digest, len(split.labels), context) for context, split in parts)
+    return tuple(
+        DataCard(f"{data.source.name}-{context}", data.split_digest, len(split.labels), context)
+        for context, split in parts
+    )
 
 
 def _title(plan: _Plan, precision: Precision) -> str:

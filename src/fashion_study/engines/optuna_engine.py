@@ -12,6 +12,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 
@@ -32,7 +33,7 @@ class OptunaEngine:
         ledger: Ledger,
         space: SearchSpace,
         sampler: SamplerName = "tpe",
-        pruner: PrunerName = "hyperband",
+        pruner: PrunerName = "successive-halving",
         seed: int = 0,
         try_points: tuple[Mapping[str, ParamValue], ...] = (),
     ) -> None:
@@ -53,11 +54,12 @@ class OptunaEngine:
             return Exhausted("every point of the grid has been proposed")
         # Values that wait must not use up a point of a sequence: a resumed study would skip it.
         name = "random" if self._ledger.has_waiting() else self._sampler_name
-        # Re-seeded each time: a sampler that lives on in a resumed study would draw its first points again.
-        self._study.sampler = _sampler(name, self._seed, len(self._ledger.trials()))
         with warnings.catch_warnings():
-            # A waiting trial keeps its own values; Optuna says so for each one.
+            # A waiting trial keeps its own values, and QMC counts as experimental; Optuna says so for each one.
             warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            # Re-seeded each time: a sampler that lives on in a resumed study would draw its first points again.
+            self._study.sampler = _sampler(name, self._seed, len(self._ledger.trials()))
             trial = self._study.ask(fixed_distributions=self._distributions)
         superseded = trial.user_attrs.get("run_id")
         attempt = self._ledger.begin_attempt(trial)

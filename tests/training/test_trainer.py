@@ -1,0 +1,152 @@
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from fashion_study.datasets import StudyData, locate
+from fashion_study.tracking.store import open_store
+from fashion_study.training import trainer
+from fashion_study.training.trainer import Trainer
+from fashion_study.trial import (
+    EpochReport,
+    FailReason,
+    Hyperparameters,
+    Precision,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    WorkerSettings,
+)
+
+SMALL = Hyperparameters(
+    filters_1=8, filters_2=8, filters_3=8, dense_units=16, learning_rate=0.003, batch_size=32, epochs=3
+)
+
+
+class Bench:
+    """One worker's trainer at a real store, and the reports that a coordinator would have seen."""
+
+    def __init__(self, root: Path) -> None:
+        store = open_store(root)
+        self.client: MlflowClient = store.client()
+        self._experiment_id = store.experiment_id(self.client, "digits")
+        self.trainer = Trainer(WorkerSettings(locate("digits"), 200, 1, store.tracking_uri))
+
+    def spec(self, params: Hyperparameters = SMALL, precision: Precision = Precision.FLOAT32) -> TrialSpec:
+        run_id = self.client.create_run(self._experiment_id).info.run_id
+        return TrialSpec(5, 1, params, 1234, run_id, precision)
+
+    def train(
+        self, spec: TrialSpec, go_on: Callable[[EpochReport], bool] = lambda _: True
+    ) -> tuple[TrialResult, list[EpochReport]]:
+        reports: list[EpochReport] = []
+
+        def answer(report: EpochReport) -> bool:
+            reports.append(report)
+            return go_on(report)
+
+        return self.trainer.train(spec, answer), reports
+
+    def artifacts(self, run_id: str) -> set[str]:
+        return {artifact.path for artifact in self.client.list_artifacts(run_id)}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with pytest.MonkeyPatch.context() as patch:
+        # TensorFlow takes its threads once in the life of a process, and other tests have used it already.
+        patch.setattr(trainer, "configure", lambda threads: None)
+        # The trainer sets MLflow's address for its whole process, which is a worker's own but not a test's.
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        yield Bench(tmp_path_factory.mktemp("store"))
+        mlflow.set_tracking_uri(None)
+
+
+def validation_accuracy(result: TrialResult, data: StudyData) -> float:
+    model = mlflow.keras.load_model(result.tags["model_uri"], load_model_kwargs={"safe_mode": True})
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+    predicted = model.predict(data.validation.images, verbose=0).argmax(axis=1)
+    return float(np.mean(predicted == data.validation.labels))
+
+
+def test_a_complete_trial_reports_every_epoch_and_leaves_its_evidence(bench: Bench, digits: StudyData) -> None:
+    spec = bench.spec()
+
+    result, reports = bench.train(spec)
+
+    assert result.state is TrialState.COMPLETE, result.message
+    assert (result.number, result.attempt, result.epochs_run) == (5, 1, 3)
+    assert [(report.number, report.attempt, report.epoch) for report in reports] == [(5, 1, 1), (5, 1, 2), (5, 1, 3)]
+    assert result.objective == result.metrics["objective"] == validation_accuracy(result, digits)
+    assert result.objective == pytest.approx(reports[-1].val_accuracy)
+    assert result.metrics["best_val_accuracy"] == max(report.val_accuracy for report in reports)
+    assert result.metrics["train_seconds"] == pytest.approx(sum(report.seconds for report in reports))
+    assert bench.artifacts(spec.run_id) == {
+        "confusion_matrix.png",
+        "confusion_matrix.json",
+        "classification_report.json",
+        "predictions.png",
+        "most_confused.json",
+    }
+
+
+def test_the_life_of_a_run_is_the_coordinators(bench: Bench) -> None:
+    spec = bench.spec(SMALL.model_copy(update={"epochs": 1}))
+    bench.train(spec)
+    run = bench.client.get_run(spec.run_id)
+    assert run.info.status == "RUNNING"
+    assert run.data.metrics == {}
+
+
+def test_an_attempt_repeated_with_its_seed_reaches_the_same(bench: Bench) -> None:
+    (first, curve), (again, same_curve) = (bench.train(bench.spec()) for _ in range(2))
+    assert first.objective == again.objective
+    untimed = [[replace(report, seconds=0, images_per_second=0) for report in each] for each in (curve, same_curve)]
+    assert untimed[0] == untimed[1]
+
+
+def test_a_trial_that_is_told_to_stop_ends_there_as_pruned(bench: Bench) -> None:
+    spec = bench.spec()
+
+    result, reports = bench.train(spec, go_on=lambda report: report.epoch < 2)
+
+    assert (result.state, result.epochs_run, result.reason) == (TrialState.PRUNED, 2, None)
+    assert [report.epoch for report in reports] == [1, 2]
+    assert result.objective is None
+    assert bench.artifacts(spec.run_id) == set()
+    assert bench.client.get_run(spec.run_id).outputs.model_outputs == []
+
+
+def test_a_trial_whose_loss_diverges_fails_with_that_reason(bench: Bench) -> None:
+    doomed = SMALL.model_copy(update={"optimizer": "sgd", "learning_rate": 10.0, "batch_size": 8})
+
+    result, reports = bench.train(bench.spec(doomed))
+
+    assert (result.state, result.reason) == (TrialState.FAILED, FailReason.DIVERGED)
+    assert (result.epochs_run, reports, result.objective) == (0, [], None)
+    assert "The loss became nan in epoch 1" in result.message
+
+
+def test_an_error_ends_the_trial_with_its_traceback_and_not_the_worker(bench: Bench) -> None:
+    lost = replace(bench.spec(), run_id="0" * 32)
+
+    result, reports = bench.train(lost)
+
+    assert (result.state, result.reason) == (TrialState.FAILED, FailReason.ERROR)
+    assert "Traceback" in result.message
+    assert "0" * 32 in result.message
+    assert result.epochs_run == len(reports) == 3
+    assert bench.train(bench.spec())[0].state is TrialState.COMPLETE
+
+
+def test_a_trial_trained_in_bfloat16_is_judged_by_the_float32_model_that_is_logged(
+    bench: Bench, digits: StudyData
+) -> None:
+    params = SMALL.model_copy(update={"epochs": 1})
+    result, _ = bench.train(bench.spec(params, Precision.BFLOAT16))
+    assert result.state is TrialState.COMPLETE, result.message
+    assert result.objective == validation_accuracy(result, digits)

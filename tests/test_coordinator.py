@@ -22,6 +22,7 @@ from tests.twins import (
     MemoryExecutor,
     MemoryTracker,
     RecordingObserver,
+    memory_storage,
     toy_accuracy,
     toy_report,
     toy_result,
@@ -29,11 +30,6 @@ from tests.twins import (
 
 SMOKE = load_space("smoke")
 SEED = 7
-
-
-def in_memory() -> RDBStorage:
-    # Optuna's own in-memory storage never looks again at a trial that was running and waits now.
-    return RDBStorage("sqlite:///:memory:")
 
 
 @dataclass
@@ -46,7 +42,7 @@ class Study:
     sampler: SamplerName = "random"
     pruner: PrunerName = "none"
     deadline: float | None = None
-    storage: RDBStorage = field(default_factory=in_memory)
+    storage: RDBStorage = field(default_factory=memory_storage)
     space: SearchSpace = SMOKE
     tracker: MemoryTracker | None = None
     engine: type[OptunaEngine] = OptunaEngine
@@ -228,7 +224,7 @@ def test_runs_are_closed_before_the_ledger_is_told() -> None:
 
 
 def test_hopeless_trials_are_pruned_and_the_baseline_never() -> None:
-    study = Study(trials=25, sampler="tpe", pruner="successive-halving", space=smoke_with(epochs=4))
+    study = Study(trials=15, pruner="successive-halving", space=smoke_with(epochs=4))
 
     study.run()
 
@@ -321,7 +317,7 @@ def test_with_one_worker_an_interrupted_study_goes_on_as_if_nothing_had_happened
     whole = Study(trials=14, sampler=sampler, pruner="hyperband")
     whole.run()
 
-    broken = replace(whole, storage=in_memory())
+    broken = replace(whole, storage=memory_storage())
     for epochs in (1, 12, 5):
         broken.run(interrupted_after(broken, epochs))
         broken = broken.again(tracker=broken.runs)

@@ -5,6 +5,8 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from optuna.storages import RDBStorage
+
 from fashion_study.executors.executor import AttemptLost, Event
 from fashion_study.trial import (
     EpochReport,
@@ -28,6 +30,12 @@ class Fate(StrEnum):
     ERROR = "error"
     DIVERGED = "diverged"
     STUCK = "stuck"
+
+
+def memory_storage() -> RDBStorage:
+    """Open an empty storage that ends with the test."""
+    # Optuna's own in-memory storage never looks again at a trial that was running and waits now.
+    return RDBStorage("sqlite:///:memory:")
 
 
 def toy_accuracy(params: Hyperparameters, epoch: int) -> float:
@@ -71,7 +79,7 @@ class _Attempt:
 
 
 class MemoryExecutor:
-    """Train the toy objective, an epoch of each running attempt per `wait`, and write what happens into `journal`."""
+    """Train the toy objective, one epoch of each running attempt whenever the caller has time to wait."""
 
     def __init__(
         self, slots: int = 1, fates: Mapping[Key, Fate] | None = None, journal: list[str] | None = None
@@ -105,11 +113,10 @@ class MemoryExecutor:
         self._journal.append(f"submit {spec.number}/{spec.attempt}")
 
     def wait(self, timeout: float) -> list[Event]:
-        """Return what is in `late`, and the next message of every attempt that waits for no answer."""
-        del timeout  # Virtual steps take no time.
+        """Return what is in `late`, and after some time the next message of every attempt that waits for no answer."""
         events, self.late = self.late, []
         for attempt in list(self._attempts.values()):
-            if attempt.is_ready:
+            if attempt.is_ready and timeout > 0:
                 events += self._step(attempt)
         return events
 

@@ -67,7 +67,7 @@ class Coordinator:
                 self._later.popleft()()
             elif not self._running:
                 break
-            elif self._next is None:
+            if not self._later and self._next is None:
                 self._next = self._ask()
             for event in self._executor.wait(0 if self._later else TICK_SECONDS):
                 self._handle(event)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import optuna
@@ -25,8 +26,8 @@ def study_figures(study: optuna.Study) -> Iterator[tuple[str, "Figure"]]:
     draw: dict[str, Callable[[optuna.Study], object]] = {}
     if any(trial.intermediate_values for trial in trials):
         draw["learning_curves"] = plots.plot_intermediate_values
-    if any(trial.datetime_start for trial in trials):
-        draw["timeline"] = plots.plot_timeline
+    if any(trial.state.is_finished() for trial in trials):
+        draw["timeline"] = lambda study: plots.plot_timeline(_as_trained(study))
     if complete:
         draw["optimization_history"] = plots.plot_optimization_history
         draw["slices"] = plots.plot_slice
@@ -44,3 +45,14 @@ def study_figures(study: optuna.Study) -> Iterator[tuple[str, "Figure"]]:
         figure.set_size_inches(max(width, 9), max(height, 5))
         yield name, figure
         plt.close(figure)
+
+
+def _as_trained(study: optuna.Study) -> optuna.Study:
+    """Copy a study, each finished trial beginning when a worker took it up and not when it was proposed."""
+    copy = optuna.create_study(direction="maximize")
+    for trial in study.get_trials():
+        if trial.datetime_complete is not None:
+            seconds = trial.user_attrs.get("seconds", 0.0)
+            trial.datetime_start = trial.datetime_complete - timedelta(seconds=seconds)
+        copy.add_trial(trial)
+    return copy

@@ -1,15 +1,17 @@
 """What a person reads when a study has ended: the ranking, the best against the baseline, what to do next."""
 
+import re
 import shlex
+from collections.abc import Iterable
 from signal import Signals
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from fashion_study.engines.ledger import TrialRecord
 from fashion_study.progress import duration
 from fashion_study.study import StudyResult
-from fashion_study.trial import TrialState
 
 SHOWN = 12
 
@@ -30,24 +32,47 @@ def _ranking(result: StudyResult) -> Table:
         caption=f"and {left_out} more in the MLflow UI" if left_out > 0 else None,
         title_justify="left",
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    names = list(result.records[0].params) if result.records else []
-    for heading in ("rank", "trial", "val_accuracy", *names, "epochs_run", "time"):
-        table.add_column(heading.replace("_", "\n"), justify="right")
+    columns = _columns(result.records[0].params if result.records else ())
+    for heading in ("rank", "trial", "val accuracy", "state", *columns, "epochs", "time"):
+        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
     for place, record in enumerate(result.records[:SHOWN], start=1):
-        values = [_short(record.params.get(name)) for name in names]
-        seconds = "" if record.seconds is None else duration(record.seconds)
-        row = (str(place), f"{record.number:03d}", _outcome(record), *values, str(len(record.curve)), seconds)
+        values = ["-".join(_short(record.params[name]) for name in names) for names in columns.values()]
+        time = "" if record.seconds is None else duration(record.seconds)
+        row = (
+            str(place),
+            f"{record.number:03d}",
+            _accuracy(record),
+            str(record.reason or record.state),
+            *values,
+            _epochs(record),
+            time,
+        )
         table.add_row(*row, style="bold" if record is result.best else None)
     return table
 
 
-def _outcome(record: TrialRecord) -> str:
-    if record.objective is not None:
-        return f"{record.objective:.4f}"
-    if record.state is TrialState.PRUNED:
-        return f"pruned ({record.curve[max(record.curve)]:.4f})" if record.curve else "pruned"
-    return str(record.reason or record.state)
+def _columns(names: Iterable[str]) -> dict[str, list[str]]:
+    """Give each hyperparameter a column, and numbered ones (`filters_1`, `filters_2`) one together."""
+    columns: dict[str, list[str]] = {}
+    for name in names:
+        if name != "epochs":
+            columns.setdefault(re.sub(r"_\d+$", "", name).replace("_", " "), []).append(name)
+    return columns
+
+
+def _epochs(record: TrialRecord) -> str:
+    asked = record.params.get("epochs")
+    return f"{len(record.curve)}" if asked is None else f"{len(record.curve)} of {asked}"
+
+
+def _accuracy(record: TrialRecord) -> str:
+    """Show the objective of a complete trial; of another one what it had reached."""
+    reached = record.curve[max(record.curve)] if record.curve else None
+    value = reached if record.objective is None else record.objective
+    return "" if value is None else f"{value:.4f}"
 
 
 def _short(value: object) -> str:

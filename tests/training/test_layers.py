@@ -23,9 +23,7 @@ MAPS = {
 }
 
 
-def pooled(
-    layer: keras.layers.Layer, inputs: tf.Tensor
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def pooled(layer: keras.layers.Layer, inputs: tf.Tensor) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return a pooling's outputs and the gradient that reaches its inputs, from a gradient of 1, 2, 3, ... above."""
     with tf.GradientTape() as tape:
         tape.watch(inputs)

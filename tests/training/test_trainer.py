@@ -122,7 +122,9 @@ def test_a_trial_that_is_told_to_stop_ends_there_as_pruned(bench: Bench) -> None
 
 
 def test_a_trial_whose_loss_diverges_fails_with_that_reason(bench: Bench) -> None:
-    doomed = SMALL.model_copy(update={"optimizer": "sgd", "learning_rate": 10.0, "batch_size": 8})
+    # Wide, so that not all its units can die before one explodes.
+    steep = {"optimizer": "sgd", "learning_rate": 10.0, "batch_size": 8, "filters_1": 64, "dense_units": 256}
+    doomed = SMALL.model_copy(update=steep)
 
     result, reports = bench.train(bench.spec(doomed))
 

@@ -114,6 +114,10 @@ class Ledger:
         """Keep the objective after `epoch`; a later attempt's value replaces an earlier one's."""
         self._storage.set_trial_intermediate_value(self._id(number), epoch, value)
 
+    def record_verdict(self, number: int, epoch: int) -> None:
+        """Keep that the pruner ends a trial after `epoch`, whichever attempt comes there."""
+        self._set_attr(number, "pruned_at", epoch)
+
     def release(self, number: int) -> TrialState:
         """Send a trial that was stopped from outside back to waiting; give it up after too many attempts."""
         if int(self.trial(number).user_attrs.get("attempt", 0)) >= MAX_ATTEMPTS:

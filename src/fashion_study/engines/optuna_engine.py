@@ -73,10 +73,16 @@ class OptunaEngine:
         self._ledger.record_value(number, epoch, value)
         if number == BASELINE_NUMBER:
             return False
+        trial = self._ledger.trial(number)
+        if trial.user_attrs.get("pruned_at") == epoch:
+            return True  # An interrupted attempt was told so; halving decides on an epoch only once.
         # The storage keeps what an interrupted attempt reported; the pruner must see this attempt alone.
-        this_attempt = copy.copy(self._ledger.trial(number))
+        this_attempt = copy.copy(trial)
         this_attempt.intermediate_values = dict(curve)
-        return self._study.pruner.prune(self._study, this_attempt)
+        prune = self._study.pruner.prune(self._study, this_attempt)
+        if prune:
+            self._ledger.record_verdict(number, epoch)
+        return prune
 
     def tell(self, result: TrialResult) -> None:
         """Record for good how a trial ended."""
@@ -141,7 +147,8 @@ def _pruner(name: PrunerName, max_epochs: int) -> BasePruner:
             # "auto" would take the scale from the first trials that happen to complete.
             return HyperbandPruner(min_resource=1, max_resource=max_epochs, reduction_factor=3)
         case "successive-halving":
-            return SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
+            # Looks after 1 and 5 epochs (and 25, ...): of each five trials about one goes on.
+            return SuccessiveHalvingPruner(min_resource=1, reduction_factor=5)
         case "median":
             return MedianPruner(n_startup_trials=5, n_warmup_steps=1)
         case "none":

@@ -125,7 +125,8 @@ class MlflowTracker:
 
     def log_figure(self, figure: "Figure", name: str) -> None:
         """Log a figure of the whole study as `figures/NAME.png`."""
-        self._client.log_figure(self._study_run_id, figure, f"figures/{name}.png")
+        tight = {"bbox_inches": "tight"}  # Long names of parameters would be cut off.
+        self._client.log_figure(self._study_run_id, figure, f"figures/{name}.png", save_kwargs=tight)
 
     def open_runs(self) -> dict[str, int]:
         """Return this study's trial runs that say they are running: run id to trial number."""

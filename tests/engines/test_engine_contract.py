@@ -1,0 +1,288 @@
+"""What every engine promises the coordinator, over a kit of canonical spaces."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.storages import RDBStorage
+
+from fashion_study.config import PrunerName, SamplerName
+from fashion_study.engines.engine import Engine, Exhausted, Proposal
+from fashion_study.engines.ledger import Ledger
+from fashion_study.engines.optuna_engine import OptunaEngine
+from fashion_study.space import SearchSpace
+from fashion_study.trial import FailReason, Hyperparameters, ParamValue, TrialResult, TrialState
+from tests.twins import memory_storage, toy_accuracy
+
+Point = dict[str, ParamValue]
+
+KINDS: dict[str, dict[str, dict[str, Any]]] = {
+    "int": {"dense_units": {"type": "int", "low": 8, "high": 12, "grid": [8, 12]}},
+    "int_log": {"batch_size": {"type": "int", "low": 8, "high": 1024, "log": True, "grid": [8, 64, 1024]}},
+    "int_step": {"filters_1": {"type": "int", "low": 4, "high": 16, "step": 4}},
+    "float": {"decay": {"type": "float", "low": 0.0, "high": 0.5, "grid": [0.0, 0.25]}},
+    "float_log": {"learning_rate": {"type": "float", "low": 1e-5, "high": 1e-1, "log": True, "grid": [1e-3, 1e-1]}},
+    "float_step": {"decay": {"type": "float", "low": 0.0, "high": 0.7, "step": 0.1, "grid": [0.1, 0.7]}},
+    "categorical": {"optimizer": {"type": "categorical", "choices": ["sgd", "adam", "rmsprop"]}},
+    "categorical_numbers": {"batch_size": {"type": "categorical", "choices": [512, 64, 128]}},
+    "single_point": {
+        "filters_1": {"type": "int", "low": 8, "high": 8},
+        "learning_rate": {"type": "float", "low": 1e-3, "high": 1e-3, "log": True, "grid": [1e-3]},
+        "optimizer": {"type": "categorical", "choices": ["adam"]},
+    },
+    "grid": {
+        "filters_1": {"type": "int", "low": 4, "high": 8, "step": 4},
+        "optimizer": {"type": "categorical", "choices": ["adam", "sgd"]},
+        "decay": {"type": "float", "low": 0.0, "high": 0.5, "grid": [0.0, 0.5]},
+    },
+}
+KINDS["mixed"] = (
+    KINDS["int"]
+    | KINDS["int_log"]
+    | KINDS["int_step"]
+    | KINDS["float_step"]
+    | KINDS["float_log"]
+    | KINDS["categorical"]
+    | {"filters_2": {"type": "int", "low": 8, "high": 8}}
+)
+
+
+def canonical(kind: str) -> SearchSpace:
+    """Build a space of one kind, with three epochs and each parameter's lowest or first value as its baseline."""
+    parameters = {name: spec | {"why": "A test."} for name, spec in KINDS[kind].items()}
+    fixed = Hyperparameters(epochs=3).model_dump()
+    return SearchSpace.model_validate(
+        {
+            "name": kind,
+            "purpose": "Drive an engine.",
+            "baseline": {
+                name: spec["choices"][0] if spec["type"] == "categorical" else spec["low"]
+                for name, spec in parameters.items()
+            },
+            "parameters": parameters,
+            "fixed": {name: value for name, value in fixed.items() if name not in parameters},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def storage() -> RDBStorage:
+    return memory_storage()
+
+
+@pytest.fixture
+def ledger(storage: RDBStorage, request: pytest.FixtureRequest) -> Ledger:
+    return Ledger(storage, request.node.nodeid)
+
+
+class EngineContract:
+    """Hold an engine to its promises; a subclass says how one is made, and how many trials show what it does."""
+
+    trials: int
+
+    def make(
+        self,
+        ledger: Ledger,
+        space: SearchSpace,
+        seed: int = 0,
+        pruner: PrunerName = "none",
+        try_points: tuple[Point, ...] = (),
+    ) -> Engine:
+        raise NotImplementedError
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_every_suggestion_lies_inside_the_space(self, kind: str, ledger: Ledger) -> None:
+        space = canonical(kind)
+        engine = self.make(ledger, space)
+
+        suggestions = [proposal.params for proposal in proposals(engine, ledger, space, self.trials)]
+
+        assert suggestions[0] == space.baseline
+        for params in suggestions:
+            assert {name: value for name, value in params.items() if not space.parameters[name].contains(value)} == {}
+            assert space.hyperparameters(params).model_dump() | params == space.hyperparameters(params).model_dump()
+
+    def test_numbers_count_from_zero_and_attempts_from_one(self, ledger: Ledger) -> None:
+        space = canonical("mixed")
+
+        found = proposals(self.make(ledger, space), ledger, space, 3)
+
+        assert [(proposal.number, proposal.attempt) for proposal in found] == [(0, 1), (1, 1), (2, 1)]
+        assert {proposal.superseded_run_id for proposal in found} == {None}
+
+    def test_points_to_try_come_right_after_the_baseline(self, ledger: Ledger) -> None:
+        space = canonical("mixed")
+        points = tuple(space.complete(point) for point in ({"optimizer": "rmsprop"}, {"dense_units": 11}))
+        engine = self.make(ledger, space, try_points=points)
+
+        suggestions = [proposal.params for proposal in proposals(engine, ledger, space, 4)]
+
+        assert suggestions[:3] == [space.baseline, *points]
+        assert suggestions[3] not in suggestions[:3]
+
+    def test_the_baseline_is_never_pruned(self, ledger: Ledger) -> None:
+        space = canonical("mixed")
+        engine = self.make(ledger, space, pruner="median")
+        baseline = asked(engine, ledger)
+        for _ in range(6):
+            good = asked(engine, ledger)
+            assert [engine.report(good.number, epoch, 0.9) for epoch in (1, 2, 3)] == [False] * 3
+            engine.tell(completed(good, 0.9))
+        bad = asked(engine, ledger)
+
+        assert [engine.report(baseline.number, epoch, 0.1) for epoch in (1, 2, 3)] == [False] * 3
+        assert True in [engine.report(bad.number, epoch, 0.1) for epoch in (1, 2)]
+
+    def test_the_same_seed_gives_the_same_trials(self, storage: RDBStorage, ledger: Ledger) -> None:
+        space = canonical("mixed")
+
+        def params(name: str, seed: int, trials: int) -> list[Point]:
+            own = Ledger(storage, f"{ledger.name} {name}")
+            return [proposal.params for proposal in proposals(self.make(own, space, seed), own, space, trials)]
+
+        first = params("first", 5, self.trials)
+        assert params("second", 5, self.trials) == first
+        assert params("third", 6, 3) != first[:3]
+
+    def test_a_resumed_ledger_goes_on_as_if_nothing_had_happened(self, ledger: Ledger, tmp_path: Path) -> None:
+        space = canonical("mixed")
+        tried = (space.complete({"dense_units": 10}),)
+        whole = proposals(self.make(ledger, space, 5, "hyperband", tried), ledger, space, self.trials)
+
+        resumed: list[Proposal] = []
+        for total in (1, self.trials - 1, self.trials):
+            # Objects of their own each time, as in a new process; what was running is sent back as reconcile does.
+            own = Ledger(RDBStorage(f"sqlite:///{tmp_path / 'optuna.db'}"), ledger.name)
+            for record in own.records():
+                if record.state is TrialState.RUNNING:
+                    own.release(record.number)
+            engine = self.make(own, space, 5, "hyperband", tried)
+            resumed += proposals(engine, own, space, total - own.counted())
+            asked(engine, own)
+
+        assert [proposal.params for proposal in resumed] == [proposal.params for proposal in whole]
+        assert [proposal.number for proposal in resumed] == list(range(self.trials))
+
+    def test_a_trial_that_waits_is_proposed_before_any_other(self, ledger: Ledger) -> None:
+        space = canonical("mixed")
+        engine = self.make(ledger, space)
+        proposals(engine, ledger, space, 2)
+        first = asked(engine, ledger)
+        ledger.release(first.number)
+
+        again = engine.ask()
+
+        assert again == Proposal(first.number, 2, first.params, run_id(first))
+
+    def test_failed_trials_do_not_stop_it(self, ledger: Ledger) -> None:
+        space = canonical("mixed")
+        engine = self.make(ledger, space)
+        seen = []
+        for reason in itertools.islice(itertools.cycle(FailReason), self.trials):
+            proposal = asked(engine, ledger)
+            seen.append(proposal.params)
+            engine.tell(TrialResult(proposal.number, proposal.attempt, TrialState.FAILED, 0, reason=reason))
+
+        assert len({tuple(params.values()) for params in seen}) == self.trials
+        assert {record.state for record in ledger.records()} == {TrialState.FAILED}
+
+    def test_reports_and_ends_reach_the_ledger(self, ledger: Ledger) -> None:
+        engine = self.make(ledger, canonical("mixed"))
+        complete, pruned = asked(engine, ledger), asked(engine, ledger)
+        for epoch, value in ((1, 0.25), (2, 0.5)):
+            engine.report(complete.number, epoch, value)
+        engine.tell(completed(complete, 0.5))
+        engine.report(pruned.number, 1, 0.125)
+        engine.tell(TrialResult(pruned.number, pruned.attempt, TrialState.PRUNED, 1))
+
+        first, second = ledger.records()
+        assert (first.state, first.objective, first.curve) == (TrialState.COMPLETE, 0.5, {1: 0.25, 2: 0.5})
+        assert (second.state, second.objective, second.curve) == (TrialState.PRUNED, None, {1: 0.125})
+
+
+class OptunaContract(EngineContract):
+    sampler: SamplerName
+    trials = 4
+
+    def make(
+        self,
+        ledger: Ledger,
+        space: SearchSpace,
+        seed: int = 0,
+        pruner: PrunerName = "none",
+        try_points: tuple[Point, ...] = (),
+    ) -> Engine:
+        return OptunaEngine(ledger, space, self.sampler, pruner, seed, try_points)
+
+
+class TestTpe(OptunaContract):
+    sampler = "tpe"
+    trials = 12  # It draws at random until ten have ended.
+
+
+class TestRandom(OptunaContract):
+    sampler = "random"
+
+
+class TestQmc(OptunaContract):
+    sampler = "qmc"
+
+
+class TestGrid(OptunaContract):
+    sampler = "grid"
+
+    @pytest.mark.parametrize("kind", KINDS.keys() - {"mixed"})
+    def test_every_point_is_proposed_once_and_then_it_is_exhausted(self, kind: str, ledger: Ledger) -> None:
+        space = canonical(kind)
+        engine = self.make(ledger, space)
+        grid = [dict(zip(space.grid, values, strict=True)) for values in itertools.product(*space.grid.values())]
+
+        suggestions = [proposal.params for proposal in proposals(engine, ledger, space, 100)]
+
+        expected = grid if space.baseline in grid else [*grid, space.baseline]
+        assert sorted(suggestions, key=repr) == sorted(expected, key=repr)
+        answer = engine.ask()
+        assert isinstance(answer, Exhausted)
+        assert answer.reason
+
+    def test_the_seed_decides_the_order(self, storage: RDBStorage, ledger: Ledger) -> None:
+        space = canonical("grid")
+        orders = []
+        for seed in range(3):
+            own = Ledger(storage, f"{ledger.name} {seed}")
+            orders.append([p.params for p in proposals(self.make(own, space, seed), own, space, 100)])
+
+        assert orders[0] != orders[1] or orders[0] != orders[2]
+
+
+def asked(engine: Engine, ledger: Ledger) -> Proposal:
+    """Ask for a proposal and begin it, as the coordinator does."""
+    answer = engine.ask()
+    assert isinstance(answer, Proposal)
+    ledger.link_run(answer.number, run_id(answer))
+    return answer
+
+
+def proposals(engine: Engine, ledger: Ledger, space: SearchSpace, count: int) -> list[Proposal]:
+    """Train up to `count` trials on the toy objective, one after the other, until nothing is left to propose."""
+    return list(itertools.islice(_trained(engine, ledger, space), count))
+
+
+def _trained(engine: Engine, ledger: Ledger, space: SearchSpace) -> Iterator[Proposal]:
+    while not isinstance(answer := engine.ask(), Exhausted):
+        assert isinstance(answer, Proposal)
+        ledger.link_run(answer.number, run_id(answer))
+        params = space.hyperparameters(answer.params)
+        engine.report(answer.number, 1, toy_accuracy(params, 1))
+        engine.tell(completed(answer, toy_accuracy(params, 3)))
+        yield answer
+
+
+def completed(proposal: Proposal, objective: float) -> TrialResult:
+    return TrialResult(proposal.number, proposal.attempt, TrialState.COMPLETE, 3, objective)
+
+
+def run_id(proposal: Proposal) -> str:
+    return f"run-{proposal.number}-{proposal.attempt}"

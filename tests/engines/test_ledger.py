@@ -1,0 +1,168 @@
+"""The promises of the ledger: what it is told it keeps, across processes and interruptions."""
+
+from pathlib import Path
+
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.storages import RDBStorage
+
+from fashion_study.engines.ledger import MAX_ATTEMPTS, Ledger
+from fashion_study.trial import FailReason, TrialResult, TrialState
+from tests.twins import memory_storage
+
+
+@pytest.fixture(scope="module")
+def storage() -> RDBStorage:
+    return memory_storage()
+
+
+@pytest.fixture
+def ledger(storage: RDBStorage, request: pytest.FixtureRequest) -> Ledger:
+    return Ledger(storage, request.node.nodeid)
+
+
+def begin(ledger: Ledger) -> int:
+    """Ask for a trial and begin an attempt at it, as engine and coordinator do; return its number."""
+    trial = ledger.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
+    attempt = ledger.begin_attempt(trial)
+    ledger.link_run(trial.number, f"run-{trial.number}-{attempt}")
+    return trial.number
+
+
+def completed(number: int, objective: float) -> TrialResult:
+    return TrialResult(number, 1, TrialState.COMPLETE, 1, objective)
+
+
+def test_a_new_ledger_is_empty(ledger: Ledger) -> None:
+    assert ledger.records() == []
+    assert ledger.counted() == 0
+    assert ledger.best() is None
+    assert not ledger.has_waiting()
+    assert dict(ledger.facts) == {}
+
+
+def test_a_trial_that_runs_shows_its_attempt_and_its_run_and_does_not_count(ledger: Ledger) -> None:
+    number = begin(ledger)
+
+    (record,) = ledger.records()
+    assert (record.number, record.state, record.attempt, record.run_id) == (number, TrialState.RUNNING, 1, "run-0-1")
+    assert (record.objective, record.reason, record.seconds) == (None, None, None)
+    assert record.params.keys() == {"learning_rate"}
+    assert ledger.counted() == 0
+
+
+def test_a_complete_trial_keeps_its_objective_its_curve_and_its_time(ledger: Ledger) -> None:
+    number = begin(ledger)
+    ledger.record_value(number, 1, 0.25)
+    ledger.record_value(number, 2, 0.75)
+
+    ledger.close(completed(number, 0.5))
+
+    (record,) = ledger.records()
+    assert (record.state, record.objective, record.curve) == (TrialState.COMPLETE, 0.5, {1: 0.25, 2: 0.75})
+    assert record.seconds is not None
+    assert record.seconds >= 0
+    assert ledger.counted() == 1
+
+
+def test_a_pruned_trial_counts_and_has_no_objective(ledger: Ledger) -> None:
+    number = begin(ledger)
+    ledger.record_value(number, 1, 0.25)
+
+    ledger.close(TrialResult(number, 1, TrialState.PRUNED, 1))
+
+    (record,) = ledger.records()
+    assert (record.state, record.objective, record.curve) == (TrialState.PRUNED, None, {1: 0.25})
+    assert ledger.counted() == 1
+    assert ledger.best() is None
+
+
+@pytest.mark.parametrize("reason", FailReason)
+def test_a_failed_trial_counts_and_keeps_its_reason(reason: FailReason, ledger: Ledger) -> None:
+    number = begin(ledger)
+
+    ledger.close(TrialResult(number, 1, TrialState.FAILED, 0, reason=reason))
+
+    (record,) = ledger.records()
+    assert (record.state, record.reason, record.objective) == (TrialState.FAILED, reason, None)
+    assert ledger.counted() == 1
+
+
+def test_the_best_trial_has_the_highest_objective_and_on_a_tie_came_first(ledger: Ledger) -> None:
+    for objective in (0.5, 0.75, 0.25, 0.75):
+        ledger.close(completed(begin(ledger), objective))
+
+    best = ledger.best()
+
+    assert best is not None
+    assert (best.number, best.objective) == (1, 0.75)
+
+
+def test_a_released_trial_waits_under_its_own_number_and_values(ledger: Ledger) -> None:
+    number = begin(ledger)
+    params = ledger.records()[number].params
+
+    state = ledger.release(number)
+
+    assert state is ledger.records()[number].state is TrialState.WAITING
+    assert ledger.has_waiting()
+    assert ledger.counted() == 0
+    assert begin(ledger) == number
+    (record,) = ledger.records()
+    assert (record.state, record.params, record.attempt) == (TrialState.RUNNING, params, 2)
+    assert record.run_id == "run-0-2"
+    assert not ledger.has_waiting()
+
+
+def test_a_trial_is_given_up_after_too_many_attempts(ledger: Ledger) -> None:
+    states = [ledger.release(begin(ledger)) for _ in range(MAX_ATTEMPTS)]
+
+    assert states == [TrialState.WAITING, TrialState.WAITING, TrialState.FAILED]
+    (record,) = ledger.records()
+    assert (record.state, record.reason, record.attempt) == (TrialState.FAILED, FailReason.INTERRUPTED, 3)
+    assert ledger.counted() == 1
+
+
+def test_a_withdrawn_proposal_was_no_attempt(ledger: Ledger) -> None:
+    for _ in range(MAX_ATTEMPTS + 1):
+        ledger.withdraw(begin(ledger))
+
+    (record,) = ledger.records()
+    assert (record.state, record.attempt) == (TrialState.WAITING, 0)
+
+
+def test_a_later_attempt_replaces_the_values_of_an_earlier_one(ledger: Ledger) -> None:
+    number = begin(ledger)
+    ledger.record_value(number, 1, 0.25)
+    ledger.release(number)
+    begin(ledger)
+
+    ledger.record_value(number, 1, 0.5)
+
+    assert ledger.records()[number].curve == {1: 0.5}
+
+
+def test_a_point_is_enqueued_once(ledger: Ledger) -> None:
+    for _ in range(2):
+        ledger.enqueue({"learning_rate": 0.5})
+    assert len(ledger.records()) == 1
+    number = begin(ledger)
+
+    ledger.enqueue({"learning_rate": 0.5})
+
+    assert ledger.records()[number].params == {"learning_rate": 0.5}
+    assert len(ledger.records()) == 1
+
+
+def test_another_process_reads_what_was_written(tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path / 'optuna.db'}"
+    first = Ledger(RDBStorage(address), "toy")
+    first.remember(identity={"seed": 3}, precision="float32")
+    first.close(completed(begin(first), 0.5))
+    first.record_value(begin(first), 1, 0.25)
+
+    second = Ledger(RDBStorage(address), "toy")
+
+    assert dict(second.facts) == {"identity": {"seed": 3}, "precision": "float32"}
+    assert second.records() == first.records()
+    assert Ledger(RDBStorage(address), "another").records() == []

@@ -1,0 +1,566 @@
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import numpy.typing as npt
+import optuna
+import pandas as pd
+import psutil
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.trial import FrozenTrial, TrialState
+
+from fashion_study.datasets import load_study_data, locate
+from fashion_study.space_file import load_space
+
+ROOT = Path(__file__).parents[1]
+STUDY = "digits-smoke"
+SPACE = load_space("smoke")
+# Not a measure of anything: how long a study on a busy machine may take before something must be wrong.
+PATIENCE = 280
+CURVES = {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "epoch_seconds", "images_per_second"}
+EVIDENCE = {
+    "confusion_matrix.png",
+    "confusion_matrix.json",
+    "classification_report.json",
+    "predictions.png",
+    "most_confused.json",
+}
+DOOMED_SPACE = """
+name: doomed
+purpose: No trial of this space can be trained.
+baseline: {learning_rate: 10.0}
+parameters:
+  learning_rate: {type: float, low: 9.0, high: 10.0, why: A thousand times what can be fitted.}
+# Wide, so that not all its units can die before one explodes.
+fixed:
+  {filters_1: 64, filters_2: 8, filters_3: 8, dense_units: 256, optimizer: sgd, decay: 0.0,
+   batch_size: 8, epochs: 2, input_scale: raw}
+"""
+
+
+def command(store: Path, *options: str, space: str = "smoke") -> list[str]:
+    fixed = ["--space", space, "--dataset", "digits", "--store", str(store), "--precision", "float32"]
+    return [sys.executable, "-m", "experiments.run_study", *fixed, *options]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a study left, read with MLflow's and Optuna's own clients. `runs` are its trials' attempts."""
+
+    client: MlflowClient
+    parent: Run
+    runs: dict[str, Run]
+    trials: dict[int, FrozenTrial]
+
+    def run_of(self, number: int) -> Run:
+        return self.runs[self.trials[number].user_attrs["run_id"]]
+
+    def artifacts(self, run: Run, folder: str = "") -> set[str]:
+        return {artifact.path for artifact in self.client.list_artifacts(run.info.run_id, folder)}
+
+    def table(self, run: Run, name: str) -> Any:
+        return json.loads(Path(self.client.download_artifacts(run.info.run_id, name)).read_text())
+
+
+def read_back(store: Path, study: str = STUDY) -> Evidence:
+    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs if run is not parent} <= {parent.info.run_id}
+    kept = optuna.load_study(study_name=study, storage=f"sqlite:///{store}/optuna.db")
+    return Evidence(
+        client=client,
+        parent=parent,
+        runs={run.info.run_id: run for run in runs if run is not parent},
+        trials={trial.number: trial for trial in kept.trials},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """One start of the command, run to its end, and what the store held then: later starts change the store."""
+
+    store: Path
+    exit_code: int
+    output: str
+    errors: str
+    evidence: Evidence
+    parent_files: Path
+
+
+def start(store: Path, copy_to: Path, *options: str) -> Start:
+    done = subprocess.run(
+        command(store, *options), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    evidence = read_back(store)
+    copy_to.mkdir()
+    files = evidence.client.download_artifacts(evidence.parent.info.run_id, "", str(copy_to))
+    return Start(store, done.returncode, done.stdout, done.stderr, evidence, Path(files))
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Start:
+    root = tmp_path_factory.mktemp("study")
+    done = start(root / "store", root / "first", "--trials", "4", "--workers", "2")
+    assert done.exit_code == 0, done.output + done.errors
+    return done
+
+
+@pytest.fixture(scope="module")
+def again(first: Start) -> Start:
+    return start(first.store, first.store.parent / "again", "--trials", "4", "--workers", "2")
+
+
+@pytest.fixture(scope="module")
+def extended(again: Start) -> Start:
+    return start(again.store, again.store.parent / "extended", "--trials", "6", "--workers", "2")
+
+
+@pytest.fixture
+def default_store(first: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{first.store}/mlflow.db")
+
+
+def complete(evidence: Evidence) -> dict[int, FrozenTrial]:
+    return {number: trial for number, trial in evidence.trials.items() if trial.state is TrialState.COMPLETE}
+
+
+def confusion_of(evidence: Evidence, run: Run) -> npt.NDArray[np.int64]:
+    return np.array(evidence.table(run, "confusion_matrix.json")["counts"])
+
+
+def test_a_study_runs_its_trials_and_names_the_best(first: Start) -> None:
+    trials = first.evidence.trials
+    assert sorted(trials) == [0, 1, 2, 3]
+    assert {trial.state for trial in trials.values()} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    best = max(complete(first.evidence).values(), key=lambda trial: (trial.value, -trial.number))
+    assert f"trial {best.number:03d} with {best.value:.4f}" in first.output.replace("The baseline trial itself", "")
+    assert "4 of 4 trials done, 4 of them now" in first.output
+    assert first.errors == ""
+
+
+def test_trial_0_is_the_baseline_and_is_complete(first: Start) -> None:
+    baseline = first.evidence.trials[0]
+    assert baseline.params == SPACE.baseline
+    assert baseline.state is TrialState.COMPLETE
+
+
+def test_the_run_of_the_study_says_what_was_asked_and_what_came_out(first: Start) -> None:
+    parent, trials = first.evidence.parent, complete(first.evidence)
+    best = max(trials.values(), key=lambda trial: (trial.value, -trial.number))
+    assert (parent.info.status, parent.info.run_name) == ("FINISHED", STUDY)
+    data = locate("digits")
+    assert parent.data.params == {
+        "space": "smoke",
+        "space_digest": SPACE.digest,
+        "dataset": "digits",
+        "data_digest": data.digest,
+        "seed": "0",
+        "limit_train": "None",
+        "precision": "float32",
+        "training_version": "1",
+    }
+    expected = {
+        "kind": "study",
+        "study": STUDY,
+        "sampler": "tpe",
+        "pruner": "hyperband",
+        "trials": "4",
+        "workers": "2",
+        "trials_counted": "4",
+        "best_trial": str(best.number),
+        "best_run": best.user_attrs["run_id"],
+    }
+    assert {name: parent.data.tags.get(name) for name in expected} == expected
+    assert parent.data.metrics == {"best_objective": best.value}
+
+
+def test_the_run_of_the_study_carries_the_command_that_repeats_it(first: Start) -> None:
+    words = shlex.split(first.evidence.parent.data.tags["command"])
+    assert words[:3] == ["python", "-m", "experiments.run_study"]
+    options = dict(zip(words[3::2], words[4::2], strict=True))
+    assert options == {
+        "--space": "smoke",
+        "--dataset": "digits",
+        "--trials": "4",
+        "--workers": "2",
+        "--seed": "0",
+        "--precision": "float32",
+    }
+
+
+def test_the_run_of_the_study_holds_space_leaderboard_and_figures(first: Start) -> None:
+    evidence, files = first.evidence, first.parent_files
+    assert (files / "space.yaml").read_text() == SPACE.source_text
+    leaderboard = pd.read_csv(files / "leaderboard.csv")
+    assert leaderboard["rank"].tolist() == [1, 2, 3, 4]
+    assert sorted(leaderboard["trial"]) == [0, 1, 2, 3]
+    objectives = leaderboard["objective"].dropna()
+    assert objectives.is_monotonic_decreasing
+    assert objectives.tolist() == sorted((trial.value for trial in complete(evidence).values()), reverse=True)
+    viewed = evidence.client.load_table(
+        evidence.parent.info.experiment_id, "leaderboard.json", [evidence.parent.info.run_id]
+    )
+    assert viewed["run_id"].tolist() == leaderboard["run_id"].tolist()
+    figures = {"learning_curves", "timeline", "optimization_history", "slices"}
+    if len(complete(evidence)) > 1:
+        figures.add("parallel_coordinates")
+    if len(complete(evidence)) == 4:
+        figures.add("parameter_importances")
+    assert {path.stem for path in (files / "figures").iterdir()} == figures
+    for path in (files / "figures").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_trial_is_one_nested_run_linked_both_ways(first: Start) -> None:
+    evidence = first.evidence
+    assert len(evidence.runs) == 4
+    for number, trial in evidence.trials.items():
+        run = evidence.run_of(number)
+        assert run.data.tags["trial"] == str(number)
+        assert run.data.tags["study"] == STUDY
+        assert run.info.status == ("FINISHED" if trial.state is TrialState.COMPLETE else "KILLED")
+
+
+def test_a_run_is_named_for_a_person_and_tagged_for_a_search(first: Start) -> None:
+    evidence = first.evidence
+    seeds = {run.data.tags["seed"] for run in evidence.runs.values()}
+    assert len(seeds) == 4
+    for number, trial in evidence.trials.items():
+        run = evidence.run_of(number)
+        done = trial.state is TrialState.COMPLETE
+        ending = f"{trial.value:.4f}" if done else f"pruned at {max(trial.intermediate_values)}"
+        assert run.info.run_name == f"{number:03d}  {ending}"
+        expected = {"state": "complete" if done else "pruned", "precision": "float32", "attempt": "1", "kind": "trial"}
+        assert {name: run.data.tags.get(name) for name in expected} == expected
+        assert all(run.data.tags.get(name) for name in ("code_version", "host"))
+
+
+def test_a_run_has_every_hyperparameter_the_fixed_ones_too(first: Start) -> None:
+    for number, trial in first.evidence.trials.items():
+        wanted = SPACE.hyperparameters(trial.params).model_dump()
+        assert first.evidence.run_of(number).data.params == {name: str(value) for name, value in wanted.items()}
+
+
+def test_a_run_has_a_point_of_every_curve_for_every_epoch(first: Start) -> None:
+    evidence = first.evidence
+    for number, trial in evidence.trials.items():
+        run = evidence.run_of(number)
+        epochs = trial.params["epochs"] if trial.state is TrialState.COMPLETE else max(trial.intermediate_values)
+        assert run.data.tags["epochs_run"] == str(epochs)
+        for name in CURVES:
+            points = evidence.client.get_metric_history(run.info.run_id, name)
+            assert [point.step for point in points] == list(range(1, epochs + 1)), name
+            assert all(np.isfinite(point.value) and point.value > 0 for point in points), name
+        told = {
+            point.step: point.value for point in evidence.client.get_metric_history(run.info.run_id, "val_accuracy")
+        }
+        assert told == trial.intermediate_values
+
+
+def test_the_objective_is_the_same_wherever_it_is_read(first: Start) -> None:
+    evidence = first.evidence
+    for number, trial in complete(evidence).items():
+        run = evidence.run_of(number)
+        confusion = confusion_of(evidence, run)
+        assert trial.value == run.data.metrics["objective"] == np.trace(confusion) / confusion.sum()
+        assert trial.value == pytest.approx(trial.intermediate_values[trial.params["epochs"]])
+
+
+def test_the_final_metrics_follow_from_the_confusion_matrix(first: Start) -> None:
+    evidence = first.evidence
+    for number in complete(evidence):
+        run = evidence.run_of(number)
+        metrics, confusion = run.data.metrics, confusion_of(evidence, run)
+        hits, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+        assert [metrics[f"recall_{digit}"] for digit in range(10)] == pytest.approx(list(hits / true))
+        assert metrics["macro_f1"] == pytest.approx(float(np.mean(2 * hits / (true + predicted))))
+        assert metrics["best_val_accuracy"] >= metrics["objective"] - 1e-6
+        epochs = evidence.client.get_metric_history(run.info.run_id, "epoch_seconds")
+        assert metrics["train_seconds"] == pytest.approx(sum(point.value for point in epochs))
+        assert metrics["ms_per_image"] > 0
+
+
+def test_a_complete_trial_leaves_its_figures_and_tables(first: Start) -> None:
+    evidence = first.evidence
+    for number in complete(evidence):
+        run = evidence.run_of(number)
+        assert evidence.artifacts(run) == EVIDENCE
+        for name in EVIDENCE:
+            if name.endswith(".png"):
+                path = Path(evidence.client.download_artifacts(run.info.run_id, name))
+                assert path.read_bytes().startswith(b"\x89PNG")
+        report = evidence.table(run, "classification_report.json")
+        assert report["accuracy"] == pytest.approx(run.data.metrics["objective"])
+        confusion = confusion_of(evidence, run)
+        pairs = evidence.table(run, "most_confused.json")["pairs"]
+        mistakes = confusion - np.diag(np.diag(confusion))
+        assert pairs[0]["count"] == mistakes.max()
+        assert confusion[int(pairs[0]["true"]), int(pairs[0]["predicted"])] == mistakes.max()
+
+
+def test_runs_name_the_images_they_read_with_their_digest(first: Start) -> None:
+    evidence = first.evidence
+    digest = load_study_data(locate("digits")).split_digest[:36]
+    for run in (evidence.parent, *evidence.runs.values()):
+        read = {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}
+        assert sorted(read) == ["training", "validation"]
+        assert {(dataset.name, dataset.digest) for dataset in read.values()} == {("digits", digest)}
+        sizes = {context: json.loads(dataset.profile)["images"] for context, dataset in read.items()}
+        assert sizes == {"training": 1079, "validation": 359}
+
+
+@pytest.mark.usefixtures("default_store")
+def test_every_logged_model_reaches_exactly_its_objective_when_it_is_loaded_again(first: Start) -> None:
+    validation = load_study_data(locate("digits")).validation
+    for number, trial in complete(first.evidence).items():
+        run = first.evidence.run_of(number)
+        model = mlflow.keras.load_model(run.data.tags["model_uri"], load_model_kwargs={"safe_mode": True})
+        predicted = model.predict(validation.images, verbose=0).argmax(axis=1)
+        assert np.mean(predicted == validation.labels) == trial.value
+        assert model.count_params() == run.data.metrics["parameter_count"]
+        assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+        assert all(type(layer).__module__.startswith("keras.") for layer in model.layers)
+        (output,) = run.outputs.model_outputs
+        assert run.data.tags["model_uri"] == f"models:/{output.model_id}"
+    keras.backend.clear_session()
+
+
+@pytest.mark.usefixtures("default_store")
+def test_a_logged_model_takes_raw_pixels_as_any_mlflow_model_does(first: Start) -> None:
+    validation = load_study_data(locate("digits")).validation
+    trial = first.evidence.trials[0]
+    model = mlflow.pyfunc.load_model(first.evidence.run_of(0).data.tags["model_uri"])
+    raw = validation.images.astype(np.float32)
+    assert (raw.min(), raw.max()) == (0, 255)
+    probabilities = model.predict(raw)
+    assert probabilities.sum(axis=1) == pytest.approx(np.ones(len(raw)), abs=1e-5)
+    assert np.mean(probabilities.argmax(axis=1) == validation.labels) == trial.value
+
+
+def test_the_same_command_again_finds_nothing_left_to_do(first: Start, again: Start) -> None:
+    assert again.exit_code == 0, again.errors
+    assert "Nothing left to do: 4 of 4 trials were done already." in again.output
+    before, after = first.evidence, again.evidence
+    assert after.runs.keys() == before.runs.keys()
+    assert after.trials == before.trials
+    assert after.parent.info.end_time == before.parent.info.end_time
+
+
+def test_a_higher_total_adds_only_what_is_missing(first: Start, extended: Start) -> None:
+    assert extended.exit_code == 0, extended.errors
+    assert "6 of 6 trials done, 2 of them now" in extended.output
+    before, after = first.evidence, extended.evidence
+    assert sorted(after.trials) == [0, 1, 2, 3, 4, 5]
+    assert {number: after.trials[number] for number in before.trials} == before.trials
+    assert len(after.runs) == 6
+    assert before.runs.keys() < after.runs.keys()
+    assert after.parent.info.run_id == before.parent.info.run_id
+    assert after.parent.info.status == "FINISHED"
+    assert sorted(pd.read_csv(extended.parent_files / "leaderboard.csv")["trial"]) == [0, 1, 2, 3, 4, 5]
+    starts = json.loads((extended.parent_files / "invocations.json").read_text())
+    assert [row[starts["columns"].index("trials")] for row in starts["data"]] == ["4", "6"]
+
+
+def test_another_seed_is_another_study_and_is_refused_with_the_difference(extended: Start) -> None:
+    refused = start(extended.store, extended.store.parent / "refused", "--trials", "9", "--seed", "1")
+    assert refused.exit_code == 2
+    assert "seed: stored 0, asked for 1" in refused.errors
+    assert "--study" in refused.errors
+    assert "Traceback" not in refused.errors
+    assert refused.evidence.trials == extended.evidence.trials
+    assert refused.evidence.runs.keys() == extended.evidence.runs.keys()
+
+
+@dataclass(frozen=True, eq=False)
+class Ending:
+    """How a study ended that was sent signals, and what it left behind."""
+
+    exit_code: int
+    output: str
+    errors: str
+    surviving_workers: list[psutil.Process]
+    evidence: Evidence
+
+    def states(self) -> Counter[TrialState]:
+        return Counter(trial.state for trial in self.evidence.trials.values())
+
+    def statuses(self) -> Counter[str]:
+        return Counter(run.info.status for run in self.evidence.runs.values())
+
+
+def end_with(store: Path, *signals: signal.Signals) -> Ending:
+    """Send a study the first signal when a trial is complete, a second one when it says that it stops."""
+    options = ("--trials", "500", "--workers", "1")
+    with subprocess.Popen(
+        command(store, *options), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        workers: list[psutil.Process] = []
+        shown = ""
+        for number, awaited in zip(signals, (" complete: ", " stopped from outside "), strict=False):
+            shown += read_up_to(awaited, process)
+            workers = workers or psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(number)
+        output, errors = process.communicate(timeout=PATIENCE)
+    assert workers
+    _, surviving = psutil.wait_procs(workers, timeout=30)
+    return Ending(process.returncode, shown + output, errors, surviving, read_back(store))
+
+
+def read_up_to(text: str, process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError(f"The study ended before it said {text!r}: {lines}")
+
+
+@pytest.fixture(scope="module")
+def interrupted_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("interrupted") / "store"
+
+
+# Each goes on with the study that the one before it has left behind.
+@pytest.fixture(scope="module")
+def stopped_once(interrupted_store: Path) -> Ending:
+    return end_with(interrupted_store, signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def stopped_twice(stopped_once: Ending, interrupted_store: Path) -> Ending:
+    return end_with(interrupted_store, signal.SIGINT, signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def killed(stopped_twice: Ending, interrupted_store: Path) -> Ending:
+    return end_with(interrupted_store, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def terminated(killed: Ending, interrupted_store: Path) -> Ending:
+    return end_with(interrupted_store, signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def finished(terminated: Ending, interrupted_store: Path) -> Start:
+    total = len(terminated.evidence.trials) + 1
+    copy_to = interrupted_store.parent / "finished"
+    return start(interrupted_store, copy_to, "--trials", str(total), "--workers", "1")
+
+
+def test_one_ctrl_c_ends_a_study_cleanly(stopped_once: Ending) -> None:
+    assert stopped_once.exit_code == 130
+    assert stopped_once.errors == ""
+    assert "Stopped by Ctrl-C; the unfinished trials wait." in stopped_once.output
+    assert "Go on: the same command" in stopped_once.output
+    assert stopped_once.surviving_workers == []
+    assert stopped_once.states()[TrialState.WAITING] >= 1
+    assert stopped_once.states()[TrialState.RUNNING] == 0
+    assert stopped_once.statuses()["RUNNING"] == 0
+    assert stopped_once.evidence.parent.info.status == "KILLED"
+
+
+def test_a_second_ctrl_c_ends_it_at_once(stopped_twice: Ending) -> None:
+    assert stopped_twice.exit_code == 130
+    assert "Stopped at once" in stopped_twice.errors
+    assert "Traceback" not in stopped_twice.errors
+    assert "MLflow UI" not in stopped_twice.output
+    assert stopped_twice.surviving_workers == []
+
+
+def test_workers_do_not_outlive_a_coordinator_that_is_killed(killed: Ending) -> None:
+    assert killed.exit_code == -signal.SIGKILL
+    assert killed.surviving_workers == []
+    assert killed.states()[TrialState.RUNNING] >= 1
+    assert killed.statuses()["RUNNING"] >= 1
+
+
+def test_the_start_after_a_kill_says_what_it_found_and_takes_it_up_again(killed: Ending, terminated: Ending) -> None:
+    cut_off = [number for number, trial in killed.evidence.trials.items() if trial.state is TrialState.RUNNING]
+    for number in cut_off:
+        assert f"trial {number:03d} was cut off in attempt 1; it is waiting now" in terminated.output
+    assert re.search(
+        rf"trial ({'|'.join(f'{number:03d}' for number in cut_off)}) started \(attempt 2\)", terminated.output
+    )
+
+
+def test_sigterm_ends_a_study_cleanly_with_its_own_exit_code(terminated: Ending) -> None:
+    assert terminated.exit_code == 143
+    assert terminated.errors == ""
+    assert terminated.surviving_workers == []
+    assert terminated.states()[TrialState.RUNNING] == 0
+    assert terminated.statuses()["RUNNING"] == 0
+
+
+def test_a_study_that_was_stopped_again_and_again_still_finishes_to_its_total(finished: Start) -> None:
+    assert finished.exit_code == 0, finished.errors
+    trials = finished.evidence.trials
+    assert sorted(trials) == list(range(len(trials)))
+    assert {trial.state for trial in trials.values()} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert f"{len(trials)} of {len(trials)} trials done" in finished.output
+    assert finished.evidence.parent.info.status == "FINISHED"
+    assert {run.info.status for run in finished.evidence.runs.values()} <= {"FINISHED", "KILLED"}
+
+
+def test_a_trial_keeps_its_parameters_and_seed_through_every_attempt(finished: Start) -> None:
+    for number in finished.evidence.trials:
+        attempts = [run for run in finished.evidence.runs.values() if run.data.tags["trial"] == str(number)]
+        assert len({run.data.tags["seed"] for run in attempts}) == 1
+        assert len({tuple(sorted(run.data.params.items())) for run in attempts}) == 1
+
+
+def test_every_trial_has_one_current_run_and_the_others_name_their_successor(finished: Start) -> None:
+    evidence = finished.evidence
+    replaced = {run_id: run for run_id, run in evidence.runs.items() if "superseded_by" in run.data.tags}
+    current = {run_id: run for run_id, run in evidence.runs.items() if run_id not in replaced}
+    assert {run_id: int(run.data.tags["trial"]) for run_id, run in current.items()} == {
+        trial.user_attrs["run_id"]: number for number, trial in evidence.trials.items()
+    }
+    assert len(replaced) >= 4
+    for run in replaced.values():
+        successor = evidence.runs[run.data.tags["superseded_by"]]
+        assert successor.data.tags["trial"] == run.data.tags["trial"]
+        assert int(successor.data.tags["attempt"]) == int(run.data.tags["attempt"]) + 1
+        assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
+        assert run.info.run_name == f"{int(run.data.tags['trial']):03d}  interrupted"
+
+
+def test_a_study_of_which_every_trial_diverges_ends_with_the_answer_no(tmp_path: Path) -> None:
+    space = tmp_path / "doomed.yaml"
+    space.write_text(DOOMED_SPACE)
+    done = subprocess.run(
+        command(tmp_path / "store", "--trials", "2", "--workers", "1", space=str(space)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "No trial is complete" in done.stdout
+    evidence = read_back(tmp_path / "store", "digits-doomed")
+    assert [trial.state for trial in evidence.trials.values()] == [TrialState.FAIL] * 2
+    assert len(evidence.runs) == 2
+    for number, trial in evidence.trials.items():
+        run = evidence.run_of(number)
+        assert (run.info.status, run.info.run_name) == ("FAILED", f"{number:03d}  diverged")
+        assert run.data.tags["reason"] == trial.user_attrs["reason"] == "diverged"
+        failure = Path(evidence.client.download_artifacts(run.info.run_id, "failure.txt"))
+        assert "The loss became" in failure.read_text()
+    assert evidence.parent.info.status == "FINISHED"

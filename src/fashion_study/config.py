@@ -20,8 +20,6 @@ DatasetChoice = Literal["auto", "fashion-mnist", "digits"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 
 MAX_GRID = 100_000
-# Where things lie on one machine is no part of what another one needs to repeat.
-MACHINE_FIELDS = ("data_dir", "store")
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -81,15 +79,14 @@ class StudyConfig(BaseModel):
             )
         return space
 
-    def command(self, dataset: str, precision: str) -> str:
-        """Write the command that reproduces this study, with the data and the precision that were found."""
-        chosen = self.model_copy(update={"dataset": dataset, "precision": precision})
+    def command(self) -> str:
+        """Write the command line that asks for this study; what is left at its default is left out."""
         words = ["python", "-m", "experiments.run_study"]
         for name, field in type(self).model_fields.items():
-            value = getattr(chosen, name)
+            value = getattr(self, name)
             if name == "try_points":
                 words += [word for point in value for word in ("--try", json.dumps(point))]
-            elif name not in MACHINE_FIELDS and (value != field.default or name in ("dataset", "seed", "precision")):
+            elif value != field.default:
                 shown = f"{math.ceil(value)}s" if name == "timeout" else str(value)
                 words += [f"--{name.replace('_', '-')}", shown]
         return shlex.join(words)

@@ -44,7 +44,7 @@ class StudyResult:
     experiment_id: str
     precision: Precision
     records: tuple[TrialRecord, ...]
-    trials: int
+    config: StudyConfig
     began_with: int
     seconds: float
     exhausted: str | None = None
@@ -111,7 +111,7 @@ def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyRes
             experiment_id=ledger.facts["experiment_id"],
             precision=Precision(ledger.facts["precision"]),
             records=rank(ledger.records()),
-            trials=config.trials,
+            config=config,
             began_with=began_with,
             seconds=time.monotonic() - started,
             exhausted=exhausted,
@@ -148,6 +148,7 @@ def _run_trials(plan: _Plan, store: Store, ledger: Ledger, observer: Observer, i
     config = plan.config
     settings = WorkerSettings(plan.source, config.limit_train, threads_per_worker(plan.workers), store.tracking_uri)
     with closing_workers(LocalExecutor(settings, plan.workers, store.root / "logs" / plan.name)) as executor:
+        observer.note(f"starting {plan.workers} worker{'s' if plan.workers > 1 else ''}: TensorFlow takes some seconds")
         # The workers import TensorFlow while this process imports and opens MLflow and looks at the data.
         from fashion_study.tracking.runs import MlflowTracker
 
@@ -222,9 +223,16 @@ def _card(plan: _Plan, precision: Precision) -> StudyCard:
             "timeout": config.timeout,
             "workers": plan.workers,
             "fallback": plan.source.is_fallback,
-            "command": config.command(plan.source.name, precision.value),
+            "command": _reproducing(plan, precision).command(),
         },
     )
+
+
+def _reproducing(plan: _Plan, precision: Precision) -> StudyConfig:
+    """Write out what was found, and leave out where things lie on this machine."""
+    found = {"dataset": plan.source.name, "precision": precision.value}
+    places = {name: StudyConfig.model_fields[name].default for name in ("store", "data_dir")}
+    return plan.config.model_copy(update=found | places)
 
 
 def _data_cards(data: StudyData) -> tuple[DataCard, ...]:

@@ -14,6 +14,7 @@ from fashion_study.progress import duration
 from fashion_study.study import StudyResult
 
 SHOWN = 12
+MORE_TRIALS = 20
 
 
 def summarise(result: StudyResult, console: Console) -> None:
@@ -96,9 +97,11 @@ def _comparison(result: StudyResult) -> list[str]:
 
 def _ending(result: StudyResult) -> list[str]:
     trained = result.counted - result.began_with
-    lines = [f"{result.counted} of {result.trials} trials done, {trained} of them now, in {duration(result.seconds)}."]
-    if trained == 0 and result.counted >= result.trials:
-        lines = [f"Nothing left to do: {result.counted} of {result.trials} trials were done already."]
+    lines = [
+        f"{result.counted} of {result.config.trials} trials done, {trained} of them now, in {duration(result.seconds)}."
+    ]
+    if trained == 0 and result.counted >= result.config.trials:
+        lines = [f"Nothing left to do: {result.counted} of {result.config.trials} trials were done already."]
     if result.exhausted:
         lines.append(f"The study ends early: {result.exhausted}.")
     if result.stopped_by is Signals.SIGINT:
@@ -109,13 +112,14 @@ def _ending(result: StudyResult) -> list[str]:
 def _where_next(result: StudyResult) -> list[str]:
     uri = result.store.tracking_uri
     page = f"#/experiments/{result.experiment_id}"
-    more = ["Go on: the same command"]
-    if result.counted >= result.trials:
-        more = [f"More trials: the same command with --trials {result.trials + 20}"]
+    is_done = result.counted >= result.config.trials
+    total = result.config.trials + MORE_TRIALS if is_done else result.config.trials
+    command = result.config.model_copy(update={"trials": total}).command()
+    following = f"{'More trials:' if is_done else 'Go on:':<13} {command}"
     if not result.store.is_embedded:
-        return [f"MLflow UI: {uri}/{page}", *more]
+        return [f"MLflow UI:    {uri}/{page}", following]
     return [
-        f"MLflow UI: {shlex.join(['mlflow', 'ui', '--backend-store-uri', uri])}",
-        f"           then http://127.0.0.1:5000/{page}",
-        *more,
+        f"MLflow UI:    {shlex.join(['mlflow', 'ui', '--backend-store-uri', uri])}",
+        f"              then open http://127.0.0.1:5000/{page}",
+        following,
     ]

@@ -83,14 +83,16 @@ def pooled_sum(layer: keras.layers.Layer, images: tf.Tensor) -> tf.Tensor:
 def test_the_first_convolution_is_keras_own_with_keras_own_gradients() -> None:
     stock, ours = stock_and_training_convolution()
     images = tf.constant(RANDOM.integers(0, 256, size=(6, 28, 28, 1)), tf.float32)
-    found, expected = [], []
-    for layer, results in ((ours, found), (stock, expected)):
+
+    def outputs_and_gradients(layer: keras.layers.Layer) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             outputs = layer(images)
             loss = tf.reduce_mean(outputs * outputs)
-        results += [outputs, *tape.gradient(loss, layer.trainable_weights)]
+        return [outputs, *tape.gradient(loss, layer.trainable_weights)]
+
+    expected = outputs_and_gradients(stock)
     assert [result.shape for result in expected] == [(6, 26, 26, 5), (3, 3, 1, 5), (5,)]
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(outputs_and_gradients(ours), expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-3 * float(tf.reduce_max(tf.abs(theirs))))
 
 

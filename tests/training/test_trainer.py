@@ -59,11 +59,10 @@ class Bench:
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with pytest.MonkeyPatch.context() as patch:
         # TensorFlow takes its threads once in the life of a process, and other tests have used it already.
-        patch.setattr(trainer, "configure", lambda threads: None)
-        # The trainer sets MLflow's address for its whole process, which is a worker's own but not a test's.
-        patch.setenv("MLFLOW_TRACKING_URI", "")
+        patch.setattr(trainer, "configure", lambda _threads: None)
         yield Bench(tmp_path_factory.mktemp("store"))
-        mlflow.set_tracking_uri(None)
+        # The trainer has set MLflow's address for its whole process: a worker's own, but shared with other tests here.
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
 
 def validation_accuracy(result: TrialResult, data: StudyData) -> float:
@@ -118,7 +117,9 @@ def test_a_trial_that_is_told_to_stop_ends_there_as_pruned(bench: Bench) -> None
     assert [report.epoch for report in reports] == [1, 2]
     assert result.objective is None
     assert bench.artifacts(spec.run_id) == set()
-    assert bench.client.get_run(spec.run_id).outputs.model_outputs == []
+    outputs = bench.client.get_run(spec.run_id).outputs
+    assert outputs is not None
+    assert outputs.model_outputs == []
 
 
 def test_a_trial_whose_loss_diverges_fails_with_that_reason(bench: Bench) -> None:

@@ -1,0 +1,183 @@
+"""The promises of a study's config: what does not fit is refused at once, in words that say what would."""
+
+import inspect
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.run_study import main as run_study_command
+from fashion_study.config import MAX_GRID, StudyConfig, parse_duration
+from fashion_study.errors import BadInputError, ExitCode
+from fashion_study.space import SearchSpace
+from fashion_study.space_file import load_space
+
+
+def options_of(command: str) -> dict[str, list[str]]:
+    """Read a command line of run_study back: each option with its values."""
+    start, *words = shlex.split(command.removeprefix("python -m "))
+    assert start == "experiments.run_study"
+    found: dict[str, list[str]] = {}
+    for option, value in zip(words[::2], words[1::2], strict=True):
+        found.setdefault(option, []).append(value)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("45s", 45), ("30m", 1800), ("1h30m", 5400), ("2d", 172_800), ("1d2h3m4s", 93_784), (" 5M ", 300)],
+)
+def test_a_duration_is_read_as_written(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "-5", "1.5h", "soon", "5 m", "30m1h", "9" * 30, "9" * 5000, "inf"])
+def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(BadInputError, match="1h30m"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("trials", 0, "greater than or equal to 1"),
+        ("trials", "many", "valid integer"),
+        ("timeout", -1.0, "greater than 0"),
+        ("timeout", float("nan"), "finite"),
+        ("workers", 0, "greater than or equal to 1"),
+        ("sampler", "annealing", "'tpe', 'random', 'qmc' or 'grid'"),
+        ("pruner", "axe", "'hyperband', 'successive-halving', 'median' or 'none'"),
+        ("dataset", "cifar", "'auto', 'fashion-mnist' or 'digits'"),
+        ("precision", "float16", "'auto', 'float32' or 'bfloat16'"),
+        ("seed", -1, "greater than or equal to 0"),
+        ("seed", 2**31, "less than 2147483648"),
+        ("limit_train", 0, "greater than or equal to 1"),
+        ("study", "", "letters"),
+        ("study", "../elsewhere", "letters"),
+        ("study", "-first", "letters"),
+        ("study", "a" * 101, "letters"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_what_was_found_and_what_is_allowed(
+    field: str, value: object, allowed: str
+) -> None:
+    with pytest.raises(BadInputError) as caught:
+        StudyConfig(**{field: value})
+    assert f"{field} is {value!r}" in str(caught.value)
+    assert allowed in str(caught.value)
+    assert caught.value.exit_code is ExitCode.BAD_INPUT
+
+
+def test_an_unknown_field_is_refused_by_its_name() -> None:
+    with pytest.raises(BadInputError, match="trails"):
+        StudyConfig(trails=3)
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(BadInputError, match=r"trials is 0.*seed is -1"):
+        StudyConfig(trials=0, seed=-1)
+
+
+@pytest.mark.parametrize("value", [True, None, [1], {"a": 1}, float("nan")])
+def test_a_point_holds_numbers_and_texts_only(value: object) -> None:
+    with pytest.raises(BadInputError, match=r"try_points\.0\.filters_1"):
+        StudyConfig(space="smoke", try_points=({"filters_1": value},))
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        StudyConfig().trials = 3  # type: ignore[misc]
+
+
+def test_checking_returns_the_space() -> None:
+    assert StudyConfig(space="smoke", try_points=({"epochs": 3},)).check() == load_space("smoke")
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"space": "no-such-space"}, "no-such-space"),
+        ({"try_points": ({"epochs": 99},)}, "epochs"),
+        ({"try_points": ({"epoch": 2},)}, "did you mean epochs"),
+        ({"try_points": ({"optimizer": "adam"},)}, "fixed"),
+    ],
+)
+def test_what_does_not_fit_the_space_is_refused(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(BadInputError, match=named):
+        StudyConfig(**({"space": "smoke"} | fields)).check()
+
+
+def smoke_file(folder: Path, **parameters: dict[str, object]) -> str:
+    """Write the smoke space with parameters changed; JSON is YAML too."""
+    content = load_space("smoke").model_dump(exclude_none=True)
+    for name, changes in parameters.items():
+        content["parameters"][name] |= changes
+        content["parameters"][name] = {key: value for key, value in content["parameters"][name].items() if value}
+    path = folder / "space.yaml"
+    path.write_text(json.dumps(content))
+    SearchSpace.model_validate(content)
+    return str(path)
+
+
+def test_a_grid_search_needs_values_for_every_parameter(tmp_path: Path) -> None:
+    space = smoke_file(tmp_path, learning_rate={"grid": None})
+
+    StudyConfig(space=space, sampler="tpe").check()
+    with pytest.raises(BadInputError, match=r"learning_rate.*grid"):
+        StudyConfig(space=space, sampler="grid").check()
+
+
+def test_a_grid_beyond_all_budgets_is_refused(tmp_path: Path) -> None:
+    many = [round(1e-4 + number * 9e-6, 7) for number in range(1000)]
+    filters = list(range(4, 9, 4))
+    space = smoke_file(tmp_path, learning_rate={"grid": many}, filters_1={"grid": filters}, epochs={"high": 10_000})
+    content = json.loads(Path(space).read_text())
+    content["parameters"]["epochs"]["grid"] = list(range(1, 102))
+    Path(space).write_text(json.dumps(content))
+
+    with pytest.raises(BadInputError, match=f"202,000 points; expected at most {MAX_GRID:,}"):
+        StudyConfig(space=space, sampler="grid").check()
+
+
+def test_the_command_repeats_the_study_with_what_was_found() -> None:
+    config = StudyConfig(
+        space="smoke",
+        trials=7,
+        timeout=90.5,
+        workers=3,
+        sampler="qmc",
+        pruner="none",
+        seed=5,
+        study="mine",
+        limit_train=500,
+        try_points=({"epochs": 3}, {"learning_rate": 0.002}),
+    )
+
+    options = options_of(config.command("digits", "bfloat16"))
+
+    assert options == {
+        "--space": ["smoke"],
+        "--dataset": ["digits"],
+        "--trials": ["7"],
+        "--timeout": ["91s"],
+        "--workers": ["3"],
+        "--sampler": ["qmc"],
+        "--pruner": ["none"],
+        "--seed": ["5"],
+        "--study": ["mine"],
+        "--precision": ["bfloat16"],
+        "--limit-train": ["500"],
+        "--try": ['{"epochs": 3}', '{"learning_rate": 0.002}'],
+    }
+    known = {f"--{name.replace('_', '-')}" for name in inspect.signature(run_study_command).parameters}
+    assert options.keys() - {"--try"} < known
+
+
+def test_the_command_names_no_place_on_this_machine(tmp_path: Path) -> None:
+    config = StudyConfig(store=tmp_path / "store", data_dir=tmp_path / "data")
+
+    command = config.command("fashion-mnist", "float32")
+
+    assert command == "python -m experiments.run_study --dataset fashion-mnist --seed 0 --precision float32"

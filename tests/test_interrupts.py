@@ -1,0 +1,52 @@
+"""The promises of Ctrl-C: once ends cleanly, twice ends at once, and the handlers are handed back."""
+
+import signal
+import threading
+
+import pytest
+
+from fashion_study.interrupts import Interrupts
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_the_second_ends_at_once(number: signal.Signals) -> None:
+    with Interrupts() as interrupts:
+        assert interrupts.received is None
+        signal.raise_signal(number)
+        assert interrupts.received is number
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert interrupts.received is number
+
+
+def test_afterwards_signals_mean_what_they_meant_before() -> None:
+    before = {number: signal.getsignal(number) for number in Interrupts.HANDLED}
+
+    with Interrupts():
+        assert all(signal.getsignal(number) != handler for number, handler in before.items())
+
+    assert {number: signal.getsignal(number) for number in Interrupts.HANDLED} == before
+
+
+def test_handlers_are_handed_back_after_an_error_too() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    with pytest.raises(ZeroDivisionError), Interrupts():
+        _ = 1 / 0
+
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_outside_the_main_thread_nothing_is_changed() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen: list[object] = []
+
+    def enter() -> None:
+        with Interrupts() as interrupts:
+            seen.extend([signal.getsignal(signal.SIGINT), interrupts.received])
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+
+    assert seen == [before, None]

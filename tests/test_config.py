@@ -11,7 +11,6 @@ import pytest
 from experiments.run_study import main as run_study_command
 from fashion_study.config import MAX_GRID, StudyConfig, parse_duration
 from fashion_study.errors import BadInputError, ExitCode
-from fashion_study.space import SearchSpace
 from fashion_study.space_file import load_space
 
 
@@ -48,7 +47,7 @@ def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
         ("timeout", float("nan"), "finite"),
         ("workers", 0, "greater than or equal to 1"),
         ("sampler", "annealing", "'tpe', 'random', 'qmc' or 'grid'"),
-        ("pruner", "axe", "'hyperband', 'successive-halving', 'median' or 'none'"),
+        ("pruner", "axe", "'hyperband'"),
         ("dataset", "cifar", "'auto', 'fashion-mnist' or 'digits'"),
         ("precision", "float16", "'auto', 'float32' or 'bfloat16'"),
         ("seed", -1, "greater than or equal to 0"),
@@ -113,11 +112,10 @@ def smoke_file(folder: Path, **parameters: dict[str, object]) -> str:
     """Write the smoke space with parameters changed; JSON is YAML too."""
     content = load_space("smoke").model_dump(exclude_none=True)
     for name, changes in parameters.items():
-        content["parameters"][name] |= changes
-        content["parameters"][name] = {key: value for key, value in content["parameters"][name].items() if value}
+        declared = content["parameters"][name] | changes
+        content["parameters"][name] = {key: value for key, value in declared.items() if value is not None}
     path = folder / "space.yaml"
     path.write_text(json.dumps(content))
-    SearchSpace.model_validate(content)
     return str(path)
 
 
@@ -130,12 +128,9 @@ def test_a_grid_search_needs_values_for_every_parameter(tmp_path: Path) -> None:
 
 
 def test_a_grid_beyond_all_budgets_is_refused(tmp_path: Path) -> None:
-    many = [round(1e-4 + number * 9e-6, 7) for number in range(1000)]
-    filters = list(range(4, 9, 4))
-    space = smoke_file(tmp_path, learning_rate={"grid": many}, filters_1={"grid": filters}, epochs={"high": 10_000})
-    content = json.loads(Path(space).read_text())
-    content["parameters"]["epochs"]["grid"] = list(range(1, 102))
-    Path(space).write_text(json.dumps(content))
+    rates = [round(1e-4 + number * 9e-6, 7) for number in range(1000)]
+    epochs = list(range(1, 102))
+    space = smoke_file(tmp_path, learning_rate={"grid": rates}, epochs={"high": 101, "grid": epochs})
 
     with pytest.raises(BadInputError, match=f"202,000 points; expected at most {MAX_GRID:,}"):
         StudyConfig(space=space, sampler="grid").check()

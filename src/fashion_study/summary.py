@@ -40,7 +40,7 @@ def _ranking(result: StudyResult) -> Table:
     for heading in ("rank", "trial", "val accuracy", "state", *columns, "epochs", "time"):
         table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
     for place, record in enumerate(result.records[:SHOWN], start=1):
-        values = ["-".join(_short(record.params[name]) for name in names) for names in columns.values()]
+        values = ["-".join(_short(record.params.get(name, "")) for name in names) for names in columns.values()]
         time = "" if record.seconds is None else duration(record.seconds)
         row = (
             str(place),

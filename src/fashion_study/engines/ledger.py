@@ -156,7 +156,8 @@ def _record(trial: FrozenTrial) -> TrialRecord:
     return TrialRecord(
         number=trial.number,
         state=STATES[trial.state],
-        params=dict(trial.params),
+        # An enqueued point has its values there until it is begun.
+        params={**trial.system_attrs.get("fixed_params", {}), **trial.params},
         attempt=int(trial.user_attrs.get("attempt", 0)),
         run_id=trial.user_attrs.get("run_id"),
         objective=trial.value if trial.state is OptunaState.COMPLETE else None,

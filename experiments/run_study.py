@@ -88,7 +88,7 @@ def main(
 def _point(text: str) -> dict[str, int | float | str]:
     try:
         point = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         point = error
     if not isinstance(point, dict):
         raise BadInputError(f"--try {text!r} is no JSON object. Expected for instance '{{\"learning_rate\": 0.002}}'.")

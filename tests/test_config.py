@@ -87,7 +87,7 @@ def test_a_point_holds_numbers_and_texts_only(value: object) -> None:
 
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        StudyConfig().trials = 3  # type: ignore[misc]
+        StudyConfig().trials = 3
 
 
 def test_checking_returns_the_space() -> None:
@@ -136,9 +136,11 @@ def test_a_grid_beyond_all_budgets_is_refused(tmp_path: Path) -> None:
         StudyConfig(space=space, sampler="grid").check()
 
 
-def test_the_command_repeats_the_study_with_what_was_found() -> None:
+def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
     config = StudyConfig(
         space="smoke",
+        dataset="digits",
+        data_dir=tmp_path / "with space",
         trials=7,
         timeout=90.5,
         workers=3,
@@ -146,15 +148,18 @@ def test_the_command_repeats_the_study_with_what_was_found() -> None:
         pruner="none",
         seed=5,
         study="mine",
+        store=tmp_path / "store",
+        precision="bfloat16",
         limit_train=500,
         try_points=({"epochs": 3}, {"learning_rate": 0.002}),
     )
 
-    options = options_of(config.command("digits", "bfloat16"))
+    options = options_of(config.command())
 
     assert options == {
         "--space": ["smoke"],
         "--dataset": ["digits"],
+        "--data-dir": [str(tmp_path / "with space")],
         "--trials": ["7"],
         "--timeout": ["91s"],
         "--workers": ["3"],
@@ -162,17 +167,22 @@ def test_the_command_repeats_the_study_with_what_was_found() -> None:
         "--pruner": ["none"],
         "--seed": ["5"],
         "--study": ["mine"],
+        "--store": [str(tmp_path / "store")],
         "--precision": ["bfloat16"],
         "--limit-train": ["500"],
         "--try": ['{"epochs": 3}', '{"learning_rate": 0.002}'],
     }
     known = {f"--{name.replace('_', '-')}" for name in inspect.signature(run_study_command).parameters}
-    assert options.keys() - {"--try"} < known
+    assert options.keys() - {"--try"} == known - {"--try-point"}
 
 
-def test_the_command_names_no_place_on_this_machine(tmp_path: Path) -> None:
-    config = StudyConfig(store=tmp_path / "store", data_dir=tmp_path / "data")
+def test_the_command_leaves_out_what_is_left_at_its_default() -> None:
+    assert StudyConfig().command() == "python -m experiments.run_study"
 
-    command = config.command("fashion-mnist", "float32")
 
-    assert command == "python -m experiments.run_study --dataset fashion-mnist --seed 0 --precision float32"
+def test_the_defaults_are_those_of_the_entry_point() -> None:
+    given = inspect.signature(run_study_command).parameters
+    fields = StudyConfig.model_fields
+    assert {name: parameter.default for name, parameter in given.items() if name != "try_point"} == {
+        name: field.default for name, field in fields.items() if name != "try_points"
+    }

@@ -16,7 +16,7 @@ DIGITS = DataSource("digits", None, "d" * 64)
 
 
 def identity(**changes: Any) -> dict[str, str | int | None]:
-    usual = {"space": SMOKE, "source": DIGITS, "seed": 0, "limit_train": None}
+    usual: dict[str, Any] = {"space": SMOKE, "source": DIGITS, "seed": 0, "limit_train": None}
     return identity_of(**(usual | changes))
 
 
@@ -83,7 +83,7 @@ def test_a_parameter_that_came_or_went_is_named() -> None:
     content["fixed"]["epochs"] = 2
     without = SearchSpace.model_validate(content)
 
-    with pytest.raises(BadInputError, match="parameter epochs: stored .*, asked for nothing"):
+    with pytest.raises(BadInputError, match=r"parameter epochs: stored .*, asked for nothing"):
         refuse_difference("mine", identity(), identity(space=without))
     with pytest.raises(BadInputError, match="parameter epochs: stored nothing, asked for"):
         refuse_difference("mine", identity(space=without), identity())

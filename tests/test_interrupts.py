@@ -11,12 +11,14 @@ from fashion_study.interrupts import Interrupts
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_noted_and_the_second_ends_at_once(number: signal.Signals) -> None:
     with Interrupts() as interrupts:
-        assert interrupts.received is None
+        seen = [interrupts.received]
         signal.raise_signal(number)
-        assert interrupts.received is number
+        seen.append(interrupts.received)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        assert interrupts.received is number
+
+    assert seen == [None, number]
+    assert interrupts.received is number
 
 
 def test_afterwards_signals_mean_what_they_meant_before() -> None:

@@ -4,7 +4,7 @@ import math
 
 from fashion_study.engines.ledger import TrialRecord
 from fashion_study.leaderboard import rank, table
-from fashion_study.trial import FailReason, TrialState
+from fashion_study.trial import FailReason, ParamValue, TrialState
 
 
 def record(
@@ -14,7 +14,7 @@ def record(
     curve: dict[int, float] | None = None,
     reason: FailReason | None = None,
 ) -> TrialRecord:
-    params = {"filters_1": 8, "learning_rate": 0.001 * (number + 1)}
+    params: dict[str, ParamValue] = {"filters_1": 8, "learning_rate": 0.001 * (number + 1)}
     return TrialRecord(number, state, params, 1, f"run-{number}", objective, curve or {}, reason, 1.25)
 
 
@@ -55,7 +55,14 @@ def test_the_table_has_a_row_for_each_trial_and_a_column_for_each_parameter() ->
     ]
     assert list(frame["rank"]) == list(range(1, 10))
     assert list(frame["state"][[0, 3, 8]]) == ["complete", "pruned", "diverged"]
-    assert frame.loc[0, ["trial", "objective", "epochs_run", "seconds", "run_id"]].tolist() == [3, 0.9, 1, 1.2, "run-3"]
+    first = frame.iloc[0]
+    assert [first[name] for name in ("trial", "objective", "epochs_run", "seconds", "run_id")] == [
+        3,
+        0.9,
+        1,
+        1.2,
+        "run-3",
+    ]
     assert math.isnan(frame["objective"][3])
 
 

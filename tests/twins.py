@@ -4,8 +4,7 @@ import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-
-from optuna.storages import RDBStorage
+from typing import TYPE_CHECKING
 
 from fashion_study.executors.executor import AttemptLost, Event
 from fashion_study.trial import (
@@ -18,6 +17,9 @@ from fashion_study.trial import (
     TrialSpec,
     TrialState,
 )
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
 
 Key = tuple[int, int]
 PROBED = ProbeResult(Precision.FLOAT32, {"float32": 7_500.0, "bfloat16": 700.0})
@@ -32,8 +34,10 @@ class Fate(StrEnum):
     STUCK = "stuck"
 
 
-def memory_storage() -> RDBStorage:
+def memory_storage() -> "RDBStorage":
     """Open an empty storage that ends with the test."""
+    from optuna.storages import RDBStorage
+
     # Optuna's own in-memory storage never looks again at a trial that was running and waits now.
     return RDBStorage("sqlite:///:memory:")
 

@@ -1,0 +1,303 @@
+"""What every executor promises the coordinator."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fashion_study.errors import StudyError
+from fashion_study.executors import local
+from fashion_study.executors.executor import AttemptLost, Event, Executor
+from fashion_study.executors.local import LocalExecutor, default_workers, threads_per_worker, visible_gpus
+from fashion_study.trial import (
+    DataSource,
+    EpochReport,
+    FailReason,
+    Hyperparameters,
+    Precision,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    WorkerSettings,
+)
+from tests.twins import PROBED, Fate, Key, MemoryExecutor, toy_report, toy_result
+
+ROOT = Path(__file__).parents[2]
+TOY = "tests.executors.toy_worker"
+SETTINGS = WorkerSettings(DataSource("digits", None, "d" * 64), None, 1, "sqlite:///nowhere.db")
+PATIENCE = 60
+
+Make = Callable[[int, Mapping[Key, Fate]], Executor]
+
+
+def spec(number: int, attempt: int = 1, epochs: int = 2) -> TrialSpec:
+    return TrialSpec(number, attempt, Hyperparameters(epochs=epochs), 0, f"run-{number}-{attempt}", Precision.FLOAT32)
+
+
+def follow(executor: Executor, ends: int, prune: Callable[[EpochReport], bool] = lambda _: False) -> list[Event]:
+    """Answer reports until as many attempts have ended; return everything that was sent."""
+    events: list[Event] = []
+    begun = time.monotonic()
+    while sum(not isinstance(event, EpochReport) for event in events) < ends:
+        assert time.monotonic() - begun < PATIENCE, events
+        for event in executor.wait(0.25):
+            events.append(event)
+            if isinstance(event, EpochReport):
+                executor.answer(event, prune=prune(event))
+    return events
+
+
+class ExecutorContract:
+    """Hold an executor to its promises; a subclass's `make` builds one for a number of workers and given fates."""
+
+    def test_an_attempt_reports_each_epoch_and_then_its_result(self, make: Make) -> None:
+        executor = make(1, {})
+        asked = spec(3, epochs=3)
+
+        executor.submit(asked)
+
+        reports = [toy_report(asked, epoch) for epoch in (1, 2, 3)]
+        assert follow(executor, ends=1) == [*reports, toy_result(asked, TrialState.COMPLETE, 3)]
+        assert executor.wait(0.01) == []
+
+    def test_nothing_happens_before_a_report_is_answered(self, make: Make) -> None:
+        executor = make(1, {})
+        executor.submit(spec(0))
+        events: list[Event] = []
+        while not events:
+            events = executor.wait(0.25)
+        assert [executor.wait(0.05) for _ in range(3)] == [[]] * 3
+
+        (report,) = events
+        assert isinstance(report, EpochReport)
+        executor.answer(report, prune=False)
+
+        assert len(follow(executor, ends=1)) == 2
+
+    def test_a_verdict_ends_the_attempt_as_pruned(self, make: Make) -> None:
+        executor = make(1, {})
+        asked = spec(0, epochs=9)
+        executor.submit(asked)
+
+        events = follow(executor, ends=1, prune=lambda report: report.epoch == 2)
+
+        assert events[2:] == [toy_result(asked, TrialState.PRUNED, 2)]
+
+    def test_attempts_run_side_by_side_and_each_gets_its_own_verdicts(self, make: Make) -> None:
+        executor = make(2, {})
+        assert executor.slots == 2
+        for number in (0, 1):
+            executor.submit(spec(number, epochs=3))
+
+        events = follow(executor, ends=2, prune=lambda report: report.number == 1)
+
+        ends = {event.number: event.state for event in events if isinstance(event, TrialResult)}
+        assert ends == {0: TrialState.COMPLETE, 1: TrialState.PRUNED}
+
+    def test_a_slot_is_free_again_after_any_end(self, make: Make) -> None:
+        executor = make(1, {(0, 1): Fate.ERROR, (1, 1): Fate.DIVERGED, (2, 1): Fate.LOST})
+        ends = []
+        for asked in (spec(0), spec(1), spec(2), spec(2, attempt=2)):
+            executor.submit(asked)
+            ends.append(follow(executor, ends=1)[-1])
+
+        assert ends == [
+            toy_result(spec(0), TrialState.FAILED, 1, FailReason.ERROR),
+            toy_result(spec(1), TrialState.FAILED, 1, FailReason.DIVERGED),
+            AttemptLost(2, 1, "signal SIGKILL"),
+            toy_result(spec(2, attempt=2), TrialState.COMPLETE, 2),
+        ]
+        assert executor.slots == 1
+
+    def test_an_attempt_that_is_lost_leaves_the_others_alone(self, make: Make) -> None:
+        executor = make(2, {(0, 1): Fate.LOST})
+        for number in (0, 1):
+            executor.submit(spec(number, epochs=4))
+
+        ends = [event for event in follow(executor, ends=2) if not isinstance(event, EpochReport)]
+
+        assert AttemptLost(0, 1, "signal SIGKILL") in ends
+        assert toy_result(spec(1, epochs=4), TrialState.COMPLETE, 4) in ends
+
+    def test_precision_is_probed(self, make: Make) -> None:
+        assert make(1, {}).probe_precision() == PROBED
+
+    def test_it_stops_in_the_middle_of_an_attempt_and_may_be_stopped_twice(self, make: Make) -> None:
+        executor = make(2, {(0, 1): Fate.STUCK})
+        executor.submit(spec(0))
+        events: list[Event] = []
+        while not events:
+            events = executor.wait(0.25)
+
+        executor.stop()
+        executor.stop()
+
+
+class TestMemoryExecutor(ExecutorContract):
+    @pytest.fixture
+    def make(self) -> Make:
+        return MemoryExecutor
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """Find the living worker processes of a coordinator."""
+    children = psutil.Process(pid).children(recursive=True)
+    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE and TOY in child.cmdline()]
+
+
+def kill_the_worker() -> None:
+    """Kill this process's one worker, and leave it to the executor to bury it."""
+    (worker,) = workers_of(os.getpid())
+    worker.kill()
+    while worker.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+
+
+class TestLocalExecutor(ExecutorContract):
+    @pytest.fixture
+    def make(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+        made: list[LocalExecutor] = []
+
+        def start(workers: int, fates: Mapping[Key, Fate]) -> LocalExecutor:
+            by_name = {f"{number}/{attempt}": fate.value for (number, attempt), fate in fates.items()}
+            monkeypatch.setenv("TOY_FATES", json.dumps(by_name))
+            made.append(LocalExecutor(SETTINGS, workers, tmp_path / "logs"))
+            return made[-1]
+
+        monkeypatch.setattr(local, "WORKER_MODULE", TOY)
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        yield start
+        for executor in made:
+            executor.stop()
+
+    def test_a_worker_that_dies_is_replaced_at_once(self, make: Make) -> None:
+        executor = make(2, {(0, 1): Fate.LOST})
+        before = {process.pid for process in workers_of(os.getpid())}
+        executor.submit(spec(0))
+
+        follow(executor, ends=1)
+
+        after = {process.pid for process in workers_of(os.getpid())}
+        assert len(before) == len(after) == 2
+        assert len(before & after) == 1
+
+    def test_a_worker_that_dies_between_two_attempts_costs_none(self, make: Make) -> None:
+        executor = make(1, {})
+        executor.submit(spec(0))
+        follow(executor, ends=1)
+        kill_the_worker()
+        while not workers_of(os.getpid()):
+            assert executor.wait(0.25) == []
+
+        executor.submit(spec(1))
+
+        assert follow(executor, ends=1)[-1] == toy_result(spec(1), TrialState.COMPLETE, 2)
+
+    def test_an_attempt_that_is_given_to_a_dead_worker_is_lost(self, make: Make) -> None:
+        executor = make(1, {})
+        executor.submit(spec(0))
+        follow(executor, ends=1)
+        kill_the_worker()
+
+        executor.submit(spec(1))
+
+        assert follow(executor, ends=1) == [AttemptLost(1, 1, "signal SIGKILL")]
+
+    def test_a_worker_that_cannot_start_ends_the_study_and_names_its_log(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(local, "WORKER_MODULE", "tests.executors.no_such_worker")
+        executor = make(1, {})
+        executor.submit(spec(0))
+
+        log = tmp_path / "logs" / "worker-0.log"
+        with pytest.raises(StudyError, match=re.escape(str(log))):
+            follow(executor, ends=1)
+        assert "no_such_worker" in log.read_text()
+
+    def test_probing_a_worker_that_cannot_start_ends_the_study_too(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(local, "WORKER_MODULE", "tests.executors.no_such_worker")
+
+        with pytest.raises(StudyError, match=r"worker-0\.log"):
+            make(1, {}).probe_precision()
+
+    def test_a_worker_that_cannot_begin_its_work_says_why(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TOY_BROKEN", "1")
+        executor = make(1, {})
+
+        with pytest.raises(StudyError, match="no data for digits"):
+            follow(executor, ends=1)
+
+    def test_stopping_ends_every_process(self, make: Make) -> None:
+        executor = make(3, {(0, 1): Fate.STUCK})
+        executor.submit(spec(0))
+        report = next(iter(executor.wait(PATIENCE)))
+        assert isinstance(report, EpochReport)
+        executor.answer(report, prune=False)
+        assert len(workers_of(os.getpid())) == 3
+
+        executor.stop()
+
+        assert workers_of(os.getpid()) == []
+
+    def test_ctrl_c_is_the_coordinator_s_to_answer(self, make: Make) -> None:
+        make(1, {})
+        (worker,) = workers_of(os.getpid())
+        assert os.getpgid(worker.pid) != os.getpgid(0)
+
+    def test_workers_end_when_their_coordinator_is_killed(self, tmp_path: Path) -> None:
+        code = f"""
+            import sys, time
+            from pathlib import Path
+            from fashion_study.executors import local
+            from tests.executors.test_executor_contract import SETTINGS, spec
+            local.WORKER_MODULE = {TOY!r}
+            executor = local.LocalExecutor(SETTINGS, 2, Path(sys.argv[1]))
+            executor.submit(spec(0))
+            report, = executor.wait({PATIENCE})
+            executor.answer(report, prune=False)
+            print("busy", flush=True)
+            time.sleep({PATIENCE})
+        """
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "TOY_FATES": json.dumps({"0/1": Fate.STUCK.value})}
+        command = [sys.executable, "-c", re.sub(r"^ {12}", "", code, flags=re.MULTILINE), str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as coordinator:
+            assert coordinator.stdout is not None
+            assert coordinator.stdout.readline() == "busy\n"
+            workers = workers_of(coordinator.pid)
+            assert len(workers) == 2
+
+            os.kill(coordinator.pid, signal.SIGKILL)
+
+            _, alive = psutil.wait_procs(workers, PATIENCE)
+            assert alive == []
+
+
+def test_workers_default_to_one_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
+    assert visible_gpus() == ["0", "2"]
+    assert default_workers() == 2
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_without_a_gpu_workers_default_to_the_cores_that_may_be_used(
+    hidden: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert visible_gpus() == []
+    assert 1 <= default_workers() <= len(os.sched_getaffinity(0))
+
+
+def test_workers_share_the_cores_and_each_has_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "cpu_count", lambda: 8)
+    assert [threads_per_worker(workers) for workers in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]

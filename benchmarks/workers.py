@@ -20,9 +20,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from fashion_study.config import PrecisionChoice, StudyConfig
+from fashion_study.config import StudyConfig
 from fashion_study.executors.local import default_workers, threads_per_worker
-from fashion_study.trial import Hyperparameters
+from fashion_study.trial import Hyperparameters, Precision
 
 ROUNDS = 2
 
@@ -32,7 +32,7 @@ def main(
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 512,
     epochs: Annotated[int, typer.Option(min=2, help="Epochs per process; the first one is not counted.")] = 4,
     images: Annotated[int, typer.Option(help="Training images.")] = 20_000,
-    precision: Annotated[PrecisionChoice, typer.Option(help="auto is not allowed here.")] = "float32",
+    precision: Annotated[Precision, typer.Option(help="Of both sides.")] = Precision.FLOAT32,
     output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("benchmarks-workers.json"),
 ) -> None:
     """Measure both sides in turn and print their ratio."""
@@ -59,7 +59,7 @@ def _bare_rate(workers: int, batch_size: int, epochs: int, images: int, precisio
         return sum(float(answer.stdout) for answer in answers)
 
 
-def _study_rate(workers: int, batch_size: int, epochs: int, images: int, precision: str) -> float:
+def _study_rate(workers: int, batch_size: int, epochs: int, images: int, precision: Precision) -> float:
     """Run one trial per worker, alike but for a rate that costs nothing, and read the rates of their epochs."""
     from fashion_study.study import run_study
 
@@ -85,7 +85,7 @@ def _study_rate(workers: int, batch_size: int, epochs: int, images: int, precisi
                 trials=workers,
                 workers=workers,
                 pruner="none",
-                precision=precision,
+                precision=precision.value,
                 limit_train=images,
                 store=Path(folder, "store"),
             )

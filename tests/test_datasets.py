@@ -166,7 +166,7 @@ def test_a_limit_keeps_the_classes_in_proportion_and_the_validation_images(digit
 
 @pytest.mark.parametrize("limit", [-1, 0, 19, 1080])
 def test_a_limit_that_cannot_be_kept_is_refused(limit: int, digits: StudyData) -> None:
-    with pytest.raises(BadInputError, match=f"{limit}; allowed: 20 to 1079"):
+    with pytest.raises(BadInputError, match=rf"--limit-train is {limit}\. Expected 20 to 1,079"):
         datasets.load_study_data(digits.source, limit_train=limit)
 
 

@@ -192,19 +192,19 @@ class MemoryTracker:
         run.status, run.result = result.state.value, result
         self._journal.append(f"close {spec.number}/{spec.attempt}")
 
-    def interrupt_trial(self, number: int, run_id: str, cause: str) -> None:
+    def interrupt_trial(self, number: int, run_id: str, cause: str, state: TrialState) -> None:
         """End the run of an attempt that was stopped from outside."""
         run = self._running(run_id)
         assert run.number == number
-        run.status, run.cause = "interrupted", cause
+        run.status, run.cause = "failed" if state is TrialState.FAILED else "interrupted", cause
 
     def supersede(self, run_id: str, by: str) -> None:
         """Say on the run of an earlier attempt which run took its place."""
         self.runs[run_id].superseded_by = by
 
-    def log_best(self, number: int, objective: float) -> None:
+    def log_best(self, counted: int, objective: float) -> None:
         """Note the best objective so far."""
-        self.best.append((number, objective))
+        self.best.append((counted, objective))
 
     def _running(self, run_id: str) -> MemoryRun:
         assert self.runs[run_id].status == "RUNNING"

@@ -79,14 +79,14 @@ class StudyConfig(BaseModel):
             )
         return space
 
-    def command(self) -> str:
-        """Write the command line that asks for this study; what is left at its default is left out."""
-        words = ["python", "-m", "experiments.run_study"]
+    def command(self, interpreter: str = "python", always: tuple[str, ...] = ()) -> str:
+        """Write the command line that asks for this study, without the defaults but for those in `always`."""
+        words = [interpreter, "-m", "experiments.run_study"]
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if name == "try_points":
                 words += [word for point in value for word in ("--try", json.dumps(point))]
-            elif value != field.default:
+            elif value != field.default or name in always:
                 shown = f"{math.ceil(value)}s" if name == "timeout" else str(value)
                 words += [f"--{name.replace('_', '-')}", shown]
         return shlex.join(words)

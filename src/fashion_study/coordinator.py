@@ -97,7 +97,7 @@ class Coordinator:
         tags = {"seed": str(seed), "precision": precision.value}
         params = hyperparameters.model_dump()
         run_id = self._tracker.open_trial(proposal.number, proposal.attempt, params, tags)
-        self._ledger.link_run(proposal.number, run_id)
+        self._ledger.begin_attempt(proposal.number, proposal.attempt, run_id)
         if proposal.superseded_run_id is not None:
             self._tracker.supersede(proposal.superseded_run_id, run_id)
         spec = TrialSpec(proposal.number, proposal.attempt, hyperparameters, seed, run_id, precision)
@@ -133,12 +133,12 @@ class Coordinator:
         self._counted += 1
         if result.objective is not None and (self._best is None or result.objective > self._best[1]):
             self._best = (result.number, result.objective)
-            self._tracker.log_best(*self._best)
+            self._tracker.log_best(self._counted, result.objective)
         self._observer.trial_closed(spec, result, self._best)
 
     def _lose(self, spec: TrialSpec, cause: str) -> None:
-        self._later.append(lambda: self._tracker.interrupt_trial(spec.number, spec.run_id, cause))
         state = self._ledger.release(spec.number)
+        self._later.append(lambda: self._tracker.interrupt_trial(spec.number, spec.run_id, cause, state))
         if state is TrialState.FAILED:
             self._counted += 1
         else:

@@ -46,6 +46,7 @@ CLASS_NAMES: Mapping[str, tuple[str, ...]] = {
 SIDE = 28
 # One image of so many validates: 10,000 of 60,000; of the four fifths of the digits, a quarter.
 VALIDATION_PART: Mapping[str, int] = {"fashion-mnist": 6, "digits": 4}
+TRAINING_IMAGES: Mapping[str, int] = {"fashion-mnist": 50_000, "digits": 1_079}
 # The same for every study, whatever its seed: runs of one experiment are compared on the same images.
 SPLIT_SEED = 20_170_825
 # Seconds to connect and between two packets: `auto` must not keep a user without network waiting.
@@ -104,6 +105,7 @@ def load_study_data(source: DataSource, limit_train: int | None = None) -> Study
 
     `limit_train` keeps that many training images, stratified; the validation images stay as they are.
     """
+    check_limit(source, limit_train)
     pool, indices = _training_pool(source)
     validation_size = len(indices) // VALIDATION_PART[source.name]
     train, validation = _stratified(indices, pool.labels, keep=len(indices) - validation_size)
@@ -299,13 +301,17 @@ def _stratified(
     return np.sort(kept), np.sort(rest)
 
 
+def check_limit(source: DataSource, limit_train: int | None) -> None:
+    """Refuse a limit that the training images of `source` cannot meet, before any of them is read."""
+    fewest, most = 2 * len(CLASS_NAMES[source.name]), TRAINING_IMAGES[source.name]
+    if limit_train is not None and not fewest <= limit_train <= most:
+        raise BadInputError(
+            f"--limit-train is {limit_train}. Expected {fewest:,} to {most:,}, the training images of {source.name}."
+        )
+
+
 def _limited(indices: NDArray[np.int64], labels: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
     own = labels[indices]
-    fewest = 2 * len(np.unique(own))
-    if not fewest <= limit <= len(indices):
-        raise BadInputError(
-            f"found --limit-train {limit}; allowed: {fewest} to {len(indices)}, the training images there are"
-        )
     # Each image's place within its class, as a share of the class: the first of this order are always
     # stratified, and a smaller limit is a subset of a larger one. RandomState never changes its stream.
     shuffled = np.random.RandomState(SPLIT_SEED).permutation(len(indices))

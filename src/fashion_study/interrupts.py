@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -14,7 +15,8 @@ class Interrupts:
 
     HANDLED = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self._say = say
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
@@ -31,3 +33,5 @@ class Interrupts:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+        if self._say is not None:
+            self._say("stopping: unfinished trials go back to waiting; Ctrl-C again ends at once")

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from fashion_study.trial import EpochReport, TrialResult, TrialSpec, TrialState
@@ -77,7 +78,10 @@ class PlainLines(Silent):
 
     def note(self, text: str) -> None:
         """Print a line that matters."""
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        try:
+            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        except BrokenPipeError:  # Nobody reads any more, as behind `| head`: the study goes on.
+            self._console = Console(quiet=True)
 
     def trial_started(self, spec: TrialSpec) -> None:
         """Print what is tried."""
@@ -112,12 +116,14 @@ class LiveDisplay(PlainLines):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            _TimeLeft(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=9)),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
+            # Where the line is too short it is the details that are cut.
+            TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            _TimeLeft(table_column=Column(no_wrap=True, min_width=11)),
             console=console,
+            expand=True,
             refresh_per_second=4,
         )
         self._study_bar: TaskID | None = None

@@ -50,14 +50,20 @@ def reconcile(ledger: Ledger, tracker: "MlflowTracker") -> list[str]:
     The caller holds the study's lock, so whatever is marked as running has no owner.
     """
     done = []
+    open_runs = tracker.open_runs()
     for record in ledger.records():
-        if record.state is TrialState.RUNNING:
+        if record.state is not TrialState.RUNNING:
+            continue
+        if record.run_id in open_runs:
             state = ledger.release(record.number)
             done.append(f"trial {record.number:03d} was cut off in attempt {record.attempt}; it is {state} now")
-    numbers = {record.run_id: record.number for record in ledger.records()}
-    for run_id, number in tracker.open_runs().items():
-        tracker.interrupt_trial(number, run_id, "the coordinator died")
-        if numbers.get(run_id) != number:
+        else:
+            ledger.withdraw(record.number)  # Proposed ahead, and no worker had begun it.
+    records = {record.run_id: record for record in ledger.records()}
+    for run_id, number in open_runs.items():
+        state = records[run_id].state if run_id in records else TrialState.WAITING
+        tracker.interrupt_trial(number, run_id, "the coordinator died", state)
+        if run_id not in records:
             done.append(f"run {run_id} of trial {number:03d} belonged to no attempt; it is ended now")
     return done
 

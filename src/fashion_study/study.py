@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fashion_study.config import StudyConfig
 from fashion_study.coordinator import Assignment, Coordinator
-from fashion_study.datasets import StudyData, load_study_data, locate
+from fashion_study.datasets import StudyData, check_limit, load_study_data, locate
 from fashion_study.engines.ledger import Ledger, TrialRecord
 from fashion_study.engines.optuna_engine import BASELINE_NUMBER, OptunaEngine
 from fashion_study.executors.local import LocalExecutor, default_workers, threads_per_worker
@@ -96,7 +96,7 @@ def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyRes
         observer.note(FALLBACK)
     store = open_store(config.store)
     started = time.monotonic()
-    with sole_owner(store.root, plan.name), Interrupts() as interrupts:
+    with sole_owner(store.root, plan.name), Interrupts(observer.note) as interrupts:
         ledger = Ledger(store.optuna_storage(), plan.name)
         _refuse_another_study(plan, ledger)
         began_with = ledger.counted()
@@ -123,6 +123,7 @@ def _plan(config: StudyConfig) -> _Plan:
     space = config.check()
     points = tuple(space.complete(point) for point in config.try_points)
     source = locate(config.dataset, config.data_dir)
+    check_limit(source, config.limit_train)
     name = config.study or f"{source.name}-{space.name}"
     if config.study and source.is_fallback:
         # A name of the user's own was meant for other data; the two never share a study.
@@ -175,7 +176,7 @@ def _run_trials(plan: _Plan, store: Store, ledger: Ledger, observer: Observer, i
         )
         coordinator.run()
     observer.note("writing the study's figures")
-    _publish(ledger, tracker, interrupts)
+    _publish(ledger, tracker, interrupts, config.trials)
     return coordinator.exhausted.reason if coordinator.exhausted else None
 
 
@@ -223,7 +224,8 @@ def _card(plan: _Plan, precision: Precision) -> StudyCard:
             "timeout": config.timeout,
             "workers": plan.workers,
             "fallback": plan.source.is_fallback,
-            "command": _reproducing(plan, precision).command(),
+            # With the defaults that another version could change.
+            "command": _reproducing(plan, precision).command(always=("trials", "sampler", "pruner", "seed")),
         },
     )
 
@@ -254,7 +256,7 @@ def _title(plan: _Plan, precision: Precision) -> str:
     )
 
 
-def _publish(ledger: Ledger, tracker: "MlflowTracker", interrupts: Interrupts) -> None:
+def _publish(ledger: Ledger, tracker: "MlflowTracker", interrupts: Interrupts, trials: int) -> None:
     """Write the leaderboard and the figures, and end the study's run."""
     ranked = rank(ledger.records())
     tracker.log_leaderboard(table(ranked))
@@ -263,6 +265,6 @@ def _publish(ledger: Ledger, tracker: "MlflowTracker", interrupts: Interrupts) -
     tags = {"trials_counted": str(ledger.counted())}
     if (best := ledger.best()) is not None and best.run_id is not None:
         tags |= {"best_trial": str(best.number), "best_run": best.run_id}
-    finished = interrupts.received is None
+    finished = interrupts.received is None or ledger.counted() >= trials
     tracker.close_study("FINISHED" if finished else "KILLED", tags)
     ledger.remember(published=ledger.counted())

@@ -25,7 +25,7 @@ def study_figures(study: optuna.Study) -> Iterator[tuple[str, "Figure"]]:
     complete = sum(trial.state is OptunaState.COMPLETE for trial in trials)
     draw: dict[str, Callable[[optuna.Study], object]] = {}
     if any(trial.intermediate_values for trial in trials):
-        draw["learning_curves"] = plots.plot_intermediate_values
+        draw["learning_curves"] = lambda study: plots.plot_intermediate_values(_as_trained(study, show_failed=True))
     if any(trial.state.is_finished() for trial in trials):
         draw["timeline"] = lambda study: plots.plot_timeline(_as_trained(study))
     if complete:
@@ -47,12 +47,17 @@ def study_figures(study: optuna.Study) -> Iterator[tuple[str, "Figure"]]:
         plt.close(figure)
 
 
-def _as_trained(study: optuna.Study) -> optuna.Study:
-    """Copy a study, each finished trial beginning when a worker took it up and not when it was proposed."""
+def _as_trained(study: optuna.Study, *, show_failed: bool = False) -> optuna.Study:
+    """Copy a study, each finished trial beginning when a worker took it up and not when it was proposed.
+
+    Optuna leaves failed trials out of the learning curves; `show_failed` passes them off as pruned ones.
+    """
     copy = optuna.create_study(direction="maximize")
     for trial in study.get_trials():
         if trial.datetime_complete is not None:
             seconds = trial.user_attrs.get("seconds", 0.0)
             trial.datetime_start = trial.datetime_complete - timedelta(seconds=seconds)
+        if show_failed and trial.state is OptunaState.FAIL:
+            trial.state = OptunaState.PRUNED
         copy.add_trial(trial)
     return copy

@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from signal import Signals
 
 from rich import box
@@ -15,6 +17,7 @@ from fashion_study.study import StudyResult
 
 SHOWN = 12
 MORE_TRIALS = 20
+STOPPED_BY = {Signals.SIGINT: "Ctrl-C", Signals.SIGTERM: "SIGTERM"}
 
 
 def summarise(result: StudyResult, console: Console) -> None:
@@ -96,30 +99,39 @@ def _comparison(result: StudyResult) -> list[str]:
 
 
 def _ending(result: StudyResult) -> list[str]:
-    trained = result.counted - result.began_with
-    lines = [
-        f"{result.counted} of {result.config.trials} trials done, {trained} of them now, in {duration(result.seconds)}."
-    ]
-    if trained == 0 and result.counted >= result.config.trials:
-        lines = [f"Nothing left to do: {result.counted} of {result.config.trials} trials were done already."]
+    trained, total = result.counted - result.began_with, result.config.trials
+    lines = [f"{result.counted} of {total} trials done, {trained} of them now, in {duration(result.seconds)}."]
+    if trained == 0 and result.counted >= total:
+        lines = [f"Nothing left to do: {result.counted} of {total} trials were done already."]
     if result.exhausted:
-        lines.append(f"The study ends early: {result.exhausted}.")
-    if result.stopped_by is Signals.SIGINT:
-        lines.append("Stopped by Ctrl-C; the unfinished trials wait.")
+        lines.append(f"The study ends here: {result.exhausted}. Another --sampler can go on.")
+    elif result.stopped_by is not None:
+        lines.append(f"Stopped by {STOPPED_BY[result.stopped_by]}; the unfinished trials wait.")
+    elif result.counted < total:
+        lines.append("The time given with --timeout is over; no further trial was started.")
     return lines
 
 
 def _where_next(result: StudyResult) -> list[str]:
     uri = result.store.tracking_uri
     page = f"#/experiments/{result.experiment_id}"
-    is_done = result.counted >= result.config.trials
-    total = result.config.trials + MORE_TRIALS if is_done else result.config.trials
-    command = result.config.model_copy(update={"trials": total}).command()
-    following = f"{'More trials:' if is_done else 'Go on:':<13} {command}"
-    if not result.store.is_embedded:
-        return [f"MLflow UI:    {uri}/{page}", following]
-    return [
-        f"MLflow UI:    {shlex.join(['mlflow', 'ui', '--backend-store-uri', uri])}",
-        f"              then open http://127.0.0.1:5000/{page}",
-        following,
-    ]
+    lines = []
+    if uri.startswith("http"):
+        lines.append(f"MLflow UI:    {uri.rstrip('/')}/{page}")
+    elif result.store.is_embedded:
+        # Not `mlflow ui`: the environment need not be activated.
+        words = [_interpreter(), "-m", "mlflow", "ui", "--backend-store-uri", uri]
+        lines.append(f"MLflow UI:    {shlex.join(words)}")
+        lines.append(f"              then open http://127.0.0.1:5000/{page}")
+    if result.exhausted is None:
+        is_done = result.counted >= result.config.trials
+        total = result.config.trials + MORE_TRIALS if is_done else result.config.trials
+        command = result.config.model_copy(update={"trials": total}).command(_interpreter())
+        lines.append(f"{'More trials:' if is_done else 'Go on:':<13} {command}")
+    return lines
+
+
+def _interpreter() -> str:
+    """Name the running Python as one would type it here."""
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

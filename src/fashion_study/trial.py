@@ -155,6 +155,11 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class WorkerReady:
+    """Say that a worker has its libraries and its data and begins with what it was sent."""
+
+
+@dataclass(frozen=True)
 class WorkerFailed:
     """Say that a worker cannot begin its work at all (its data or its libraries fail it)."""
 

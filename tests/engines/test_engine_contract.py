@@ -258,7 +258,7 @@ def asked(engine: Engine, ledger: Ledger) -> Proposal:
     """Ask for a proposal and begin it, as the coordinator does."""
     answer = engine.ask()
     assert isinstance(answer, Proposal)
-    ledger.link_run(answer.number, run_id(answer))
+    ledger.begin_attempt(answer.number, answer.attempt, run_id(answer))
     return answer
 
 
@@ -270,7 +270,7 @@ def proposals(engine: Engine, ledger: Ledger, space: SearchSpace, count: int) ->
 def _trained(engine: Engine, ledger: Ledger, space: SearchSpace) -> Iterator[Proposal]:
     while not isinstance(answer := engine.ask(), Exhausted):
         assert isinstance(answer, Proposal)
-        ledger.link_run(answer.number, run_id(answer))
+        ledger.begin_attempt(answer.number, answer.attempt, run_id(answer))
         params = space.hyperparameters(answer.params)
         engine.report(answer.number, 1, toy_accuracy(params, 1))
         engine.tell(completed(answer, toy_accuracy(params, 3)))

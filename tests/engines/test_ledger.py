@@ -6,7 +6,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
 
-from fashion_study.engines.ledger import MAX_ATTEMPTS, Ledger
+from fashion_study.engines.ledger import MAX_RETURNS, Ledger
 from fashion_study.trial import FailReason, TrialResult, TrialState
 from tests.twins import memory_storage
 
@@ -24,8 +24,8 @@ def ledger(storage: RDBStorage, request: pytest.FixtureRequest) -> Ledger:
 def begin(ledger: Ledger) -> int:
     """Ask for a trial and begin an attempt at it, as engine and coordinator do; return its number."""
     trial = ledger.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
-    attempt = ledger.begin_attempt(trial)
-    ledger.link_run(trial.number, f"run-{trial.number}-{attempt}")
+    attempt = int(trial.user_attrs.get("attempt", 0)) + 1
+    ledger.begin_attempt(trial.number, attempt, f"run-{trial.number}-{attempt}")
     return trial.number
 
 
@@ -114,18 +114,19 @@ def test_a_released_trial_waits_under_its_own_number_and_values(ledger: Ledger) 
     assert not ledger.has_waiting()
 
 
-def test_a_trial_is_given_up_after_too_many_attempts(ledger: Ledger) -> None:
-    states = [ledger.release(begin(ledger)) for _ in range(MAX_ATTEMPTS)]
+def test_a_trial_is_given_up_after_too_many_returns(ledger: Ledger) -> None:
+    states = [ledger.release(begin(ledger)) for _ in range(MAX_RETURNS + 1)]
 
-    assert states == [TrialState.WAITING, TrialState.WAITING, TrialState.FAILED]
+    assert states == [TrialState.WAITING] * 3 + [TrialState.FAILED]
     (record,) = ledger.records()
-    assert (record.state, record.reason, record.attempt) == (TrialState.FAILED, FailReason.INTERRUPTED, 3)
+    assert (record.state, record.reason, record.attempt) == (TrialState.FAILED, FailReason.INTERRUPTED, 4)
     assert ledger.counted() == 1
 
 
 def test_a_withdrawn_proposal_was_no_attempt(ledger: Ledger) -> None:
-    for _ in range(MAX_ATTEMPTS + 1):
-        ledger.withdraw(begin(ledger))
+    for _ in range(MAX_RETURNS + 2):
+        proposed = ledger.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
+        ledger.withdraw(proposed.number)
 
     (record,) = ledger.records()
     assert (record.state, record.attempt) == (TrialState.WAITING, 0)

@@ -30,7 +30,7 @@ from fashion_study.trial import (
 )
 from tests.twins import PROBED, Fate, Key, MemoryExecutor, toy_report, toy_result
 
-ROOT = Path(__file__).parents[2]
+PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
 TOY = "tests.executors.toy_worker"
 SETTINGS = WorkerSettings(DataSource("digits", None, "d" * 64), None, 1, "sqlite:///nowhere.db")
 PATIENCE = 60
@@ -173,7 +173,7 @@ class TestLocalExecutor(ExecutorContract):
             return made[-1]
 
         monkeypatch.setattr(local, "WORKER_MODULE", TOY)
-        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
         yield start
         for executor in made:
             executor.stop()
@@ -211,6 +211,17 @@ class TestLocalExecutor(ExecutorContract):
 
         assert follow(executor, ends=1) == [AttemptLost(1, 1, "signal SIGKILL")]
 
+    def test_an_answer_to_a_worker_that_died_meanwhile_is_dropped(self, make: Make) -> None:
+        executor = make(1, {})
+        executor.submit(spec(0))
+        (report,) = executor.wait(PATIENCE)
+        assert isinstance(report, EpochReport)
+        kill_the_worker()
+
+        executor.answer(report, prune=False)
+
+        assert follow(executor, ends=1) == [AttemptLost(0, 1, "signal SIGKILL")]
+
     def test_a_worker_that_cannot_start_ends_the_study_and_names_its_log(
         self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -241,7 +252,7 @@ class TestLocalExecutor(ExecutorContract):
     def test_stopping_ends_every_process(self, make: Make) -> None:
         executor = make(3, {(0, 1): Fate.STUCK})
         executor.submit(spec(0))
-        report = next(iter(executor.wait(PATIENCE)))
+        (report,) = executor.wait(PATIENCE)
         assert isinstance(report, EpochReport)
         executor.answer(report, prune=False)
         assert len(workers_of(os.getpid())) == 3
@@ -269,7 +280,7 @@ class TestLocalExecutor(ExecutorContract):
             print("busy", flush=True)
             time.sleep({PATIENCE})
         """
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "TOY_FATES": json.dumps({"0/1": Fate.STUCK.value})}
+        environment = os.environ | {"PYTHONPATH": PYTHONPATH, "TOY_FATES": json.dumps({"0/1": Fate.STUCK.value})}
         command = [sys.executable, "-c", re.sub(r"^ {12}", "", code, flags=re.MULTILINE), str(tmp_path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as coordinator:
             assert coordinator.stdout is not None

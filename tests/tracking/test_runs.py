@@ -203,7 +203,7 @@ def test_a_failed_trial_shows_its_reason_and_its_traceback(bench: Bench, name: s
 def test_an_interrupted_attempt_names_its_cause_and_its_successor(bench: Bench, name: str) -> None:
     tracker, _ = bench.tracker(name)
     first = begun(tracker, number=3)
-    tracker.interrupt_trial(3, first.run_id, "signal SIGKILL")
+    tracker.interrupt_trial(3, first.run_id, "signal SIGKILL", TrialState.WAITING)
     second = begun(tracker, number=3, attempt=2)
     tracker.supersede(first.run_id, second.run_id)
 

@@ -12,8 +12,8 @@ from optuna.trial import TrialState as OptunaState
 
 from fashion_study.trial import FailReason, ParamValue, TrialResult, TrialState
 
-# A trial that was stopped from outside this often is given up: something about it stops the machine.
-MAX_ATTEMPTS = 3
+# A trial goes back to waiting this often; stopped from outside once more, it is given up.
+MAX_RETURNS = 3
 
 STATES = {
     OptunaState.WAITING: TrialState.WAITING,
@@ -99,16 +99,11 @@ class Ledger:
         """Let the next proposal be `params`, unless the study has them already."""
         self.study.enqueue_trial(dict(params), skip_if_exists=True)
 
-    def begin_attempt(self, trial: optuna.Trial) -> int:
-        """Count the attempt that begins (from 1)."""
-        attempt = int(trial.user_attrs.get("attempt", 0)) + 1
-        trial.set_user_attr("attempt", attempt)
-        return attempt
-
-    def link_run(self, number: int, run_id: str) -> None:
-        """Name the current MLflow run of a trial."""
+    def begin_attempt(self, number: int, attempt: int, run_id: str) -> None:
+        """Count an attempt (from 1) that a worker takes up, and name its MLflow run."""
         self._begun[number] = time.monotonic()
         self._set_attr(number, "run_id", run_id)
+        self._set_attr(number, "attempt", attempt)
 
     def record_value(self, number: int, epoch: int, value: float) -> None:
         """Keep the objective after `epoch`; a later attempt's value replaces an earlier one's."""
@@ -119,8 +114,8 @@ class Ledger:
         self._set_attr(number, "pruned_at", epoch)
 
     def release(self, number: int) -> TrialState:
-        """Send a trial that was stopped from outside back to waiting; give it up after too many attempts."""
-        if int(self.trial(number).user_attrs.get("attempt", 0)) >= MAX_ATTEMPTS:
+        """Send a trial that was stopped from outside back to waiting; give it up after too many returns."""
+        if int(self.trial(number).user_attrs.get("attempt", 0)) > MAX_RETURNS:
             self._set_attr(number, "reason", FailReason.INTERRUPTED.value)
             self._storage.set_trial_state_values(self._id(number), OptunaState.FAIL)
             return TrialState.FAILED
@@ -128,8 +123,7 @@ class Ledger:
         return TrialState.WAITING
 
     def withdraw(self, number: int) -> None:
-        """Send a proposal that no worker has begun back to waiting; that attempt never was."""
-        self._set_attr(number, "attempt", int(self.trial(number).user_attrs["attempt"]) - 1)
+        """Send a proposal that no worker has begun back to waiting."""
         self._storage.set_trial_state_values(self._id(number), OptunaState.WAITING)
 
     def close(self, result: TrialResult) -> None:

@@ -52,17 +52,15 @@ class OptunaEngine:
         """Return a trial that waits, else a new one drawn with the seed of its number."""
         if self._grid is not None and not self._enqueue_from_grid(self._grid):
             return Exhausted("every point of the grid has been proposed")
-        # Values that wait must not use up a point of a sequence: a resumed study would skip it.
-        name = "random" if self._ledger.has_waiting() else self._sampler_name
         with warnings.catch_warnings():
             # A waiting trial keeps its own values, and QMC counts as experimental; Optuna says so for each one.
             warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("ignore", ExperimentalWarning)
             # Re-seeded each time: a sampler that lives on in a resumed study would draw its first points again.
-            self._study.sampler = _sampler(name, self._seed, len(self._ledger.trials()))
+            self._study.sampler = _sampler(self._sampler_name, self._seed, len(self._ledger.trials()))
             trial = self._study.ask(fixed_distributions=self._distributions)
         superseded = trial.user_attrs.get("run_id")
-        attempt = self._ledger.begin_attempt(trial)
+        attempt = int(trial.user_attrs.get("attempt", 0)) + 1
         self._attempt_curves[trial.number] = {}
         return Proposal(trial.number, attempt, dict(trial.params), superseded)
 

@@ -25,6 +25,7 @@ from fashion_study.trial import (
     TrialSpec,
     Verdict,
     WorkerFailed,
+    WorkerReady,
     WorkerSettings,
 )
 
@@ -35,6 +36,7 @@ WORKER_MODULE = "fashion_study.training.worker"
 # its activations anew, which costs 5 to 10 % of a step. No effect on other allocators.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 STOP_SECONDS = 5.0
+FAILED_STARTS = 3
 BYTES_PER_WORKER = 1.5 * 2**30
 
 
@@ -56,6 +58,7 @@ class LocalExecutor:
         self._log_dir = log_dir
         log_dir.mkdir(parents=True, exist_ok=True)
         self._gpus = visible_gpus()
+        self._failed_starts = 0
         self._workers = [self._start(slot) for slot in range(workers)]
 
     @property
@@ -65,13 +68,14 @@ class LocalExecutor:
 
     def probe_precision(self) -> ProbeResult:
         """Let the first worker measure both precisions."""
-        worker = self._workers[0]
-        worker.connection.send(ProbeOrder())
+        self._workers[0].connection.send(ProbeOrder())
         while True:
+            worker = self._workers[0]
             for message in self._receive(worker):
                 if isinstance(message, ProbeResult):
                     return message
-                raise self._cannot_start(worker)
+            if self._workers[0] is not worker:  # It died; its successor is asked again.
+                self._workers[0].connection.send(ProbeOrder())
 
     def submit(self, spec: TrialSpec) -> None:
         """Hand an attempt to a worker that is free; a worker still importing takes it up when it is ready."""
@@ -133,9 +137,12 @@ class LocalExecutor:
             message = worker.connection.recv()
         except (EOFError, OSError):
             return self._bury(worker)
-        worker.is_proven = True
         if isinstance(message, WorkerFailed):
             raise StudyError(message.message)
+        worker.is_proven = True
+        self._failed_starts = 0
+        if isinstance(message, WorkerReady):
+            return []
         if isinstance(message, TrialResult):
             worker.spec = None
         return [message]
@@ -145,7 +152,10 @@ class LocalExecutor:
         code = worker.process.wait()
         worker.connection.close()
         if not worker.is_proven:
-            raise self._cannot_start(worker)
+            self._failed_starts += 1
+            # A signal comes from outside; what ends by itself before it is ready will do so again.
+            if code >= 0 or self._failed_starts > FAILED_STARTS:
+                raise self._cannot_start(worker)
         self._workers[self._workers.index(worker)] = self._start(worker.slot)
         if worker.spec is None:
             return []
@@ -154,7 +164,7 @@ class LocalExecutor:
 
     def _cannot_start(self, worker: _Worker) -> StudyError:
         return StudyError(
-            f"A worker process ended before its first answer (exit code {worker.process.poll()}). "
+            f"A worker process ended before it was ready (exit code {worker.process.poll()}). "
             f"Expected it to import TensorFlow and load the data. What it printed is in {worker.log}."
         )
 
@@ -179,5 +189,8 @@ def visible_gpus() -> list[str]:
     if (tool := shutil.which("nvidia-smi")) is None:
         return []
     query = [tool, "--query-gpu=index", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return []
     return answer.stdout.split() if answer.returncode == 0 else []

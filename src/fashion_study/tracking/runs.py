@@ -1,10 +1,12 @@
 """A study in MLflow: one run for the study, one nested run for each attempt at a trial."""
 
 import json
+import os
 import socket
 import time
 from collections.abc import Mapping
 from functools import cache
+from getpass import getuser
 from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import TYPE_CHECKING
@@ -20,7 +22,7 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from fashion_study.tracking.tracker import DataCard, StudyCard
-from fashion_study.trial import EpochReport, TrialResult, TrialSpec, TrialState
+from fashion_study.trial import EpochReport, FailReason, TrialResult, TrialSpec, TrialState
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,18 +99,20 @@ class MlflowTracker:
         self._log_tags(spec.run_id, tags)
         self._end(spec.run_id, RUN_STATUS[result.state], run_name(result))
 
-    def interrupt_trial(self, number: int, run_id: str, cause: str) -> None:
-        """End the run of an attempt that was stopped from outside."""
-        self._log_tags(run_id, {"state": "interrupted", "cause": cause})
-        self._end(run_id, "KILLED", f"{number:03d}  interrupted")
+    def interrupt_trial(self, number: int, run_id: str, cause: str, state: TrialState) -> None:
+        """End the run of an attempt that was stopped from outside; `state` is where that leaves the trial."""
+        given_up = state is TrialState.FAILED
+        tags = {"state": state.value, "reason": FailReason.INTERRUPTED.value} if given_up else {"state": "interrupted"}
+        self._log_tags(run_id, {**tags, "cause": cause})
+        self._end(run_id, "FAILED" if given_up else "KILLED", f"{number:03d}  interrupted")
 
     def supersede(self, run_id: str, by: str) -> None:
         """Say on the run of an earlier attempt which run took its place."""
         self._log_tags(run_id, {"superseded_by": by})
 
-    def log_best(self, number: int, objective: float) -> None:
-        """Add the best objective so far to the study's run; the step is the trial that reached it."""
-        self._log_metrics(self._study_run_id, {"best_objective": objective}, step=number)
+    def log_best(self, counted: int, objective: float) -> None:
+        """Add the best objective so far to the study's run; the step is the number of trials counted."""
+        self._log_metrics(self._study_run_id, {"best_objective": objective}, step=counted)
 
     def close_study(self, status: str, tags: Mapping[str, str]) -> None:
         """End the study's run."""
@@ -130,7 +134,8 @@ class MlflowTracker:
 
     def open_runs(self) -> dict[str, int]:
         """Return this study's trial runs that say they are running: run id to trial number."""
-        condition = f"tags.study = '{self._study_name}' and tags.kind = 'trial' and attributes.status = 'RUNNING'"
+        # Not by the study's name: another store may have one of that name on the same server.
+        condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self._study_run_id}' and attributes.status = 'RUNNING'"
         found: dict[str, int] = {}
         token = None
         while True:
@@ -179,14 +184,20 @@ def code_commit() -> str | None:
     return f"{commit}+" if changed else commit
 
 
+def _user() -> str:
+    try:
+        return getuser()
+    except (KeyError, OSError):  # A container's user need not have a name.
+        return str(os.getuid())
+
+
 @cache
 def _provenance() -> dict[str, str]:
-    from getpass import getuser
     from importlib.metadata import version
 
     tags = {
         MLFLOW_SOURCE_NAME: "fashion_study",
-        MLFLOW_USER: getuser(),
+        MLFLOW_USER: _user(),
         "host": socket.gethostname(),
         "code_version": version("fashion-study"),
     }

@@ -3,12 +3,13 @@
 import logging
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from fashion_study.errors import StoreError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # What MLflow would otherwise do behind a user's back in every process that imports it.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 # Longer than any write of ours takes, shorter than a user's patience: the MLflow UI may be reading.
 BUSY_SECONDS = 60
@@ -41,35 +43,28 @@ class Store:
         """Open MLflow's client on this store, creating or migrating the embedded database first."""
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
 
-        try:
+        with _opening("MLflow", self.tracking_uri, MlflowException):
             if self.is_embedded:
                 self._migrate_mlflow()
             return MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
-        except (MlflowException, SQLAlchemyError) as error:
-            raise _cannot_open("MLflow", self.tracking_uri, error) from error
 
     def optuna_storage(self) -> "RDBStorage":
         """Open Optuna's storage on this store, creating or migrating its database first."""
         from optuna.storages import RDBStorage
-        from sqlalchemy.exc import SQLAlchemyError
 
-        try:
-            with self._migration_lock("optuna"):
-                storage = RDBStorage(self.optuna_uri, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
-                _use_write_ahead_log(self.root / "optuna.db")
+        with _opening("Optuna", self.optuna_uri), self._migration_lock("optuna"):
+            storage = RDBStorage(self.optuna_uri, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
+            _use_write_ahead_log(self.root / "optuna.db")
             return storage
-        # Optuna says with a RuntimeError that another version of it made the database.
-        except (SQLAlchemyError, RuntimeError) as error:
-            raise _cannot_open("Optuna", self.optuna_uri, error) from error
 
     def experiment_id(self, client: "MlflowClient", name: str) -> str:
         """Return the id of the MLflow experiment `name` (one per data set), made where there is none."""
         from mlflow.exceptions import MlflowException
 
-        if (found := client.get_experiment_by_name(name)) is not None:
-            return str(found.experiment_id)
+        with _opening("MLflow", self.tracking_uri, MlflowException):
+            if (found := client.get_experiment_by_name(name)) is not None:
+                return str(found.experiment_id)
         location = (self.root / "artifacts" / name).as_uri() if self.is_embedded else None
         try:
             return str(client.create_experiment(name, artifact_location=location))
@@ -102,7 +97,13 @@ def open_store(root: Path | str) -> Store:
     Raises:
         StoreError: the folder cannot be made or written.
     """
-    folder = Path(root).expanduser().resolve()
+    # Path.expanduser would fail for an account without a home.
+    folder = Path(os.path.expanduser(root)).resolve()  # noqa: PTH111
+    if any(character in str(folder) for character in "?%"):
+        raise StoreError(
+            f"The store {folder} has a '?' or a '%' in its path, which mean something else in a database's address. "
+            "Expected a path without them. Name another folder with --store."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -120,6 +121,20 @@ def open_store(root: Path | str) -> Store:
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(folder / "mlflow.db"),
         optuna_uri=_sqlite_uri(folder / "optuna.db"),
     )
+
+
+@contextmanager
+def _opening(library: str, uri: str, *more: type[Exception]) -> Iterator[None]:
+    """Turn what the libraries below raise for a store that cannot be used into one message."""
+    from alembic.util import CommandError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    # Optuna says with a RuntimeError that another version of it made the database.
+    known: tuple[type[Exception], ...] = (SQLAlchemyError, CommandError, RuntimeError, OSError, sqlite3.Error, Timeout)
+    try:
+        yield
+    except (*known, *more) as error:
+        raise _cannot_open(library, uri, error) from error
 
 
 def _cannot_open(library: str, uri: str, error: Exception) -> StoreError:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from fashion_study.trial import EpochReport, TrialResult, TrialSpec
+from fashion_study.trial import EpochReport, TrialResult, TrialSpec, TrialState
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Tracker(Protocol):
         """Log the final metrics and give the run its status and its readable name."""
         ...
 
-    def interrupt_trial(self, number: int, run_id: str, cause: str) -> None:
-        """End the run of an attempt that was stopped from outside."""
+    def interrupt_trial(self, number: int, run_id: str, cause: str, state: TrialState) -> None:
+        """End the run of an attempt that was stopped from outside; `state` is where that leaves the trial."""
         ...
 
     def supersede(self, run_id: str, by: str) -> None:
         """Say on the run of an earlier attempt which run took its place."""
         ...
 
-    def log_best(self, number: int, objective: float) -> None:
-        """Add the best objective so far to the study's run; the step is the trial that reached it."""
+    def log_best(self, counted: int, objective: float) -> None:
+        """Add the best objective so far to the study's run; the step is the number of trials counted."""
         ...

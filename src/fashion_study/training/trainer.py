@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable
+from functools import cached_property
 
 import keras
 import mlflow
@@ -30,8 +31,13 @@ class Trainer:
     def __init__(self, settings: WorkerSettings) -> None:
         configure(settings.threads)
         mlflow.set_tracking_uri(settings.tracking_uri)
-        self._client = MlflowClient(settings.tracking_uri)
+        self._tracking_uri = settings.tracking_uri
         self._data = load_study_data(settings.source, settings.limit_train)
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        # Opened with the first trial: by then the coordinator has made or migrated the database.
+        return MlflowClient(self._tracking_uri)
 
     def probe(self) -> ProbeResult:
         """Measure which precision trains faster here."""
@@ -71,7 +77,9 @@ class Trainer:
             case FitEnd.COMPLETED:
                 return self._record(spec, outcome, float32_twin(model, params))
             case FitEnd.PRUNED:
-                return TrialResult(spec.number, spec.attempt, TrialState.PRUNED, len(outcome.epochs))
+                return TrialResult(
+                    spec.number, spec.attempt, TrialState.PRUNED, len(outcome.epochs), metrics=_cost(model, outcome)
+                )
             case FitEnd.DIVERGED:
                 last = outcome.epochs[-1]
                 return TrialResult(
@@ -80,6 +88,7 @@ class Trainer:
                     TrialState.FAILED,
                     epochs_run=len(outcome.epochs) - 1,
                     reason=FailReason.DIVERGED,
+                    metrics=_cost(model, outcome),
                     message=f"The loss became {last.train_loss} in epoch {last.number} (validation: {last.val_loss}).",
                 )
 
@@ -98,6 +107,10 @@ class Trainer:
             | {"best_val_accuracy": max(epoch.val_accuracy for epoch in outcome.epochs)},
             tags={"model_uri": logged.uri, "model_sha256": logged.sha256},
         )
+
+
+def _cost(model: keras.Model, outcome: FitOutcome) -> dict[str, float]:
+    return {"parameter_count": model.count_params(), "train_seconds": outcome.train_seconds}
 
 
 def _report(spec: TrialSpec, epoch: Epoch) -> EpochReport:

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
-from fashion_study.trial import EpochReport, ProbeOrder, TrialSpec, WorkerFailed, WorkerSettings
+from fashion_study.trial import EpochReport, ProbeOrder, TrialSpec, WorkerFailed, WorkerReady, WorkerSettings
 
 
 def main() -> None:
@@ -28,6 +28,7 @@ def main() -> None:
     except Exception:
         connection.send(WorkerFailed(f"A worker could not begin its work:\n{traceback.format_exc()}"))
         raise
+    connection.send(WorkerReady())
 
     def ask_whether_to_go_on(report: EpochReport) -> bool:
         connection.send(report)

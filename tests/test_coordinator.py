@@ -355,6 +355,8 @@ def test_a_trial_that_is_lost_every_time_is_given_up_and_counts() -> None:
     assert given_up.reason is FailReason.INTERRUPTED
     assert given_up.attempt == MAX_RETURNS + 1 == 4
     assert [state for _, _, state in study.observer.lost] == [TrialState.WAITING] * 3 + [TrialState.FAILED]
+    runs = [run for run in study.runs.runs.values() if run.number == 1]
+    assert [run.status for run in runs] == ["interrupted"] * 3 + ["failed"]
     assert study.ledger.counted() == 3
 
 

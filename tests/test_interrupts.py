@@ -21,6 +21,16 @@ def test_the_first_signal_is_noted_and_the_second_ends_at_once(number: signal.Si
     assert interrupts.received is number
 
 
+def test_the_first_signal_is_answered_with_what_happens_now() -> None:
+    said: list[str] = []
+    with Interrupts(said.append):
+        signal.raise_signal(signal.SIGINT)
+
+    (line,) = said
+    assert "go back to waiting" in line
+    assert "again ends at once" in line
+
+
 def test_afterwards_signals_mean_what_they_meant_before() -> None:
     before = {number: signal.getsignal(number) for number in Interrupts.HANDLED}
 

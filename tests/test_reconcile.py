@@ -116,6 +116,15 @@ def test_a_run_that_was_opened_for_no_attempt_is_ended(killed: Killed) -> None:
     assert killed.status(orphan) == ("KILLED", "interrupted")
 
 
+def test_a_proposal_that_no_worker_had_begun_waits_and_was_no_attempt(killed: Killed) -> None:
+    killed.ledger.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
+
+    assert reconcile(killed.ledger, killed.tracker) == []
+
+    (record,) = killed.ledger.records()
+    assert (record.state, record.attempt, record.run_id) == (TrialState.WAITING, 0, None)
+
+
 def test_a_run_that_was_closed_before_the_ledger_heard_of_it_keeps_its_status(killed: Killed) -> None:
     number, run_id = killed.begin()
     killed.client.set_terminated(run_id, "FINISHED")

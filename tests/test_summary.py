@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
-from signal import SIGINT
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 import pytest
@@ -128,10 +128,18 @@ FOUR_ASKED = StudyConfig(space="smoke", trials=4)
         (lambda: result(*TWO, began_with=1), "2 of 2 trials done, 1 of them now, in 2 min."),
         (lambda: result(*TWO, began_with=2), "Nothing left to do: 2 of 2 trials were done already."),
         (lambda: result(*TWO, config=FOUR_ASKED, began_with=2), "2 of 4 trials done, 0 of them now"),
-        (lambda: result(*TWO, config=FOUR_ASKED, exhausted="no point is left"), "ends early: no point is left."),
+        (lambda: result(*TWO, config=FOUR_ASKED), "The time given with --timeout is over"),
+        (
+            lambda: result(*TWO, config=FOUR_ASKED, exhausted="no point is left"),
+            "The study ends here: no point is left.",
+        ),
         (lambda: result(*TWO, config=FOUR_ASKED, stopped_by=SIGINT), "Stopped by Ctrl-C; the unfinished trials wait."),
+        (
+            lambda: result(*TWO, config=FOUR_ASKED, stopped_by=SIGTERM),
+            "Stopped by SIGTERM; the unfinished trials wait.",
+        ),
     ],
-    ids=["done", "nothing left", "not done", "exhausted", "stopped"],
+    ids=["done", "nothing left", "not done", "late", "exhausted", "Ctrl-C", "SIGTERM"],
 )
 def test_how_the_study_ended_is_said(make: Callable[[], StudyResult], line: str) -> None:
     assert line in shown(make())
@@ -140,6 +148,10 @@ def test_how_the_study_ended_is_said(make: Callable[[], StudyResult], line: str)
 def test_the_next_command_continues_the_study_or_asks_for_more() -> None:
     assert "python -m experiments.run_study --space smoke --trials 4\n" in shown(result(*TWO, config=FOUR_ASKED))
     assert "python -m experiments.run_study --space smoke --trials 22\n" in shown(result(*TWO))
+
+
+def test_where_nothing_is_left_to_propose_no_more_trials_are_offered() -> None:
+    assert "experiments.run_study" not in shown(result(*TWO, config=FOUR_ASKED, exhausted="no point is left"))
 
 
 def test_the_mlflow_ui_is_started_on_an_embedded_store() -> None:

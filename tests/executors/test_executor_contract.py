@@ -55,6 +55,16 @@ def follow(executor: Executor, ends: int, prune: Callable[[EpochReport], bool] =
     return events
 
 
+def first_report(executor: Executor) -> EpochReport:
+    """Wait for the first report of the one attempt that runs."""
+    begun = time.monotonic()
+    while not (events := executor.wait(0.25)):
+        assert time.monotonic() - begun < PATIENCE
+    (report,) = events
+    assert isinstance(report, EpochReport)
+    return report
+
+
 class ExecutorContract:
     """Hold an executor to its promises; a subclass's `make` builds one for a number of workers and given fates."""
 
@@ -71,13 +81,9 @@ class ExecutorContract:
     def test_nothing_happens_before_a_report_is_answered(self, make: Make) -> None:
         executor = make(1, {})
         executor.submit(spec(0))
-        events: list[Event] = []
-        while not events:
-            events = executor.wait(0.25)
+        report = first_report(executor)
         assert [executor.wait(0.05) for _ in range(3)] == [[]] * 3
 
-        (report,) = events
-        assert isinstance(report, EpochReport)
         executor.answer(report, prune=False)
 
         assert len(follow(executor, ends=1)) == 2
@@ -133,9 +139,7 @@ class ExecutorContract:
     def test_it_stops_in_the_middle_of_an_attempt_and_may_be_stopped_twice(self, make: Make) -> None:
         executor = make(2, {(0, 1): Fate.STUCK})
         executor.submit(spec(0))
-        events: list[Event] = []
-        while not events:
-            events = executor.wait(0.25)
+        executor.answer(first_report(executor), prune=False)
 
         executor.stop()
         executor.stop()
@@ -214,8 +218,7 @@ class TestLocalExecutor(ExecutorContract):
     def test_an_answer_to_a_worker_that_died_meanwhile_is_dropped(self, make: Make) -> None:
         executor = make(1, {})
         executor.submit(spec(0))
-        (report,) = executor.wait(PATIENCE)
-        assert isinstance(report, EpochReport)
+        report = first_report(executor)
         kill_the_worker()
 
         executor.answer(report, prune=False)
@@ -249,12 +252,36 @@ class TestLocalExecutor(ExecutorContract):
         with pytest.raises(StudyError, match="no data for digits"):
             follow(executor, ends=1)
 
+    def test_a_worker_that_died_before_it_was_asked_to_probe_is_no_bug_of_ours(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOY_BROKEN", "1")
+        executor = make(1, {})
+        while workers_of(os.getpid()):
+            time.sleep(0.01)
+
+        with pytest.raises(StudyError, match="no data for digits"):
+            executor.probe_precision()
+
+    def test_a_worker_that_is_killed_while_it_starts_is_replaced(self, make: Make) -> None:
+        executor = make(1, {})
+        kill_the_worker()
+
+        assert executor.probe_precision() == PROBED
+
+    def test_workers_that_are_killed_whenever_they_start_end_the_study(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOY_BROKEN", "SIGKILL")
+        executor = make(1, {})
+
+        with pytest.raises(StudyError, match=r"worker-0\.log"):
+            executor.probe_precision()
+
     def test_stopping_ends_every_process(self, make: Make) -> None:
         executor = make(3, {(0, 1): Fate.STUCK})
         executor.submit(spec(0))
-        (report,) = executor.wait(PATIENCE)
-        assert isinstance(report, EpochReport)
-        executor.answer(report, prune=False)
+        executor.answer(first_report(executor), prune=False)
         assert len(workers_of(os.getpid())) == 3
 
         executor.stop()
@@ -271,12 +298,11 @@ class TestLocalExecutor(ExecutorContract):
             import sys, time
             from pathlib import Path
             from fashion_study.executors import local
-            from tests.executors.test_executor_contract import SETTINGS, spec
+            from tests.executors.test_executor_contract import SETTINGS, first_report, spec
             local.WORKER_MODULE = {TOY!r}
             executor = local.LocalExecutor(SETTINGS, 2, Path(sys.argv[1]))
             executor.submit(spec(0))
-            report, = executor.wait({PATIENCE})
-            executor.answer(report, prune=False)
+            executor.answer(first_report(executor), prune=False)
             print("busy", flush=True)
             time.sleep({PATIENCE})
         """

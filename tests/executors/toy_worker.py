@@ -1,6 +1,7 @@
 """The real worker process with a toy for a trainer: no TensorFlow, no data, and fates for attempts to meet.
 
-`TOY_FATES` maps attempts to fates, as JSON: `{"3/1": "lost"}`. `TOY_BROKEN` keeps the trainer from starting.
+`TOY_FATES` maps attempts to fates, as JSON: `{"3/1": "lost"}`. `TOY_BROKEN` keeps the trainer from starting;
+with `SIGKILL` it takes the process along.
 """
 
 import json
@@ -18,7 +19,10 @@ from tests.twins import PROBED, Fate, toy_training
 
 class ToyTrainer:
     def __init__(self, settings: WorkerSettings) -> None:
-        if os.environ.get("TOY_BROKEN"):
+        broken = os.environ.get("TOY_BROKEN")
+        if broken == "SIGKILL":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if broken:
             raise RuntimeError(f"no data for {settings.source.name}")
         fates = json.loads(os.environ.get("TOY_FATES", "{}"))
         self._fates = {name: Fate(fate) for name, fate in fates.items()}

@@ -70,7 +70,10 @@ def reconcile(ledger: Ledger, tracker: "MlflowTracker") -> list[str]:
 
 def _describe(holder: Path) -> str:
     try:
-        process = psutil.Process(json.loads(holder.read_text())["pid"])
+        known = json.loads(holder.read_text())
+        process = psutil.Process(known["pid"])
+        if process.create_time() != known["started"]:  # The number has been given to another process.
+            return "another process"
         return f"process {process.pid} ({' '.join(process.cmdline()[-6:])})"
     except (OSError, ValueError, KeyError, psutil.Error):
         return "another process"

@@ -158,11 +158,15 @@ def workers_of(pid: int) -> list[psutil.Process]:
 
 
 def kill_the_worker() -> None:
-    """Kill this process's one worker, and leave it to the executor to bury it."""
+    """Kill this process's one worker."""
     (worker,) = workers_of(os.getpid())
     worker.kill()
-    while worker.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.01)
+    await_the_end(worker)
+
+
+def await_the_end(worker: psutil.Process) -> None:
+    """Wait for a worker's end, and leave it to the executor to bury it."""
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
 
 
 class TestLocalExecutor(ExecutorContract):
@@ -257,8 +261,8 @@ class TestLocalExecutor(ExecutorContract):
     ) -> None:
         monkeypatch.setenv("TOY_BROKEN", "1")
         executor = make(1, {})
-        while workers_of(os.getpid()):
-            time.sleep(0.01)
+        (worker,) = workers_of(os.getpid())
+        await_the_end(worker)
 
         with pytest.raises(StudyError, match="no data for digits"):
             executor.probe_precision()

@@ -68,24 +68,20 @@ class LocalExecutor:
 
     def probe_precision(self) -> ProbeResult:
         """Let the first worker measure both precisions."""
-        self._workers[0].connection.send(ProbeOrder())
+        _send(self._workers[0], ProbeOrder())
         while True:
             worker = self._workers[0]
             for message in self._receive(worker):
                 if isinstance(message, ProbeResult):
                     return message
             if self._workers[0] is not worker:  # It died; its successor is asked again.
-                self._workers[0].connection.send(ProbeOrder())
+                _send(self._workers[0], ProbeOrder())
 
     def submit(self, spec: TrialSpec) -> None:
         """Hand an attempt to a worker that is free; a worker still importing takes it up when it is ready."""
         worker = next(worker for worker in self._workers if worker.spec is None)
         worker.spec = spec
-        try:
-            worker.connection.send(spec)
-        except OSError:
-            # It died while idle; `wait` will find the closed connection and report the attempt as lost.
-            return
+        _send(worker, spec)
 
     def wait(self, timeout: float) -> list[Event]:
         """Return what the workers have sent, after at most `timeout` seconds; perhaps nothing."""
@@ -99,8 +95,7 @@ class LocalExecutor:
         key = (report.number, report.attempt)
         for worker in self._workers:
             if worker.spec is not None and worker.spec.key == key:
-                with suppress(OSError):  # Its death is reported by `wait`.
-                    worker.connection.send(Verdict(prune))
+                _send(worker, Verdict(prune))
 
     def stop(self) -> None:
         """End every worker, whatever it is doing; each one ends by itself when its connection closes."""
@@ -167,6 +162,12 @@ class LocalExecutor:
             f"A worker process ended before it was ready (exit code {worker.process.poll()}). "
             f"Expected it to import TensorFlow and load the data. What it printed is in {worker.log}."
         )
+
+
+def _send(worker: _Worker, message: object) -> None:
+    # One that died meanwhile leaves a closed connection, which is found where its answer is read.
+    with suppress(OSError):
+        worker.connection.send(message)
 
 
 def default_workers() -> int:

@@ -199,6 +199,9 @@ def test_the_run_of_the_study_carries_the_command_that_repeats_it(first: Start) 
         "--dataset": "digits",
         "--trials": "4",
         "--workers": "2",
+        "--sampler": "tpe",
+        "--pruner": "successive-halving",
+        "--seed": "0",
         "--precision": "float32",
     }
 
@@ -470,7 +473,7 @@ def test_one_ctrl_c_ends_a_study_cleanly(stopped_once: Ending) -> None:
     assert stopped_once.exit_code == 130
     assert stopped_once.errors == ""
     assert "Stopped by Ctrl-C; the unfinished trials wait." in stopped_once.output
-    (following,) = re.findall(r"^Go on: +python (.+)$", stopped_once.output, re.MULTILINE)
+    (following,) = re.findall(r"^Go on: +[^ ]*python[^ ]* (.+)$", stopped_once.output, re.MULTILINE)
     assert set(shlex.split(following)) >= set(command(stopped_once.store, "--trials", "500", "--workers", "1")[1:])
     assert stopped_once.surviving_workers == []
     assert stopped_once.states()[TrialState.WAITING] >= 1

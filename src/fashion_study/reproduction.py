@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Literal
 
+from rich import box
 from rich.table import Table
 
 from fashion_study.datasets import CLASS_NAMES
@@ -60,17 +61,19 @@ def comparison(reproduction: Reproduction) -> Table:
     seeds = len(reproduction.figures["raw"])
     title = f"The baseline on {source.name}" + (" (a FALLBACK: not Fashion-MNIST)" if source.is_fallback else "")
     counted = "" if seeds == 1 else f", {seeds} seeds: mean ± standard deviation"
-    table = Table("", title=title + counted, title_justify="left")
+    table = Table(
+        title=title + counted, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    table.add_column("accuracy", no_wrap=True)
     for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
-    for label, attribute in (("train accuracy", "train_accuracy"), ("holdout accuracy", "holdout_accuracy")):
+    for label, attribute in (("train", "train_accuracy"), ("holdout", "holdout_accuracy")):
         table.add_row(label, *(_percent([getattr(one, attribute) for one in many]) for many in columns.values()))
     table.add_section()
-    width = 9 if seeds == 1 else 11
-    table.add_row("by class", *[f"{'precision':>{width}}  {'recall':>{width}}"] * len(columns), style="dim")
+    table.add_row("by class", *[f"{'precision':>9} {'recall':>9}"] * len(columns), style="dim")
     for name in CLASS_NAMES[source.name]:
         pairs = (zip(*(one.by_class[name] for one in many), strict=True) for many in columns.values())
-        table.add_row(name, *("  ".join(f"{_share(values):>{width}}" for values in pair) for pair in pairs))
+        table.add_row(name, *(" ".join(f"{_share(values):>9}" for values in pair) for pair in pairs))
     return table
 
 
@@ -80,5 +83,5 @@ def _percent(values: Sequence[float]) -> str:
 
 
 def _share(values: Sequence[float]) -> str:
-    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    spread = f"±{stdev(values):.2f}" if len(values) > 1 else ""
     return f"{mean(values):.2f}{spread}"

@@ -175,7 +175,7 @@ def test_a_limit_that_the_images_cannot_meet_is_refused_and_leaves_no_study_behi
 ) -> None:
     _, result = begun_in_a_notebook
     assert str(result["refusal"]).startswith("BadInputError: ")
-    assert "--limit-train 3" in str(result["refusal"])
+    assert "--limit-train is 3. Expected 20 to 1,079" in str(result["refusal"])
 
 
 def test_a_terminal_shows_the_study_live_and_goes_on_with_what_a_notebook_began(

@@ -38,3 +38,7 @@ class DataError(StudyError):
     """Report image files that are missing, altered or unreadable."""
 
     exit_code = ExitCode.DATA
+
+
+class DamagedModelError(StoreError):
+    """Refuse a registered model whose file is missing, altered, half-written or not what this project saves."""

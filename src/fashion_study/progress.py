@@ -145,7 +145,8 @@ class LiveDisplay(PlainLines):
     def epoch_done(self, spec: TrialSpec, report: EpochReport) -> None:
         """Move the attempt's bar."""
         detail = f"val_accuracy {report.val_accuracy:.4f}  {report.images_per_second:,.0f} images/s"
-        self.bars.update(self._trial_bars[spec.key], completed=report.epoch, detail=detail)
+        # Drawn at once: a short trial would end before the next regular refresh, and its curve be never seen.
+        self.bars.update(self._trial_bars[spec.key], completed=report.epoch, detail=detail, refresh=True)
 
     def trial_closed(self, spec: TrialSpec, result: TrialResult, best: tuple[int, float] | None) -> None:
         """Turn the attempt's bar into a line, and move the study's bar."""

@@ -35,6 +35,13 @@ def main(
     store: Annotated[Path, Option(help="Folder of MLflow's and Optuna's data.")] = Path("mlruns"),
     precision: Annotated[PrecisionChoice, Option(help="auto: the faster one on this machine.")] = "auto",
     limit_train: Annotated[int | None, Option(help="Train on this many images only.")] = None,
+    finalists: Annotated[
+        int | None,
+        Option(
+            help="Train the best K trials again; 0: none. Default 3, or fewer that cost no more than the trials did."
+        ),
+    ] = None,
+    repeats: Annotated[int | None, Option(help="How often, with other seeds; default 3.")] = None,
     try_point: Annotated[
         list[str] | None,
         Option("--try", help="A point of your own, tried first: JSON; the rest comes from the baseline."),
@@ -66,6 +73,8 @@ def main(
         store=store,
         precision=precision,
         limit_train=limit_train,
+        finalists=finalists,
+        repeats=repeats,
         try_points=tuple(_point(text) for text in try_point or ()),
     )
     config.check()

@@ -151,6 +151,8 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         store=tmp_path / "store",
         precision="bfloat16",
         limit_train=500,
+        finalists=2,
+        repeats=4,
         try_points=({"epochs": 3}, {"learning_rate": 0.002}),
     )
 
@@ -170,6 +172,8 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         "--store": [str(tmp_path / "store")],
         "--precision": ["bfloat16"],
         "--limit-train": ["500"],
+        "--finalists": ["2"],
+        "--repeats": ["4"],
         "--try": ['{"epochs": 3}', '{"learning_rate": 0.002}'],
     }
     known = {f"--{name.replace('_', '-')}" for name in inspect.signature(run_study_command).parameters}

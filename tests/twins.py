@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from fashion_study.executors.executor import AttemptLost, Event
+from fashion_study.tracking.tracker import RepeatRun
 from fashion_study.trial import (
     EpochReport,
     FailReason,
@@ -164,6 +165,7 @@ class MemoryRun:
     result: TrialResult | None = None
     cause: str = ""
     superseded_by: str | None = None
+    repeat: int = 0
 
 
 class MemoryTracker:
@@ -174,12 +176,30 @@ class MemoryTracker:
         self.runs: dict[str, MemoryRun] = {}
         self.best: list[tuple[int, float]] = []
 
-    def open_trial(self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+    def open_trial(
+        self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str], repeat: int = 0
+    ) -> str:
         """Open a run for an attempt and return its id."""
-        run_id = f"run-{number}-{attempt}"
+        run_id = f"run-{number}-repeat-{repeat}-{attempt}" if repeat else f"run-{number}-{attempt}"
         assert run_id not in self.runs
-        self.runs[run_id] = MemoryRun(number, attempt, dict(params), dict(tags))
+        self.runs[run_id] = MemoryRun(number, attempt, dict(params), dict(tags), repeat=repeat)
         return run_id
+
+    def repeats(self) -> list[RepeatRun]:
+        """Return the runs of the finalists' repeats, the oldest first."""
+        status = {"complete": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "RUNNING": "RUNNING"}
+        return [
+            RepeatRun(
+                run.number,
+                run.repeat,
+                run.attempt,
+                run_id,
+                status[run.status],
+                run.result.objective if run.result else None,
+            )
+            for run_id, run in self.runs.items()
+            if run.repeat
+        ]
 
     def log_epoch(self, run_id: str, report: EpochReport) -> None:
         """Add one epoch to a run."""
@@ -221,7 +241,7 @@ class RecordingObserver:
     closed: list[tuple[int, TrialState, tuple[int, float] | None]] = field(default_factory=list)
     lost: list[tuple[Key, str, TrialState]] = field(default_factory=list)
 
-    def begin(self, title: str, counted: int, total: int) -> None:
+    def begin(self, title: str, counted: int, total: int, what: str = "trials") -> None:
         """Remember what begins."""
         self.note(f"{title}: {counted} of {total}")
 

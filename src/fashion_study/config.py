@@ -34,7 +34,9 @@ class StudyConfig(BaseModel):
 
     `trials` is a total: a study that has some already is continued to it. `timeout` is in seconds: after it no
     trial is started, and the running ones end. `workers` defaults to one per GPU, else one per usable core.
-    `try_points` are tried first, after the baseline; what a point leaves out comes from the baseline.
+    The best `finalists` trials are trained again `repeats` times; left out, 3 and 3 as far as that takes no more
+    epochs than the trials did. `try_points` are tried first, after the baseline; what a point leaves out comes from
+    the baseline.
 
     Raises:
         BadInputError: a field is unknown or out of its range.
@@ -55,6 +57,8 @@ class StudyConfig(BaseModel):
     store: Path = Path("mlruns")
     precision: PrecisionChoice = "auto"
     limit_train: Annotated[int, Field(ge=1)] | None = None
+    finalists: Annotated[int, Field(ge=0, le=100)] | None = None
+    repeats: Annotated[int, Field(ge=1, le=100)] | None = None
     try_points: tuple[dict[str, Value], ...] = ()
 
     def __init__(self, **fields: Any) -> None:

@@ -147,7 +147,8 @@ class Coordinator:
 
     def _wind_up(self) -> None:
         """Send back to waiting whatever is not finished, and write down the rest."""
-        self._executor.stop()
+        if self._running:
+            self._executor.stop()
         for spec in self._running.values():
             self._lose(spec, "the study was stopped")
         self._running.clear()

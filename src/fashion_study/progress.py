@@ -16,8 +16,8 @@ from fashion_study.trial import EpochReport, TrialResult, TrialSpec, TrialState
 class Observer(Protocol):
     """Watch a study; nothing here changes what it does."""
 
-    def begin(self, title: str, counted: int, total: int) -> None:
-        """Show what begins: `counted` of `total` trials are done already."""
+    def begin(self, title: str, counted: int, total: int, what: str = "trials") -> None:
+        """Show what begins, the trials of a study or its finalists' repeats: `counted` of `total` are done already."""
         ...
 
     def note(self, text: str) -> None:
@@ -44,7 +44,7 @@ class Observer(Protocol):
 class Silent:
     """Show nothing."""
 
-    def begin(self, title: str, counted: int, total: int) -> None:
+    def begin(self, title: str, counted: int, total: int, what: str = "trials") -> None:
         """Show nothing."""
 
     def note(self, text: str) -> None:
@@ -70,11 +70,11 @@ class PlainLines(Silent):
         self._console = console
         self._counted = self._total = 0
 
-    def begin(self, title: str, counted: int, total: int) -> None:
+    def begin(self, title: str, counted: int, total: int, what: str = "trials") -> None:
         """Print what begins."""
         self._counted, self._total = counted, total
         self.note(title)
-        self.note(f"{counted} of {total} trials done")
+        self.note(f"{counted} of {total} {what} done")
 
     def note(self, text: str) -> None:
         """Print a line that matters."""
@@ -85,13 +85,13 @@ class PlainLines(Silent):
 
     def trial_started(self, spec: TrialSpec) -> None:
         """Print what is tried."""
-        again = f" (attempt {spec.attempt})" if spec.attempt > 1 else ""
-        self.note(f"trial {spec.number:03d} started{again}: {describe(spec)}")
+        again = f" (attempt {spec.attempt})" if spec.attempt > 1 and not spec.repeat else ""
+        self.note(f"{spec.label} started{again}: {describe(spec)}")
 
     def epoch_done(self, spec: TrialSpec, report: EpochReport) -> None:
         """Print where an attempt stands."""
         self.note(
-            f"trial {spec.number:03d} epoch {report.epoch} of {spec.hyperparameters.epochs}: "
+            f"{spec.label} epoch {report.epoch} of {spec.hyperparameters.epochs}: "
             f"val_accuracy {report.val_accuracy:.4f}, {report.images_per_second:,.0f} images/s"
         )
 
@@ -99,7 +99,7 @@ class PlainLines(Silent):
         """Print how a trial ended, and the best so far."""
         self._counted += 1
         so_far = f"; best {best[1]:.4f} (trial {best[0]:03d})" if best else ""
-        self.note(f"trial {spec.number:03d} {outcome(result)}; {self._counted} of {self._total} done{so_far}")
+        self.note(f"{spec.label} {outcome(result)}; {self._counted} of {self._total} done{so_far}")
 
     def trial_lost(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
         """Print that an attempt was stopped from outside."""
@@ -107,7 +107,7 @@ class PlainLines(Silent):
         if state is TrialState.FAILED:
             self._counted += 1
             fate = f"it is given up after attempt {spec.attempt}; {self._counted} of {self._total} done"
-        self.note(f"trial {spec.number:03d} stopped from outside ({cause}); {fate}")
+        self.note(f"{spec.label} stopped from outside ({cause}); {fate}")
 
 
 class LiveDisplay(PlainLines):
@@ -129,18 +129,18 @@ class LiveDisplay(PlainLines):
         self._study_bar: TaskID | None = None
         self._trial_bars: dict[tuple[int, int], TaskID] = {}
 
-    def begin(self, title: str, counted: int, total: int) -> None:
-        """Draw the study's bar."""
+    def begin(self, title: str, counted: int, total: int, what: str = "trials") -> None:
+        """Draw the bar of the whole, in the place of an earlier one."""
         self._counted, self._total = counted, total
         self.note(title)
-        self._study_bar = self.bars.add_task("trials", total=total, completed=counted, detail="", clock=_Clock())
+        if self._study_bar is not None:
+            self.bars.remove_task(self._study_bar)
+        self._study_bar = self.bars.add_task(what, total=total, completed=counted, detail="", clock=_Clock())
 
     def trial_started(self, spec: TrialSpec) -> None:
         """Draw a bar for the attempt."""
         epochs = spec.hyperparameters.epochs
-        self._trial_bars[spec.key] = self.bars.add_task(
-            f"trial {spec.number:03d}", total=epochs, detail=describe(spec), clock=_Clock()
-        )
+        self._trial_bars[spec.key] = self.bars.add_task(spec.label, total=epochs, detail=describe(spec), clock=_Clock())
 
     def epoch_done(self, spec: TrialSpec, report: EpochReport) -> None:
         """Move the attempt's bar."""
@@ -152,7 +152,8 @@ class LiveDisplay(PlainLines):
         """Turn the attempt's bar into a line, and move the study's bar."""
         super().trial_closed(spec, result, best)
         self.bars.remove_task(self._trial_bars.pop(spec.key))
-        detail = f"best {best[1]:.4f} (trial {best[0]:03d})" if best else "none complete yet"
+        nothing = "" if spec.repeat else "none complete yet"
+        detail = f"best {best[1]:.4f} (trial {best[0]:03d})" if best else nothing
         if self._study_bar is not None:
             self.bars.update(self._study_bar, completed=self._counted, detail=detail)
 

@@ -1,7 +1,7 @@
 """Run a study from a config to its last figure: the table of contents of the main job."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from signal import Signals
@@ -9,22 +9,34 @@ from typing import TYPE_CHECKING
 
 from fashion_study.config import StudyConfig
 from fashion_study.coordinator import Assignment, Coordinator
-from fashion_study.datasets import StudyData, check_limit, load_study_data, locate
+from fashion_study.datasets import load_study_data
 from fashion_study.engines.ledger import Ledger, TrialRecord
 from fashion_study.engines.optuna_engine import BASELINE_NUMBER, OptunaEngine
-from fashion_study.executors.local import LocalExecutor, default_workers, threads_per_worker
-from fashion_study.identity import Identity, identity_of, refuse_difference
+from fashion_study.executors.executor import Executor
+from fashion_study.executors.local import LocalExecutor, threads_per_worker
+from fashion_study.finalists import (
+    DEFAULT_FINALISTS,
+    DEFAULT_REPEATS,
+    Budget,
+    Finalist,
+    FinalistPlan,
+    Repeats,
+    choose,
+    plan_finalists,
+)
+from fashion_study.identity import refuse_difference
 from fashion_study.interrupts import Interrupts
 from fashion_study.leaderboard import rank, table
+from fashion_study.plan import Plan, data_cards, plan_study
 from fashion_study.progress import Observer, Silent
 from fashion_study.reconcile import reconcile, sole_owner
-from fashion_study.space import SearchSpace
 from fashion_study.study_figures import study_figures
 from fashion_study.tracking.store import Store, open_store
-from fashion_study.tracking.tracker import DataCard, StudyCard
-from fashion_study.trial import TRAINING_VERSION, DataSource, Precision, TrialState, WorkerSettings
+from fashion_study.trial import DataSource, Precision, TrialState, WorkerSettings
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from fashion_study.tracking.runs import MlflowTracker
 
 FALLBACK = (
@@ -35,7 +47,10 @@ FALLBACK = (
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Show where a study stands after a run of it. `records` are ranked, the best first."""
+    """Show where a study stands after a run of it. `records` and `finalists` are ranked, the best first.
+
+    `version` is the challenger in the registry, by the model's name and the number of its version.
+    """
 
     name: str
     source: DataSource
@@ -49,6 +64,8 @@ class StudyResult:
     seconds: float
     exhausted: str | None = None
     stopped_by: Signals | None = None
+    finalists: tuple[Finalist, ...] = ()
+    version: tuple[str, int] | None = None
 
     @property
     def counted(self) -> int:
@@ -68,21 +85,30 @@ class StudyResult:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """Hold a config with everything in it looked up and checked."""
+class _Session:
+    """Hold a study that is open: its stores, its workers, and until when it may start something."""
 
-    config: StudyConfig
-    space: SearchSpace
-    points: tuple[dict[str, int | float | str], ...]
-    source: DataSource
-    name: str
-    workers: int
+    plan: Plan
+    ledger: Ledger
+    client: "MlflowClient"
+    tracker: "MlflowTracker"
+    executor: Executor
+    observer: Observer
+    interrupts: Interrupts
+    precision: Precision
+    validation_images: int
+    deadline: float | None
+
+    def is_interrupted(self) -> bool:
+        """Say whether the user wants the study to end."""
+        return self.interrupts.received is not None
 
 
 def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyResult:
     """Run the study that `config` describes, or continue it to its total, and return where it stands.
 
-    Every trial is a run in MLflow, nested under the study's run; the ledger of trials is an Optuna study.
+    Every trial is a run in MLflow, nested under the study's run; the ledger of trials is an Optuna study. In the
+    end the best trials are trained again, and the model of the one that wins becomes the challenger in the registry.
     Ctrl-C or SIGTERM once ends cleanly: unfinished trials go back to waiting. A second one ends at once.
 
     Raises:
@@ -91,7 +117,7 @@ def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyRes
         StoreError: the store cannot be used, or another process runs this study.
     """
     observer = observer or Silent()
-    plan = _plan(config)
+    plan = plan_study(config)
     if plan.source.is_fallback:
         observer.note(FALLBACK)
     store = open_store(config.store)
@@ -101,83 +127,57 @@ def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyRes
         _refuse_another_study(plan, ledger)
         began_with = ledger.counted()
         exhausted = None
-        if began_with < config.trials or ledger.facts.get("published") != began_with:
-            exhausted = _run_trials(plan, store, ledger, observer, interrupts)
+        if began_with < config.trials or not _is_published(plan, ledger):
+            exhausted = _run(plan, store, ledger, observer, interrupts)
+        facts = ledger.facts
         return StudyResult(
             name=plan.name,
             source=plan.source,
             store=store,
-            run_id=ledger.facts["run_id"],
-            experiment_id=ledger.facts["experiment_id"],
-            precision=Precision(ledger.facts["precision"]),
+            run_id=facts["run_id"],
+            experiment_id=facts["experiment_id"],
+            precision=Precision(facts["precision"]),
             records=rank(ledger.records()),
             config=config,
             began_with=began_with,
             seconds=time.monotonic() - started,
             exhausted=exhausted,
             stopped_by=interrupts.received,
+            finalists=tuple(Finalist.from_dict(entry) for entry in facts.get("finalists") or ()),
+            version=(facts["version"][0], facts["version"][1]) if facts.get("version") else None,
         )
 
 
-def _plan(config: StudyConfig) -> _Plan:
-    space = config.check()
-    points = tuple(space.complete(point) for point in config.try_points)
-    source = locate(config.dataset, config.data_dir)
-    check_limit(source, config.limit_train)
-    name = config.study or f"{source.name}-{space.name}"
-    if config.study and source.is_fallback:
-        # A name of the user's own was meant for other data; the two never share a study.
-        name = f"{name}-{source.name}"
-    return _Plan(config, space, points, source, name, config.workers or default_workers())
-
-
-def _refuse_another_study(plan: _Plan, ledger: Ledger) -> None:
+def _refuse_another_study(plan: Plan, ledger: Ledger) -> None:
     config = plan.config
-    identity = _identity(plan)
+    identity = plan.identity
     stored = dict(ledger.facts.get("identity", identity))
     if config.precision != "auto" and "precision" in ledger.facts:
         stored["precision"], identity["precision"] = ledger.facts["precision"], config.precision
     refuse_difference(plan.name, stored, identity)
 
 
-def _identity(plan: _Plan) -> Identity:
-    return identity_of(plan.space, plan.source, plan.config.seed, plan.config.limit_train)
+def _is_published(plan: Plan, ledger: Ledger) -> bool:
+    return bool(ledger.facts.get("published") == _publication(plan, ledger))
 
 
-def _run_trials(plan: _Plan, store: Store, ledger: Ledger, observer: Observer, interrupts: Interrupts) -> str | None:
+def _publication(plan: Plan, ledger: Ledger) -> list[int | None]:
+    """Name what a published study shows: when it is asked for the same again, nothing is left to do."""
+    return [ledger.counted(), plan.config.finalists, plan.config.repeats]
+
+
+def _run(plan: Plan, store: Store, ledger: Ledger, observer: Observer, interrupts: Interrupts) -> str | None:
     """Train what is left of the budget and publish the study; return why nothing more could be proposed."""
     config = plan.config
     settings = WorkerSettings(plan.source, config.limit_train, threads_per_worker(plan.workers), store.tracking_uri)
     with closing_workers(LocalExecutor(settings, plan.workers, store.root / "logs" / plan.name)) as executor:
         observer.note(f"starting {plan.workers} worker{'s' if plan.workers > 1 else ''}: TensorFlow takes some seconds")
-        # The workers import TensorFlow while this process imports and opens MLflow and looks at the data.
-        from fashion_study.tracking.runs import MlflowTracker
-
-        data = load_study_data(plan.source, config.limit_train)
-        split = ledger.facts.get("split", data.split_digest)
-        refuse_difference(plan.name, {"split": split}, {"split": data.split_digest})
-        # Not before the data are there: a limit that they cannot meet must leave no study behind.
-        ledger.remember(identity=_identity(plan), split=split)
-        client = store.client()
-        experiment_id = store.experiment_id(client, plan.source.name)
-        tracker = MlflowTracker(client, experiment_id)
-        precision = _precision(config, ledger, executor, observer)
-        run_id = tracker.open_study(_card(plan, precision), _data_cards(data), ledger.facts.get("run_id"))
-        # Unpublished until the end, so that the next start takes up what a kill leaves, whatever its total.
-        ledger.remember(run_id=run_id, experiment_id=experiment_id, published=None)
-        for line in reconcile(ledger, tracker):
-            observer.note(line)
-        observer.begin(_title(plan, precision), ledger.counted(), config.trials)
-        engine = OptunaEngine(ledger, plan.space, config.sampler, config.pruner, config.seed, plan.points)
-        deadline = None if config.timeout is None else time.monotonic() + config.timeout
-        assignment = Assignment(plan.space, config.seed, precision, config.trials, deadline)
-        coordinator = Coordinator(
-            assignment, engine, ledger, executor, tracker, observer, lambda: interrupts.received is not None
-        )
-        coordinator.run()
+        session = _open(plan, store, ledger, executor, observer, interrupts)
+        exhausted = _search(session)
+        finalist_plan, finalists = _train_finalists(session)
     observer.note("writing the study's figures")
-    _publish(ledger, tracker, interrupts, config.trials)
-    return coordinator.exhausted.reason if coordinator.exhausted else None
+    _publish(session, finalist_plan, finalists)
+    return exhausted
 
 
 @contextmanager
@@ -189,7 +189,33 @@ def closing_workers(executor: LocalExecutor) -> Iterator[LocalExecutor]:
         executor.stop()
 
 
-def _precision(config: StudyConfig, ledger: Ledger, executor: LocalExecutor, observer: Observer) -> Precision:
+def _open(
+    plan: Plan, store: Store, ledger: Ledger, executor: Executor, observer: Observer, interrupts: Interrupts
+) -> _Session:
+    """Open the stores and bring them together, while the workers import TensorFlow."""
+    from fashion_study.tracking.runs import MlflowTracker
+
+    config = plan.config
+    data = load_study_data(plan.source, config.limit_train)
+    split = ledger.facts.get("split", data.split_digest)
+    refuse_difference(plan.name, {"split": split}, {"split": data.split_digest})
+    # Not before the data are there: a limit that they cannot meet must leave no study behind.
+    ledger.remember(identity=plan.identity, split=split)
+    client = store.client()
+    experiment_id = store.experiment_id(client, plan.source.name)
+    tracker = MlflowTracker(client, experiment_id)
+    precision = _precision(config, ledger, executor, observer)
+    run_id = tracker.open_study(plan.card(precision), data_cards(data), ledger.facts.get("run_id"))
+    # Unpublished until the end, so that the next start takes up what a kill leaves, whatever its total.
+    ledger.remember(run_id=run_id, experiment_id=experiment_id, published=None)
+    for line in reconcile(ledger, tracker):
+        observer.note(line)
+    deadline = None if config.timeout is None else time.monotonic() + config.timeout
+    images = len(data.validation.labels)
+    return _Session(plan, ledger, client, tracker, executor, observer, interrupts, precision, images, deadline)
+
+
+def _precision(config: StudyConfig, ledger: Ledger, executor: Executor, observer: Observer) -> Precision:
     """Take the study's precision: the stored one, the one asked for, or the faster one on this machine."""
     if "precision" not in ledger.facts:
         if config.precision != "auto":
@@ -202,69 +228,97 @@ def _precision(config: StudyConfig, ledger: Ledger, executor: LocalExecutor, obs
     return Precision(ledger.facts["precision"])
 
 
-def _card(plan: _Plan, precision: Precision) -> StudyCard:
-    config = plan.config
-    return StudyCard(
-        name=plan.name,
-        space_yaml=plan.space.source_text,
-        facts={
-            "space": plan.space.name,
-            "space_digest": plan.space.digest,
-            "dataset": plan.source.name,
-            "data_digest": plan.source.digest,
-            "seed": config.seed,
-            "limit_train": config.limit_train,
-            "precision": precision.value,
-            "training_version": TRAINING_VERSION,
-        },
-        settings={
-            "sampler": config.sampler,
-            "pruner": config.pruner,
-            "trials": config.trials,
-            "timeout": config.timeout,
-            "workers": plan.workers,
-            "fallback": plan.source.is_fallback,
-            # With the defaults that another version could change.
-            "command": _reproducing(plan, precision).command(always=("trials", "sampler", "pruner", "seed")),
-        },
+def _search(session: _Session) -> str | None:
+    """Run trials to the end of the budget; return why nothing more could be proposed."""
+    plan, config, ledger = session.plan, session.plan.config, session.ledger
+    session.observer.begin(plan.title(session.precision), ledger.counted(), config.trials)
+    coordinator = Coordinator(
+        Assignment(plan.space, config.seed, session.precision, config.trials, session.deadline),
+        OptunaEngine(ledger, plan.space, config.sampler, config.pruner, config.seed, plan.points),
+        ledger,
+        session.executor,
+        session.tracker,
+        session.observer,
+        session.is_interrupted,
     )
+    coordinator.run()
+    return coordinator.exhausted.reason if coordinator.exhausted else None
 
 
-def _reproducing(plan: _Plan, precision: Precision) -> StudyConfig:
-    """Write out what was found, and leave out where things lie on this machine."""
-    found = {"dataset": plan.source.name, "precision": precision.value}
-    places = {name: StudyConfig.model_fields[name].default for name in ("store", "data_dir")}
-    return plan.config.model_copy(update=found | places)
-
-
-def _data_cards(data: StudyData) -> tuple[DataCard, ...]:
-    # MLflow tells data sets apart by name and digest, so each part has a name of its own.
-    parts = (("training", data.train), ("validation", data.validation))
-    return tuple(
-        DataCard(f"{data.source.name}-{context}", data.split_digest, len(split.labels), context)
-        for context, split in parts
+def _train_finalists(session: _Session) -> tuple[FinalistPlan, tuple[Finalist, ...]]:
+    """Train the best trials again, as far as the budget goes."""
+    config = session.plan.config
+    if session.is_interrupted() or config.finalists == 0:
+        return FinalistPlan((), 0), ()
+    plan = plan_finalists(
+        rank(session.ledger.records()),
+        DEFAULT_FINALISTS if config.finalists is None else config.finalists,
+        DEFAULT_REPEATS if config.repeats is None else config.repeats,
+        _finalists_budget(session),
     )
-
-
-def _title(plan: _Plan, precision: Precision) -> str:
-    config = plan.config
-    fallback = " (FALLBACK: Fashion-MNIST could not be had)" if plan.source.is_fallback else ""
-    workers = f"{plan.workers} worker{'s' if plan.workers > 1 else ''}"
-    return (
-        f"study {plan.name}: space {plan.space.name}, data {plan.source.name}{fallback}, "
-        f"{config.sampler} / {config.pruner}, seed {config.seed}, {workers}, {precision}"
+    if plan.note:
+        session.observer.note(f"finalists: {plan.note}")
+    repeats = Repeats(
+        plan,
+        session.plan.space,
+        config.seed,
+        session.precision,
+        session.executor,
+        session.tracker,
+        session.observer,
+        session.is_interrupted,
+        session.deadline,
     )
+    return plan, repeats.run()
 
 
-def _publish(ledger: Ledger, tracker: "MlflowTracker", interrupts: Interrupts, trials: int) -> None:
-    """Write the leaderboard and the figures, and end the study's run."""
-    ranked = rank(ledger.records())
-    tracker.log_leaderboard(table(ranked))
+def _finalists_budget(session: _Session) -> Budget:
+    config, records = session.plan.config, session.ledger.records()
+    trained = sum(len(record.curve) for record in records)
+    is_default = config.finalists is None and config.repeats is None
+    epochs = float(trained) if is_default else float("inf")
+    if session.deadline is None:
+        return Budget(epochs)
+    seconds = sum(record.seconds or 0.0 for record in records) / max(trained, 1)
+    left = max(0.0, session.deadline - time.monotonic())
+    return Budget(epochs, epochs_in_time=left * session.plan.workers / max(seconds, 1e-9))
+
+
+def _publish(session: _Session, plan: FinalistPlan, finalists: Sequence[Finalist]) -> None:
+    """Write the leaderboard and the figures, register the challenger, and end the study's run."""
+    ledger, tracker = session.ledger, session.tracker
+    tracker.log_leaderboard(table(rank(ledger.records())))
     for name, figure in study_figures(ledger.study):
         tracker.log_figure(figure, name)
     tags = {"trials_counted": str(ledger.counted())}
     if (best := ledger.best()) is not None and best.run_id is not None:
         tags |= {"best_trial": str(best.number), "best_run": best.run_id}
-    finished = interrupts.received is None or ledger.counted() >= trials
+    if not session.is_interrupted():
+        tags |= _conclude(session, plan, finalists)
+    finished = not session.is_interrupted() or ledger.counted() >= session.plan.config.trials
     tracker.close_study("FINISHED" if finished else "KILLED", tags)
-    ledger.remember(published=ledger.counted())
+    in_time = session.deadline is None or time.monotonic() < session.deadline
+    if in_time and not session.is_interrupted():
+        ledger.remember(published=_publication(session.plan, ledger))
+
+
+def _conclude(session: _Session, plan: FinalistPlan, finalists: Sequence[Finalist]) -> dict[str, str]:
+    """Log the finalists and register the challenger; return what the study's run says of it."""
+    from fashion_study.challenger import register_challenger
+
+    ledger = session.ledger
+    version = register_challenger(session.client, session.plan, ledger.best(), finalists, session.validation_images)
+    winner = choose(finalists)
+    if finalists:
+        session.tracker.log_finalists(
+            {
+                "asked": [session.plan.config.finalists, session.plan.config.repeats],
+                "note": plan.note,
+                "winner": winner.trial if winner else None,
+                "version_run": version.run_id if version else None,
+                "finalists": [finalist.as_dict() for finalist in finalists],
+            }
+        )
+    named = (version.name, version.number) if version else None
+    ledger.remember(finalists=[finalist.as_dict() for finalist in finalists], version=named)
+    return {"challenger": str(version)} if version else {}

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fashion_study.engines.ledger import TrialRecord
+from fashion_study.finalists import choose
 from fashion_study.progress import duration
 from fashion_study.study import StudyResult
 
@@ -24,7 +25,10 @@ def summarise(result: StudyResult, console: Console) -> None:
     """Print where a study stands."""
     console.print()
     console.print(_ranking(result))
-    for line in (*_comparison(result), *_ending(result), *_where_next(result)):
+    if result.finalists:
+        console.print(_finalists(result))
+        console.print("lower bound of the mean: one-sided 95 %, Student's t; the highest one wins\n", highlight=False)
+    for line in (*_comparison(result), *_ending(result), *_registered(result), *_where_next(result)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -56,6 +60,34 @@ def _ranking(result: StudyResult) -> Table:
         )
         table.add_row(*row, style="bold" if record is result.best else None)
     return table
+
+
+def _finalists(result: StudyResult) -> Table:
+    table = Table(
+        title="finalists, trained again with other seeds",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in ("trial", "first score", "repeats", "mean", "lower bound"):
+        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
+    first = {record.number: record.objective for record in result.records}
+    winner = choose(result.finalists)
+    for finalist in result.finalists:
+        scores = "  ".join(f"{score:.4f}" for score in finalist.objectives)
+        values = (first.get(finalist.trial), finalist.mean, finalist.lower_bound)
+        score, average, bound = ("" if value is None else f"{value:.4f}" for value in values)
+        table.add_row(
+            f"{finalist.trial:03d}", score, scores, average, bound, style="bold" if finalist is winner else None
+        )
+    return table
+
+
+def _registered(result: StudyResult) -> list[str]:
+    if result.version is None:
+        return []
+    name, number = result.version
+    return [f"Registered: {name} version {number} is the challenger."]
 
 
 def _columns(names: Iterable[str]) -> dict[str, list[str]]:
@@ -123,6 +155,11 @@ def _where_next(result: StudyResult) -> list[str]:
         words = [_interpreter(), "-m", "mlflow", "ui", "--backend-store-uri", uri]
         lines.append(f"MLflow UI:    {shlex.join(words)}")
         lines.append(f"              then open http://127.0.0.1:5000/{page}")
+    if result.version is not None:
+        store = [] if result.config.store == Path("mlruns") else ["--store", str(result.config.store)]
+        for label, words in (("Report:", ["report", result.name]), ("Promote:", ["promote", "--study", result.name])):
+            typed = shlex.join([_interpreter(), "-m", f"experiments.{words[0]}", *words[1:], *store])
+            lines.append(f"{label:<13} {typed}")
     if result.exhausted is None:
         is_done = result.counted >= result.config.trials
         total = result.config.trials + MORE_TRIALS if is_done else result.config.trials

@@ -64,7 +64,7 @@ class FailReason(StrEnum):
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """Ask a worker for one attempt at a trial."""
+    """Ask a worker for one attempt at a trial, or for one of a finalist's repeats (from 1; 0 is the trial itself)."""
 
     number: int
     attempt: int
@@ -72,6 +72,12 @@ class TrialSpec:
     seed: int
     run_id: str
     precision: Precision
+    repeat: int = 0
+
+    @property
+    def label(self) -> str:
+        """Name what is trained: `trial 007`, `trial 007 repeat 2`."""
+        return f"trial {self.number:03d}" + (f" repeat {self.repeat}" if self.repeat else "")
 
     @property
     def key(self) -> tuple[int, int]:
@@ -166,7 +172,11 @@ class WorkerFailed:
     message: str
 
 
-def trial_seed(study_seed: int, number: int) -> int:
-    """Derive a 31-bit seed from (study seed, trial number), well mixed even for neighbouring numbers."""
-    digest = hashlib.blake2b(f"{study_seed}/{number}".encode(), digest_size=4).digest()
+def trial_seed(study_seed: int, number: int, repeat: int = 0) -> int:
+    """Derive a 31-bit seed from (study seed, trial number), well mixed even for neighbouring numbers.
+
+    The repeats of a finalist, counted from 1, have a seed each.
+    """
+    words = f"{study_seed}/{number}" + (f"/{repeat}" if repeat else "")
+    digest = hashlib.blake2b(words.encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,5 +1,6 @@
 """A study in MLflow: one run for the study, one nested run for each attempt at a trial."""
 
+import hashlib
 import json
 import os
 import socket
@@ -9,10 +10,10 @@ from functools import cache
 from getpass import getuser
 from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.utils.mlflow_tags import (
     MLFLOW_GIT_COMMIT,
     MLFLOW_LOGGED_ARTIFACTS,
@@ -21,7 +22,7 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 
-from fashion_study.tracking.tracker import DataCard, StudyCard
+from fashion_study.tracking.tracker import DataCard, RepeatRun, StudyCard
 from fashion_study.trial import EpochReport, FailReason, TrialResult, TrialSpec, TrialState
 
 if TYPE_CHECKING:
@@ -62,17 +63,21 @@ class MlflowTracker:
         self._client.log_table(run_id, {k: [str(v)] for k, v in started.items()}, "invocations.json")
         return run_id
 
-    def open_trial(self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
-        """Open a run for an attempt, nested under the study's, and return its id."""
+    def open_trial(
+        self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str], repeat: int = 0
+    ) -> str:
+        """Open a run for an attempt at a trial or at a finalist's repeat, nested under the study's; return its id."""
         own = {
             MLFLOW_PARENT_RUN_ID: self._study_run_id,
-            "kind": "trial",
+            "kind": "finalist" if repeat else "trial",
             "study": self._study_name,
             "trial": str(number),
             "attempt": str(attempt),
             "state": TrialState.RUNNING.value,
         }
-        run_id = self._create_run(f"{number:03d}", own | _provenance() | dict(tags), params)
+        if repeat:
+            own["repeat"] = str(repeat)
+        run_id = self._create_run(_name(number, repeat), own | _provenance() | dict(tags), params)
         self._client.log_inputs(run_id, self._inputs)
         return run_id
 
@@ -97,7 +102,7 @@ class MlflowTracker:
             self._client.log_text(spec.run_id, result.message, "failure.txt")
         self._log_metrics(spec.run_id, result.metrics, step=result.epochs_run)
         self._log_tags(spec.run_id, tags)
-        self._end(spec.run_id, RUN_STATUS[result.state], run_name(result))
+        self._end(spec.run_id, RUN_STATUS[result.state], run_name(result, spec.repeat))
 
     def interrupt_trial(self, number: int, run_id: str, cause: str, state: TrialState) -> None:
         """End the run of an attempt that was stopped from outside; `state` is where that leaves the trial."""
@@ -134,13 +139,26 @@ class MlflowTracker:
 
     def open_runs(self) -> dict[str, int]:
         """Return this study's trial runs that say they are running: run id to trial number."""
+        running = self._search("tags.kind = 'trial' and attributes.status = 'RUNNING'")
+        return {run.info.run_id: int(run.data.tags["trial"]) for run in running}
+
+    def repeats(self) -> list[RepeatRun]:
+        """Return the runs of every finalist's repeats, the oldest first."""
+        found = self._search("tags.kind = 'finalist'")
+        return [_repeat_run(run) for run in sorted(found, key=lambda run: run.info.start_time)]
+
+    def log_finalists(self, finalists: Mapping[str, Any]) -> None:
+        """Log what the finalists' repeats reached, on the study's run."""
+        self._client.log_dict(self._study_run_id, dict(finalists), "finalists.json")
+
+    def _search(self, condition: str) -> list[Run]:
         # Not by the study's name: another store may have one of that name on the same server.
-        condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self._study_run_id}' and attributes.status = 'RUNNING'"
-        found: dict[str, int] = {}
+        condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self._study_run_id}' and {condition}"
+        found: list[Run] = []
         token = None
         while True:
             page = self._client.search_runs([self._experiment_id], condition, page_token=token)
-            found |= {run.info.run_id: int(run.data.tags["trial"]) for run in page}
+            found += page
             if not (token := page.token):
                 return found
 
@@ -161,15 +179,32 @@ class MlflowTracker:
         self._client.update_run(run_id, name=name)
 
 
-def run_name(result: TrialResult) -> str:
+def run_name(result: TrialResult, repeat: int = 0) -> str:
     """Name a run so that a person can read it in a table: `012  0.913`, `007  pruned at 3`, `005  diverged`."""
     match result.state:
         case TrialState.COMPLETE:
-            return f"{result.number:03d}  {result.objective:.4f}"
+            outcome = f"{result.objective:.4f}"
         case TrialState.PRUNED:
-            return f"{result.number:03d}  pruned at {result.epochs_run}"
+            outcome = f"pruned at {result.epochs_run}"
         case _:
-            return f"{result.number:03d}  {result.reason}"
+            outcome = str(result.reason)
+    return f"{_name(result.number, repeat)}  {outcome}"
+
+
+def _name(number: int, repeat: int) -> str:
+    return f"{number:03d}" + (f" repeat {repeat}" if repeat else "")
+
+
+def _repeat_run(run: Run) -> RepeatRun:
+    tags = run.data.tags
+    return RepeatRun(
+        trial=int(tags["trial"]),
+        repeat=int(tags["repeat"]),
+        attempt=int(tags["attempt"]),
+        run_id=run.info.run_id,
+        status=run.info.status,
+        objective=run.data.metrics.get("objective"),
+    )
 
 
 @cache
@@ -182,6 +217,15 @@ def code_commit() -> str | None:
     except (OSError, CalledProcessError):
         return None
     return f"{commit}+" if changed else commit
+
+
+def code_digest() -> str:
+    """Return the SHA-256 of this package's Python files, which says what trained a model outside a checkout too."""
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _user() -> str:

@@ -31,11 +31,25 @@ class DataCard:
     context: str
 
 
+@dataclass(frozen=True)
+class RepeatRun:
+    """Show the run of one attempt at a finalist's repeat; `status` is MLflow's, `objective` that of a finished one."""
+
+    trial: int
+    repeat: int
+    attempt: int
+    run_id: str
+    status: str
+    objective: float | None
+
+
 class Tracker(Protocol):
     """Keep the runs of one study's trials."""
 
-    def open_trial(self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
-        """Open a run for an attempt, nested under the study's, and return its id."""
+    def open_trial(
+        self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str], repeat: int = 0
+    ) -> str:
+        """Open a run for an attempt at a trial or at a finalist's repeat, nested under the study's; return its id."""
         ...
 
     def log_epoch(self, run_id: str, report: EpochReport) -> None:
@@ -56,4 +70,12 @@ class Tracker(Protocol):
 
     def log_best(self, counted: int, objective: float) -> None:
         """Add the best objective so far to the study's run; the step is the number of trials counted."""
+        ...
+
+
+class RepeatTracker(Tracker, Protocol):
+    """Keep the runs of the finalists' repeats as well."""
+
+    def repeats(self) -> list[RepeatRun]:
+        """Return the runs of every attempt at a finalist's repeat, the oldest first."""
         ...

@@ -37,6 +37,7 @@ EVIDENCE = {
     "predictions.png",
     "most_confused.json",
 }
+FINALISTS = ("--finalists", "2", "--repeats", "2")
 DOOMED_SPACE = """
 name: doomed
 purpose: No trial of this space can be trained.
@@ -52,16 +53,21 @@ fixed:
 
 def command(store: Path, *options: str, space: str = "smoke") -> list[str]:
     fixed = ["--space", space, "--dataset", "digits", "--store", str(store), "--precision", "float32"]
-    return [sys.executable, "-m", "experiments.run_study", *fixed, *options]
+    without = [] if "--finalists" in options else ["--finalists", "0"]
+    return [sys.executable, "-m", "experiments.run_study", *fixed, *without, *options]
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What a study left, read with MLflow's and Optuna's own clients. `runs` are its trials' attempts."""
+    """What a study left, read with MLflow's and Optuna's own clients.
+
+    `runs` are its trials' attempts, `repeats` those of its finalists.
+    """
 
     client: MlflowClient
     parent: Run
     runs: dict[str, Run]
+    repeats: list[Run]
     trials: dict[int, FrozenTrial]
 
     def run_of(self, number: int) -> Run:
@@ -85,7 +91,8 @@ def read_back(store: Path, study: str = STUDY) -> Evidence:
     return Evidence(
         client=client,
         parent=parent,
-        runs={run.info.run_id: run for run in runs if run is not parent},
+        runs={run.info.run_id: run for run in runs if run.data.tags["kind"] == "trial"},
+        repeats=[run for run in runs if run.data.tags["kind"] == "finalist"],
         trials={trial.number: trial for trial in kept.trials},
     )
 
@@ -115,14 +122,14 @@ def start(store: Path, copy_to: Path, *options: str) -> Start:
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Start:
     root = tmp_path_factory.mktemp("study")
-    done = start(root / "store", root / "first", "--trials", "4", "--workers", "2")
+    done = start(root / "store", root / "first", "--trials", "4", "--workers", "2", *FINALISTS)
     assert done.exit_code == 0, done.output + done.errors
     return done
 
 
 @pytest.fixture(scope="module")
 def again(first: Start) -> Start:
-    return start(first.store, first.store.parent / "again", "--trials", "4", "--workers", "2")
+    return start(first.store, first.store.parent / "again", "--trials", "4", "--workers", "2", *FINALISTS)
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +206,8 @@ def test_the_run_of_the_study_carries_the_command_that_repeats_it(first: Start) 
         "--dataset": "digits",
         "--trials": "4",
         "--workers": "2",
+        "--finalists": "2",
+        "--repeats": "2",
         "--sampler": "tpe",
         "--pruner": "successive-halving",
         "--seed": "0",
@@ -360,6 +369,49 @@ def test_a_logged_model_takes_raw_pixels_as_any_mlflow_model_does(first: Start) 
     probabilities = model.predict(raw)
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(len(raw)), abs=1e-5)
     assert np.mean(probabilities.argmax(axis=1) == validation.labels) == trial.value
+
+
+def test_the_best_trials_were_trained_again_and_what_they_reached_is_on_the_study_s_run(first: Start) -> None:
+    evidence = first.evidence
+    ranked = sorted(complete(evidence).values(), key=lambda trial: -float(trial.value or 0))
+    by_trial = {
+        trial.number: [run for run in evidence.repeats if run.data.tags["trial"] == str(trial.number)]
+        for trial in ranked
+    }
+    assert [len(runs) for runs in by_trial.values()] == [2, 2] + [0] * (len(ranked) - 2)
+    assert {run.info.status for run in evidence.repeats} == {"FINISHED"}
+    assert (
+        len(
+            {run.data.tags["seed"] for run in evidence.repeats}
+            | {run.data.tags["seed"] for run in evidence.runs.values()}
+        )
+        == 8
+    )
+    told = evidence.table(evidence.parent, "finalists.json")
+    for finalist in told["finalists"]:
+        reached = {run.info.run_id: run.data.metrics["objective"] for run in by_trial[finalist["trial"]]}
+        assert dict(zip(finalist["run_ids"], finalist["objectives"], strict=True)) == reached
+    assert told["winner"] == max(told["finalists"], key=lambda finalist: finalist["lower_bound"])["trial"]
+
+
+def test_the_winner_s_median_repeat_is_the_challenger_in_the_registry(first: Start) -> None:
+    evidence = first.evidence
+    version = evidence.client.get_model_version_by_alias("digits-cnn", "challenger")
+    told = evidence.table(evidence.parent, "finalists.json")
+    (winner,) = (finalist for finalist in told["finalists"] if finalist["trial"] == told["winner"])
+    (run,) = (run for run in evidence.repeats if run.info.run_id == version.run_id)
+    assert version.run_id in winner["run_ids"]
+    assert version.tags["model_sha256"] == run.data.tags["model_sha256"]
+    assert (version.tags["study"], version.tags["trial"]) == (STUDY, str(told["winner"]))
+    assert float(version.tags["objective"]) == pytest.approx(winner["mean"])
+    assert "Registered: digits-cnn version 1 is the challenger." in first.output
+
+
+def test_the_same_command_again_registers_nothing_twice(first: Start, again: Start) -> None:
+    versions = again.evidence.client.search_model_versions("name = 'digits-cnn'")
+    assert min(int(version.version) for version in versions) == 1
+    assert [version.tags["run"] for version in versions].count(versions[-1].tags["run"]) == 1
+    assert len(again.evidence.repeats) == len(first.evidence.repeats)
 
 
 def test_the_same_command_again_finds_nothing_left_to_do(first: Start, again: Start) -> None:

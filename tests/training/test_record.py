@@ -84,6 +84,20 @@ def test_the_tables_say_what_the_evaluation_says(recorded: Recorded, digits: Stu
     assert first["count"] == recorded.evaluation.confusion[row, column]
 
 
+def test_confused_images_are_named_by_their_index_the_surest_mistakes_first(
+    recorded: Recorded, digits: StudyData
+) -> None:
+    found, predicted = recorded.table("most_confused.json"), recorded.evaluation.predicted
+    assert found["mistakes"] == np.flatnonzero(predicted != digits.validation.labels).tolist()
+    for pair in found["pairs"]:
+        true, taken_for = (digits.class_names.index(pair[side]) for side in ("true", "predicted"))
+        assert len(pair["examples"]) == min(pair["count"], 6)
+        assert set(digits.validation.labels[pair["examples"]]) == {true}
+        sureness = recorded.evaluation.probabilities[pair["examples"]]
+        assert set(sureness.argmax(axis=1)) == {taken_for}
+        assert (np.diff(sureness[:, taken_for]) <= 0).all()
+
+
 @pytest.mark.usefixtures("default_store")
 @pytest.mark.parametrize("address", ["models:/{model_id}", "runs:/{run_id}/model"])
 def test_the_logged_model_predicts_what_was_evaluated(recorded: Recorded, digits: StudyData, address: str) -> None:

@@ -145,8 +145,8 @@ def _pruner(name: PrunerName, max_epochs: int) -> BasePruner:
             # "auto" would take the scale from the first trials that happen to complete.
             return HyperbandPruner(min_resource=1, max_resource=max_epochs, reduction_factor=3)
         case "successive-halving":
-            # Looks after 1 and 5 epochs (and 25, ...): of each five trials about one goes on.
-            return SuccessiveHalvingPruner(min_resource=1, reduction_factor=5)
+            # Looks after 2 and 10 epochs (and 50, ...): of each five trials about one goes on.
+            return SuccessiveHalvingPruner(min_resource=2, reduction_factor=5)
         case "median":
             return MedianPruner(n_startup_trials=5, n_warmup_steps=1)
         case "none":

@@ -16,12 +16,13 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from fashion_study.datasets import Split
-from fashion_study.training.evaluation import Evaluation, most_confused
+from fashion_study.training.evaluation import ConfusedPair, Evaluation, most_confused
 from fashion_study.training.figures import confusion_matrix_figure, prediction_grid_figure
 from fashion_study.trial import Hyperparameters
 
 MODEL_NAME = "model"
 MOST_CONFUSED = 10
+EXAMPLES = 6
 REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas")
 
 
@@ -35,7 +36,11 @@ class RecordedModel:
 
 
 def record_evaluation(client: MlflowClient, run_id: str, evaluation: Evaluation, split: Split, seed: int) -> None:
-    """Log the figures and tables of an evaluation on `split` as artifacts of a run."""
+    """Log the figures and tables of an evaluation on `split` as artifacts of a run.
+
+    `most_confused.json` names images by their index in `split`: of each pair up to six examples, and under
+    `mistakes` all that are predicted wrongly, so that two models can be compared image by image.
+    """
     names, confusion = evaluation.class_names, evaluation.confusion
     title = f"accuracy {evaluation.accuracy:.2%} on {len(split.labels):,} images"
     client.log_figure(run_id, confusion_matrix_figure(confusion, names, title), "confusion_matrix.png")
@@ -51,7 +56,13 @@ def record_evaluation(client: MlflowClient, run_id: str, evaluation: Evaluation,
             "counts": confusion.tolist(),
         },
         "classification_report.json": evaluation.report,
-        "most_confused.json": {"pairs": [asdict(pair) for pair in most_confused(confusion, names, MOST_CONFUSED)]},
+        "most_confused.json": {
+            "pairs": [
+                asdict(pair) | {"examples": _examples(evaluation, split, pair)}
+                for pair in most_confused(confusion, names, MOST_CONFUSED)
+            ],
+            "mistakes": np.flatnonzero(evaluation.predicted != split.labels).tolist(),
+        },
     }
     for name, table in tables.items():
         client.log_dict(run_id, table, name)
@@ -105,6 +116,15 @@ def final_metrics(evaluation: Evaluation, parameter_count: int, train_seconds: f
 def by_class(figure: str, values: dict[str, float]) -> dict[str, float]:
     """Name a figure of each class as a metric: of `Ankle boot` the recall becomes `recall_ankle_boot`."""
     return {f"{figure}_{_slug(name)}": value for name, value in values.items()}
+
+
+def _examples(evaluation: Evaluation, split: Split, pair: ConfusedPair) -> list[int]:
+    """Choose images of a confused pair, by their indices: those that the model was surest of, the surest first."""
+    true, predicted = (evaluation.class_names.index(name) for name in (pair.true, pair.predicted))
+    confused = np.flatnonzero((split.labels == true) & (evaluation.predicted == predicted))
+    surest_first = np.argsort(-evaluation.probabilities[confused, predicted], kind="stable")
+    examples: list[int] = confused[surest_first][:EXAMPLES].tolist()
+    return examples
 
 
 def _signature(model: keras.Model) -> ModelSignature:

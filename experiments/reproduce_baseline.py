@@ -20,23 +20,34 @@ def main(
     workers: Annotated[
         int | None, Option(min=1, help="Processes that train; default one per GPU, else per core.")
     ] = None,
+    register: Annotated[
+        bool, Option("--register", help="Register the model on raw pixels; with no champion yet it becomes that.")
+    ] = False,
 ) -> None:
     """Train the blog post's model as it stands, on all training images, and compare with its figures.
 
     The post says that its pixels were scaled to [0, 1], but its code trains on the raw ones: both are trained
     here. Every training reads the holdout once, and becomes a run in MLflow.
+
+    Examples:
+
+      python -m experiments.reproduce_baseline
+
+      python -m experiments.reproduce_baseline --seeds 3 --register
     """
     # Imported here: it brings MLflow, and a refusal must not wait for that.
     from fashion_study.baseline import BaselineConfig, reproduce_baseline
     from fashion_study.reproduction import comparison
 
     console = Console()
-    reproduction = reproduce_baseline(BaselineConfig(seeds, dataset, data_dir, store, workers))
+    reproduction = reproduce_baseline(BaselineConfig(seeds, dataset, data_dir, store, workers, register))
     console.print(comparison(reproduction))
     console.print(
         "train accuracy: running mean of the last epoch; holdout: images that chose nothing\n"
         f"MLflow run: {reproduction.run_id} in the experiment {reproduction.source.name}"
     )
+    if reproduction.version is not None:
+        console.print(f"Registered: {reproduction.version}", highlight=False)
 
 
 if __name__ == "__main__":

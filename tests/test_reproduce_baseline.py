@@ -49,9 +49,21 @@ def reproduction_on(dataset: str, seeds: int) -> Reproduction:
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     store = tmp_path_factory.mktemp("store")
-    done = subprocess.run(command(store), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command(store, "--register"), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return store, done.stdout
+
+
+def test_the_model_on_raw_pixels_is_registered_and_is_champion_where_there_was_none(
+    reproduced: tuple[Path, str],
+) -> None:
+    client, runs = runs_in(reproduced[0])
+    version = client.get_model_version_by_alias("digits-cnn", "champion")
+    (run,) = (run for run in runs if run.info.run_id == version.run_id)
+    assert run.data.tags["input_scale"] == "raw"
+    assert version.tags["model_sha256"] == run.data.tags["model_sha256"]
+    assert "study" not in version.tags
+    assert "Registered: digits-cnn version 1 (champion: there was none)" in reproduced[1]
 
 
 def test_both_input_scales_become_runs_under_one_parent_run(reproduced: tuple[Path, str]) -> None:

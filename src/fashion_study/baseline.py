@@ -24,7 +24,9 @@ from fashion_study.errors import StudyError
 from fashion_study.executors.local import MALLOC, default_workers, threads_per_worker
 from fashion_study.holdout import load_holdout
 from fashion_study.reproduction import SCALES, Figures, Reproduction, Scale
-from fashion_study.tracking.runs import code_commit
+from fashion_study.tracking.champions import Champions
+from fashion_study.tracking.registry import Candidate, Registry
+from fashion_study.tracking.runs import code_commit, code_digest
 from fashion_study.tracking.store import open_store
 from fashion_study.trial import DataSource, Hyperparameters
 
@@ -35,13 +37,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BaselineConfig:
-    """Say how often to train the baseline, on what, and where to keep the runs."""
+    """Say how often to train the baseline, on what, where to keep the runs, and whether to register a model."""
 
     seeds: int = 1
     dataset: DatasetChoice = "auto"
     data_dir: Path | None = None
     store: Path = Path("mlruns")
     workers: int | None = None
+    register: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,41 @@ def reproduce_baseline(config: BaselineConfig) -> Reproduction:
             _close_abandoned(client, experiment_id, run_id)
         figures = {scale: tuple(found[scale, seed] for seed in range(config.seeds)) for scale in SCALES}
         _log_metrics(client, run_id, _summary(figures))
-    return Reproduction(source, run_id, figures)
+        version = _register(client, source, figures["raw"]) if config.register else None
+    return Reproduction(source, run_id, figures, version)
+
+
+def _register(client: MlflowClient, source: DataSource, trained: tuple[Figures, ...]) -> str:
+    """Register the model on raw pixels with the median training accuracy; the first version becomes champion.
+
+    The training accuracy decides which seed it is: the holdout chooses nothing.
+    """
+    chosen = sorted(trained, key=lambda figures: figures.train_accuracy)[(len(trained) - 1) // 2]
+    run = client.get_run(chosen.run_id).data
+    registry = Registry(client)
+    version = registry.register(
+        Candidate(
+            dataset=source.name,
+            run_id=chosen.run_id,
+            model_uri=run.tags["model_uri"],
+            sha256=run.tags["model_sha256"],
+            tags={
+                "kind": "baseline",
+                "run": chosen.run_id,
+                "train_accuracy": chosen.train_accuracy,
+                "dataset": source.name,
+                "data_digest": source.digest,
+                "code_digest": code_digest(),
+                "git_commit": code_commit() or "",
+                "parameter_count": int(run.metrics["parameter_count"]),
+            },
+        )
+    )
+    champions = Champions(client, version.name)
+    if (champion := champions.current()) is None:
+        champions.crown(version, None)
+        return f"{version} (champion: there was none)"
+    return f"{version} (the champion stays version {champion.number})"
 
 
 def _train_all(client: MlflowClient, jobs: list[_Job], workers: int, log: Path) -> dict[tuple[Scale, int], Figures]:
@@ -168,9 +205,11 @@ def _train(job: _Job) -> Figures:
         evaluation = evaluate(twin, holdout, class_names)
         _log_metrics(client, run_id, _final_metrics(evaluation, model.count_params(), outcome.train_seconds))
         record_evaluation(client, run_id, evaluation, holdout, job.seed)
-        record_model(client, run_id, twin, params)
+        logged = record_model(client, run_id, twin, params)
+        for name, value in (("model_uri", logged.uri), ("model_sha256", logged.sha256)):
+            client.set_tag(run_id, name, value)
     by_class = {name: (evaluation.precision[name], evaluation.recall[name]) for name in class_names}
-    return Figures(last.train_accuracy, evaluation.accuracy, by_class)
+    return Figures(last.train_accuracy, evaluation.accuracy, by_class, run_id)
 
 
 def _tags(job: _Job) -> dict[str, str]:

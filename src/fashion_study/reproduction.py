@@ -17,20 +17,28 @@ SCALES: dict[Scale, str] = {"raw": "raw pixels, 0 to 255", "unit": "scaled to 0 
 
 @dataclass(frozen=True)
 class Figures:
-    """Hold what a report shows, as shares of 1; `by_class` holds precision and recall by class name."""
+    """Hold what a report shows, as shares of 1; `by_class` holds precision and recall by class name.
+
+    `run_id` is the MLflow run that they come from.
+    """
 
     train_accuracy: float
     holdout_accuracy: float
     by_class: dict[str, tuple[float, float]]
+    run_id: str = ""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """Hold the figures of every seed by input scale, and the MLflow run that the single runs hang under."""
+    """Hold the figures of every seed by input scale, and the MLflow run that the single runs hang under.
+
+    `version` says in words what was registered.
+    """
 
     source: DataSource
     run_id: str
     figures: dict[Scale, tuple[Figures, ...]]
+    version: str | None = None
 
 
 # What the post reports on the data set's own test images.

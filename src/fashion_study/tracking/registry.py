@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import mlflow.artifacts
 from mlflow import MlflowClient
@@ -19,6 +21,21 @@ PREVIOUS_CHAMPION = "previous-champion"
 CHALLENGER = "challenger"
 
 MODEL_FILE = "data/model.keras"
+CARD_FILE = "MLmodel"
+
+
+class Stored(Protocol):
+    """Name a stored model: where it lies, and the SHA-256 of its file."""
+
+    @property
+    def model_uri(self) -> str:
+        """Return MLflow's address of the model's folder."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Return the digest of the `.keras` file."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -117,30 +134,63 @@ class Registry:
         for key, value in tags.items():
             self._client.set_model_version_tag(version.name, str(version.number), key, value)
 
-    def fetch(self, version: Version, folder: Path) -> Path:
-        """Bring the `.keras` file of a version into `folder`, and return it once its SHA-256 is the registered one.
+    def fetch(self, model: Stored, folder: Path) -> Path:
+        """Bring a model's `.keras` file into `folder`, and return it once its SHA-256 is the registered one.
 
         Raises:
             DamagedModelError: the file is missing or another one.
         """
+        path = self._download(model, MODEL_FILE, folder)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != model.sha256:
+            raise DamagedModelError(
+                f"The model file of {model} has the SHA-256 {digest[:12]}…. Expected {model.sha256[:12]}…, which "
+                "was registered: the file was altered since. Nothing was loaded; register a fresh model."
+            )
+        return path
+
+    def signature(self, model: Stored) -> str:
+        """Write what a logged model says that it takes and gives: `Tensor(...) -> Tensor(...)`.
+
+        Raises:
+            DamagedModelError: the description beside the model is missing or cannot be read.
+        """
+        from mlflow.models import Model
+
+        with TemporaryDirectory() as folder:
+            path = self._download(model, CARD_FILE, Path(folder))
+            try:
+                signature = Model.load(str(path)).signature
+            # Whatever MLflow makes of an altered description, the description is at fault.
+            except Exception as error:
+                raise DamagedModelError(
+                    f"The description of {model} cannot be read: {error}. Expected {CARD_FILE} as MLflow wrote it."
+                ) from error
+        if signature is None or signature.inputs is None or signature.outputs is None:
+            return "none"
+        return " -> ".join(
+            ", ".join(str(one) for one in schema.inputs) for schema in (signature.inputs, signature.outputs)
+        )
+
+    def _download(self, model: Stored, name: str, folder: Path) -> Path:
         try:
             path = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"{version.model_uri}/{MODEL_FILE}",
+                artifact_uri=f"{self._folder(model.model_uri)}/{name}",
                 dst_path=str(folder),
                 tracking_uri=self._client.tracking_uri,
             )
         except (MlflowException, OSError) as error:
             raise DamagedModelError(
-                f"The model file of {version} cannot be read: {error}. Expected {MODEL_FILE} at {version.model_uri}. "
+                f"The model file of {model} cannot be read: {error}. Expected {name} at {model.model_uri}. "
                 "Look for it with python -m experiments.doctor."
             ) from error
-        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        if digest != version.sha256:
-            raise DamagedModelError(
-                f"The model file of {version} has the SHA-256 {digest[:12]}…. Expected {version.sha256[:12]}…, which "
-                "was registered: the file was altered since. Nothing was loaded; register a fresh model."
-            )
         return Path(path)
+
+    def _folder(self, model_uri: str) -> str:
+        """Return where a model's folder lies; MLflow would look `models:/ID` up in its default store."""
+        scheme, _, model_id = model_uri.partition(":/")
+        is_logged = scheme == "models" and model_id.startswith("m-")
+        return str(self._client.get_logged_model(model_id).artifact_location) if is_logged else model_uri
 
     def _version(self, found: ModelVersion) -> Version:
         return _read(found, self._aliases(found.name))

@@ -1,0 +1,23 @@
+"""A store that is there already, for what a user does after a study."""
+
+import os
+from pathlib import Path
+
+from fashion_study.errors import StoreError
+from fashion_study.tracking.store import Store, open_store
+
+
+def find_store(root: Path) -> Store:
+    """Name what lies in the folder of an earlier study; make nothing where there is none.
+
+    Raises:
+        StoreError: the folder has no store, and `MLFLOW_TRACKING_URI` names none either.
+    """
+    # Path.expanduser would fail for an account without a home.
+    database = Path(os.path.expanduser(root)) / "mlflow.db"  # noqa: PTH111
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not database.is_file():
+        raise StoreError(
+            f"There is no store in {root}: it has no mlflow.db. Expected the folder of an earlier study. "
+            "Run one with python -m experiments.run_study, or name its folder with --store."
+        )
+    return open_store(root)

@@ -1,0 +1,37 @@
+"""Write the report of a study: one page of HTML that opens without a server."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from experiments._entry import run
+from fashion_study.report.publish import publish_report
+
+
+def main(
+    study: Annotated[str, Argument(help="Name of the study, such as fashion-mnist-baseline.")],
+    store: Annotated[Path, Option(help="Folder of MLflow's and Optuna's data.")] = Path("mlruns"),
+    output: Annotated[Path | None, Option(help="File to write; default STUDY.html in the working directory.")] = None,
+    data_dir: Annotated[
+        Path | None,
+        Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files, for example images."),
+    ] = None,
+) -> None:
+    """Write the report of a study: one page of HTML that opens without a server.
+
+    It lies as report.html on the study's run as well, but for a study that is still running. Nothing is downloaded.
+
+    Examples:
+
+      python -m experiments.report fashion-mnist-baseline
+
+      python -m experiments.report digits-smoke --output /tmp/report.html
+    """
+    report = publish_report(study, store, output, data_dir)
+    print(report.path)
+    print(report.contents + ("; also on the study's run as report.html" if report.is_logged else ""))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,227 @@
+"""Collect the facts of a study from its ledger, its runs and the registry, writing nothing and locking no study."""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from optuna.importance import get_param_importances
+
+from fashion_study.datasets import keras_cache, load_study_data, locate
+from fashion_study.engines.ledger import Ledger
+from fashion_study.engines.optuna_engine import BASELINE_NUMBER
+from fashion_study.errors import DataError, StoreError
+from fashion_study.finalists import Finalist
+from fashion_study.leaderboard import rank
+from fashion_study.report.facts import ConfusedPair, Finals, ModelFacts, Reference, StudyFacts
+from fashion_study.space_file import load_space
+from fashion_study.study_figures import FEWEST_FOR_IMPORTANCES
+from fashion_study.tracking.registry import CHAMPION, Registry, registered_name
+from fashion_study.tracking.store import Store
+from fashion_study.wording import printable
+
+# The runs whose confusion matrix is one of validation images; a registered baseline's is one of the holdout.
+ON_VALIDATION_IMAGES = ("trial", "finalist")
+
+
+def collect(ledger: Ledger, store: Store, data_dir: Path | None = None) -> StudyFacts:
+    """Read everything that a report says of the study of `ledger`, which has a run in `store`.
+
+    `data_dir` is the folder of the Fashion-MNIST files, for the examples; nothing is downloaded.
+
+    Raises:
+        StoreError: the store cannot be read, or what its ledger names is missing from it.
+    """
+    with _reading(ledger.name), TemporaryDirectory() as folder:
+        client = store.client()
+        runs = _Runs(client, Path(folder))
+        run = client.get_run(ledger.facts["run_id"])
+        finals = runs.finals(run.info.run_id)
+        best = _best(ledger, runs, finals)
+        baseline = _baseline(ledger, runs)
+        pixels, pixels_missing = _pixels(best, ledger, run, data_dir)
+        return StudyFacts(
+            name=ledger.name,
+            run_id=run.info.run_id,
+            run_status=run.info.status,
+            began=_moment(run.info.start_time),
+            ended=None if run.info.end_time is None else _moment(run.info.end_time),
+            written=datetime.now(UTC),
+            space=load_space(str(runs.file(run.info.run_id, "space.yaml"))),
+            records=rank(ledger.records()),
+            trials=int(run.data.tags["trials"]),
+            settings=run.data.tags,
+            asked=run.data.params,
+            image_counts=_image_counts(run),
+            best=best,
+            baseline=baseline,
+            finals=finals,
+            reference=_reference(client, runs, run.data.params["dataset"], best, baseline),
+            importances=_importances(ledger),
+            pixels=pixels,
+            pixels_missing=pixels_missing,
+        )
+
+
+class _Runs:
+    """Read what runs logged; an artifact that is not there is None."""
+
+    def __init__(self, client: MlflowClient, folder: Path) -> None:
+        self._client = client
+        self._folder = folder
+
+    def file(self, run_id: str, name: str) -> Path:
+        target = self._folder / run_id
+        target.mkdir(exist_ok=True)
+        return Path(self._client.download_artifacts(run_id, name, str(target)))
+
+    def table(self, run_id: str, name: str) -> Any:
+        if all(artifact.path != name for artifact in self._client.list_artifacts(run_id)):
+            return None
+        return json.loads(self.file(run_id, name).read_text(encoding="utf-8"))
+
+    def model(self, run_id: str) -> ModelFacts | None:
+        """Read how the model of a run does on the validation images; None where that was not logged."""
+        run = self._client.get_run(run_id)
+        confusion = self.table(run_id, "confusion_matrix.json")
+        if confusion is None or run.data.tags.get("kind") not in ON_VALIDATION_IMAGES:
+            return None
+        confused = self.table(run_id, "most_confused.json") or {}
+        mistakes = confused.get("mistakes")
+        repeat = run.data.tags.get("repeat")
+        return ModelFacts(
+            run_id=run_id,
+            trial=int(run.data.tags["trial"]),
+            repeat=None if repeat is None else int(repeat),
+            metrics=run.data.metrics,
+            classes=tuple(confusion["classes"]),
+            confusion=np.asarray(confusion["counts"], dtype=np.int64),
+            mistakes=None if mistakes is None else frozenset(mistakes),
+            pairs=tuple(_pair(pair) for pair in confused.get("pairs", ())),
+        )
+
+    def finals(self, run_id: str) -> Finals | None:
+        """Read the finalists of a study from its run."""
+        found = self.table(run_id, "finalists.json")
+        if found is None or not found["finalists"]:
+            return None
+        return Finals(
+            finalists=tuple(_finalist(entry) for entry in found["finalists"]),
+            asked=(found["asked"][0], found["asked"][1]),
+            winner=found["winner"],
+            version_run=found["version_run"],
+            note=found["note"],
+        )
+
+
+@contextmanager
+def _reading(study: str) -> Iterator[None]:
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        reason = printable(next(iter(str(error).splitlines()), repr(error)).rstrip("."))
+        raise StoreError(
+            f"The runs of study {study!r} cannot be read: {reason}. Expected every run and artifact that its ledger "
+            "names. Check MLFLOW_TRACKING_URI and --store; python -m experiments.doctor looks for damage."
+        ) from error
+
+
+def _best(ledger: Ledger, runs: _Runs, finals: Finals | None) -> ModelFacts | None:
+    if finals is not None and finals.version_run is not None:
+        return runs.model(finals.version_run)
+    best = ledger.best()
+    return None if best is None or best.run_id is None else runs.model(best.run_id)
+
+
+def _baseline(ledger: Ledger, runs: _Runs) -> ModelFacts | None:
+    records = {record.number: record for record in ledger.records()}
+    baseline = records.get(BASELINE_NUMBER)
+    if baseline is None or baseline.objective is None or baseline.run_id is None:
+        return None
+    return runs.model(baseline.run_id)
+
+
+def _reference(
+    client: MlflowClient, runs: _Runs, dataset: str, best: ModelFacts | None, baseline: ModelFacts | None
+) -> Reference | None:
+    """Choose what the best model is compared with: the champion, else the study's baseline trial."""
+    if best is None:
+        return None
+    champion = Registry(client).by_alias(registered_name(dataset), CHAMPION)
+    if champion is None:
+        reason = "no model of this data set is the champion yet"
+    elif champion.run_id == best.run_id:
+        reason = f"the champion, {champion}, is this very model"
+    elif (model := runs.model(champion.run_id)) is None or not _same_images(model, best):
+        reason = f"the champion, {champion}, was not evaluated on these validation images"
+    else:
+        return Reference(model, f"the champion ({champion})", "it is the model in use")
+    if baseline is None or baseline.run_id == best.run_id:
+        return None
+    return Reference(baseline, f"the baseline trial ({baseline.trial:03d})", reason)
+
+
+def _same_images(first: ModelFacts, second: ModelFacts) -> bool:
+    return first.classes == second.classes and np.array_equal(first.confusion.sum(axis=1), second.confusion.sum(axis=1))
+
+
+def _importances(ledger: Ledger) -> dict[str, float]:
+    complete = [record for record in ledger.records() if record.objective is not None]
+    if len(complete) < FEWEST_FOR_IMPORTANCES or len({record.objective for record in complete}) == 1:
+        return {}
+    with warnings.catch_warnings():
+        # Optuna calls its own default evaluator experimental.
+        warnings.simplefilter("ignore")
+        return get_param_importances(ledger.study)
+
+
+def _pixels(
+    best: ModelFacts | None, ledger: Ledger, run: Run, data_dir: Path | None
+) -> tuple[dict[int, npt.NDArray[np.uint8]], str | None]:
+    """Take the examples of confused images from the data, where they are on this machine's disk."""
+    wanted = sorted({index for pair in best.pairs for index in pair.examples}) if best else []
+    if not wanted:
+        return {}, "the run does not name them"
+    dataset, limit = run.data.params["dataset"], run.data.params["limit_train"]
+    try:
+        # A folder is always named, so that nothing is downloaded.
+        folder = data_dir or Path(os.environ.get("FASHION_MNIST_DIR") or keras_cache())
+        source = locate("digits" if dataset == "digits" else "fashion-mnist", folder)
+        data = load_study_data(source, None if limit == "None" else int(limit))
+    except DataError:
+        return {}, f"{dataset} is missing or damaged on this machine; name its folder with --data-dir"
+    if data.split_digest != ledger.facts["split"]:
+        return {}, "the images on this machine are divided in another way than this study's"
+    return {index: data.validation.images[index, :, :, 0] for index in wanted}, None
+
+
+def _pair(entry: Mapping[str, Any]) -> ConfusedPair:
+    examples: Sequence[int] = entry.get("examples", ())
+    return ConfusedPair(entry["true"], entry["predicted"], entry["count"], entry["share"], tuple(examples))
+
+
+def _finalist(entry: Mapping[str, Any]) -> Finalist:
+    return Finalist(entry["trial"], entry["params"], tuple(entry["objectives"]), tuple(entry["run_ids"]))
+
+
+def _image_counts(run: Run) -> dict[str, int]:
+    """Say how many images train and how many validate, by MLflow's word for the context."""
+    counts = {}
+    for entry in run.inputs.dataset_inputs if run.inputs else ():
+        context = next((tag.value for tag in entry.tags if tag.key == "mlflow.data.context"), entry.dataset.name)
+        counts[str(context)] = int(json.loads(entry.dataset.profile or "{}").get("images", 0))
+    return counts
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

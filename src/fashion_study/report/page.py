@@ -1,0 +1,232 @@
+"""The page of a report: facts in, one HTML document out that loads nothing from anywhere."""
+
+import base64
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from fashion_study.config import StudyConfig
+from fashion_study.engines.ledger import TrialRecord
+from fashion_study.progress import duration
+from fashion_study.report import charts
+from fashion_study.report.analysis import edges, gain, savings, wilson
+from fashion_study.report.facts import ENDED, ConfusedPair, ModelFacts, StudyFacts
+from fashion_study.report.matrix import change_cells, confusion_cells
+from fashion_study.space import Categorical, Parameter
+from fashion_study.study_figures import FEWEST_FOR_IMPORTANCES
+from fashion_study.trial import ParamValue, TrialState
+
+SHOWN_TRIALS = 50
+SHOWN_PAIRS = 6
+MORE_TRIALS = 20
+MINUS, TIMES, THIN_SPACE = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{NARROW NO-BREAK SPACE}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Show one figure of two models, the difference as text."""
+
+    name: str
+    baseline: str
+    best: str
+    difference: str
+
+
+def render(facts: StudyFacts, store: Path = Path("mlruns")) -> str:
+    """Write the page; `store` is the folder as a user would name it in a command.
+
+    Every text of the store is escaped, and a policy in the page forbids scripts and requests besides.
+    """
+    best, baseline, best_record = facts.best, facts.baseline, facts.best_record
+    is_gain = best is not None and baseline is not None and best.run_id != baseline.run_id
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            facts=facts,
+            best=best,
+            baseline=baseline,
+            best_record=best_record,
+            baseline_record=None if baseline is None else facts.record(baseline.trial),
+            gain=gain(best, baseline) if is_gain and best and baseline else None,
+            winner=_winner(facts),
+            edges=edges(facts.space, best_record.params) if best_record else (),
+            savings=savings(facts),
+            budget=_budget(facts),
+            parameters=[(name, _range(spec), spec.why) for name, spec in facts.space.parameters.items()],
+            comparison=_comparison(best, baseline) if is_gain and best and baseline else (),
+            shown=facts.records[:SHOWN_TRIALS],
+            confusion=confusion_cells(best) if best else (),
+            change=change_cells(best, facts.reference.model) if best and facts.reference else (),
+            confused=_confused(facts),
+            figures=_figures(facts),
+            commands=_commands(facts, store),
+            fewest_for_importances=FEWEST_FOR_IMPORTANCES,
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "points": _points,
+        "value": _value,
+        "duration": duration,
+        "moment": _moment,
+        "reached": _reached,
+        "count": _count,
+        "interval": _interval,
+    }
+    return environment
+
+
+def _percent(share: float, digits: int = 2) -> str:
+    return f"{100 * share:.{digits}f}{THIN_SPACE}%"
+
+
+def _points(difference: float, digits: int = 2) -> str:
+    return f"{100 * difference:+.{digits}f}".replace("-", MINUS)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def _value(value: ParamValue | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}".replace("e-0", "e-")
+    return "" if value is None else str(value)
+
+
+def _moment(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def _reached(record: TrialRecord) -> str:
+    if record.objective is None and not record.curve:
+        return ""
+    return _percent(record.curve[max(record.curve)] if record.objective is None else record.objective)
+
+
+def _winner(facts: StudyFacts) -> object:
+    finals = facts.finals
+    return next((f for f in finals.finalists if f.trial == finals.winner), None) if finals else None
+
+
+def _budget(facts: StudyFacts) -> dict[str, object]:
+    begun = [record for record in facts.records if record.state in ENDED or record.curve]
+    return {
+        "states": [
+            (state.value, number)
+            for state in (
+                TrialState.COMPLETE,
+                TrialState.PRUNED,
+                TrialState.FAILED,
+                TrialState.RUNNING,
+                TrialState.WAITING,
+            )
+            if (number := sum(record.state is state for record in facts.records))
+        ],
+        "trained": sum(len(record.curve) for record in begun),
+        "asked": sum(facts.epochs_asked(record) for record in begun),
+        "seconds": sum(record.seconds or 0 for record in begun),
+        "repeats": sum(len(f.objectives) for f in facts.finals.finalists) if facts.finals else 0,
+        "again": sum(max(record.attempt - 1, 0) for record in facts.records),
+        "wall": None if facts.ended is None else (facts.ended - facts.began).total_seconds(),
+    }
+
+
+def _range(spec: Parameter) -> str:
+    if isinstance(spec, Categorical):
+        return ", ".join(_value(choice) for choice in spec.choices)
+    scale = ", logarithmic" if spec.log else f", in steps of {_value(spec.step)}" if spec.step not in (None, 1) else ""
+    return f"{_value(spec.low)} to {_value(spec.high)}{scale}"
+
+
+def _comparison(best: ModelFacts, baseline: ModelFacts) -> list[Comparison]:
+    rows = [_shares("accuracy", baseline.accuracy, best.accuracy)]
+    if "macro_f1" in best.metrics and "macro_f1" in baseline.metrics:
+        rows.append(_shares("macro F1", baseline.metrics["macro_f1"], best.metrics["macro_f1"]))
+    rows += [_shares(f"recall {name}", baseline.recall[name], best.recall[name]) for name in best.classes]
+    costs = {
+        "parameter_count": ("parameters", ",.0f"),
+        "train_seconds": ("training time", ",.0f"),
+        "ms_per_image": ("time per image", ".3f"),
+    }
+    units = {"train_seconds": " s", "ms_per_image": " ms"}
+    for metric, (name, form) in costs.items():
+        if metric in best.metrics and metric in baseline.metrics:
+            before, after = baseline.metrics[metric], best.metrics[metric]
+            unit = units.get(metric, "")
+            times = f"{TIMES} {after / before:.2f}" if before else ""
+            rows.append(Comparison(name, f"{before:{form}}{unit}", f"{after:{form}}{unit}", times))
+    return rows
+
+
+def _interval(model: ModelFacts) -> str:
+    low, high = wilson(model.right, model.images)
+    return f"{100 * low:.1f} to {_percent(high, 1)}"
+
+
+def _shares(name: str, before: float, after: float) -> Comparison:
+    return Comparison(name, _percent(before), _percent(after), _points(after - before))
+
+
+def _confused(facts: StudyFacts) -> list[tuple[ConfusedPair, str | None, int]]:
+    """Give the most confused pairs, each with its examples as the address of an inline picture."""
+    pairs = facts.best.pairs[:SHOWN_PAIRS] if facts.best else ()
+    found = []
+    for pair in pairs:
+        images = [facts.pixels[index] for index in pair.examples if index in facts.pixels]
+        found.append((pair, _inline(images) if images else None, len(images)))
+    return found
+
+
+def _inline(images: Sequence[npt.NDArray[np.uint8]]) -> str:
+    return "data:image/png;base64," + base64.b64encode(charts.strip(images)).decode("ascii")
+
+
+def _figures(facts: StudyFacts) -> Mapping[str, str | None]:
+    """Draw what there is enough of; matplotlib escapes the texts of its drawings itself."""
+    has_curves = any(record.curve for record in facts.records)
+    drawn = {
+        "history": charts.search_history(facts) if has_curves else None,
+        "curves": charts.learning_curves(facts) if has_curves else None,
+        "recall": charts.recall_by_class(facts.best, facts.baseline) if facts.best and facts.baseline else None,
+        "finalists": charts.finalists(facts.finals, facts) if facts.finals else None,
+        "importances": charts.importances(facts.importances) if facts.importances else None,
+    }
+    ended_at = savings(facts).ended_at
+    drawn["pruned"] = charts.pruned_at(ended_at, facts.space.max_epochs) if ended_at else None
+    return drawn
+
+
+def _commands(facts: StudyFacts, store: Path) -> dict[str, str]:
+    """Write what to type next; a store other than the default one is named."""
+    command = facts.settings["command"]
+    default = StudyConfig.model_fields["store"].default
+    place = "" if store == default else f" --store {shlex.quote(str(store))}"
+    total = facts.trials if facts.counted < facts.trials else facts.trials + MORE_TRIALS
+    words = shlex.split(command)
+    words[words.index("--trials") + 1] = str(total)
+    name = shlex.quote(facts.name)
+    return {
+        "reproduce": command,
+        "go_on": shlex.join(words) + place,
+        "promote": f"python -m experiments.promote --study {name} --dry-run{place}",
+        "report": f"python -m experiments.report {name}{place}",
+        "ui": f"python -m experiments.ui{place}",
+    }

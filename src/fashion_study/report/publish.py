@@ -1,0 +1,113 @@
+"""Write a study's report to a file, and onto the study's run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fashion_study.errors import BadInputError, StoreError
+from fashion_study.tracking.store import Store, open_store
+from fashion_study.wording import did_you_mean, shown, shown_list
+
+if TYPE_CHECKING:
+    from fashion_study.engines.ledger import Ledger
+    from fashion_study.report.facts import StudyFacts
+
+ARTIFACT = "report.html"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Say where a report was written, whether it lies on the study's run too, and in a line what is in it."""
+
+    path: Path
+    is_logged: bool
+    contents: str
+
+
+def publish_report(study: str, store: Path | str, output: Path | None = None, data_dir: Path | None = None) -> Report:
+    """Write the report of `study` to `output`, by default `STUDY.html` in the working directory.
+
+    It is logged as `report.html` on the study's run as well, unless the study is still running: then nothing but the
+    file is written. `data_dir` is the folder of the Fashion-MNIST files, from which the examples come.
+
+    Raises:
+        BadInputError: there is no such study, or the file cannot be written there.
+        StoreError: the store holds no study, or cannot be read.
+    """
+    _require_place(output)
+    _require_data(Path(store))
+    opened = open_store(store)
+    ledger = _ledger(study, opened)
+    # Imported here: they bring MLflow and Matplotlib, and a refusal must not wait for those.
+    from fashion_study.report.collect import collect
+    from fashion_study.report.page import render
+
+    facts = collect(ledger, opened, data_dir)
+    page = render(facts, Path(store))
+    path = output or Path(f"{study}.html")
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(path, str(error.strerror)) from error
+    if not facts.is_running:
+        opened.client().log_text(facts.run_id, page, ARTIFACT)
+    return Report(path, not facts.is_running, _contents(facts))
+
+
+def _require_place(output: Path | None) -> None:
+    if output is not None and output.is_dir():
+        raise _unwritable(output, "it is a folder")
+    if output is not None and not output.parent.is_dir():
+        raise _unwritable(output, f"there is no folder {output.parent}")
+
+
+def _unwritable(path: Path, reason: str) -> BadInputError:
+    return BadInputError(
+        f"The report cannot be written to {path}: {reason}. Expected a file in a folder that is there and may be "
+        "written. Name another one with --output."
+    )
+
+
+def _require_data(store: Path) -> None:
+    """Refuse a store without studies before a database is made in it."""
+    if not (store / "optuna.db").is_file():
+        found = "no study in it" if store.is_dir() else "no such folder"
+        raise StoreError(
+            f"The store {store} cannot be reported on: found {found}. Expected a folder in which "
+            "python -m experiments.run_study has run a study. Name it with --store."
+        )
+
+
+def _ledger(study: str, store: Store) -> "Ledger":
+    """Open the ledger of a study that is there and has a run."""
+    import optuna
+
+    from fashion_study.engines.ledger import Ledger
+
+    storage = store.optuna_storage()
+    known = optuna.get_all_study_names(storage)
+    if study not in known:
+        listed = shown_list(tuple(known)) if known else "none at all"
+        raise BadInputError(
+            f"There is no study {shown(study)} in {store.root}{did_you_mean(study, dict.fromkeys(known))}. "
+            f"Expected one of: {listed}. Name another store with --store."
+        )
+    ledger = Ledger(storage, study)
+    if "run_id" not in ledger.facts:
+        raise BadInputError(
+            f"Study {study!r} ended before its first trial was begun. Expected at least one trial. "
+            "Start it again with the command that began it."
+        )
+    return ledger
+
+
+def _contents(facts: "StudyFacts") -> str:
+    """Sum up a report in a line."""
+    state = "still running, " if facts.is_running else ""
+    line = f"{facts.name}: {state}{facts.counted} of {facts.trials} trials done"
+    if facts.best is None:
+        return f"{line}, none complete yet"
+    line += f", best trial {facts.best.trial:03d} with {facts.best.accuracy:.4f} validation accuracy"
+    if facts.baseline is None or facts.baseline.run_id == facts.best.run_id:
+        return line
+    return f"{line}, {100 * (facts.best.accuracy - facts.baseline.accuracy):+.2f} points against the baseline trial"

@@ -1,0 +1,126 @@
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
+
+from fashion_study.server import Pages, Server, choose_port, find_pages, serve
+from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry
+from fashion_study.tracking.store import open_store
+
+ROOT = Path(__file__).parents[2]
+STUDY = "digits-smoke"
+# Not a measure of anything: how long a page may take on a busy machine before something must be wrong.
+PATIENCE_MS = 15_000
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A study of three trials, its best registered as champion and challenger, and the server on its store."""
+
+    server: Server
+    pages: Pages
+    trials: list[Run]
+
+    @property
+    def names(self) -> list[str]:
+        """Return the trials' names as a browser shows them: with single spaces."""
+        return [" ".join(str(run.info.run_name).split()) for run in self.trials]
+
+
+# After Chromium, without which no study needs to be run.
+@pytest.fixture(scope="module")
+def finished(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    root = tmp_path_factory.mktemp("ui") / "store"
+    words = ["--space", "smoke", "--dataset", "digits", "--precision", "float32", "--pruner", "none"]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.run_study", *words]
+        + ["--trials", "3", "--workers", "1", "--finalists", "0", "--store", str(root)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    store = open_store(root)
+    client = store.client()
+    registry = Registry(client)
+    (name,) = registry.names()
+    for alias in (CHALLENGER, CHAMPION):
+        registry.move_alias(name, alias, registry.versions(name)[0].number)
+    trials = client.search_runs(["1"], "tags.kind = 'trial'", order_by=["metrics.objective DESC"])
+    assert len(trials) == 3
+    with serve(store, choose_port(5000)) as server:
+        yield Finished(server, find_pages(store), trials)
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    context = chromium.new_context(viewport={"width": 1500, "height": 1000})
+    context.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)
+    yield context.new_page()
+    context.close()
+
+
+def opened(page: Page, finished: Finished, path: str, first: Locator) -> None:
+    page.goto(finished.server.address + path, wait_until="load")
+    expect(first).to_be_visible()
+    # The assistant's panel lies beside every page until it is closed.
+    close = page.get_by_role("button", name="Close")
+    try:
+        close.click(timeout=3_000)
+    except TimeoutError:
+        return
+    expect(close).to_have_count(0)
+
+
+def test_the_runs_of_the_study_are_listed_with_their_names(page: Page, finished: Finished) -> None:
+    opened(page, finished, finished.pages.experiment, page.get_by_role("link", name=STUDY))
+    page.get_by_text("Expand rows").click()
+    for name in finished.names:
+        expect(page.get_by_role("link", name=name)).to_be_visible()
+
+
+def test_two_runs_are_compared(page: Page, finished: Finished) -> None:
+    opened(page, finished, finished.pages.experiment, page.get_by_role("link", name=STUDY))
+    page.get_by_text("Expand rows").click()
+    for name in finished.names[:2]:
+        page.get_by_role("row").filter(has=page.get_by_role("link", name=name)).get_by_role("checkbox").click()
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_role("heading", name="Comparing 2 Runs from 1 Experiment")).to_be_visible()
+    for name in finished.names[:2]:
+        expect(page.get_by_role("cell", name=name)).to_be_visible()
+
+
+def test_the_address_of_the_comparison_shows_every_complete_trial_the_best_first(
+    page: Page, finished: Finished
+) -> None:
+    assert finished.pages.comparison is not None
+    heading = page.get_by_role("heading", name="Comparing 3 Runs from 1 Experiment")
+    opened(page, finished, finished.pages.comparison, heading)
+    row = page.get_by_role("row").filter(has_text="Run Name:")
+    expect(row.get_by_role("cell")).to_have_text(finished.names)
+
+
+def test_the_picture_of_the_confusion_matrix_is_shown(page: Page, finished: Finished) -> None:
+    best = finished.trials[0].info
+    path = f"/#/experiments/{best.experiment_id}/runs/{best.run_id}/artifacts"
+    opened(page, finished, path, page.get_by_text("confusion_matrix.png"))
+    page.get_by_text("confusion_matrix.png").click()
+    picture = page.get_by_role("img", name="confusion_matrix.png")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
+
+
+def test_the_page_of_the_registered_model_shows_its_aliases(page: Page, finished: Finished) -> None:
+    opened(page, finished, "/#/models/digits-cnn", page.get_by_role("heading", name="digits-cnn"))
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="Version 1"))
+    for alias in (CHALLENGER, CHAMPION):
+        expect(row.get_by_text(re.compile(rf"@ ?{alias}"))).to_be_visible()

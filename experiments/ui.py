@@ -1,0 +1,70 @@
+"""Open the MLflow UI on the store, with a study's trials side by side."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+from typer import Exit, Option
+
+from experiments._entry import run
+from fashion_study.errors import ExitCode
+from fashion_study.tracking.existing import find_store
+
+if TYPE_CHECKING:
+    from fashion_study.server import Pages
+
+
+def main(
+    store: Annotated[Path, Option(help="Folder of MLflow's and Optuna's data.")] = Path("mlruns"),
+    port: Annotated[int, Option(min=1024, max=65535, help="Another free one is taken where this is not free.")] = 5000,
+    study: Annotated[str | None, Option(help="Name of the study; default the latest.", show_default=False)] = None,
+) -> None:
+    """Start the MLflow server on the store, for this machine only, until Ctrl-C.
+
+    Prints the page that compares the best trials of a study. Jobs, pickles and telemetry are off; other hosts' names
+    and writes from other origins are refused. Where MLFLOW_TRACKING_URI names a server, its pages are printed and
+    nothing is started.
+
+    Examples:
+
+      python -m experiments.ui
+
+      python -m experiments.ui --study fashion-mnist-baseline --port 5050
+    """
+    found = find_store(store)
+
+    # Imported here: it brings MLflow, and a refusal must not wait for it.
+    from fashion_study.server import choose_port, find_pages, serve
+
+    pages = find_pages(found, study)
+    if found.tracking_uri.startswith("http"):
+        _show(found.tracking_uri.rstrip("/"), pages)
+        return
+    signal.signal(signal.SIGTERM, _terminated)
+    if (free := choose_port(port)) != port:
+        print(f"Port {port} is taken; the UI takes {free} instead.", flush=True)
+    try:
+        with serve(found, free) as server:
+            _show(server.address, pages)
+            print("Ctrl-C ends it.", flush=True)
+            server.wait()
+    except KeyboardInterrupt:
+        print("The MLflow UI has ended.")
+        raise Exit(ExitCode.INTERRUPTED) from None
+
+
+def _show(address: str, pages: "Pages") -> None:
+    if pages.comparison is None:
+        print(f"The study {pages.study} has no two complete trials to compare yet.")
+    else:
+        print(f"Best trials of {pages.study}, side by side:\n  {address}{pages.comparison}")
+    print(f"All runs:\n  {address}{pages.experiment}", flush=True)
+
+
+def _terminated(_number: int, _frame: object) -> NoReturn:
+    sys.exit(ExitCode.TERMINATED)
+
+
+if __name__ == "__main__":
+    run(main)

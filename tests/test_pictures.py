@@ -1,0 +1,239 @@
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, ImageDraw
+from sklearn.neighbors import KNeighborsClassifier
+
+from fashion_study.datasets import Split, load_study_data, load_training_images, locate
+from fashion_study.pictures import PictureError, read_picture
+
+BLUE = (20, 40, 160)
+YELLOW = (250, 240, 90)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Split:
+    return load_study_data(locate("digits")).train
+
+
+def saved(picture: Image.Image, path: Path, **options: Any) -> Path:
+    picture.save(path, **options)
+    return path
+
+
+def drawn(background: object, ink: object, *, mode: str = "RGB", size: tuple[int, int] = (300, 400)) -> Image.Image:
+    """Draw an upright bar of 40 x 160 pixels with a foot to the right, off the centre."""
+    picture = Image.new(mode, size, background)  # type: ignore[arg-type]
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((60, 90, 99, 249), fill=ink)  # type: ignore[arg-type]
+    pen.rectangle((60, 210, 139, 249), fill=ink)  # type: ignore[arg-type]
+    return picture
+
+
+# 80 x 160 pixels on 28 x 28: half as wide as high, in the middle, the foot to the right.
+BAR = np.zeros((28, 28, 1), dtype=np.uint8)
+BAR[:, 7:14] = 255
+BAR[21:, 7:21] = 255
+
+
+def assert_is_the_bar(image: npt.NDArray[np.uint8], tolerance: int = 0) -> None:
+    assert (image.shape, image.dtype.name) == ((28, 28, 1), "uint8")
+    assert np.abs(image.astype(int) - BAR).max() <= tolerance
+
+
+@pytest.mark.parametrize("suffix", ["png", "PNG"])
+def test_an_image_of_the_data_set_comes_out_unchanged(suffix: str, digits: Split, tmp_path: Path) -> None:
+    for image in digits.images[:50]:
+        path = saved(Image.fromarray(image[..., 0]), tmp_path / f"digit.{suffix}")
+        assert np.array_equal(read_picture(path), image)
+
+
+def test_the_negative_of_an_image_of_the_data_set_is_turned_back(digits: Split, tmp_path: Path) -> None:
+    for image in digits.images[:50]:
+        path = saved(Image.fromarray(255 - image[..., 0]).convert("RGB"), tmp_path / "digit.png")
+        assert np.array_equal(read_picture(path), image)
+
+
+def test_the_images_of_fashion_mnist_that_fill_their_corners_are_not_taken_for_negatives(
+    fashion_mnist_dir: Path, tmp_path: Path
+) -> None:
+    images = load_training_images(locate("fashion-mnist", fashion_mnist_dir)).images
+    corners = images[:, [0, 0, -1, -1], [0, -1, 0, -1], 0]
+    for image in images[np.argsort(-corners.mean(axis=1))[:300]]:
+        assert np.array_equal(read_picture(saved(Image.fromarray(image[..., 0]), tmp_path / "a.png")), image)
+        assert np.array_equal(read_picture(saved(Image.fromarray(255 - image[..., 0]), tmp_path / "b.png")), image)
+
+
+@pytest.mark.parametrize(
+    ("background", "ink"),
+    [("white", "black"), ("black", "white"), (YELLOW, "black"), (BLUE, "white"), ("grey", "white"), ("grey", "black")],
+)
+def test_an_object_comes_out_bright_on_black_whatever_the_colours(
+    background: object, ink: object, tmp_path: Path
+) -> None:
+    assert_is_the_bar(read_picture(saved(drawn(background, ink), tmp_path / "bar.png")))
+
+
+def test_a_coloured_object_comes_out_in_the_shape_it_has(tmp_path: Path) -> None:
+    image = read_picture(saved(drawn("white", BLUE), tmp_path / "bar.png"))
+    assert np.array_equal(image > 0, BAR > 0)
+    assert len(np.unique(image)) == 2
+
+
+@pytest.mark.parametrize("size", [(300, 400), (1200, 900), (141, 250), (3000, 3000)])
+def test_the_margins_do_not_matter(size: tuple[int, int], tmp_path: Path) -> None:
+    image = read_picture(saved(drawn("white", "black", size=size), tmp_path / "bar.png"))
+    assert np.abs(image.astype(int) - BAR).mean() < 12
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.5, 3, 8])
+def test_the_size_of_the_object_does_not_matter(factor: float, tmp_path: Path) -> None:
+    picture = drawn("white", "black")
+    scaled = picture.resize((round(300 * factor), round(400 * factor)), Image.Resampling.NEAREST)
+    # At a tenth the picture has to be enlarged, and its edges soften.
+    image = read_picture(saved(scaled, tmp_path / "bar.png"))
+    assert np.abs(image.astype(int) - BAR).mean() < 12
+
+
+def test_the_noise_of_a_jpeg_is_no_object(tmp_path: Path) -> None:
+    image = read_picture(saved(drawn("white", "black"), tmp_path / "bar.jpg", quality=75))
+    assert np.abs(image.astype(int) - BAR).mean() < 12
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_stands_as_its_camera_says(orientation: int, tmp_path: Path) -> None:
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    picture = drawn("white", "black")
+    if orientation in undo:
+        picture = picture.transpose(undo[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert_is_the_bar(read_picture(saved(picture, tmp_path / "bar.png", exif=exif)))
+
+
+@pytest.mark.parametrize("ink", ["black", "white"])
+def test_what_is_transparent_is_background_on_which_the_object_is_seen(ink: str, tmp_path: Path) -> None:
+    bar = drawn((0, 0, 0, 0), ink, mode="RGBA")
+    assert_is_the_bar(read_picture(saved(bar, tmp_path / "colour.png")))
+    assert_is_the_bar(read_picture(saved(bar.convert("LA"), tmp_path / "grey.png")))
+    assert_is_the_bar(read_picture(saved(bar.quantize(4), tmp_path / "palette.png")))
+
+
+def test_a_colour_may_be_named_as_transparent(tmp_path: Path) -> None:
+    path = saved(drawn((9, 200, 9), "black"), tmp_path / "bar.png", transparency=(9, 200, 9))
+    assert_is_the_bar(read_picture(path))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_every_mode_of_a_png_is_read(mode: str, tmp_path: Path) -> None:
+    assert_is_the_bar(read_picture(saved(drawn("white", "black").convert(mode), tmp_path / "bar.png")))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "YCbCr"])
+def test_every_mode_of_a_jpeg_is_read(mode: str, tmp_path: Path) -> None:
+    image = read_picture(saved(drawn("white", "black").convert(mode), tmp_path / "bar.jpg", quality=95))
+    assert np.abs(image.astype(int) - BAR).mean() < 12
+
+
+def test_sixteen_bits_of_grey_are_not_cut_off(tmp_path: Path) -> None:
+    levels = np.asarray(drawn("white", "black", mode="L")).astype(np.uint16) * 257
+    assert_is_the_bar(read_picture(saved(Image.fromarray(levels), tmp_path / "bar.png")))
+    levels = np.where(levels > 0, 60_000, 30_000).astype(np.uint16)
+    assert_is_the_bar(read_picture(saved(Image.fromarray(levels), tmp_path / "bar.png")) // 2 * 2, tolerance=128)
+
+
+@pytest.mark.parametrize("size", [(1, 300), (300, 1), (2, 2)])
+def test_the_thinnest_object_is_seen(size: tuple[int, int], tmp_path: Path) -> None:
+    picture = Image.new("L", (400, 400), 255)
+    picture.paste(0, (50, 50, 50 + size[0], 50 + size[1]))
+    assert read_picture(saved(picture, tmp_path / "line.png")).max() == 255
+
+
+@pytest.mark.parametrize("source", ["digits", "fashion-mnist"])
+def test_an_enlarged_negative_is_taken_for_the_class_of_the_original(
+    source: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    directory = request.getfixturevalue("fashion_mnist_dir") if source == "fashion-mnist" else None
+    data = load_training_images(locate(source, directory))  # type: ignore[arg-type]
+    known, unknown = slice(200, 1700), slice(0, 200)
+    judge = KNeighborsClassifier(3).fit(data.images[known].reshape(-1, 784), data.labels[known])
+    read = [read_picture(photographed(image[..., 0], tmp_path / "photo.jpg")) for image in data.images[unknown]]
+    of_originals = judge.predict(data.images[unknown].reshape(-1, 784))
+    of_pictures = judge.predict(np.stack(read).reshape(-1, 784))
+    assert (of_pictures == of_originals).mean() > 0.9
+
+
+def photographed(image: npt.NDArray[np.uint8], path: Path) -> Path:
+    """Save an image of a data set as a shop would show it: large, on nearly white, with a margin, as a JPEG."""
+    picture = Image.new("RGB", (400, 460), (253, 253, 253))
+    picture.paste(Image.fromarray(255 - image).resize((280, 280), Image.Resampling.NEAREST), (60, 90))
+    return saved(picture, path, quality=90)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(PictureError) as refused:
+        read_picture(path)
+    assert str(path) in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (300, 200)])
+@pytest.mark.parametrize("colour", ["white", "black", BLUE])
+def test_a_picture_of_one_colour_is_refused(colour: object, size: tuple[int, int], tmp_path: Path) -> None:
+    path = saved(Image.new("RGB", size, colour), tmp_path / "plain.png")  # type: ignore[arg-type]
+    assert "shows nothing" in refusal(path)
+
+
+def test_a_wholly_transparent_picture_is_refused(tmp_path: Path) -> None:
+    assert "shows nothing" in refusal(saved(Image.new("RGBA", (90, 90), (0, 0, 0, 0)), tmp_path / "clear.png"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
+def test_what_is_no_picture_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "broken.png"
+    path.write_bytes(content)
+    assert "cannot be read" in refusal(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_picture_that_was_cut_off_is_refused(suffix: str, tmp_path: Path) -> None:
+    path = saved(drawn("white", BLUE), tmp_path / f"bar.{suffix}")
+    path.write_bytes(path.read_bytes()[:-400])
+    assert "cannot be read" in refusal(path)
+
+
+@pytest.mark.parametrize("kind", ["gif", "tiff", "bmp", "webp", "ppm"])
+def test_only_png_and_jpeg_are_decoded_whatever_a_file_is_called(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    drawn("white", "black").save(path, format=kind)
+    assert "cannot be read" in refusal(path)
+
+
+def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+    assert "is no file" in refusal(tmp_path)
+    assert "is no file" in refusal(tmp_path / "missing.png")
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])
+def test_a_decompression_bomb_is_refused_before_it_unpacks(side: int, tmp_path: Path) -> None:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(1_000_000))
+    path = tmp_path / "bomb.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+    assert "decompression bomb" in refusal(path)

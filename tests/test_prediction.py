@@ -1,0 +1,208 @@
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from fashion_study import prediction
+from fashion_study.datasets import CLASS_NAMES
+from fashion_study.errors import BadInputError, DamagedModelError, StoreError
+from fashion_study.model_uri import ModelUri
+from fashion_study.prediction import Guess, Prediction, Predictions, predict
+from fashion_study.tracking.registry import CHAMPION, Candidate
+from tests.model_store import ModelStore, digits, trained
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A store with a good model as champion, a poor one as challenger, and a third that is not registered."""
+
+    models: ModelStore
+    loose: ModelUri
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    models = ModelStore(tmp_path_factory.mktemp("prediction") / "store")
+    study = models.study("digits-small")
+    good = models.register(models.trial(study, 0, trained(8)))
+    models.registry.move_alias(good.name, CHAMPION, good.number)
+    models.register(models.trial(study, 1, trained(1)))
+    loose = models.client.get_run(models.trial(study, 2, trained(0))).data.tags["model_uri"]
+    return Shelf(models, ModelUri.parse(loose))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = []
+    for number, image in enumerate(digits().validation.images[:20]):
+        paths.append(tmp_path / f"{number:02d}.png")
+        Image.fromarray(image[..., 0]).save(paths[-1])
+    return paths
+
+
+def assert_predicted_by(epochs: int, found: Predictions) -> None:
+    wanted = trained(epochs).predict(digits().validation.images[: len(found.pictures)], verbose=0)
+    for one, row in zip(found.pictures, wanted, strict=True):
+        best = np.argsort(-row, kind="stable")[:3]
+        assert [guess.name for guess in one.guesses] == [str(digit) for digit in best]
+        assert [guess.probability for guess in one.guesses] == pytest.approx(list(row[best]), abs=1e-5)
+
+
+def test_the_champion_predicts_pictures_as_it_predicts_their_images(shelf: Shelf, pictures: list[Path]) -> None:
+    found = predict(pictures, shelf.models.store)
+    assert found.model == "digits-cnn version 1 (champion)"
+    assert [one.picture for one in found.pictures] == pictures
+    assert_predicted_by(8, found)
+
+
+@pytest.mark.parametrize(
+    ("address", "epochs"),
+    [("models:/digits-cnn@champion", 8), ("models:/digits-cnn/1", 8), ("models:/digits-cnn@challenger", 1)],
+)
+def test_a_registered_model_is_chosen_by_its_alias_or_its_version(
+    address: str, epochs: int, shelf: Shelf, pictures: list[Path]
+) -> None:
+    assert_predicted_by(epochs, predict(pictures, shelf.models.store, ModelUri.parse(address)))
+
+
+def test_a_logged_model_is_chosen_by_its_id_though_nobody_registered_it(shelf: Shelf, pictures: list[Path]) -> None:
+    found = predict(pictures, shelf.models.store, shelf.loose)
+    assert found.model == str(shelf.loose)
+    assert_predicted_by(0, found)
+
+
+def test_photographs_of_digits_are_taken_for_what_they_show(shelf: Shelf, tmp_path: Path) -> None:
+    split = digits().validation
+    paths = []
+    for number, image in enumerate(split.images[:200]):
+        picture = Image.new("RGB", (400, 460), (250, 252, 248))
+        picture.paste(Image.fromarray(255 - image[..., 0]).resize((280, 280), Image.Resampling.BICUBIC), (60, 90))
+        paths.append(tmp_path / f"{number}.jpg")
+        picture.save(paths[-1], quality=90)
+    found = predict(paths, shelf.models.store)
+    right = [one.guesses[0].name == str(label) for one, label in zip(found.pictures, split.labels[:200], strict=True)]
+    assert np.mean(right) > 0.75
+
+
+def test_of_several_data_sets_the_champion_of_fashion_mnist_is_used(tmp_path: Path, pictures: list[Path]) -> None:
+    models = ModelStore(tmp_path / "both")
+    run_id = models.trial(models.study("small"), 0, trained(8))
+    tags = models.client.get_run(run_id).data.tags
+    for dataset in ("digits", "fashion-mnist"):
+        candidate = Candidate(dataset, run_id, tags["model_uri"], tags["model_sha256"], {})
+        version = models.registry.register(candidate)
+        models.registry.move_alias(version.name, CHAMPION, version.number)
+    found = predict(pictures, models.store)
+    assert found.model == "fashion-mnist-cnn version 1 (champion)"
+    assert {guess.name for one in found.pictures for guess in one.guesses} <= set(CLASS_NAMES["fashion-mnist"])
+
+
+def test_a_picture_that_cannot_be_read_keeps_no_other_from_being_predicted(
+    shelf: Shelf, pictures: list[Path], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    missing = tmp_path / "missing.png"
+    found = predict([broken, *pictures[:2], missing], shelf.models.store)
+    assert [bool(one.guesses) for one in found.pictures] == [False, True, True, False]
+    assert [one.error is None for one in found.pictures] == [False, True, True, False]
+    assert [str(path) in error for path, error in zip((broken, missing), found.errors, strict=True)] == [True, True]
+
+
+def test_where_no_picture_can_be_read_no_model_is_looked_for(tmp_path: Path) -> None:
+    models = ModelStore(tmp_path / "store")
+    found = predict([tmp_path / "missing.png"], models.store)
+    assert found.model is None
+    assert len(found.errors) == 1
+
+
+def test_a_store_without_a_champion_says_how_to_get_one(tmp_path: Path, pictures: list[Path]) -> None:
+    models = ModelStore(tmp_path / "store")
+    with pytest.raises(StoreError, match=r"experiments\.promote"):
+        predict(pictures, models.store)
+
+
+@pytest.mark.parametrize("address", ["models:/digits-cnn/7", "models:/digits-cnn@best", "models:/other/1"])
+def test_a_model_that_is_not_there_is_refused_with_those_that_are(
+    address: str, shelf: Shelf, pictures: list[Path]
+) -> None:
+    with pytest.raises(BadInputError) as refused:
+        predict(pictures, shelf.models.store, ModelUri.parse(address))
+    assert address in str(refused.value)
+    for known in ("models:/digits-cnn/1", "models:/digits-cnn/2", "models:/digits-cnn@champion"):
+        assert known in str(refused.value)
+
+
+def test_a_logged_model_that_is_not_there_is_refused(shelf: Shelf, pictures: list[Path]) -> None:
+    with pytest.raises(BadInputError, match=r"models:/m-0{32}:"):
+        predict(pictures, shelf.models.store, ModelUri.parse("models:/m-" + 32 * "0"))
+
+
+def test_a_run_that_says_no_digest_gives_no_model(shelf: Shelf, pictures: list[Path]) -> None:
+    made = shelf.models.client.create_run(shelf.models.experiment_id)
+    logged = shelf.models.client.create_logged_model(shelf.models.experiment_id, source_run_id=made.info.run_id)
+    with pytest.raises(BadInputError, match="model_sha256"):
+        predict(pictures, shelf.models.store, ModelUri.parse(f"models:/{logged.model_id}"))
+
+
+def test_a_file_that_was_altered_is_refused_however_the_model_is_named(tmp_path: Path, pictures: list[Path]) -> None:
+    models = ModelStore(tmp_path / "store")
+    run_id = models.trial(models.study("small"), 0, trained(0))
+    version = models.register(run_id)
+    models.registry.move_alias(version.name, CHAMPION, version.number)
+    models.model_file(version).write_bytes(b"another model")
+    logged = ModelUri.parse(models.client.get_run(run_id).data.tags["model_uri"])
+    for address in (None, ModelUri.parse("models:/digits-cnn/1"), logged):
+        with pytest.raises(DamagedModelError, match="SHA-256"):
+            predict(pictures, models.store, address)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "digits-cnn", "models:/", "models:/digits-cnn", "models:/m-12", "models:/a/b/1", "models:/a@b/1", "runs:/1/m"],
+)
+def test_what_is_no_address_of_a_model_is_refused(text: str) -> None:
+    with pytest.raises(BadInputError, match="models:/NAME@ALIAS"):
+        ModelUri.parse(text)
+
+
+def shown(found: Predictions) -> Sequence[str]:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(prediction.table(found))
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_table_shows_model_names_and_probabilities_of_what_could_be_read(
+    shelf: Shelf, pictures: list[Path], tmp_path: Path
+) -> None:
+    found = predict([pictures[0], tmp_path / "missing.png"], shelf.models.store)
+    lines = shown(found)
+    assert "digits-cnn version 1 (champion)" in lines[0]
+    (row,) = (line for line in lines if "%" in line)
+    best = found.pictures[0].guesses[0]
+    assert row.split()[-9:-6] == [best.name, f"{100 * best.probability:.1f}", "%"]
+    assert "missing" not in "".join(lines)
+
+
+def test_a_name_that_would_move_the_cursor_is_shown_harmless() -> None:
+    one = Prediction(Path("a\x1b[2J[red]b.png"), tuple(Guess(name, 0.3) for name in "abc"))
+    lines = "".join(shown(Predictions("a model", (one,))))
+    assert "\x1b" not in lines
+    assert "[2J[red]b.png" in lines
+
+
+def test_json_has_an_object_for_each_picture(shelf: Shelf, pictures: list[Path], tmp_path: Path) -> None:
+    missing = tmp_path / "missing.png"
+    found = predict([pictures[0], missing], shelf.models.store)
+    read, unread = prediction.as_json(found)
+    assert read == {
+        "picture": str(pictures[0]),
+        "model": found.model,
+        "classes": [{"name": guess.name, "probability": guess.probability} for guess in found.pictures[0].guesses],
+    }
+    assert unread == {"picture": str(missing), "error": found.errors[0]}

@@ -1,0 +1,339 @@
+"""The promises of loading a model file: what this project saves loads, and nothing else gets as far as Keras."""
+
+import io
+import json
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from fashion_study.errors import DamagedModelError
+from fashion_study.training.model import build_model, float32_twin
+from fashion_study.training.model_file import check_model_file, load_model_file
+from fashion_study.trial import Hyperparameters, Precision
+
+SMALL = Hyperparameters(filters_1=4, filters_2=6, filters_3=8, dense_units=12)
+Config = dict[str, Any]
+Members = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    float32_twin(build_model(SMALL), SMALL).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def members(saved: Path) -> Members:
+    with zipfile.ZipFile(saved) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def packed(path: Path, members: Members, compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DamagedModelError, match="not loaded") as refused:
+        check_model_file(path)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("input_scale", ["raw", "unit"])
+def test_every_model_of_the_builder_loads_and_predicts_the_same(
+    input_scale: str, precision: Precision, tmp_path: Path
+) -> None:
+    params = Hyperparameters.model_validate(SMALL.model_dump() | {"input_scale": input_scale})
+    model = float32_twin(build_model(params, precision), params)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = load_model_file(path)
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1)).astype(np.uint8)
+    np.testing.assert_allclose(loaded(images), model(images), atol=1e-6)
+    assert not loaded.compiled
+
+
+def test_the_builder_s_largest_model_is_not_too_large_to_load(tmp_path: Path) -> None:
+    params = Hyperparameters(filters_1=512, filters_2=512, filters_3=512, dense_units=4096)
+    model = float32_twin(build_model(params), params)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    assert load_model_file(path).count_params() == model.count_params()
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.pkl", "model", "model.keras.zip"])
+def test_no_other_kind_of_file_is_looked_into(name: str, saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(saved.read_bytes())
+    assert "Expected a .keras file" in refusal(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 and no more"])
+def test_a_file_that_is_no_archive_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    path.write_bytes(content)
+    assert "no readable archive" in refusal(path)
+
+
+def test_a_missing_and_a_cut_off_file_are_refused(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    assert "no readable archive" in refusal(path)
+    path.write_bytes(saved.read_bytes()[:-2000])
+    assert "no readable archive" in refusal(path)
+
+
+def test_a_flipped_byte_is_refused(saved: Path, tmp_path: Path) -> None:
+    content = bytearray(saved.read_bytes())
+    content[len(content) // 2] ^= 1
+    path = tmp_path / "model.keras"
+    path.write_bytes(content)
+    assert "Bad CRC-32" in refusal(path)
+
+
+@pytest.mark.parametrize("extra", ["../../evil.py", "/etc/cron.d/evil", "assets/vocabulary.txt", "model.weights.npz"])
+def test_an_archive_with_another_member_is_refused_by_its_name(extra: str, members: Members, tmp_path: Path) -> None:
+    assert extra in refusal(packed(tmp_path / "model.keras", {**members, extra: b"x"}))
+
+
+def test_an_archive_without_its_weights_is_refused(members: Members, tmp_path: Path) -> None:
+    rest = {name: content for name, content in members.items() if name != "model.weights.h5"}
+    assert "the members" in refusal(packed(tmp_path / "model.keras", rest))
+
+
+def test_a_member_that_is_there_twice_is_refused(members: Members, tmp_path: Path) -> None:
+    path = packed(tmp_path / "model.keras", members)
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore", UserWarning)
+        archive.writestr("config.json", members["config.json"])
+    assert "each once" in refusal(path)
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(members: Members, tmp_path: Path) -> None:
+    bomb = {**members, "model.weights.h5": bytes(50_000_000)}
+    path = packed(tmp_path / "model.keras", bomb, zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 100_000
+    assert "compressed" in refusal(path)
+
+
+def test_a_config_beyond_every_size_is_refused(members: Members, tmp_path: Path) -> None:
+    padded = {**members, "config.json": members["config.json"] + b" " * 200_000}
+    assert "at most 200,000" in refusal(packed(tmp_path / "model.keras", padded))
+
+
+def _layer(config: Config, place: int) -> Config:
+    layer: Config = config["config"]["layers"][place]
+    return layer
+
+
+def _lambda(config: Config) -> None:
+    code = {"class_name": "__lambda__", "config": {"code": "4wAAAA==", "defaults": None, "closure": None}}
+    _layer(config, 1).update(class_name="Lambda", config={"name": "evil", "function": code})
+
+
+def _import(config: Config) -> None:
+    _layer(config, 1).update(module="os", class_name="system", config={"command": "true"})
+
+
+def _function(config: Config) -> None:
+    function = {"module": "builtins", "class_name": "function", "config": "eval", "registered_name": "function"}
+    _layer(config, 2)["config"]["activation"] = function
+
+
+def _saved_model(config: Config) -> None:
+    _layer(config, 1).update(class_name="TFSMLayer", config={"name": "evil", "filepath": "/tmp/evil"})
+
+
+def _registered(config: Config) -> None:
+    _layer(config, 1)["registered_name"] = "my_package>Evil"
+
+
+def _legacy(config: Config) -> None:
+    del _layer(config, 1)["module"]
+
+
+def _functional(config: Config) -> None:
+    config["class_name"] = "Functional"
+
+
+def _compiled(config: Config) -> None:
+    config["compile_config"] = {"optimizer": "rmsprop", "loss": "mse"}
+
+
+def _initializer(config: Config) -> None:
+    _layer(config, 2)["config"]["kernel_initializer"]["class_name"] = "Constant"
+
+
+def _hidden(config: Config) -> None:
+    config["config"]["extra"] = [[{"deep": {"module": "os", "class_name": "popen", "config": {}}}]]
+
+
+def _nested_model(config: Config) -> None:
+    _layer(config, 9)["config"]["layer"] = json.loads(json.dumps(_layer(config, 10)))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (_lambda, "__lambda__|Lambda"),
+        (_import, "'os', 'system'"),
+        (_function, "'builtins'"),
+        (_saved_model, "TFSMLayer"),
+        (_registered, "my_package>Evil"),
+        (_legacy, "(None, 'Identity', None)"),
+        (_functional, "Functional"),
+        (_compiled, "compile_config"),
+        (_initializer, "Constant"),
+        (_hidden, "popen"),
+        (_nested_model, "no such key"),
+    ],
+)
+def test_a_config_that_names_anything_but_the_builder_s_layers_is_refused(
+    change: Callable[[Config], None], found: str, members: Members, tmp_path: Path
+) -> None:
+    config = json.loads(members["config.json"])
+    change(config)
+    path = packed(tmp_path / "model.keras", {**members, "config.json": json.dumps(config).encode()})
+    message = refusal(path)
+    assert any(word in message for word in found.split("|"))
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value"),
+    [
+        (2, "filters", 513),
+        (2, "filters", 10**12),
+        (2, "filters", "4"),
+        (2, "filters", None),
+        (2, "kernel_size", [1, 1]),
+        (3, "strides", [1, 1]),
+        (3, "pool_size", [1, 1]),
+        (10, "units", 10**9),
+        (10, "activation", "my_activation"),
+        (11, "units", 10**9),
+        (11, "units", True),
+        (0, "batch_shape", [None, 28000, 28000, 1]),
+        (11, "dtype", {"module": "keras", "class_name": "DTypePolicy", "config": {"name": "mixed_float16"}}),
+        (11, "dtype", "float64"),
+        (11, "kernel_constraint", {"class_name": "MaxNorm"}),
+        (11, "lora_rank", 4),
+    ],
+)
+def test_a_size_or_a_setting_that_the_builder_never_gives_is_refused(
+    place: int, key: str, value: object, members: Members, tmp_path: Path
+) -> None:
+    config = json.loads(members["config.json"])
+    _layer(config, place)["config"][key] = value
+    refusal(packed(tmp_path / "model.keras", {**members, "config.json": json.dumps(config).encode()}))
+
+
+@pytest.mark.parametrize("drop", [1, 3, 9])
+def test_layers_in_another_order_are_refused(drop: int, members: Members, tmp_path: Path) -> None:
+    config = json.loads(members["config.json"])
+    del config["config"]["layers"][drop]
+    path = packed(tmp_path / "model.keras", {**members, "config.json": json.dumps(config).encode()})
+    assert "those of the shared builder, in its order" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "text", [b"{", b"[]", b"null", b"{}", b'{"config": 3}', b"[" * 100_000, b'{"a":' * 30_000, b"\xff\xfe"]
+)
+def test_a_config_that_is_no_config_is_refused(text: bytes, members: Members, tmp_path: Path) -> None:
+    refusal(packed(tmp_path / "model.keras", {**members, "config.json": text}))
+
+
+def _external_link(file: h5py.File, secret: Path) -> None:
+    del file["layers/dense/vars/0"]
+    file["layers/dense/vars/0"] = h5py.ExternalLink(str(secret), "/data")
+
+
+def _soft_link(file: h5py.File, _: Path) -> None:
+    del file["layers/dense/vars/1"]
+    file["layers/dense/vars/1"] = h5py.SoftLink("/layers/conv2d/vars/1")
+
+
+def _external_storage(file: h5py.File, secret: Path) -> None:
+    del file["layers/dense/vars/1"]
+    file.create_dataset("layers/dense/vars/1", (12,), "float32", external=[(str(secret), 0, 48)])
+
+
+def _virtual(file: h5py.File, secret: Path) -> None:
+    del file["layers/dense/vars/1"]
+    layout = h5py.VirtualLayout((12,), "float32")
+    layout[:] = h5py.VirtualSource(str(secret), "data", (12,))
+    file.create_virtual_dataset("layers/dense/vars/1", layout)
+
+
+def _compressed(file: h5py.File, _: Path) -> None:
+    file.create_dataset("layers/bomb", (10_000, 10_000), "float32", chunks=(1000, 1000), compression="gzip")
+
+
+def _declared(file: h5py.File, _: Path) -> None:
+    # Nothing is stored before something is written.
+    file.create_dataset("layers/bomb", (200_000, 10_000), "float32")
+
+
+def _text(file: h5py.File, _: Path) -> None:
+    file.create_dataset("layers/text", (1,), h5py.string_dtype())
+
+
+def _itself(file: h5py.File, _: Path) -> None:
+    file["layers/dense/again"] = file["layers"]
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (_external_link, "ExternalLink"),
+        (_soft_link, "SoftLink"),
+        (_external_storage, "float32 arrays stored in the file"),
+        (_virtual, "float32 arrays stored in the file"),
+        (_compressed, "float32 arrays stored in the file"),
+        (_declared, "bytes of weights declared"),
+        (_text, "float32 arrays stored in the file"),
+        (_itself, "many or deep entries"),
+    ],
+)
+def test_weights_that_point_elsewhere_or_are_no_weights_are_refused(
+    change: Callable[[h5py.File, Path], None], found: str, members: Members, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["data"] = np.zeros((72, 12), dtype="float32")
+    weights = io.BytesIO(members["model.weights.h5"])
+    with h5py.File(weights, "a") as file:
+        change(file, secret)
+    path = packed(tmp_path / "model.keras", {**members, "model.weights.h5": weights.getvalue()})
+    assert found in refusal(path)
+
+
+def test_weights_of_another_model_are_refused(members: Members, tmp_path: Path) -> None:
+    wider = Hyperparameters.model_validate(SMALL.model_dump() | {"dense_units": 13})
+    float32_twin(build_model(wider), wider).save(tmp_path / "other.keras")
+    with zipfile.ZipFile(tmp_path / "other.keras") as archive:
+        weights = archive.read("model.weights.h5")
+    path = packed(tmp_path / "model.keras", {**members, "model.weights.h5": weights})
+    with pytest.raises(DamagedModelError, match="Keras cannot load it"):
+        load_model_file(path)
+
+
+def test_what_is_no_hdf5_is_refused(members: Members, tmp_path: Path) -> None:
+    path = packed(tmp_path / "model.keras", {**members, "model.weights.h5": b"no weights"})
+    assert "cannot be read" in refusal(path)
+
+
+def test_a_model_with_a_lambda_saved_by_keras_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Lambda(lambda pixels: pixels)]).save(path)
+    with pytest.raises(DamagedModelError, match="Lambda"):
+        load_model_file(path)

@@ -10,8 +10,8 @@ from typer import Argument, Exit, Option
 
 from experiments._entry import run
 from fashion_study.errors import ExitCode
-from fashion_study.model_uri import ModelUri
-from fashion_study.pictures import find_pictures
+from fashion_study.prediction.model_uri import ModelUri
+from fashion_study.prediction.pictures import find_pictures
 from fashion_study.tracking.existing import find_store
 from fashion_study.wording import printable
 
@@ -49,7 +49,7 @@ def main(
     opened = find_store(store)
 
     # Imported here: it brings MLflow, and a refusal must not wait for it.
-    from fashion_study import prediction
+    from fashion_study.prediction import predict as prediction
 
     found = prediction.predict(pictures, opened, uri)
     for error in found.errors:

@@ -7,8 +7,8 @@ from rich.console import Console
 from typer import Exit, Option
 
 from experiments._entry import run
-from fashion_study.decision import PromotionConfig
 from fashion_study.errors import ExitCode
+from fashion_study.promotion.decision import PromotionConfig
 
 
 def main(
@@ -55,8 +55,8 @@ def main(
     config.check()
 
     # Imported here: they bring MLflow, and a refusal must not wait for that.
-    from fashion_study.decision_view import show_decision
-    from fashion_study.promotion import promote
+    from fashion_study.promotion.promote import promote
+    from fashion_study.promotion.view import show_decision
 
     decision = promote(config)
     show_decision(decision, Console())

@@ -12,7 +12,7 @@ from fashion_study.errors import ExitCode
 from fashion_study.tracking.existing import find_store
 
 if TYPE_CHECKING:
-    from fashion_study.server import Pages
+    from fashion_study.mlflow_ui.server import Pages
 
 
 def main(
@@ -35,7 +35,7 @@ def main(
     found = find_store(store)
 
     # Imported here: it brings MLflow, and a refusal must not wait for it.
-    from fashion_study.server import choose_port, find_pages, serve
+    from fashion_study.mlflow_ui.server import choose_port, find_pages, serve
 
     pages = find_pages(found, study)
     if found.tracking_uri.startswith("http"):

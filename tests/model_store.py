@@ -11,9 +11,9 @@ from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fashion_study.datasets import StudyData, load_study_data, locate
-from fashion_study.decision import Decision, PromotionConfig
 from fashion_study.holdout import load_holdout
-from fashion_study.promotion import promote
+from fashion_study.promotion.decision import Decision, PromotionConfig
+from fashion_study.promotion.promote import promote
 from fashion_study.tracking.registry import CHALLENGER, Candidate, Registry, Version
 from fashion_study.tracking.store import open_store
 from fashion_study.training.evaluation import evaluate

@@ -12,7 +12,7 @@ from scipy.stats import ttest_1samp
 from fashion_study.engines.ledger import MAX_RETURNS, TrialRecord
 from fashion_study.finalists import Budget, Finalist, FinalistPlan, Repeats, choose, plan_finalists, rank_finalists
 from fashion_study.space_file import load_space
-from fashion_study.trial import Precision, TrialState, trial_seed
+from fashion_study.trial import ParamValue, Precision, TrialState, trial_seed
 from tests.twins import Fate, Key, MemoryExecutor, MemoryTracker, RecordingObserver, toy_accuracy
 
 SMOKE = load_space("smoke")
@@ -22,7 +22,7 @@ UNLIMITED = Budget()
 
 def record(number: int, objective: float | None, epochs: int = 2, learning_rate: float = 1e-3) -> TrialRecord:
     state = TrialState.COMPLETE if objective is not None else TrialState.PRUNED
-    params = {"filters_1": 8, "learning_rate": learning_rate, "epochs": epochs}
+    params: dict[str, ParamValue] = {"filters_1": 8, "learning_rate": learning_rate, "epochs": epochs}
     curve = dict.fromkeys(range(1, epochs + 1), objective or 0.5)
     return TrialRecord(number, state, params, 1, f"run-{number}-1", objective, curve)
 
@@ -39,7 +39,7 @@ def finalist(*objectives: float, trial: int = 1) -> Finalist:
 class Final:
     """Repeats with everything around them in memory."""
 
-    plan: FinalistPlan = FinalistPlan(RANKED[:2], 3)
+    plan: FinalistPlan = field(default_factory=lambda: FinalistPlan(RANKED[:2], 3))
     slots: int = 1
     fates: Mapping[Key, Fate] = field(default_factory=dict)
     tracker: MemoryTracker = field(default_factory=MemoryTracker)

@@ -12,7 +12,7 @@ from urllib.request import ProxyHandler, build_opener
 import psutil
 import pytest
 
-from fashion_study.server import choose_port, serve
+from fashion_study.mlflow_ui.server import choose_port, serve
 from tests.study_store import Studies
 
 ROOT = Path(__file__).parents[1]

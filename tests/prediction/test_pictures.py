@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from sklearn.neighbors import KNeighborsClassifier
 
 from fashion_study.datasets import Split, load_study_data, load_training_images, locate
-from fashion_study.pictures import PictureError, read_picture
+from fashion_study.prediction.pictures import PictureError, read_picture
 
 BLUE = (20, 40, 160)
 YELLOW = (250, 240, 90)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fashion_study.gates import (
+from fashion_study.promotion.gates import (
     Gates,
     Paired,
     accuracy_gate,

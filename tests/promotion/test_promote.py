@@ -13,27 +13,27 @@ from typing import Any
 
 import pytest
 
-from fashion_study.contenders import NobodyToBeatError, choose_challenger
 from fashion_study.datasets import Split
-from fashion_study.decision import Decision, Outcome, PromotionConfig
 from fashion_study.errors import BadInputError, DamagedModelError, DataError, ExitCode, StoreError
-from fashion_study.evidence import PREDICTIONS
-from fashion_study.gates import Gates
 from fashion_study.holdout import load_holdout
-from fashion_study.promotion import NothingToGoBackToError, promote
+from fashion_study.promotion.contenders import NobodyToBeatError, choose_challenger
+from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
+from fashion_study.promotion.evidence import PREDICTIONS
+from fashion_study.promotion.gates import Gates
+from fashion_study.promotion.promote import NothingToGoBackToError, promote
 from fashion_study.tracking.champions import LostRaceError
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, Version
 from fashion_study.trial import DataSource
 from tests.model_store import ModelStore, digits, trained
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Epochs of training: about 0.1, 0.4 and 0.9 of the digits right.
 CHANCE, POOR, GOOD = 0, 2, 8
 PROMOTE_AT = """
 import sys, time
-from fashion_study.decision import PromotionConfig
+from fashion_study.promotion.decision import PromotionConfig
 from fashion_study.errors import StudyError
-from fashion_study.promotion import promote
+from fashion_study.promotion.promote import promote
 import fashion_study.training.evaluation, fashion_study.training.latency, fashion_study.training.model_file
 
 print("ready", flush=True)
@@ -181,7 +181,7 @@ def test_the_holdout_is_read_once_per_challenger_and_every_reading_is_counted(
         read_with_count.append(scene.readings(scene.study_run))
         return load_holdout(source)
 
-    monkeypatch.setattr("fashion_study.evidence.load_holdout", watched)
+    monkeypatch.setattr("fashion_study.promotion.evidence.load_holdout", watched)
     scene.challenger(POOR, seed=1)
     first, again = scene.promote(dry_run=True), scene.promote()
     scene.challenger(GOOD)

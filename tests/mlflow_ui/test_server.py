@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from fashion_study.errors import BadInputError, StoreError
-from fashion_study.server import SAFE_SETTINGS, Server, choose_port, find_pages, serve
+from fashion_study.mlflow_ui.server import SAFE_SETTINGS, Server, choose_port, find_pages, serve
 from fashion_study.tracking.store import Store, open_store
 from tests.study_store import Studies
 
@@ -30,7 +30,7 @@ DANGEROUS = {
 }
 OWNER = """
 import sys, time
-from fashion_study.server import serve
+from fashion_study.mlflow_ui.server import serve
 from fashion_study.tracking.store import open_store
 with serve(open_store(sys.argv[1]), int(sys.argv[2])):
     print("serving", flush=True)

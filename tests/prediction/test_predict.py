@@ -8,11 +8,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from fashion_study import prediction
 from fashion_study.datasets import CLASS_NAMES
 from fashion_study.errors import BadInputError, DamagedModelError, StoreError
-from fashion_study.model_uri import ModelUri
-from fashion_study.prediction import Guess, Prediction, Predictions, predict
+from fashion_study.prediction.model_uri import ModelUri
+from fashion_study.prediction.predict import Guess, Prediction, Predictions, as_json, predict, table
 from fashion_study.tracking.registry import CHAMPION, Candidate
 from tests.model_store import ModelStore, digits, trained
 
@@ -173,7 +172,7 @@ def test_what_is_no_address_of_a_model_is_refused(text: str) -> None:
 
 def shown(found: Predictions) -> Sequence[str]:
     console = Console(file=io.StringIO(), width=120)
-    console.print(prediction.table(found))
+    console.print(table(found))
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined, no-any-return]
 
 
@@ -199,7 +198,7 @@ def test_a_name_that_would_move_the_cursor_is_shown_harmless() -> None:
 def test_json_has_an_object_for_each_picture(shelf: Shelf, pictures: list[Path], tmp_path: Path) -> None:
     missing = tmp_path / "missing.png"
     found = predict([pictures[0], missing], shelf.models.store)
-    read, unread = prediction.as_json(found)
+    read, unread = as_json(found)
     assert read == {
         "picture": str(pictures[0]),
         "model": found.model,

@@ -13,7 +13,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import numpy as np
 import pytest
 
-from fashion_study.server import choose_port
+from fashion_study.mlflow_ui.server import choose_port
 from fashion_study.tracking.registry import CHAMPION
 from tests.model_store import ModelStore, digits, trained
 

@@ -1,0 +1,1 @@
+"""MLflow's UI on a store: started safely, and gone with whoever started it."""

@@ -1,0 +1,212 @@
+"""The MLflow server on a store, for one user on one machine, and the pages of a study in its UI."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import quote
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from fashion_study.errors import BadInputError, StoreError
+from fashion_study.tracking.store import Store
+
+HOST = "127.0.0.1"
+# The comparison page shows so many of the best trials side by side.
+COMPARED = 5
+START_SECONDS = 180.0
+STOP_SECONDS = 20.0
+
+# MLflow's server would by default run jobs, unpickle what is uploaded, send usage statistics and call language models.
+SAFE_SETTINGS = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_AI_GATEWAY": "false",
+}
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Name the pages of a study, to be put behind the server's address. `comparison` needs two complete trials."""
+
+    study: str
+    comparison: str | None
+    experiment: str
+
+
+@dataclass(frozen=True, eq=False)
+class Server:
+    """Show a server that has answered. `log` has what it prints."""
+
+    address: str
+    log: Path
+    process: "subprocess.Popen[bytes]"
+
+    def wait(self) -> NoReturn:
+        """Wait for a server that nobody ends from here.
+
+        Raises:
+            StoreError: it has ended by itself.
+        """
+        code = self.process.wait()
+        raise StoreError(
+            f"The MLflow server has ended by itself, with exit code {code}. Expected it to run until Ctrl-C. "
+            f"What it printed is in {self.log}."
+        )
+
+
+def find_pages(store: Store, study: str | None = None) -> Pages:
+    """Find a study's pages in the UI; without a name, of the one that was worked on last.
+
+    Raises:
+        BadInputError: the store has no study of that name.
+        StoreError: it has none at all, or cannot be read.
+    """
+    client = store.client()
+    try:
+        run = _study_run(client, study)
+        trials = client.search_runs(
+            [run.info.experiment_id],
+            f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.info.run_id}' and tags.kind = 'trial' "
+            "and attributes.status = 'FINISHED'",
+            order_by=["metrics.objective DESC"],
+            max_results=COMPARED,
+        )
+    except MlflowException as error:
+        raise StoreError(f"MLflow cannot read its store at {store.tracking_uri}: {error.message}") from error
+    experiment = run.info.experiment_id
+    ids = [trial.info.run_id for trial in trials]
+    comparison = f"/#/compare-runs?runs={_in_url(ids)}&experiments={_in_url([experiment])}"
+    return Pages(
+        study=run.data.tags["study"],
+        comparison=comparison if len(ids) > 1 else None,
+        experiment=f"/#/experiments/{experiment}/runs",
+    )
+
+
+@contextmanager
+def serve(store: Store, port: int) -> Iterator[Server]:
+    """Run MLflow's server on a store at 127.0.0.1, and end it with the block, or with this process however that ends.
+
+    Other hosts' names and writes from other origins are refused, jobs, pickles and telemetry are off.
+
+    Raises:
+        StoreError: the server does not start; what it printed is in the folder `logs` of the store.
+    """
+    log = store.root / "logs" / "mlflow-server.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fashion_study.mlflow_ui.lifeline", *_command(store, port)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=_environment(store),
+            cwd="/",  # Python would import from a folder of the user's.
+            process_group=0,  # Ctrl-C is this process's to answer.
+        )
+    try:
+        _wait_until_healthy(process, port, log)
+        yield Server(f"http://{HOST}:{port}", log, process)
+    finally:
+        _end(process)
+
+
+def choose_port(wanted: int) -> int:
+    """Return the port that is wanted where it is free on 127.0.0.1, else a free one."""
+    for port in (wanted, 0):
+        with closing(socket.socket()) as candidate:
+            # As the server does: a port whose last connection has just been closed is free.
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                candidate.bind((HOST, port))
+            except OSError:
+                continue
+            return int(candidate.getsockname()[1])
+    raise StoreError(f"No port is free on {HOST}. Expected one for the MLflow UI. End another server first.")
+
+
+def _study_run(client: MlflowClient, study: str | None) -> Run:
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, "tags.kind = 'study'")
+    if not runs:
+        raise StoreError(
+            "The store has no study. Expected one to show. Run one with python -m experiments.run_study, or name "
+            "another folder with --store."
+        )
+    known = sorted({run.data.tags["study"] for run in runs})
+    chosen = [run for run in runs if study in (None, run.data.tags["study"])]
+    if not chosen:
+        raise BadInputError(f"--study is {study!r}. Expected one of {', '.join(known)}.")
+    return max(chosen, key=lambda run: (run.info.end_time or math.inf, run.info.start_time))
+
+
+def _in_url(ids: list[str]) -> str:
+    return quote(json.dumps(ids, separators=(",", ":")))
+
+
+def _command(store: Store, port: int) -> list[str]:
+    # One process is enough for one user. Artifacts are read where they lie; nobody uploads any.
+    options = {
+        "--host": HOST,
+        "--port": str(port),
+        "--workers": "1",
+        "--allowed-hosts": f"{HOST}:{port},localhost:{port}",
+        "--default-artifact-root": (store.root / "artifacts").as_uri(),
+    }
+    words = [word for option in options.items() for word in option]
+    return [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *words]
+
+
+def _environment(store: Store) -> dict[str, str]:
+    """Return this process's environment with no setting of MLflow's or uvicorn's but those above."""
+    foreign = ("MLFLOW_", "_MLFLOW_", "UVICORN_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    # Not on the command line, which other users can read: a database's address may hold a password.
+    return kept | SAFE_SETTINGS | {"MLFLOW_BACKEND_STORE_URI": store.tracking_uri}
+
+
+def _wait_until_healthy(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        if _is_healthy(port):
+            return
+        time.sleep(0.1)
+    ending = "has not answered yet" if process.poll() is None else f"ended with exit code {process.poll()}"
+    raise StoreError(
+        f"The MLflow server {ending}. Expected an answer at {HOST}:{port} within {START_SECONDS:.0f} s. "
+        f"What it printed is in {log}."
+    )
+
+
+def _is_healthy(port: int) -> bool:
+    # Not through a proxy that the environment may name.
+    with closing(HTTPConnection(HOST, port, timeout=5)) as connection:
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except (OSError, HTTPException):
+            return False
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

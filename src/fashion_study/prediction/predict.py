@@ -1,0 +1,206 @@
+"""The prediction: what a model in the store takes a user's pictures for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from fashion_study.datasets import CLASS_NAMES
+from fashion_study.errors import BadInputError, StoreError
+from fashion_study.prediction.model_uri import ModelUri
+from fashion_study.prediction.pictures import PictureError, read_picture
+from fashion_study.tracking.registry import CHAMPION, Registry, Stored, Version, registered_name
+from fashion_study.tracking.store import Store
+from fashion_study.wording import printable
+
+# Of the classes, the most probable ones are shown.
+SHOWN = 3
+BATCH = 1000
+# The first of these that has a champion is used.
+DATASETS = ("fashion-mnist", *sorted(CLASS_NAMES.keys() - {"fashion-mnist"}))
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Say how probable the model finds a class."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Show the three most probable classes of a picture, the best first; none, and why, where it is unreadable."""
+
+    picture: Path
+    guesses: tuple[Guess, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Show what `model` takes pictures for, in the order given. `model` is None where none could be read."""
+
+    model: str | None
+    pictures: tuple[Prediction, ...]
+
+    @property
+    def errors(self) -> list[str]:
+        """Say what is wrong with each picture that could not be read."""
+        return [one.error for one in self.pictures if one.error is not None]
+
+
+@dataclass(frozen=True)
+class _LoggedModel:
+    """A model of a run that need not be registered."""
+
+    uri: str
+    dataset: str
+    model_uri: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+def predict(pictures: Sequence[Path], store: Store, model_uri: ModelUri | None = None) -> Predictions:
+    """Predict pictures with the champion of a store, or with the model at `model_uri`.
+
+    A picture that cannot be read keeps no other one from being predicted.
+
+    Raises:
+        BadInputError: there is no model at `model_uri`.
+        StoreError: the store has no champion.
+        DamagedModelError: the model's file is not the one that was logged, or not one of this project.
+    """
+    images, errors = _read(pictures)
+    if not images:
+        return Predictions(None, tuple(Prediction(path, error=errors[path]) for path in pictures))
+    client = store.client()
+    model, dataset = _champion(Registry(client)) if model_uri is None else _at(client, model_uri)
+    rows = _probabilities(Registry(client), model, np.stack(list(images.values())))
+    guesses = {path: _best(row, CLASS_NAMES[dataset]) for path, row in zip(images, rows, strict=True)}
+    found = (Prediction(path, guesses.get(path, ()), errors.get(path)) for path in pictures)
+    return Predictions(_described(model), tuple(found))
+
+
+def table(predictions: Predictions) -> Table:
+    """Lay predictions out for a person, a row for each picture that could be read."""
+    laid = Table(
+        title=f"by {predictions.model}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    laid.add_column("picture", overflow="fold")
+    for heading in ("best", "second", "third"):
+        laid.add_column(heading, no_wrap=True)
+        laid.add_column("", justify="right", no_wrap=True)
+    for one in predictions.pictures:
+        if one.guesses:
+            cells = [cell for guess in one.guesses for cell in (guess.name, f"{100 * guess.probability:.1f} %")]
+            laid.add_row(Text(printable(str(one.picture))), *cells)
+    return laid
+
+
+def as_json(predictions: Predictions) -> list[dict[str, Any]]:
+    """Describe predictions for a program: an object for each picture, with its `classes` or its `error`."""
+    described: list[dict[str, Any]] = []
+    for one in predictions.pictures:
+        if one.error is not None:
+            described.append({"picture": str(one.picture), "error": one.error})
+            continue
+        classes = [{"name": guess.name, "probability": guess.probability} for guess in one.guesses]
+        described.append({"picture": str(one.picture), "model": predictions.model, "classes": classes})
+    return described
+
+
+def _read(pictures: Sequence[Path]) -> tuple[dict[Path, NDArray[np.uint8]], dict[Path, str]]:
+    images: dict[Path, NDArray[np.uint8]] = {}
+    errors: dict[Path, str] = {}
+    for path in pictures:
+        try:
+            images[path] = read_picture(path)
+        except PictureError as error:
+            errors[path] = str(error)
+    return images, errors
+
+
+def _champion(registry: Registry) -> tuple[Stored, str]:
+    for dataset in DATASETS:
+        if (version := registry.by_alias(registered_name(dataset), CHAMPION)) is not None:
+            return version, dataset
+    raise StoreError(
+        f"The store has no champion. Expected a registered model with the alias {CHAMPION!r}. Promote the model of a "
+        "study with python -m experiments.promote, or name a model with --model."
+    )
+
+
+def _at(client: MlflowClient, uri: ModelUri) -> tuple[Stored, str]:
+    if uri.model_id is not None:
+        logged = _logged(client, uri, uri.model_id)
+        return logged, logged.dataset
+    registry = Registry(client)
+    datasets = {registered_name(dataset): dataset for dataset in DATASETS}
+    known = registry.versions(uri.name) if uri.name in datasets else []
+    for version in known:
+        if version.number == uri.number or uri.alias in version.aliases:
+            return version, datasets[version.name]
+    there = [address for name in datasets for version in registry.versions(name) for address in _addresses(version)]
+    raise BadInputError(
+        f"There is no model at {uri}. Expected one of {', '.join(there)}."
+        if there
+        else f"There is no model at {uri}: the store has no registered model. Run a study first, which registers one."
+    )
+
+
+def _addresses(version: Version) -> list[str]:
+    return [f"models:/{version.name}/{version.number}", *(f"models:/{version.name}@{a}" for a in version.aliases)]
+
+
+def _logged(client: MlflowClient, uri: ModelUri, model_id: str) -> _LoggedModel:
+    try:
+        logged = client.get_logged_model(model_id)
+        run = client.get_run(logged.source_run_id or "")
+        dataset = client.get_experiment(run.info.experiment_id).name
+    except MlflowException as error:
+        raise BadInputError(
+            f"There is no model at {uri}: {error.message.rstrip('.')}. Expected the id of a logged model, "
+            "which the MLflow UI shows on its run."
+        ) from error
+    sha256 = run.data.tags.get("model_sha256")
+    if sha256 is None or dataset not in CLASS_NAMES:
+        raise BadInputError(
+            f"The model at {uri} comes from no trial of this project: its run has no tag model_sha256, or its "
+            f"experiment {dataset!r} is none of {', '.join(DATASETS)}. Expected the model of a trial's run."
+        )
+    # Not models:/ID, which MLflow looks up in its default store.
+    return _LoggedModel(uri.text, dataset, logged.artifact_location, sha256)
+
+
+def _described(model: Stored) -> str:
+    if isinstance(model, Version) and model.aliases:
+        return f"{model} ({', '.join(model.aliases)})"
+    return str(model)
+
+
+def _probabilities(registry: Registry, model: Stored, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the probability of each class, (n, classes)."""
+    from fashion_study.training.model_file import load_model_file
+    from fashion_study.training.quiet_import import import_tensorflow
+
+    import_tensorflow()
+    with TemporaryDirectory(prefix="fashion-study-") as folder:
+        loaded = load_model_file(registry.fetch(model, Path(folder)))
+        return np.asarray(loaded.predict(images.astype(np.float32), batch_size=BATCH, verbose=0))
+
+
+def _best(probabilities: NDArray[np.float32], names: Sequence[str]) -> tuple[Guess, ...]:
+    order = np.argsort(-probabilities, kind="stable")[:SHOWN]
+    return tuple(Guess(names[index], float(probabilities[index])) for index in order)

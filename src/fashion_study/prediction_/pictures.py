@@ -1,0 +1,169 @@
+"""Pictures of a user: PNG or JPEG files, turned into the images a model was trained on."""
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fashion_study.datasets import SIDE
+from fashion_study.errors import BadInputError, DataError
+
+# What a folder is searched for, and the only decoders that ever see a file of a user.
+SUFFIXES = (".jpeg", ".jpg", ".png")
+FORMATS = ("JPEG", "PNG")
+# An edge is trimmed while it is within this share of the greatest possible distance from the background's colour.
+CLOSENESS = 0.05
+# The background is looked for in the corners, each this share of the picture's sides.
+CORNER = 0.02
+# A larger picture is reduced to about this side first: enough to find edges in.
+SEARCHED_SIDE = 896
+WHITE = 255.0
+
+
+class PictureError(DataError):
+    """Refuse a picture that cannot be read, or that shows nothing."""
+
+
+def find_pictures(given: Iterable[Path]) -> list[Path]:
+    """Return the files given, and in the place of a folder its PNG and JPEG files by name.
+
+    Raises:
+        BadInputError: nothing is given, or a folder has no such file.
+    """
+    found: list[Path] = []
+    for path in given:
+        inside = _inside(path) if path.is_dir() else [path]
+        if not inside:
+            raise BadInputError(
+                f"The folder {path} has no picture. Expected files that end in {', '.join(SUFFIXES)}. Name another one."
+            )
+        found += inside
+    if not found:
+        raise BadInputError("No picture is given. Expected PNG or JPEG files, or a folder of them.")
+    return found
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """Read a PNG or JPEG file as an image of a data set: uint8 (28, 28, 1), the object bright on black.
+
+    Takes the steps of Xiao et al. (2017), "Fashion-MNIST", figure 1: trim the edges that look like the corners, scale
+    the longest edge to 28, extend the other one around the centre, negate, turn grey. Other than there, scaling
+    averages pixels where they skipped some, so nothing needs to be sharpened; the background, nearly white in their
+    photographs, may have any one colour, which becomes 0; and an object that is brighter than it is not negated.
+
+    A picture of 28 x 28 pixels is neither trimmed nor scaled: the data set's own images come out unchanged, and
+    their negatives turned back.
+
+    Raises:
+        PictureError: no PNG or JPEG, damaged, beyond Pillow's limit of 89 million pixels, or of one colour only.
+    """
+    colours = _colours(_decoded(path))
+    background = _background(colours)
+    is_object = _distance(colours, background) > CLOSENESS
+    grey, level = _grey(colours), float(_grey(background))
+    if grey.shape == (SIDE, SIDE) and np.ptp(grey) > 0.5:
+        image = grey if grey.mean() > level else WHITE - grey
+    elif is_object.any():
+        image = _fitted(_trimmed(_ink(grey, level), is_object))
+    else:
+        raise PictureError(
+            f"{path} shows nothing: it has one colour only. Expected a picture of one object on a plain background."
+        )
+    return np.rint(image).astype(np.uint8)[..., np.newaxis]
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise BadInputError(
+            f"The folder {folder} cannot be read: {error.strerror}. Expected one that may be. Change its permissions."
+        ) from error
+
+
+def _decoded(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise PictureError(f"{path} is no file. Expected a PNG or JPEG picture.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Other remarks on an odd file are not the user's to act on.
+            warnings.simplefilter("ignore", UserWarning)
+            with Image.open(path, formats=FORMATS) as picture:
+                return ImageOps.exif_transpose(picture)
+    # A decoder may raise anything on hostile bytes.
+    except Exception as error:
+        reason = _reason(error)
+        raise PictureError(f"{path} cannot be read: {reason}. Expected a PNG or JPEG picture.") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is neither of both, or damaged"
+    return str(error).rstrip(".") or type(error).__name__
+
+
+def _colours(picture: Image.Image) -> NDArray[np.float64]:
+    """Return red, green and blue from 0 to 255, (height, width, 3), with what is transparent filled in."""
+    if picture.mode.startswith("I"):
+        # 16 bits of grey, which Pillow would cut at 255 when it turns them into another mode.
+        wide = _reduced(picture.convert("I").convert("F")) * (WHITE / 65_535)
+        return np.repeat(wide[..., np.newaxis], 3, axis=2)
+    if not picture.has_transparency_data:
+        return _reduced(picture.convert("RGB"))
+    layers = _reduced(picture.convert("RGBA"))
+    colours, opacity = layers[..., :3], layers[..., 3:] / WHITE
+    # A dark object is laid on white and a bright one on black: on the other one it would not be seen.
+    is_dark = (opacity[..., 0] * (_grey(colours) - WHITE / 2)).sum() < 0
+    return colours * opacity + (WHITE if is_dark else 0.0) * (1.0 - opacity)
+
+
+def _reduced(picture: Image.Image) -> NDArray[np.float64]:
+    """Average whole blocks of pixels of a large picture: single noisy ones no longer count as an edge."""
+    factor = max(1, max(picture.size) // SEARCHED_SIDE)
+    return np.asarray(picture.reduce(factor), dtype=np.float64)
+
+
+def _background(colours: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the colour of the corners, (3,): the median, for an object may reach into one of them."""
+    rows, columns = (max(1, round(CORNER * side)) for side in colours.shape[:2])
+    edges = np.concatenate([colours[:rows], colours[-rows:]])
+    corners = np.concatenate([edges[:, :columns], edges[:, -columns:]])
+    return np.asarray(np.median(corners.reshape(-1, 3), axis=0))
+
+
+def _distance(colours: NDArray[np.float64], background: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how far each pixel is from the background, (height, width), as a share of black to white."""
+    return np.asarray(np.linalg.norm(colours - background, axis=2) / (WHITE * 3**0.5))
+
+
+def _grey(colours: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weigh red, green and blue by ITU-R 601-2, as Pillow does; what is grey already keeps its value."""
+    return np.asarray(colours @ np.array([0.299, 0.587, 0.114]))
+
+
+def _ink(grey: NDArray[np.float64], level: float) -> NDArray[np.float64]:
+    """Stretch the side of the background's level on which the object lies, so that the background is 0 and ink 255."""
+    is_bright = grey.mean() > level
+    ink, most = (grey - level, WHITE - level) if is_bright else (level - grey, level)
+    return np.clip(ink, 0.0, None) * (WHITE / max(most, 1.0))
+
+
+def _trimmed(ink: NDArray[np.float64], is_object: NDArray[np.bool_]) -> NDArray[np.float64]:
+    rows, columns = (np.flatnonzero(is_object.any(axis=axis)) for axis in (1, 0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _fitted(ink: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale the longest edge to 28 and put the picture at the centre of 28 x 28 pixels."""
+    height, width = (max(1, round(side * SIDE / max(ink.shape))) for side in ink.shape)
+    method = Image.Resampling.BOX if max(ink.shape) > SIDE else Image.Resampling.BICUBIC
+    scaled = Image.fromarray(ink.astype(np.float32)).resize((width, height), method)
+    image = np.zeros((SIDE, SIDE))
+    # An odd row or column goes to the top or the left, as in 19,254 of Fashion-MNIST's 60,000 training images.
+    top, left = (SIDE - height + 1) // 2, (SIDE - width + 1) // 2
+    image[top : top + height, left : left + width] = np.clip(np.asarray(scaled), 0.0, WHITE)
+    return image

@@ -1,0 +1,1 @@
+"""The promotion: a challenger becomes champion when the evidence says so."""

@@ -1,0 +1,170 @@
+"""The words of a promotion: what is asked, who is compared, what was decided and why."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, computed_field
+
+from fashion_study.errors import BadInputError, ExitCode
+from fashion_study.promotion.gates import ClassRecall, GateResult, Gates
+
+LONGEST_REASON = 500
+
+
+class Outcome(StrEnum):
+    """Name how a promotion ended. A pending one was decided, and killed before the alias was moved."""
+
+    PENDING = "pending"
+    PROMOTED = "promoted"
+    REFUSED = "refused"
+    LOST = "lost"
+    ROLLED_BACK = "rolled back"
+    NOTHING_TO_DO = "nothing to do"
+
+
+class _Words(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PromotionConfig(_Words):
+    """Say what to promote; without `study`, `run` or `version` it is the version with the alias `challenger`."""
+
+    study: str | None = None
+    run: str | None = None
+    version: Annotated[int, Field(ge=1)] | None = None
+    dry_run: bool = False
+    force: str | None = None
+    rollback: bool = False
+    store: Path = Path("mlruns")
+    data_dir: Path | None = None
+    gates: Gates = Gates()
+
+    def check(self) -> None:
+        """Refuse options that make no sense together, without opening or importing anything.
+
+        Raises:
+            BadInputError: saying which options, and why.
+        """
+        named = [f"--{name}" for name in ("study", "run", "version") if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise BadInputError(f"{' and '.join(named)} both name the challenger. Expected one of them.")
+        if self.rollback and (extra := self._beside_rollback()):
+            raise BadInputError(
+                f"--rollback goes one step back, whoever is there; {extra} does not go with it. "
+                "Expected --rollback alone, or with --study to say of which data set."
+            )
+        if self.force is not None and self.dry_run:
+            raise BadInputError("--force skips the evidence and --dry-run shows it. Expected one of them.")
+        if self.force is not None and not 0 < len(self.force.strip()) <= LONGEST_REASON:
+            raise BadInputError(
+                f"--force has a reason of {len(self.force.strip())} characters. Expected 1 to {LONGEST_REASON}: "
+                'it is recorded with the decision. For instance --force "first look".'
+            )
+
+    def _beside_rollback(self) -> str | None:
+        given = {
+            "--force": self.force is not None,
+            "--dry-run": self.dry_run,
+            "--run": self.run is not None,
+            "--version": self.version is not None,
+        }
+        return next((option for option, is_given in given.items() if is_given), None)
+
+
+class Contender(_Words):
+    """Show a model that is compared: a version of the registry, or a study's baseline trial."""
+
+    role: Literal["challenger", "champion", "baseline trial"]
+    title: str
+    run_id: str
+    sha256: str
+    model_uri: str
+    version: int | None = None
+    study: str | None = None
+    trial: int | None = None
+    parameter_count: int | None = None
+    right: int | None = None
+
+    def __str__(self) -> str:
+        return self.title
+
+
+class HoldoutReading(_Words):
+    """Say how often the holdout was read for a study, this time included, and whether it was read this time."""
+
+    images: int
+    readings: int
+    counted_on_run: str
+    read_now: bool
+
+
+class Decision(BaseModel):
+    """Hold a decision with its evidence, as it is recorded in `decision.json`.
+
+    `skipped` names the gates that a forced promotion did not ask. `at` is ISO 8601, in UTC. `challenger` is the
+    version that comes back where `is_rollback`.
+    """
+
+    # A record holds its sentence too, which is made anew when it is read.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    outcome: Outcome
+    at: str
+    registered_model: str
+    dataset: str
+    challenger: Contender
+    opponent: Contender | None = None
+    gates: tuple[GateResult, ...] = ()
+    skipped: tuple[str, ...] = ()
+    limits: Gates = Gates()
+    recalls: tuple[ClassRecall, ...] = ()
+    holdout: HoldoutReading | None = None
+    forced: str | None = None
+    dry_run: bool = False
+    is_rollback: bool = False
+    code_version: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Return the folder of this decision among the artifacts of the challenger's run."""
+        return f"decisions/{self.at[:23].replace(':', '-')}Z"
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Name the gates that did not let the challenger through."""
+        return tuple(gate.name for gate in self.gates if not gate.passed)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Return the exit code of the command that decided this."""
+        return ExitCode.ANSWER_IS_NO if self.outcome in (Outcome.REFUSED, Outcome.LOST) else ExitCode.DONE
+
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
+    @property
+    def sentence(self) -> str:
+        """Say the decision in one sentence."""
+        challenger = self.challenger
+        match self.outcome:
+            case Outcome.NOTHING_TO_DO:
+                return f"Nothing to do: {challenger} is the champion."
+            case Outcome.LOST:
+                return f"Not carried out: another command moved the alias, while {challenger} was to become champion."
+            case Outcome.REFUSED:
+                would = "would not become" if self.dry_run else "does not become"
+                gates = f"gate{'s' if len(self.failed) > 1 else ''} {' and '.join(self.failed)}"
+                return f"Refused: {challenger} {would} champion{self._place('compared with')}, for the {gates}."
+            case Outcome.PENDING if self.dry_run:
+                return f"Passed: {challenger} would become champion{self._place('having beaten')}."
+            case Outcome.PENDING:
+                return f"Decided and not carried out yet: {challenger} is to become champion{self._place('after')}."
+            case Outcome.ROLLED_BACK:
+                return f"Rolled back: {challenger} is champion again{self._place('after')}."
+            case Outcome.PROMOTED:
+                by_force = f" by force ({self.forced})" if self.forced else ""
+                return f"Promoted{by_force}: {challenger} is champion now{self._place('having beaten')}."
+
+    def _place(self, word: str) -> str:
+        if self.opponent is None:
+            return ", the first one"
+        return f", {'after' if self.forced else word} {self.opponent}"

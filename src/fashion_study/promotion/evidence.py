@@ -1,0 +1,254 @@
+"""The evidence about two models: what every gate says, from files that were verified and images that were counted."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fashion_study.datasets import CLASS_NAMES, Split, load_study_data
+from fashion_study.errors import DamagedModelError, StoreError
+from fashion_study.holdout import load_holdout
+from fashion_study.promotion.decision import Contender, HoldoutReading
+from fashion_study.promotion.gates import (
+    ClassRecall,
+    GateResult,
+    Gates,
+    Paired,
+    accuracy_gate,
+    class_recalls,
+    fidelity_gate,
+    latency_gate,
+    parameters_gate,
+    recall_gate,
+    signature_gate,
+)
+from fashion_study.tracking.registry import Registry
+from fashion_study.trial import DataSource
+
+if TYPE_CHECKING:
+    import keras
+
+    from fashion_study.training.evaluation import Evaluation
+
+# On the run that a model comes from, so that a later promotion does not read the holdout for it again.
+PREDICTIONS = "holdout_predictions.json"
+# On the run of the study: how often the holdout was read to judge one of its challengers.
+READINGS = "holdout_readings"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Hold the answers of all gates, and what they rest on; the contenders have their figures filled in."""
+
+    challenger: Contender
+    opponent: Contender
+    gates: tuple[GateResult, ...]
+    recalls: tuple[ClassRecall, ...]
+    holdout: HoldoutReading
+
+
+class _Predictions(BaseModel):
+    """Keep what a model makes of the holdout, with the labels, so that nothing has to be read again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_sha256: str
+    data_digest: str
+    labels: tuple[int, ...]
+    predicted: tuple[int, ...]
+
+
+class Examiner:
+    """Examine contenders on one data set."""
+
+    def __init__(self, client: MlflowClient, source: DataSource, gates: Gates, readings_run: str) -> None:
+        self._client = client
+        self._registry = Registry(client)
+        self._source = source
+        self._gates = gates
+        self._readings_run = readings_run
+        self._class_names = CLASS_NAMES[source.name]
+
+    def compare(self, challenger: Contender, opponent: Contender) -> Evidence:
+        """Load both models, and ask every gate.
+
+        The holdout is read where the predictions of one of them are not kept yet, and counted before it is read.
+
+        Raises:
+            DamagedModelError: a file is not the registered one, or not one that this project saves.
+        """
+        with _loaded(self._registry, challenger) as model, _loaded(self._registry, opponent) as other:
+            signature = _signature(self._registry, challenger, model, self._registry.signature(opponent))
+            latency = self._latency(model, other)
+            parameters = int(model.count_params())
+            paired, holdout = self._on_holdout([(challenger, model), (opponent, other)])
+            fidelity = self._fidelity(challenger, model, paired)
+            other_parameters = int(other.count_params())
+        recalls = tuple(class_recalls(paired, self._class_names, self._gates))
+        gates = (
+            accuracy_gate(paired, holdout.readings, self._gates),
+            recall_gate(recalls, self._gates),
+            parameters_gate(parameters, self._gates),
+            latency,
+            fidelity,
+            signature,
+        )
+        right = [int((paired.labels == predicted).sum()) for predicted in (paired.challenger, paired.champion)]
+        return Evidence(
+            challenger.model_copy(update={"right": right[0], "parameter_count": parameters}),
+            opponent.model_copy(update={"right": right[1], "parameter_count": other_parameters}),
+            gates,
+            recalls,
+            holdout,
+        )
+
+    def _latency(self, model: "keras.Model", other: "keras.Model") -> GateResult:
+        from fashion_study.training.latency import interleaved_ms
+
+        # Validation images: the holdout is not read to look at a clock.
+        challenger_ms, opponent_ms = interleaved_ms((model, other), self._validation.images)
+        return latency_gate(challenger_ms, opponent_ms, self._gates)
+
+    def _fidelity(self, challenger: Contender, model: "keras.Model", paired: Paired) -> GateResult:
+        """Compare with the confusion matrix of the run: of validation images, or of the holdout for a baseline."""
+        logged = self._logged_confusion(challenger.run_id)
+        if self._client.get_run(challenger.run_id).data.tags.get("kind") != "baseline":
+            found = self._evaluate(model, self._validation).confusion
+            return fidelity_gate(logged, found, "validation", self._gates)
+        found = np.zeros((len(self._class_names),) * 2, dtype=np.int64)
+        np.add.at(found, (paired.labels, paired.challenger), 1)
+        answer = fidelity_gate(logged, found, "holdout", self._gates)
+        said = f"Validation images: not logged, since a baseline trains on them. Holdout: {answer.sentence}"
+        return answer.model_copy(update={"sentence": said})
+
+    def _evaluate(self, model: "keras.Model", split: Split) -> "Evaluation":
+        from fashion_study.training.evaluation import evaluate
+
+        return evaluate(model, split, self._class_names)
+
+    @cached_property
+    def _validation(self) -> Split:
+        return load_study_data(self._source).validation
+
+    def _logged_confusion(self, run_id: str) -> npt.NDArray[np.int64] | None:
+        content = self._read_artifact(run_id, "confusion_matrix.json")
+        try:
+            counts = np.asarray(json.loads(content or "{}").get("counts"))
+        except (ValueError, AttributeError):
+            return None
+        return counts.astype(np.int64) if counts.ndim == 2 and counts.dtype.kind == "i" else None
+
+    def _on_holdout(self, models: list[tuple[Contender, "keras.Model"]]) -> tuple[Paired, HoldoutReading]:
+        predictions = [self._kept(contender) for contender, _ in models]
+        readings, read_now = self._readings(), _labels(predictions) is None
+        if read_now:
+            readings += 1
+            # Counted before it is read, so that no reading escapes the count.
+            self._client.set_tag(self._readings_run, READINGS, readings)
+            holdout = load_holdout(self._source)
+            predictions = [
+                self._predict(contender, model, holdout)
+                if kept is None or _labels([kept]) != _tuple(holdout.labels)
+                else kept
+                for kept, (contender, model) in zip(predictions, models, strict=True)
+            ]
+        labels = np.asarray(_labels(predictions), dtype=np.int64)
+        challenger, champion = (np.asarray(found and found.predicted, dtype=np.int64) for found in predictions)
+        reading = HoldoutReading(
+            images=len(labels), readings=max(1, readings), counted_on_run=self._readings_run, read_now=read_now
+        )
+        return Paired(labels, challenger, champion), reading
+
+    def _readings(self) -> int:
+        """Return how often the holdout was read for the study so far; a reproduction counts its own in a metric."""
+        data = self._client.get_run(self._readings_run).data
+        counted = data.tags.get(READINGS, f"{data.metrics.get(READINGS, 0):.0f}")
+        if not counted.isdecimal():
+            raise StoreError(
+                f"The run {self._readings_run} has the tag {READINGS} = {counted!r}. Expected how often the holdout "
+                "was read for the study. Set it right in MLflow: the limit of the accuracy gate depends on it."
+            )
+        return int(counted)
+
+    def _kept(self, contender: Contender) -> _Predictions | None:
+        """Return the kept predictions of a model where they are of this very file and these very images."""
+        try:
+            found = _Predictions.model_validate_json(self._read_artifact(contender.run_id, PREDICTIONS) or "")
+        except ValidationError:
+            return None
+        is_of_this = (found.model_sha256, found.data_digest) == (contender.sha256, self._source.digest)
+        is_whole = 0 < len(found.labels) == len(found.predicted)
+        classes = range(len(self._class_names))
+        return found if is_of_this and is_whole and {*found.labels, *found.predicted} <= {*classes} else None
+
+    def _predict(self, contender: Contender, model: "keras.Model", holdout: Split) -> _Predictions:
+        made = _Predictions(
+            model_sha256=contender.sha256,
+            data_digest=self._source.digest,
+            labels=_tuple(holdout.labels),
+            predicted=_tuple(self._evaluate(model, holdout).predicted),
+        )
+        self._client.log_text(contender.run_id, made.model_dump_json(), PREDICTIONS)
+        return made
+
+    def _read_artifact(self, run_id: str, name: str) -> str | None:
+        """Return an artifact's text, None where the run has none of that name."""
+        if name not in {entry.path for entry in self._client.list_artifacts(run_id)}:
+            return None
+        with TemporaryDirectory() as folder:
+            try:
+                return Path(self._client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8")
+            except (MlflowException, OSError, UnicodeDecodeError):
+                return None
+
+
+def check_signature(registry: Registry, challenger: Contender, opponent: Contender | None) -> GateResult:
+    """Load the challenger alone, and ask the one gate that no force gets around; no image is read.
+
+    Raises:
+        DamagedModelError: the challenger's file is not the registered one, or not one that this project saves.
+    """
+    try:
+        expected = None if opponent is None else registry.signature(opponent)
+    except DamagedModelError:
+        # A damaged champion must not keep a sound model from taking its place.
+        expected = None
+    with _loaded(registry, challenger) as model:
+        return _signature(registry, challenger, model, expected)
+
+
+@contextmanager
+def _loaded(registry: Registry, contender: Contender) -> Iterator["keras.Model"]:
+    # Read by TensorFlow when it is imported: a study may be training on the same GPU.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    from fashion_study.training.model_file import load_model_file
+
+    with TemporaryDirectory() as folder:
+        yield load_model_file(registry.fetch(contender, Path(folder)))
+
+
+def _signature(registry: Registry, challenger: Contender, model: "keras.Model", expected: str | None) -> GateResult:
+    takes, gives = ((-1, *shape[1:]) for shape in (model.input_shape, model.output_shape))
+    loaded = f"Tensor('float32', {takes}) -> Tensor('float32', {gives})"
+    return signature_gate(registry.signature(challenger), loaded, expected)
+
+
+def _labels(predictions: Sequence[_Predictions | None]) -> tuple[int, ...] | None:
+    """Return the labels that all predictions share, None where some are missing or differ."""
+    found = {None if one is None else one.labels for one in predictions}
+    return found.pop() if len(found) == 1 else None
+
+
+def _tuple(numbers: npt.NDArray[np.int64]) -> tuple[int, ...]:
+    return tuple(numbers.tolist())

@@ -1,0 +1,229 @@
+"""The promotion: a challenger becomes champion when the evidence says so, and the decision is kept."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from fashion_study.datasets import locate
+from fashion_study.errors import DamagedModelError, DataError, ExitCode, StoreError, StudyError
+from fashion_study.promotion.contenders import as_contender, baseline_of, choose_challenger, choose_name, family_run
+from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
+from fashion_study.promotion.evidence import Examiner, check_signature
+from fashion_study.promotion.view import decision_page
+from fashion_study.tracking.champions import Champions, LostRaceError
+from fashion_study.tracking.existing import find_store
+from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
+from fashion_study.tracking.store import Store
+from fashion_study.training.messages import tensorflow_messages_into
+from fashion_study.trial import DataSource
+
+DatasetName = Literal["fashion-mnist", "digits"]
+DATASETS: tuple[DatasetName, ...] = ("fashion-mnist", "digits")
+# What a forced promotion does not ask.
+STATISTICS = ("accuracy", "recall per class", "parameters", "latency", "fidelity")
+
+
+class NothingToGoBackToError(StudyError):
+    """Report that no version was champion before this one."""
+
+    exit_code = ExitCode.ANSWER_IS_NO
+
+
+def promote(config: PromotionConfig) -> Decision:
+    """Compare the challenger with the champion, and make it champion if every gate lets it through.
+
+    Without a champion it has to beat the baseline trial of its study. The decision, a refusal too, is recorded on
+    the challenger's run and on both versions; a dry run moves and records nothing, but what it reads of the holdout
+    is counted like any other reading. With `rollback` the previous champion becomes champion again.
+
+    Raises:
+        BadInputError: the options do not fit, or nothing in the store fits them.
+        StoreError: there is no store, another promotion is running, or a model's file is damaged.
+        DataError: the images are not those that the challenger was trained on.
+        StudyError: there is nobody to compare with or to go back to, or another command moved the alias.
+    """
+    config.check()
+    store = find_store(config.store)
+    with _only_promotion(store), _saying_what_the_store_says(store):
+        client = store.client()
+        if config.rollback:
+            return _roll_back(client, choose_name(Registry(client), config.study))
+        version = choose_challenger(Registry(client), config)
+        with tensorflow_messages_into(store.root / "logs" / "promotion.log"):
+            return _promote(client, version, config)
+
+
+def _promote(client: MlflowClient, version: Version, config: PromotionConfig) -> Decision:
+    champions = Champions(client, version.name)
+    champion = champions.current()
+    if champion is not None and champion.number == version.number:
+        if not config.dry_run:
+            champions.settle()
+        return _decision(version, Outcome.NOTHING_TO_DO)
+    decide = _judged if config.force is None else _forced
+    decision = decide(client, version, champion, config)
+    if config.dry_run:
+        return decision
+    if decision.failed:
+        return _record(client, decision, version, champion)
+    return _carry_out(client, decision, version, champion, lambda: champions.crown(version, champion))
+
+
+def _judged(client: MlflowClient, version: Version, champion: Version | None, config: PromotionConfig) -> Decision:
+    """Ask every gate."""
+    source = _same_images(version, config.data_dir)
+    opponent = baseline_of(client, version) if champion is None else as_contender(champion, CHAMPION)
+    examiner = Examiner(client, source, config.gates, family_run(client, version))
+    evidence = examiner.compare(as_contender(version, CHALLENGER), opponent)
+    return _decision(
+        version,
+        Outcome.PENDING if all(gate.passed for gate in evidence.gates) else Outcome.REFUSED,
+        challenger=evidence.challenger,
+        opponent=evidence.opponent,
+        gates=evidence.gates,
+        recalls=evidence.recalls,
+        holdout=evidence.holdout,
+        limits=config.gates,
+        dry_run=config.dry_run,
+    )
+
+
+def _forced(client: MlflowClient, version: Version, champion: Version | None, config: PromotionConfig) -> Decision:
+    """Ask only what no force gets around: checksum, safe loading and signature."""
+    opponent = None if champion is None else as_contender(champion, CHAMPION)
+    signature = check_signature(Registry(client), as_contender(version, CHALLENGER), opponent)
+    return _decision(
+        version,
+        Outcome.PENDING if signature.passed else Outcome.REFUSED,
+        opponent=opponent,
+        gates=(signature,),
+        skipped=STATISTICS,
+        limits=config.gates,
+        forced=(config.force or "").strip(),
+    )
+
+
+def _roll_back(client: MlflowClient, name: str) -> Decision:
+    champions = Champions(client, name)
+    champion, previous = champions.current(), champions.previous()
+    if champion is None or previous is None:
+        raise NothingToGoBackToError(
+            f"{champion or name} cannot be rolled back: no version was champion before it. "
+            "Expected an earlier promotion. Nothing was moved; promote another version instead."
+        )
+    _check_file(Registry(client), previous)
+    opponent = as_contender(champion, CHAMPION)
+    decision = _decision(previous, Outcome.PENDING, opponent=opponent, is_rollback=True)
+    return _carry_out(client, decision, previous, champion, champions.step_back)
+
+
+def _carry_out(
+    client: MlflowClient, decision: Decision, version: Version, champion: Version | None, move: Callable[[], object]
+) -> Decision:
+    """Move the alias between two records: killed in between, the decision says that it is pending."""
+    _log(client, decision)
+    try:
+        move()
+    except LostRaceError:
+        _record(client, decision.model_copy(update={"outcome": Outcome.LOST}), version, None)
+        raise
+    outcome = Outcome.ROLLED_BACK if decision.is_rollback else Outcome.PROMOTED
+    return _record(client, decision.model_copy(update={"outcome": outcome}), version, champion)
+
+
+def _check_file(registry: Registry, version: Version) -> None:
+    """Refuse to put a damaged file back into use."""
+    from fashion_study.training.model_file import check_model_file
+
+    with TemporaryDirectory() as folder:
+        check_model_file(registry.fetch(version, Path(folder)))
+
+
+def _decision(version: Version, outcome: Outcome, **evidence: Any) -> Decision:
+    known = {
+        "outcome": outcome,
+        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "registered_model": version.name,
+        "dataset": _dataset(version),
+        "challenger": as_contender(version, CHALLENGER),
+        "code_version": installed_version("fashion-study"),
+    }
+    return Decision.model_validate(known | evidence)
+
+
+def _record(client: MlflowClient, decision: Decision, version: Version, champion: Version | None) -> Decision:
+    """Keep a decision on the challenger's run and, in short, on both versions."""
+    _log(client, decision)
+    registry = Registry(client)
+    facts = {"decision": decision.outcome.value, "decision_at": decision.at, "decision_folder": decision.folder}
+    facts |= {"decision_reason": decision.forced} if decision.forced else {}
+    registry.tag(version, facts | ({"decision_against": str(decision.opponent)} if decision.opponent else {}))
+    if champion is not None:
+        outcome = "kept" if decision.outcome is Outcome.REFUSED else "replaced"
+        told = {"challenged_by": str(version.number), "challenge_outcome": outcome, "challenge_at": decision.at}
+        registry.tag(champion, told | {"challenge_run": version.run_id, "challenge_folder": decision.folder})
+    return decision
+
+
+def _log(client: MlflowClient, decision: Decision) -> None:
+    run_id, folder = decision.challenger.run_id, decision.folder
+    client.log_text(run_id, decision.model_dump_json(indent=2), f"{folder}/decision.json")
+    client.log_text(run_id, decision_page(decision), f"{folder}/decision.html")
+
+
+def _same_images(version: Version, data_dir: Path | None) -> DataSource:
+    source = locate(_dataset(version), data_dir)
+    if (digest := version.tags.get("data_digest", source.digest)) != source.digest:
+        raise DataError(
+            f"{version} was trained on images with the digest {digest[:12]}…, and {source.name} here has "
+            f"{source.digest[:12]}…. Expected the same images: a part of these may be among those it was trained on."
+        )
+    return source
+
+
+def _dataset(version: Version) -> DatasetName:
+    tag = version.tags.get("dataset")
+    if (known := next((name for name in DATASETS if name == tag), None)) is None:
+        raise DamagedModelError(
+            f"{version} has the tag dataset = {tag!r}. Expected one of {', '.join(DATASETS)}. "
+            "Run its study again, which registers it anew."
+        )
+    return known
+
+
+@contextmanager
+def _only_promotion(store: Store) -> Iterator[None]:
+    folder = store.root / "locks"
+    folder.mkdir(exist_ok=True)
+    lock = FileLock(folder / ".promotion.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StoreError(
+            f"Another promotion is running on {store.root}. Expected one at a time. Nothing was moved; wait for it, "
+            "then look at what it decided."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _saying_what_the_store_says(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        reason = next(iter(str(error).splitlines()), repr(error)).rstrip(".")
+        raise StoreError(
+            f"MLflow's store at {store.tracking_uri} gave up: {reason}. Expected it to answer. What was decided before "
+            "is recorded there; promote again when it answers."
+        ) from error

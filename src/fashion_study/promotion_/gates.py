@@ -1,0 +1,265 @@
+"""The gates between a challenger and the alias `champion`: what is asked, and what each answers.
+
+No store and no model is known here: numbers in, an answer with its reason out.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from statistics import NormalDist
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Gates(BaseModel):
+    """Hold every limit of the gates, in one place.
+
+    `alpha`: the accuracy gate's level before it is divided by the readings of the holdout. `recall_margin`: how far a
+    class's recall may fall for certain, as a share of 1, and `recall_confidence`: what counts as certain.
+    `max_parameters`: weights of the model. `max_latency_ratio`: challenger's time to champion's, wide because clocks
+    are noisy. `max_moved_share`: images that another machine's arithmetic may predict otherwise than was logged.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    alpha: Share = 0.05
+    recall_margin: Share = 0.02
+    recall_confidence: Share = 0.95
+    max_parameters: Annotated[int, Field(ge=1)] = 500_000
+    max_latency_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
+    max_moved_share: Annotated[float, Field(ge=0, lt=1)] = 0.001
+
+
+class GateResult(BaseModel):
+    """Show a gate's answer: the value it found, the limit it has, and both in a sentence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    passed: bool
+    value: float | str | None
+    limit: float | str | None
+    sentence: str
+
+
+class ClassRecall(BaseModel):
+    """Show a class's recall with both models; the difference is challenger's less champion's, with its interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    images: int
+    challenger: float
+    champion: float
+    low: float
+    high: float
+
+    @property
+    def difference(self) -> float:
+        """Return by how much the recall rises."""
+        return self.challenger - self.champion
+
+
+@dataclass(frozen=True, eq=False)
+class Paired:
+    """Hold the predictions of two models for the same images, int64 (n,) like the true `labels`."""
+
+    labels: npt.NDArray[np.int64]
+    challenger: npt.NDArray[np.int64]
+    champion: npt.NDArray[np.int64]
+
+    def discordant(self, of: npt.NDArray[np.bool_] | None = None) -> tuple[int, int]:
+        """Count the images that only the challenger, and that only the champion gets right."""
+        chosen = np.ones(len(self.labels), dtype=bool) if of is None else of
+        ours, theirs = (self.labels == predicted for predicted in (self.challenger, self.champion))
+        return int((ours & ~theirs & chosen).sum()), int((theirs & ~ours & chosen).sum())
+
+
+def mcnemar_p(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided p-value of McNemar's test, from the images that only one of two models gets right.
+
+    McNemar (1947), Psychometrika 12, 153-157; exact as the binomial test of the discordant pairs at one half.
+    """
+    # Imported here: SciPy's statistics take a while, and a refusal of bad input must not wait for them.
+    from scipy.stats import binomtest
+
+    if only_first + only_second == 0:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+def paired_interval(only_first: int, only_second: int, images: int, confidence: float) -> tuple[float, float]:
+    """Return the confidence interval of (first's share of right answers) - (second's), of the same images.
+
+    Agresti and Min (2005), "Simple improved confidence intervals for comparing matched proportions", Statistics in
+    Medicine 24, 729-740: Wald's interval after half an image is added to each of the four cells.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    n, lead = images + 2, only_first - only_second
+    half = z * math.sqrt(only_first + only_second + 1 - lead**2 / n) / n
+    return max(-1.0, lead / n - half), min(1.0, lead / n + half)
+
+
+def accuracy_gate(paired: Paired, readings: int, gates: Gates) -> GateResult:
+    """Ask for more right answers than the champion's, at a level divided by the readings of the holdout.
+
+    The division is Bonferroni's: however often a study reads the holdout, the chance that one of its challengers
+    wins by luck stays below `alpha`.
+    """
+    ours, theirs = paired.discordant()
+    images, alpha = len(paired.labels), gates.alpha / readings
+    p = mcnemar_p(ours, theirs)
+    right = int((paired.labels == paired.challenger).sum())
+    divided = f" ({gates.alpha:g} / {readings} readings)" if readings > 1 else ""
+    sentence = (
+        f"{right:,} right answers against {right - ours + theirs:,} of {images:,}: "
+        f"{_points((ours - theirs) / images)}; exact McNemar p = {p:.2g}, limit {alpha:.2g}{divided}. "
+        f"{_power(ours + theirs, images, alpha)}"
+    )
+    passed = ours > theirs and p < alpha
+    return GateResult(name="accuracy", passed=passed, value=p, limit=alpha, sentence=sentence)
+
+
+def fewest_disagreements(alpha: float) -> int:
+    """Return on how many images two models must disagree at least for McNemar's p to get below `alpha`."""
+    return next(n for n in count(1) if 0.5 ** (n - 1) < alpha)
+
+
+def smallest_significant_lead(disagreements: int, alpha: float) -> int | None:
+    """Return the smallest lead in right answers that is significant with so many disagreements, None where none is."""
+    from scipy.stats import binom
+
+    fewer = np.arange(disagreements // 2 + 1)
+    significant = np.flatnonzero(2 * binom.cdf(fewer, disagreements, 0.5) < alpha)
+    return disagreements - 2 * int(significant[-1]) if significant.size else None
+
+
+def class_recalls(paired: Paired, class_names: Sequence[str], gates: Gates) -> list[ClassRecall]:
+    """Compare the recall of every class that has images."""
+    found = []
+    for label, name in enumerate(class_names):
+        members = paired.labels == label
+        if not (images := int(members.sum())):
+            continue
+        ours, theirs = paired.discordant(members)
+        low, high = paired_interval(ours, theirs, images, gates.recall_confidence)
+        shares = (float((predicted[members] == label).mean()) for predicted in (paired.challenger, paired.champion))
+        challenger, champion = shares
+        entry = ClassRecall(name=name, images=images, challenger=challenger, champion=champion, low=low, high=high)
+        found.append(entry)
+    return found
+
+
+def recall_gate(recalls: Sequence[ClassRecall], gates: Gates) -> GateResult:
+    """Ask that no class's recall falls by more than the margin for certain: beyond its confidence interval.
+
+    The intervals are of one class each, not of all at once: the gate is meant to refuse sooner rather than later.
+    """
+    worst = min(recalls, key=lambda recall: recall.high)
+    fallen = [recall for recall in recalls if recall.high < -gates.recall_margin]
+    margin, confidence = f"{100 * gates.recall_margin:g} points", f"{100 * gates.recall_confidence:g} % interval"
+    if fallen:
+        said = f"{', '.join(_change(recall) for recall in fallen)}: more than {margin} below, beyond the {confidence}"
+    else:
+        lowest = min(recalls, key=lambda recall: recall.difference)
+        said = f"no class falls by more than {margin} beyond its {confidence}; the lowest change: {_change(lowest)}"
+    fewest = min(recall.images for recall in recalls)
+    unseen = _smallest_visible_fall(fewest, gates)
+    sentence = f"{said}. A fall of less than {100 * unseen:.1f} points goes unseen with {fewest:,} images of a class."
+    return GateResult(
+        name="recall per class", passed=not fallen, value=worst.high, limit=-gates.recall_margin, sentence=sentence
+    )
+
+
+def parameters_gate(parameters: int, gates: Gates) -> GateResult:
+    """Ask for a model that is not too large."""
+    sentence = f"{parameters:,} parameters, limit {gates.max_parameters:,}."
+    passed = parameters <= gates.max_parameters
+    return GateResult(name="parameters", passed=passed, value=parameters, limit=gates.max_parameters, sentence=sentence)
+
+
+def latency_gate(challenger_ms: float, champion_ms: float, gates: Gates) -> GateResult:
+    """Ask for a model that is not too slow, given the medians of both in milliseconds per image."""
+    ratio = challenger_ms / champion_ms
+    sentence = (
+        f"{challenger_ms:.3f} ms per image against {champion_ms:.3f}, {ratio:.2f} times, "
+        f"limit {gates.max_latency_ratio:g} times (medians, measured in turn)."
+    )
+    passed = ratio <= gates.max_latency_ratio
+    return GateResult(name="latency", passed=passed, value=ratio, limit=gates.max_latency_ratio, sentence=sentence)
+
+
+def fidelity_gate(
+    logged: npt.NDArray[np.int64] | None, found: npt.NDArray[np.int64], split: str, gates: Gates
+) -> GateResult:
+    """Ask that the reloaded model predicts what was logged when it was trained, by the confusion matrices (c, c).
+
+    `split` names the images. An image that is predicted otherwise leaves one cell of its row for another one, so
+    half the sum of differences is the fewest images that moved.
+    """
+    limit = gates.max_moved_share
+    if logged is None:
+        said = f"not logged: the run has no confusion matrix of its {split} images, so nothing can be compared."
+        return GateResult(name="fidelity", passed=False, value=None, limit=limit, sentence=said)
+    if logged.shape != found.shape or not np.array_equal(logged.sum(axis=1), found.sum(axis=1)):
+        said = f"the logged confusion matrix is of other {split} images than these."
+        return GateResult(name="fidelity", passed=False, value=None, limit=limit, sentence=said)
+    moved, images = int(np.abs(logged - found).sum()) // 2, int(found.sum())
+    allowed = f"{math.floor(limit * images):,}" if limit * images >= 1 else "none of so few images"
+    said = (
+        f"{moved:,} of {images:,} {split} images predicted otherwise than logged at training time, "
+        f"limit {allowed} ({100 * limit:g} %)."
+    )
+    return GateResult(name="fidelity", passed=moved <= limit * images, value=moved / images, limit=limit, sentence=said)
+
+
+def signature_gate(logged: str, loaded: str, champion: str | None) -> GateResult:
+    """Ask that the challenger takes and gives what its signature says, and what the champion's says."""
+    if logged != loaded:
+        said = f"the signature says {logged}, and the model takes and gives {loaded}."
+    elif champion not in (None, logged):
+        said = f"{logged}, and that of the model compared with is {champion}: its callers could not go on."
+    else:
+        said = f"{logged}{', the same as the model compared with' if champion else ''}."
+    passed = logged == loaded and champion in (None, logged)
+    return GateResult(name="signature", passed=passed, value=logged, limit=champion or loaded, sentence=said)
+
+
+def _power(disagreements: int, images: int, alpha: float) -> str:
+    """Say which lead would have been enough."""
+    lead = smallest_significant_lead(disagreements, alpha)
+    if lead is None:
+        needed = fewest_disagreements(alpha)
+        return (
+            f"Too few images for this gate: the models disagree on {disagreements}, and at least {needed} "
+            "disagreements are needed for any lead to be significant."
+        )
+    return (
+        f"With {disagreements:,} disagreements a lead of {lead:,} ({_points(lead / images)}) is the smallest "
+        "significant one."
+    )
+
+
+def _smallest_visible_fall(images: int, gates: Gates) -> float:
+    """Return the smallest fall in recall, as a share, that refuses where the challenger gains no image at all."""
+    lost = (
+        lost
+        for lost in range(1, images + 1)
+        if paired_interval(0, lost, images, gates.recall_confidence)[1] < -gates.recall_margin
+    )
+    return next(lost, images) / images
+
+
+def _change(recall: ClassRecall) -> str:
+    interval = f"{100 * recall.low:+.1f} to {100 * recall.high:+.1f}"
+    return f"class {recall.name}: {_points(recall.difference)} ({interval})"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.2f} points"

@@ -1,0 +1,79 @@
+"""The README's walk-through is true: every command in it is run, and answers what the README shows."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SECTION = "## Walk-through"
+# Not a measure of anything: how long one command on a busy machine may take before something must be wrong.
+PATIENCE = 280
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of the walk-through and the lines that it is said to answer; `...` stands for any others."""
+
+    command: str
+    answer: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.command
+
+
+def steps() -> list[Step]:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split(SECTION)[1].split("\n## ")[0]
+    blocks = re.findall(r"```console\n(.*?)```", section, flags=re.DOTALL)
+    found = []
+    for part in re.split(r"^\$ ", "\n".join(blocks), flags=re.MULTILINE)[1:]:
+        command, _, answer = part.partition("\n")
+        found.append(Step(command, tuple(line for line in answer.splitlines() if line.strip())))
+    return found
+
+
+def plain(line: str) -> str:
+    """Leave out what may differ from machine to machine: every figure, and the space it takes."""
+    return re.sub(r"\s+", " ", re.sub(r"[+-]?\d[\d.,e+-]*", "#", line)).strip()
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the walk-through begins with nothing but the project's samples."""
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "docs").symlink_to(ROOT / "docs")
+    return folder
+
+
+def test_the_walk_through_has_the_commands_of_the_whole_way() -> None:
+    modules = {shlex.split(step.command)[2].removeprefix("experiments.") for step in steps()}
+    assert modules >= {"reproduce_baseline", "run_study", "promote", "report", "predict"}
+
+
+# One test for all of them, since each needs what those before it left.
+@pytest.mark.timeout(900)
+def test_every_command_answers_what_the_readme_shows(desk: Path) -> None:
+    environment = os.environ | {"COLUMNS": "100", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for step in steps():
+        words = shlex.split(step.command)
+        done = subprocess.run(
+            [sys.executable, *words[1:]],
+            cwd=desk,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode in (0, 1), f"{step.command}:\n{done.stdout}{done.stderr}"
+        shown = [plain(line) for line in (done.stdout + done.stderr).splitlines()]
+        expected = [plain(line) for line in step.answer if plain(line) != "..."]
+        place = 0
+        for line in expected:
+            assert line in shown[place:], f"{step.command} does not answer {line!r}:\n{done.stdout}{done.stderr}"
+            place = shown.index(line, place) + 1

@@ -15,6 +15,7 @@ from fashion_study.config import (
     SamplerName,
     StudyConfig,
     parse_duration,
+    parse_size,
 )
 from fashion_study.errors import BadInputError, ExitCode
 
@@ -27,7 +28,9 @@ def main(
     ] = None,
     trials: Annotated[int, Option(help="Total number of trials, those of earlier runs included.")] = 20,
     timeout: Annotated[str | None, Option(help="Start no trial after this long: 90s, 30m, 1h30m.")] = None,
+    trial_timeout: Annotated[str | None, Option(help="Fail a trial that takes longer: 90s, 10m.")] = None,
     workers: Annotated[int | None, Option(help="Processes that train; default one per GPU, else per core.")] = None,
+    worker_memory: Annotated[str | None, Option(help="Fail a trial whose worker takes more: 4G, 900M.")] = None,
     sampler: Annotated[SamplerName, Option(help="What proposes hyperparameters.")] = "tpe",
     pruner: Annotated[PrunerName, Option(help="What stops hopeless trials.")] = "successive-halving",
     seed: Annotated[int, Option(help="Every other seed derives from this one.")] = 0,
@@ -42,6 +45,9 @@ def main(
         ),
     ] = None,
     repeats: Annotated[int | None, Option(help="How often, with other seeds; default 3.")] = None,
+    keep_models: Annotated[
+        int | None, Option(help="Keep the model files of the best K trials and of what is registered; default all.")
+    ] = None,
     try_point: Annotated[
         list[str] | None,
         Option("--try", help="A point of your own, tried first: JSON; the rest comes from the baseline."),
@@ -65,7 +71,9 @@ def main(
         data_dir=data_dir,
         trials=trials,
         timeout=None if timeout is None else parse_duration(timeout),
+        trial_timeout=None if trial_timeout is None else parse_duration(trial_timeout, "--trial-timeout"),
         workers=workers,
+        worker_memory=None if worker_memory is None else parse_size(worker_memory),
         sampler=sampler,
         pruner=pruner,
         seed=seed,
@@ -75,6 +83,7 @@ def main(
         limit_train=limit_train,
         finalists=finalists,
         repeats=repeats,
+        keep_models=keep_models,
         try_points=tuple(_point(text) for text in try_point or ()),
     )
     config.check()

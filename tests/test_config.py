@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.run_study import main as run_study_command
-from fashion_study.config import MAX_GRID, StudyConfig, parse_duration
+from fashion_study.config import MAX_GRID, StudyConfig, parse_duration, parse_size
 from fashion_study.errors import BadInputError, ExitCode
 from fashion_study.space_file import load_space
 
@@ -32,10 +32,45 @@ def test_a_duration_is_read_as_written(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0", "0s", "-5", "1.5h", "soon", "5 m", "30m1h", "9" * 30, "9" * 5000, "inf"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "0s", "-5", "1.5h", "soon", "5 m", "30m1h", "9" * 30, "9" * 5000, "inf", "1h30"]
+)
 def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(BadInputError, match="1h30m"):
         parse_duration(text)
+
+
+def test_a_refused_duration_is_named_by_its_option() -> None:
+    with pytest.raises(BadInputError, match="--trial-timeout 'soon' is no duration"):
+        parse_duration("soon", "--trial-timeout")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4096", 4096),
+        ("4G", 4 * 2**30),
+        ("1.5g", 3 * 2**29),
+        (" 900M ", 900 * 2**20),
+        ("900MB", 900 * 2**20),
+        ("2GiB", 2**31),
+        ("1T", 2**40),
+    ],
+)
+def test_a_size_is_read_as_written(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "0G", "-1G", "G", "4X", "4 G", "1e9", "nan", "9" * 30, "9" * 5000, "0.0001"])
+def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(BadInputError, match="is no amount of memory"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 2**10, 3 * 2**29, 4 * 2**30, 2**40])
+def test_a_size_is_written_so_that_it_is_read_back(size: int) -> None:
+    (written,) = options_of(StudyConfig(worker_memory=size).command())["--worker-memory"]
+    assert parse_size(written) == size
 
 
 @pytest.mark.parametrize(
@@ -45,7 +80,10 @@ def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
         ("trials", "many", "valid integer"),
         ("timeout", -1.0, "greater than 0"),
         ("timeout", float("nan"), "finite"),
+        ("trial_timeout", 0.0, "greater than 0"),
         ("workers", 0, "greater than or equal to 1"),
+        ("worker_memory", 0, "greater than 0"),
+        ("keep_models", 0, "greater than or equal to 1"),
         ("sampler", "annealing", "'tpe', 'random', 'qmc' or 'grid'"),
         ("pruner", "axe", "'hyperband'"),
         ("dataset", "cifar", "'auto', 'fashion-mnist' or 'digits'"),
@@ -143,7 +181,9 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         data_dir=tmp_path / "with space",
         trials=7,
         timeout=90.5,
+        trial_timeout=600.0,
         workers=3,
+        worker_memory=3 * 2**30,
         sampler="qmc",
         pruner="none",
         seed=5,
@@ -153,6 +193,7 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         limit_train=500,
         finalists=2,
         repeats=4,
+        keep_models=5,
         try_points=({"epochs": 3}, {"learning_rate": 0.002}),
     )
 
@@ -164,7 +205,9 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         "--data-dir": [str(tmp_path / "with space")],
         "--trials": ["7"],
         "--timeout": ["91s"],
+        "--trial-timeout": ["600s"],
         "--workers": ["3"],
+        "--worker-memory": ["3G"],
         "--sampler": ["qmc"],
         "--pruner": ["none"],
         "--seed": ["5"],
@@ -174,6 +217,7 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         "--limit-train": ["500"],
         "--finalists": ["2"],
         "--repeats": ["4"],
+        "--keep-models": ["5"],
         "--try": ['{"epochs": 3}', '{"learning_rate": 0.002}'],
     }
     known = {f"--{name.replace('_', '-')}" for name in inspect.signature(run_study_command).parameters}

@@ -54,7 +54,9 @@ class Study:
         self.runs = self.tracker or MemoryTracker(self.journal)
         self.observer = RecordingObserver()
 
-    def run(self, interrupted: Callable[[], bool] = lambda: False) -> Coordinator:
+    def run(
+        self, interrupted: Callable[[], bool] = lambda: False, after_trial: Callable[[], None] = lambda: None
+    ) -> Coordinator:
         coordinator = Coordinator(
             Assignment(self.space, SEED, Precision.FLOAT32, self.trials, self.deadline),
             self.engine(self.ledger, self.space, self.sampler, self.pruner, SEED),
@@ -63,6 +65,7 @@ class Study:
             self.runs,
             self.observer,
             interrupted,
+            after_trial,
         )
         coordinator.run()
         return coordinator
@@ -80,6 +83,15 @@ def smoke_with(epochs: int) -> SearchSpace:
     content = SMOKE.model_dump()
     del content["parameters"]["epochs"], content["baseline"]["epochs"]
     return SearchSpace.model_validate(content | {"fixed": content["fixed"] | {"epochs": epochs}})
+
+
+def few_points() -> SearchSpace:
+    """The smoke space with six points in all."""
+    content = SMOKE.model_dump()
+    parameters = {name: content["parameters"][name] for name in ("filters_1", "epochs")}
+    baseline = {name: content["baseline"][name] for name in parameters}
+    changed = {"parameters": parameters, "baseline": baseline, "fixed": content["fixed"] | {"learning_rate": 1e-3}}
+    return SearchSpace.model_validate(content | changed)
 
 
 class PruneEverything(OptunaEngine):
@@ -105,13 +117,15 @@ def test_exactly_as_many_trials_are_run_as_asked_for(slots: int) -> None:
 
 
 def test_pruned_and_failed_trials_count() -> None:
-    study = Study(trials=5, fates={(1, 1): Fate.DIVERGED, (3, 1): Fate.ERROR})
+    fates = {(1, 1): Fate.DIVERGED, (3, 1): Fate.ERROR, (4, 1): Fate.TIMEOUT, (5, 1): Fate.OOM}
+    study = Study(trials=7, fates=fates)
 
     study.run()
 
     records = study.ledger.records()
-    assert len(records) == study.ledger.counted() == 5
-    assert [record.reason for record in records] == [None, FailReason.DIVERGED, None, FailReason.ERROR, None]
+    assert len(records) == study.ledger.counted() == 7
+    failed = [FailReason.ERROR, FailReason.TIMEOUT, FailReason.OOM]
+    assert [record.reason for record in records] == [None, FailReason.DIVERGED, None, *failed, None]
 
 
 def test_every_slot_is_used_and_none_twice() -> None:
@@ -404,6 +418,48 @@ def test_the_last_point_of_a_grid_is_tried_again_when_it_is_lost() -> None:
 
     assert study.states() == [TrialState.COMPLETE] * 9
     assert coordinator.exhausted is not None
+
+
+def test_a_space_of_few_points_ends_the_study_when_each_was_tried_once() -> None:
+    study = Study(trials=50, slots=3, space=few_points(), fates={(2, 1): Fate.LOST, (4, 1): Fate.ERROR})
+
+    coordinator = study.run()
+
+    assert coordinator.exhausted is not None
+    assert "all 6 points" in coordinator.exhausted.reason
+    tried = [tuple(record.params.items()) for record in study.ledger.records()]
+    assert len(tried) == len(set(tried)) == study.ledger.counted() == 6
+    assert sorted(spec.number for spec in study.executor.submitted) == [0, 1, 2, 2, 3, 4, 5]
+
+    again = study.again()
+    assert again.run().exhausted is not None
+    assert again.executor.submitted == []
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+def test_with_one_worker_a_study_of_few_points_goes_on_after_interruptions_as_if_none_had_been(
+    sampler: SamplerName,
+) -> None:
+    whole = Study(trials=50, space=few_points(), sampler=sampler)
+    whole.run()
+
+    broken = replace(whole, storage=memory_storage())
+    for epochs in (1, 3, 2):
+        broken.run(interrupted_after(broken, epochs))
+        broken = broken.again(tracker=broken.runs)
+    broken.run()
+
+    assert evidence(broken) == evidence(whole)
+    assert broken.ledger.counted() == 6
+
+
+def test_what_comes_after_a_trial_sees_it_written_down() -> None:
+    seen: list[tuple[int, int]] = []
+    study = Study(trials=3, fates={(1, 1): Fate.ERROR})
+
+    study.run(after_trial=lambda: seen.append((study.ledger.counted(), len(study.observer.closed))))
+
+    assert seen == [(1, 1), (2, 2), (3, 3)]
 
 
 def test_an_observer_sees_every_attempt_begin_and_every_trial_end() -> None:

@@ -157,15 +157,14 @@ def test_where_nothing_is_left_to_propose_no_more_trials_are_offered() -> None:
 def test_the_mlflow_ui_is_started_on_an_embedded_store() -> None:
     text = shown(result(*TWO))
 
-    assert f"mlflow ui --backend-store-uri 'sqlite:///{ROOT}/mlflow.db'\n" in text
-    assert "http://127.0.0.1:5000/#/experiments/7" in text
+    assert "-m experiments.ui --study " in text
 
 
 def test_the_mlflow_ui_of_a_server_is_already_there() -> None:
     text = shown(result(*TWO, store=Store(ROOT, "http://tracking:5000", EMBEDDED.optuna_uri)))
 
     assert "http://tracking:5000/#/experiments/7" in text
-    assert "mlflow ui" not in text
+    assert "experiments.ui" not in text
 
 
 def test_results_on_other_data_than_was_wished_for_say_so() -> None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from fashion_study.executors.executor import AttemptLost, Event
+from fashion_study.executors.executor import Event
 from fashion_study.tracking.tracker import RepeatRun
 from fashion_study.trial import (
+    AttemptLost,
     EpochReport,
     FailReason,
     Hyperparameters,
@@ -32,6 +33,8 @@ class Fate(StrEnum):
     LOST = "lost"
     ERROR = "error"
     DIVERGED = "diverged"
+    TIMEOUT = "timeout"
+    OOM = "oom"
     STUCK = "stuck"
 
 
@@ -70,7 +73,7 @@ def toy_training(spec: TrialSpec, fate: Fate | None) -> Generator[EpochReport, b
         match fate:
             case Fate.LOST | Fate.STUCK:
                 return fate
-            case Fate.ERROR | Fate.DIVERGED:
+            case Fate.ERROR | Fate.DIVERGED | Fate.TIMEOUT | Fate.OOM:
                 return toy_result(spec, TrialState.FAILED, epoch, FailReason(fate.value))
     return toy_result(spec, TrialState.COMPLETE, spec.hyperparameters.epochs)
 
@@ -243,7 +246,7 @@ class RecordingObserver:
 
     def begin(self, title: str, counted: int, total: int, what: str = "trials") -> None:
         """Remember what begins."""
-        self.note(f"{title}: {counted} of {total}")
+        self.note(f"{title}: {counted} of {total} {what}")
 
     def note(self, text: str) -> None:
         """Remember a line."""

@@ -20,6 +20,8 @@ DatasetChoice = Literal["auto", "fashion-mnist", "digits"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 
 MAX_GRID = 100_000
+DURATIONS = ("timeout", "trial_timeout")
+UNITS = "KMGT"
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -34,6 +36,8 @@ class StudyConfig(BaseModel):
 
     `trials` is a total: a study that has some already is continued to it. `timeout` is in seconds: after it no
     trial is started, and the running ones end. `workers` defaults to one per GPU, else one per usable core.
+    A trial that takes longer than `trial_timeout` seconds, or more than `worker_memory` bytes, fails. With
+    `keep_models` the model files of the best so many trials are kept, and those of the others taken away.
     The best `finalists` trials are trained again `repeats` times; left out, 3 and 3 as far as that takes no more
     epochs than the trials did. `try_points` are tried first, after the baseline; what a point leaves out comes from
     the baseline.
@@ -49,7 +53,9 @@ class StudyConfig(BaseModel):
     data_dir: Path | None = None
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 20
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    trial_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
+    worker_memory: Annotated[int, Field(gt=0)] | None = None
     sampler: SamplerName = "tpe"
     pruner: PrunerName = "successive-halving"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -59,6 +65,7 @@ class StudyConfig(BaseModel):
     limit_train: Annotated[int, Field(ge=1)] | None = None
     finalists: Annotated[int, Field(ge=0, le=100)] | None = None
     repeats: Annotated[int, Field(ge=1, le=100)] | None = None
+    keep_models: Annotated[int, Field(ge=1)] | None = None
     try_points: tuple[dict[str, Value], ...] = ()
 
     def __init__(self, **fields: Any) -> None:
@@ -91,28 +98,55 @@ class StudyConfig(BaseModel):
             if name == "try_points":
                 words += [word for point in value for word in ("--try", json.dumps(point))]
             elif value != field.default or name in always:
-                shown = f"{math.ceil(value)}s" if name == "timeout" else str(value)
-                words += [f"--{name.replace('_', '-')}", shown]
+                words += [f"--{name.replace('_', '-')}", _typed(name, value)]
         return shlex.join(words)
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, option: str = "--timeout") -> float:
     """Turn `90`, `45s`, `30m`, `1h30m` or `2d` into seconds.
 
     Raises:
         BadInputError: the text is none of these, or not above zero.
     """
     units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
-    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip().lower())
+    # A bare number is seconds, but not the one in `1h30`, where another unit is meant.
+    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?|(\d+)", text.strip().lower())
     parts = match.groups() if match else ()
     try:
-        amounts = {units[unit]: int(part) for unit, part in zip(units, parts, strict=False) if part}
+        amounts = {units[unit]: int(part) for unit, part in zip("dhmss", parts, strict=False) if part}
         seconds = timedelta(**amounts).total_seconds()
     except (OverflowError, ValueError):
         seconds = 0.0
     if seconds <= 0:
-        raise BadInputError(f"--timeout {text!r} is no duration. Expected for instance 90s, 30m, 1h30m or 2d.")
+        raise BadInputError(f"{option} {text!r} is no duration. Expected for instance 90s, 30m, 1h30m or 2d.")
     return seconds
+
+
+def parse_size(text: str, option: str = "--worker-memory") -> int:
+    """Turn `4G`, `1.5G`, `900M` or `4GiB` into bytes, with units of 1024; a number without one is bytes.
+
+    Raises:
+        BadInputError: the text is none of these, or less than a byte.
+    """
+    match = re.fullmatch(rf"(\d{{1,15}}(?:\.\d{{1,9}})?)(?:([{UNITS}])(?:i?B)?)?", text.strip(), flags=re.IGNORECASE)
+    size = 0
+    if match:
+        unit = match[2].upper() if match[2] else ""
+        size = int(float(match[1]) * 1024 ** (UNITS.index(unit) + 1 if unit else 0))
+    if size < 1:
+        raise BadInputError(f"{option} {text!r} is no amount of memory. Expected for instance 4G, 1.5G or 900M.")
+    return size
+
+
+def _typed(name: str, value: object) -> str:
+    """Write a field's value as one would type it."""
+    if name in DURATIONS and isinstance(value, float):
+        return f"{math.ceil(value)}s"
+    if name == "worker_memory" and isinstance(value, int):
+        powers = (power for power in range(len(UNITS), 0, -1) if value % 1024**power == 0)
+        power = next(powers, 0)
+        return f"{value // 1024**power}{UNITS[power - 1] if power else ''}"
+    return str(value)
 
 
 def _readable(error: ValidationError) -> str:

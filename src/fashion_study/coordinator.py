@@ -7,11 +7,19 @@ from dataclasses import dataclass
 
 from fashion_study.engines.engine import Engine, Exhausted, Proposal
 from fashion_study.engines.ledger import Ledger
-from fashion_study.executors.executor import AttemptLost, Event, Executor
+from fashion_study.executors.executor import Event, Executor
 from fashion_study.progress import Observer
 from fashion_study.space import SearchSpace
 from fashion_study.tracking.tracker import Tracker
-from fashion_study.trial import EpochReport, Precision, TrialResult, TrialSpec, TrialState, trial_seed
+from fashion_study.trial import (
+    AttemptLost,
+    EpochReport,
+    Precision,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    trial_seed,
+)
 
 TICK_SECONDS = 0.25
 
@@ -31,6 +39,7 @@ class Coordinator:
     """Keep every worker busy until the budget is spent, nothing is left to propose, or `interrupted` says stop.
 
     Reports are answered before anything else; what goes to the stores waits in `_later` until no message does.
+    `after_trial` is called when a trial has ended and everything of it is written down.
     """
 
     def __init__(
@@ -42,6 +51,7 @@ class Coordinator:
         tracker: Tracker,
         observer: Observer,
         interrupted: Callable[[], bool] = lambda: False,
+        after_trial: Callable[[], None] = lambda: None,
     ) -> None:
         self._assignment = assignment
         self._engine = engine
@@ -50,6 +60,7 @@ class Coordinator:
         self._tracker = tracker
         self._observer = observer
         self._interrupted = interrupted
+        self._after_trial = after_trial
         self._counted = ledger.counted()
         best = ledger.best()
         self._best = (best.number, best.objective or 0.0) if best else None
@@ -135,6 +146,7 @@ class Coordinator:
             self._best = (result.number, result.objective)
             self._tracker.log_best(self._counted, result.objective)
         self._observer.trial_closed(spec, result, self._best)
+        self._after_trial()
 
     def _lose(self, spec: TrialSpec, cause: str) -> None:
         state = self._ledger.release(spec.number)

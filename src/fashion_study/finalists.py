@@ -11,11 +11,20 @@ from typing import Any
 from scipy.stats import t as student_t
 
 from fashion_study.engines.ledger import MAX_RETURNS, TrialRecord
-from fashion_study.executors.executor import AttemptLost, Executor
+from fashion_study.executors.executor import Event, Executor
 from fashion_study.progress import Observer
 from fashion_study.space import SearchSpace
 from fashion_study.tracking.tracker import RepeatRun, RepeatTracker
-from fashion_study.trial import EpochReport, ParamValue, Precision, TrialResult, TrialSpec, TrialState, trial_seed
+from fashion_study.trial import (
+    AttemptLost,
+    EpochReport,
+    ParamValue,
+    Precision,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    trial_seed,
+)
 
 DEFAULT_FINALISTS = 3
 DEFAULT_REPEATS = 3
@@ -244,7 +253,7 @@ class Repeats:
         self._executor.submit(spec)
         self._observer.trial_started(spec)
 
-    def _handle(self, event: EpochReport | TrialResult | AttemptLost) -> None:
+    def _handle(self, event: Event) -> None:
         spec = self._running.get((event.number, event.attempt))
         if spec is None:
             return

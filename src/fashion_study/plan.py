@@ -58,9 +58,12 @@ class Plan:
                 "pruner": config.pruner,
                 "trials": config.trials,
                 "timeout": config.timeout,
+                "trial_timeout": config.trial_timeout,
                 "workers": self.workers,
+                "worker_memory": config.worker_memory,
                 "finalists": "default" if config.finalists is None else config.finalists,
                 "repeats": "default" if config.repeats is None else config.repeats,
+                "keep_models": "all" if config.keep_models is None else config.keep_models,
                 "fallback": self.source.is_fallback,
                 # With the defaults that another version could change.
                 "command": self._reproducing(precision).command(always=("trials", "sampler", "pruner", "seed")),

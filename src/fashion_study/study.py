@@ -13,7 +13,7 @@ from fashion_study.datasets import load_study_data
 from fashion_study.engines.ledger import Ledger, TrialRecord
 from fashion_study.engines.optuna_engine import BASELINE_NUMBER, OptunaEngine
 from fashion_study.executors.executor import Executor
-from fashion_study.executors.local import LocalExecutor, threads_per_worker
+from fashion_study.executors.local import Limits, LocalExecutor, threads_per_worker
 from fashion_study.finalists import (
     DEFAULT_FINALISTS,
     DEFAULT_REPEATS,
@@ -37,6 +37,7 @@ from fashion_study.trial import DataSource, Precision, TrialState, WorkerSetting
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from fashion_study.model_keeping import ModelKeeper
     from fashion_study.tracking.runs import MlflowTracker
 
 FALLBACK = (
@@ -129,6 +130,8 @@ def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyRes
         exhausted = None
         if began_with < config.trials or not _is_published(plan, ledger):
             exhausted = _run(plan, store, ledger, observer, interrupts)
+        elif config.keep_models is not None:
+            _model_keeper(store.client(), ledger, config, observer).sweep()
         facts = ledger.facts
         return StudyResult(
             name=plan.name,
@@ -170,7 +173,8 @@ def _run(plan: Plan, store: Store, ledger: Ledger, observer: Observer, interrupt
     """Train what is left of the budget and publish the study; return why nothing more could be proposed."""
     config = plan.config
     settings = WorkerSettings(plan.source, config.limit_train, threads_per_worker(plan.workers), store.tracking_uri)
-    with closing_workers(LocalExecutor(settings, plan.workers, store.root / "logs" / plan.name)) as executor:
+    limits = Limits(config.trial_timeout, config.worker_memory)
+    with closing_workers(LocalExecutor(settings, plan.workers, store.root / "logs" / plan.name, limits)) as executor:
         observer.note(f"starting {plan.workers} worker{'s' if plan.workers > 1 else ''}: TensorFlow takes some seconds")
         session = _open(plan, store, ledger, executor, observer, interrupts)
         exhausted = _search(session)
@@ -231,6 +235,8 @@ def _precision(config: StudyConfig, ledger: Ledger, executor: Executor, observer
 def _search(session: _Session) -> str | None:
     """Run trials to the end of the budget; return why nothing more could be proposed."""
     plan, config, ledger = session.plan, session.plan.config, session.ledger
+    keeper = _model_keeper(session.client, ledger, config, session.observer)
+    keeper.sweep()
     session.observer.begin(plan.title(session.precision), ledger.counted(), config.trials)
     coordinator = Coordinator(
         Assignment(plan.space, config.seed, session.precision, config.trials, session.deadline),
@@ -240,9 +246,16 @@ def _search(session: _Session) -> str | None:
         session.tracker,
         session.observer,
         session.is_interrupted,
+        keeper.sweep,
     )
     coordinator.run()
     return coordinator.exhausted.reason if coordinator.exhausted else None
+
+
+def _model_keeper(client: "MlflowClient", ledger: Ledger, config: StudyConfig, observer: Observer) -> "ModelKeeper":
+    from fashion_study.model_keeping import ModelKeeper
+
+    return ModelKeeper(client, ledger, config.keep_models, observer.note)
 
 
 def _train_finalists(session: _Session) -> tuple[FinalistPlan, tuple[Finalist, ...]]:

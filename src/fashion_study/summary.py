@@ -136,7 +136,7 @@ def _ending(result: StudyResult) -> list[str]:
     if trained == 0 and result.counted >= total:
         lines = [f"Nothing left to do: {result.counted} of {total} trials were done already."]
     if result.exhausted:
-        lines.append(f"The study ends here: {result.exhausted}. Another --sampler can go on.")
+        lines.append(f"The study ends here: {result.exhausted}.")
     elif result.stopped_by is not None:
         lines.append(f"Stopped by {STOPPED_BY[result.stopped_by]}; the unfinished trials wait.")
     elif result.counted < total:
@@ -146,26 +146,24 @@ def _ending(result: StudyResult) -> list[str]:
 
 def _where_next(result: StudyResult) -> list[str]:
     uri = result.store.tracking_uri
-    page = f"#/experiments/{result.experiment_id}"
-    lines = []
+    next_steps = {"MLflow UI:": _command(result, "ui", "--study", result.name)}
     if uri.startswith("http"):
-        lines.append(f"MLflow UI:    {uri.rstrip('/')}/{page}")
-    elif result.store.is_embedded:
-        # Not `mlflow ui`: the environment need not be activated.
-        words = [_interpreter(), "-m", "mlflow", "ui", "--backend-store-uri", uri]
-        lines.append(f"MLflow UI:    {shlex.join(words)}")
-        lines.append(f"              then open http://127.0.0.1:5000/{page}")
+        next_steps["MLflow UI:"] = f"{uri.rstrip('/')}/#/experiments/{result.experiment_id}"
+    next_steps["Report:"] = _command(result, "report", result.name)
     if result.version is not None:
-        store = [] if result.config.store == Path("mlruns") else ["--store", str(result.config.store)]
-        for label, words in (("Report:", ["report", result.name]), ("Promote:", ["promote", "--study", result.name])):
-            typed = shlex.join([_interpreter(), "-m", f"experiments.{words[0]}", *words[1:], *store])
-            lines.append(f"{label:<13} {typed}")
+        next_steps["Promote:"] = _command(result, "promote", "--study", result.name)
+    lines = [f"{label:<13} {step}" for label, step in next_steps.items()]
     if result.exhausted is None:
         is_done = result.counted >= result.config.trials
         total = result.config.trials + MORE_TRIALS if is_done else result.config.trials
         command = result.config.model_copy(update={"trials": total}).command(_interpreter())
         lines.append(f"{'More trials:' if is_done else 'Go on:':<13} {command}")
     return lines
+
+
+def _command(result: StudyResult, name: str, *words: str) -> str:
+    store = [] if result.config.store == Path("mlruns") else ["--store", str(result.config.store)]
+    return shlex.join([_interpreter(), "-m", f"experiments.{name}", *words, *store])
 
 
 def _interpreter() -> str:

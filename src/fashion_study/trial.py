@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fashion_study.errors import StudyError
+
 # Raised when the same seed and parameters train to something else: part of a study's identity.
 TRAINING_VERSION = 1
 
@@ -59,6 +61,8 @@ class FailReason(StrEnum):
 
     DIVERGED = "diverged"
     ERROR = "error"
+    TIMEOUT = "timeout"
+    OOM = "oom"
     INTERRUPTED = "interrupted"
 
 
@@ -106,7 +110,7 @@ class TrialResult:
 
     `objective` is the validation accuracy (0 to 1) of the float32 model after the last epoch, for a complete
     trial only. `metrics` are final metrics by name, ready for the tracking store; `tags`
-    name the logged model.
+    name the logged model. `seconds` is how long the attempt took, from the moment a worker began with it.
     """
 
     number: int
@@ -118,6 +122,16 @@ class TrialResult:
     message: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    seconds: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True)
+class AttemptLost:
+    """Say that an attempt ended without being to blame: its worker died, or the store failed it."""
+
+    number: int
+    attempt: int
+    cause: str
 
 
 @dataclass(frozen=True)
@@ -169,7 +183,7 @@ class WorkerReady:
 class WorkerFailed:
     """Say that a worker cannot begin its work at all (its data or its libraries fail it)."""
 
-    message: str
+    error: StudyError
 
 
 def trial_seed(study_seed: int, number: int, repeat: int = 0) -> int:

@@ -8,7 +8,7 @@ import pytest
 from mlflow.entities import Run
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
 
-from fashion_study.server import Pages, Server, choose_port, find_pages, serve
+from fashion_study.mlflow_ui.server import Pages, Server, choose_port, find_pages, serve
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry
 from fashion_study.tracking.store import open_store
 

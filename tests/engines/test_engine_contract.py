@@ -39,6 +39,11 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
         "decay": {"type": "float", "low": 0.0, "high": 0.5, "grid": [0.0, 0.5]},
     },
 }
+KINDS["countable"] = {
+    "optimizer": {"type": "categorical", "choices": ["sgd", "adam"]},
+    "filters_1": {"type": "int", "low": 4, "high": 8, "step": 4},
+    "decay": {"type": "float", "low": 0.0, "high": 0.2, "step": 0.1, "grid": [0.0, 0.1, 0.2]},
+}
 KINDS["mixed"] = (
     KINDS["int"]
     | KINDS["int_log"]
@@ -197,6 +202,48 @@ class EngineContract(ABC):
         assert len({tuple(params.values()) for params in seen}) == self.trials
         assert {record.state for record in ledger.records()} == {TrialState.FAILED}
 
+    def test_a_point_that_was_tried_already_is_not_tried_again(self, ledger: Ledger) -> None:
+        space = canonical("mixed")
+        first = proposals(self.make(ledger, space), ledger, space, 2)
+
+        engine = self.make(ledger, space, try_points=tuple(proposal.params for proposal in first))
+
+        assert [record.state for record in ledger.records()] == [TrialState.COMPLETE] * 2
+        assert asked(engine, ledger).params not in [proposal.params for proposal in first]
+
+    def test_a_small_space_is_tried_to_its_last_point_and_no_point_twice(self, ledger: Ledger) -> None:
+        space = canonical("countable")
+        engine = self.make(ledger, space)
+
+        suggestions = [proposal.params for proposal in proposals(engine, ledger, space, 100)]
+
+        every = {
+            (optimizer, filters, decay)
+            for optimizer in ("sgd", "adam")
+            for filters in (4, 8)
+            for decay in (0.0, 0.1, 0.2)
+        }
+        values = [(point["optimizer"], point["filters_1"], round(float(point["decay"]), 9)) for point in suggestions]
+        assert sorted(values) == sorted(every)
+        assert [record.number for record in ledger.records()] == list(range(len(every)))
+        answer = self.make(ledger, space).ask()
+        assert isinstance(answer, Exhausted)
+        assert answer.reason
+        assert len(ledger.records()) == len(every)
+
+    def test_a_point_that_runs_is_not_proposed_beside_it_and_comes_again_when_it_is_sent_back(
+        self, ledger: Ledger
+    ) -> None:
+        space = canonical("categorical")
+        engine = self.make(ledger, space)
+        running = [asked(engine, ledger) for _ in range(3)]
+        assert isinstance(engine.ask(), Exhausted)
+
+        ledger.release(running[1].number)
+
+        assert {str(proposal.params["optimizer"]) for proposal in running} == {"sgd", "adam", "rmsprop"}
+        assert engine.ask() == Proposal(1, 2, running[1].params, run_id(running[1]))
+
     def test_reports_and_ends_reach_the_ledger(self, ledger: Ledger) -> None:
         engine = self.make(ledger, canonical("mixed"))
         complete, pruned = asked(engine, ledger), asked(engine, ledger)
@@ -233,6 +280,17 @@ class TestTpe(OptunaContract):
 
 class TestRandom(OptunaContract):
     sampler = "random"
+
+    def test_a_space_that_cannot_be_counted_is_given_up_when_many_draws_find_nothing_new(self, ledger: Ledger) -> None:
+        narrow = {"type": "float", "low": 1e-3, "high": 1e-3 + 1e-18, "log": True, "why": "A test."}
+        content = canonical("float_log").model_dump(exclude={"parameters"})
+        space = SearchSpace.model_validate(
+            content | {"baseline": {"learning_rate": 1e-3}, "parameters": {"learning_rate": narrow}}
+        )
+        engine = self.make(ledger, space)
+
+        assert len(proposals(engine, ledger, space, 100)) == len(ledger.records()) == 1
+        assert isinstance(engine.ask(), Exhausted)
 
 
 class TestQmc(OptunaContract):

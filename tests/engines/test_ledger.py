@@ -21,23 +21,26 @@ def ledger(storage: RDBStorage, request: pytest.FixtureRequest) -> Ledger:
     return Ledger(storage, request.node.nodeid)
 
 
+DISTRIBUTIONS = {"learning_rate": FloatDistribution(0.0, 1.0)}
+
+
 def begin(ledger: Ledger) -> int:
-    """Ask for a trial and begin an attempt at it, as engine and coordinator do; return its number."""
-    trial = ledger.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
+    """Take the trial that waits, or add one, and begin an attempt, as engine and coordinator do; return its number."""
+    trial = ledger.take_waiting() or ledger.add({"learning_rate": len(ledger.trials()) / 8}, DISTRIBUTIONS)
     attempt = int(trial.user_attrs.get("attempt", 0)) + 1
     ledger.begin_attempt(trial.number, attempt, f"run-{trial.number}-{attempt}")
     return trial.number
 
 
 def completed(number: int, objective: float) -> TrialResult:
-    return TrialResult(number, 1, TrialState.COMPLETE, 1, objective)
+    return TrialResult(number, 1, TrialState.COMPLETE, 2, objective, seconds=12.5)
 
 
 def test_a_new_ledger_is_empty(ledger: Ledger) -> None:
     assert ledger.records() == []
     assert ledger.counted() == 0
     assert ledger.best() is None
-    assert not ledger.has_waiting()
+    assert ledger.take_waiting() is None
     assert dict(ledger.facts) == {}
 
 
@@ -60,8 +63,7 @@ def test_a_complete_trial_keeps_its_objective_its_curve_and_its_time(ledger: Led
 
     (record,) = ledger.records()
     assert (record.state, record.objective, record.curve) == (TrialState.COMPLETE, 0.5, {1: 0.25, 2: 0.75})
-    assert record.seconds is not None
-    assert record.seconds >= 0
+    assert record.seconds == 12.5
     assert ledger.counted() == 1
 
 
@@ -105,13 +107,12 @@ def test_a_released_trial_waits_under_its_own_number_and_values(ledger: Ledger) 
     state = ledger.release(number)
 
     assert state is ledger.records()[number].state is TrialState.WAITING
-    assert ledger.has_waiting()
     assert ledger.counted() == 0
     assert begin(ledger) == number
     (record,) = ledger.records()
     assert (record.state, record.params, record.attempt) == (TrialState.RUNNING, params, 2)
     assert record.run_id == "run-0-2"
-    assert not ledger.has_waiting()
+    assert ledger.take_waiting() is None
 
 
 def test_a_trial_is_given_up_after_too_many_returns(ledger: Ledger) -> None:
@@ -125,7 +126,7 @@ def test_a_trial_is_given_up_after_too_many_returns(ledger: Ledger) -> None:
 
 def test_a_withdrawn_proposal_was_no_attempt(ledger: Ledger) -> None:
     for _ in range(MAX_RETURNS + 2):
-        proposed = ledger.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
+        proposed = ledger.take_waiting() or ledger.add({"learning_rate": 0.5}, DISTRIBUTIONS)
         ledger.withdraw(proposed.number)
 
     (record,) = ledger.records()
@@ -143,16 +144,59 @@ def test_a_later_attempt_replaces_the_values_of_an_earlier_one(ledger: Ledger) -
     assert ledger.records()[number].curve == {1: 0.5}
 
 
-def test_a_point_is_enqueued_once(ledger: Ledger) -> None:
-    for _ in range(2):
-        ledger.enqueue({"learning_rate": 0.5})
-    assert len(ledger.records()) == 1
+def test_what_a_lost_attempt_reached_beyond_the_last_one_is_not_shown(ledger: Ledger) -> None:
     number = begin(ledger)
+    for epoch in (1, 2, 3):
+        ledger.record_value(number, epoch, 0.25)
+    ledger.release(number)
+    begin(ledger)
+    ledger.record_value(number, 1, 0.5)
 
-    ledger.enqueue({"learning_rate": 0.5})
+    ledger.close(TrialResult(number, 2, TrialState.PRUNED, 1))
 
-    assert ledger.records()[number].params == {"learning_rate": 0.5}
-    assert len(ledger.records()) == 1
+    assert ledger.records()[number].curve == {1: 0.5}
+
+
+def test_an_end_that_a_kill_cut_off_leaves_nothing_to_the_one_that_comes(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = begin(ledger)
+    ledger.record_value(number, 1, 0.25)
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.study, "tell", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ledger.close(TrialResult(number, 1, TrialState.FAILED, 0, reason=FailReason.TIMEOUT, seconds=9.0))
+    (record,) = ledger.records()
+    assert (record.state, record.reason, record.seconds, record.curve) == (TrialState.RUNNING, None, None, {1: 0.25})
+    ledger.release(number)
+    begin(ledger)
+
+    ledger.close(completed(number, 0.5))
+
+    (record,) = ledger.records()
+    assert (record.state, record.reason, record.seconds, record.curve) == (TrialState.COMPLETE, None, 12.5, {1: 0.25})
+
+
+def test_an_enqueued_trial_waits_with_its_values_until_it_is_taken(ledger: Ledger) -> None:
+    ledger.enqueue({"learning_rate": 1}, DISTRIBUTIONS)
+
+    (waiting,) = ledger.records()
+    taken = ledger.take_waiting()
+
+    assert (waiting.state, waiting.params, waiting.attempt) == (TrialState.WAITING, {"learning_rate": 1.0}, 0)
+    assert taken is not None
+    assert (taken.number, taken.params) == (0, {"learning_rate": 1.0})
+    assert ledger.records()[0].state is TrialState.RUNNING
+
+
+def test_trials_that_wait_are_taken_by_their_number(ledger: Ledger) -> None:
+    numbers = [begin(ledger) for _ in range(3)]
+    for number in reversed(numbers):
+        ledger.release(number)
+
+    taken = [ledger.take_waiting() for _ in numbers]
+
+    assert [trial.number for trial in taken if trial] == numbers
 
 
 def test_another_process_reads_what_was_written(tmp_path: Path) -> None:

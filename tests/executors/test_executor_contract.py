@@ -13,11 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fashion_study.errors import StudyError
+from fashion_study.errors import BadInputError, DataError, StudyError
 from fashion_study.executors import local
-from fashion_study.executors.executor import AttemptLost, Event, Executor
-from fashion_study.executors.local import LocalExecutor, default_workers, threads_per_worker, visible_gpus
+from fashion_study.executors.executor import Event, Executor
+from fashion_study.executors.local import Limits, LocalExecutor, default_workers, threads_per_worker, visible_gpus
+from fashion_study.executors.memory import OomWatch
 from fashion_study.trial import (
+    AttemptLost,
     DataSource,
     EpochReport,
     FailReason,
@@ -36,6 +38,8 @@ SETTINGS = WorkerSettings(DataSource("digits", None, "d" * 64), None, 1, "sqlite
 PATIENCE = 60
 
 Make = Callable[[int, Mapping[Key, Fate]], Executor]
+MakeLocal = Callable[..., LocalExecutor]
+MEBIBYTE = 2**20
 
 
 def spec(number: int, attempt: int = 1, epochs: int = 2) -> TrialSpec:
@@ -151,6 +155,11 @@ class TestMemoryExecutor(ExecutorContract):
         return MemoryExecutor
 
 
+def end_of(executor: Executor) -> Event:
+    """Return how the one attempt that runs ends."""
+    return follow(executor, ends=1)[-1]
+
+
 def workers_of(pid: int) -> list[psutil.Process]:
     """Find the living worker processes of a coordinator."""
     children = psutil.Process(pid).children(recursive=True)
@@ -174,10 +183,10 @@ class TestLocalExecutor(ExecutorContract):
     def make(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         made: list[LocalExecutor] = []
 
-        def start(workers: int, fates: Mapping[Key, Fate]) -> LocalExecutor:
-            by_name = {f"{number}/{attempt}": fate.value for (number, attempt), fate in fates.items()}
+        def start(workers: int, fates: Mapping[Key, str], limits: Limits | None = None) -> LocalExecutor:
+            by_name = {f"{number}/{attempt}": str(fate) for (number, attempt), fate in fates.items()}
             monkeypatch.setenv("TOY_FATES", json.dumps(by_name))
-            made.append(LocalExecutor(SETTINGS, workers, tmp_path / "logs"))
+            made.append(LocalExecutor(SETTINGS, workers, tmp_path / "logs", limits))
             return made[-1]
 
         monkeypatch.setattr(local, "WORKER_MODULE", TOY)
@@ -256,6 +265,152 @@ class TestLocalExecutor(ExecutorContract):
         with pytest.raises(StudyError, match="no data for digits"):
             follow(executor, ends=1)
 
+    def test_bad_data_found_by_a_worker_stay_a_matter_of_data(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOY_BROKEN", "data")
+
+        with pytest.raises(DataError, match="the images are gone"):
+            make(1, {}).probe_precision()
+
+    def test_an_attempt_that_nobody_has_begun_is_not_lost_with_its_worker(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOY_SLOW", "0.5")
+        executor = make(1, {})
+        executor.submit(spec(0))
+        kill_the_worker()
+
+        assert end_of(executor) == toy_result(spec(0), TrialState.COMPLETE, 2)
+
+    @pytest.mark.parametrize(
+        ("fate", "cause"),
+        [
+            ("segfault", "signal SIGSEGV"),
+            ("abort", "signal SIGABRT"),
+            ("exit", "exit code 3"),
+            ("exit 0", "exit code 0"),
+            ("store", "the store failed: disk full"),
+        ],
+    )
+    def test_an_attempt_is_lost_however_its_worker_ends(self, fate: str, cause: str, make: MakeLocal) -> None:
+        executor = make(1, {(0, 1): fate})
+        executor.submit(spec(0))
+
+        assert end_of(executor) == AttemptLost(0, 1, cause)
+
+        executor.submit(spec(0, attempt=2))
+        assert end_of(executor) == toy_result(spec(0, attempt=2), TrialState.COMPLETE, 2)
+
+    @pytest.mark.parametrize("fate", ["stuck", "native", "stopped"])
+    def test_an_attempt_that_hangs_fails_by_its_own_fault_and_its_worker_is_replaced(
+        self, fate: str, make: MakeLocal
+    ) -> None:
+        executor = make(1, {(0, 1): fate}, Limits(seconds=1))
+        executor.submit(spec(0, epochs=3))
+        before = workers_of(os.getpid())
+
+        end = end_of(executor)
+
+        assert isinstance(end, TrialResult)
+        assert (end.state, end.reason, end.epochs_run) == (TrialState.FAILED, FailReason.TIMEOUT, 1)
+        assert "1 s of --trial-timeout" in end.message
+        assert end.seconds > 1
+        assert not any(worker.is_running() for worker in before)
+        executor.submit(spec(1, epochs=1))
+        assert end_of(executor) == toy_result(spec(1, epochs=1), TrialState.COMPLETE, 1)
+
+    def test_the_clock_of_an_attempt_starts_when_its_worker_begins_with_it(
+        self, make: MakeLocal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOY_SLOW", "2")
+        executor = make(1, {}, Limits(seconds=1.5))
+        executor.submit(spec(0))
+
+        end = end_of(executor)
+
+        assert end == toy_result(spec(0), TrialState.COMPLETE, 2)
+        assert isinstance(end, TrialResult)
+        assert 0 < end.seconds < 1.5
+
+    def test_an_attempt_is_not_charged_for_a_coordinator_that_stands_still(
+        self, make: MakeLocal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(local, "LONGEST_TICK", 0.1)
+        executor = make(1, {}, Limits(seconds=1))
+        executor.submit(spec(0))
+        report = first_report(executor)
+        time.sleep(1.5)
+
+        executor.answer(report, prune=False)
+
+        assert end_of(executor) == toy_result(spec(0), TrialState.COMPLETE, 2)
+
+    def test_a_worker_that_hangs_while_it_starts_is_replaced_and_ends_the_study_in_the_end(
+        self, make: MakeLocal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(local, "START_SECONDS", 0.5)
+        monkeypatch.setattr(local, "FAILED_STARTS", 1)
+        monkeypatch.setenv("TOY_BROKEN", "hang")
+
+        with pytest.raises(StudyError, match="not ready after"):
+            make(1, {}).probe_precision()
+
+    def test_an_attempt_that_takes_too_much_memory_fails_by_its_own_fault(self, make: MakeLocal) -> None:
+        executor = make(1, {(0, 1): "hungry"}, Limits(memory=200 * MEBIBYTE))
+        executor.submit(spec(0))
+
+        end = end_of(executor)
+
+        assert isinstance(end, TrialResult)
+        assert (end.state, end.reason, end.epochs_run) == (TrialState.FAILED, FailReason.OOM, 1)
+        assert re.search(r"more than --worker-memory allows \(\d+ MiB were seen\)", end.message)
+        executor.submit(spec(1))
+        assert end_of(executor) == toy_result(spec(1), TrialState.COMPLETE, 2)
+
+    def test_a_limit_in_which_no_worker_can_start_is_refused(
+        self, make: MakeLocal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOY_SLOW", "30")
+
+        with pytest.raises(BadInputError, match="--worker-memory allows 1 MiB"):
+            make(1, {}, Limits(memory=MEBIBYTE)).probe_precision()
+
+    def test_a_kill_by_the_kernel_for_memory_is_told_from_any_other(
+        self, make: MakeLocal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kills = [0]
+        monkeypatch.setattr(local, "OomWatch", lambda: OomWatch(lambda: kills[0]))
+        executor = make(1, {(0, 1): "lost", (1, 1): "lost"})
+        executor.submit(spec(0))
+        executor.answer(first_report(executor), prune=False)
+        kills[0] = 1
+
+        end = end_of(executor)
+        executor.submit(spec(1))
+
+        assert isinstance(end, TrialResult)
+        assert (end.state, end.reason) == (TrialState.FAILED, FailReason.OOM)
+        assert "kernel" in end.message
+        assert end_of(executor) == AttemptLost(1, 1, "signal SIGKILL")
+
+    def test_workers_are_renewed_after_some_attempts_between_two_of_them_and_one_by_one(
+        self, make: MakeLocal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(local, "ATTEMPTS_PER_WORKER", 2)
+        executor = make(2, {})
+        first = {worker.pid for worker in workers_of(os.getpid())}
+
+        alive = []
+        for number in range(0, 6, 2):
+            executor.submit(spec(number))
+            executor.submit(spec(number + 1))
+            ends = [event for event in follow(executor, ends=2) if not isinstance(event, EpochReport)]
+            assert {type(end) for end in ends} == {TrialResult}
+            alive.append(len(first & {worker.pid for worker in workers_of(os.getpid())}))
+
+        assert alive == [1, 0, 0]
+
     def test_a_worker_that_died_before_it_was_asked_to_probe_is_no_bug_of_ours(
         self, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -297,31 +452,51 @@ class TestLocalExecutor(ExecutorContract):
         (worker,) = workers_of(os.getpid())
         assert os.getpgid(worker.pid) != os.getpgid(0)
 
-    def test_workers_end_when_their_coordinator_is_killed(self, tmp_path: Path) -> None:
-        code = f"""
-            import sys, time
-            from pathlib import Path
-            from fashion_study.executors import local
-            from tests.executors.test_executor_contract import SETTINGS, first_report, spec
-            local.WORKER_MODULE = {TOY!r}
-            executor = local.LocalExecutor(SETTINGS, 2, Path(sys.argv[1]))
-            executor.submit(spec(0))
-            executor.answer(first_report(executor), prune=False)
-            print("busy", flush=True)
-            time.sleep({PATIENCE})
-        """
-        environment = os.environ | {"PYTHONPATH": PYTHONPATH, "TOY_FATES": json.dumps({"0/1": Fate.STUCK.value})}
-        command = [sys.executable, "-c", re.sub(r"^ {12}", "", code, flags=re.MULTILINE), str(tmp_path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as coordinator:
-            assert coordinator.stdout is not None
-            assert coordinator.stdout.readline() == "busy\n"
-            workers = workers_of(coordinator.pid)
-            assert len(workers) == 2
+    @pytest.mark.parametrize("fate", ["stuck", "native", "stopped"])
+    def test_workers_end_when_their_coordinator_is_killed(self, fate: str, tmp_path: Path) -> None:
+        workers = orphaned(tmp_path, {"TOY_FATES": json.dumps({"0/1": fate})}, "wait_for_report(executor)")
 
-            os.kill(coordinator.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(workers, PATIENCE)
 
-            _, alive = psutil.wait_procs(workers, PATIENCE)
-            assert alive == []
+        assert alive == []
+
+    def test_workers_that_still_start_end_with_their_coordinator_too(self, tmp_path: Path) -> None:
+        workers = orphaned(tmp_path, {"TOY_BROKEN": "hang"}, "time.sleep(1)")
+
+        _, alive = psutil.wait_procs(workers, PATIENCE)
+
+        assert alive == []
+
+
+def wait_for_report(executor: Executor) -> None:
+    """Let the one attempt that runs meet its fate."""
+    executor.answer(first_report(executor), prune=False)
+    time.sleep(0.5)
+
+
+def orphaned(folder: Path, environment: dict[str, str], until: str) -> list[psutil.Process]:
+    """Kill a coordinator with SIGKILL once it has done what `until` says; return its two workers."""
+    code = f"""
+        import sys, time
+        from pathlib import Path
+        from fashion_study.executors import local
+        from tests.executors.test_executor_contract import SETTINGS, spec, wait_for_report
+        local.WORKER_MODULE = {TOY!r}
+        executor = local.LocalExecutor(SETTINGS, 2, Path(sys.argv[1]))
+        executor.submit(spec(0))
+        {until}
+        print("busy", flush=True)
+        time.sleep({PATIENCE})
+    """
+    command = [sys.executable, "-c", re.sub(r"^ {8}", "", code, flags=re.MULTILINE), str(folder)]
+    surroundings = os.environ | {"PYTHONPATH": PYTHONPATH} | environment
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=surroundings, text=True) as coordinator:
+        assert coordinator.stdout is not None
+        assert coordinator.stdout.readline() == "busy\n"
+        workers = workers_of(coordinator.pid)
+        assert len(workers) == 2
+        os.kill(coordinator.pid, signal.SIGKILL)
+    return workers
 
 
 def test_workers_default_to_one_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

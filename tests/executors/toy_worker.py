@@ -1,9 +1,11 @@
 """The real worker process with a toy for a trainer: no TensorFlow, no data, and fates for attempts to meet.
 
-`TOY_FATES` maps attempts to fates, as JSON: `{"3/1": "lost"}`. `TOY_BROKEN` keeps the trainer from starting;
-with `SIGKILL` it takes the process along.
+`TOY_FATES` maps attempts to fates, as JSON: `{"3/1": "lost"}`; beside those of `Fate` a real process can meet the ones
+below. `TOY_BROKEN` keeps the trainer from starting; with `SIGKILL` it takes the process along, with `hang` it never
+comes to an end. `TOY_SLOW` is the seconds that a start takes.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -12,40 +14,79 @@ import time
 from collections.abc import Callable
 from types import ModuleType
 
+from fashion_study.errors import DataError
 from fashion_study.training import worker
-from fashion_study.trial import EpochReport, ProbeResult, TrialResult, TrialSpec, WorkerSettings
+from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialResult, TrialSpec, WorkerSettings
 from tests.twins import PROBED, Fate, toy_training
+
+HUNGER = 256 * 2**20
+
+
+def _crash() -> None:
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+    ctypes.string_at(0)
+
+
+def _eat() -> None:
+    eaten = bytearray(HUNGER)
+    while True:
+        eaten[:: 2**12] = bytes(len(eaten[:: 2**12]))
+        time.sleep(0.1)
+
+
+def _sleep_in_native_code() -> None:
+    ctypes.PyDLL(None).sleep(600)  # Keeps Python's lock, as an import of TensorFlow does for a while.
+
+
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+ENDS: dict[str, Callable[[], object]] = {
+    "lost": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "segfault": _crash,
+    "abort": os.abort,
+    "exit": lambda: os._exit(3),
+    "exit 0": lambda: os._exit(0),
+    "hungry": _eat,
+    "native": _sleep_in_native_code,
+    "stuck": lambda: time.sleep(600),
+    "stopped": _stop,
+}
 
 
 class ToyTrainer:
     def __init__(self, settings: WorkerSettings) -> None:
+        time.sleep(float(os.environ.get("TOY_SLOW", "0")))
         broken = os.environ.get("TOY_BROKEN")
         if broken == "SIGKILL":
             os.kill(os.getpid(), signal.SIGKILL)
+        if broken == "hang":
+            _sleep_in_native_code()
+        if broken == "data":
+            raise DataError("the images are gone")
         if broken:
             raise RuntimeError(f"no data for {settings.source.name}")
-        fates = json.loads(os.environ.get("TOY_FATES", "{}"))
-        self._fates = {name: Fate(fate) for name, fate in fates.items()}
+        self._fates: dict[str, str] = json.loads(os.environ.get("TOY_FATES", "{}"))
 
     def probe(self) -> ProbeResult:
         return PROBED
 
-    def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult:
-        training = toy_training(spec, self._fates.get(f"{spec.number}/{spec.attempt}"))
+    def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
+        name = self._fates.get(f"{spec.number}/{spec.attempt}", "")
+        training = toy_training(spec, Fate(name) if name in set(Fate) else None)
         verdict = None
         while True:
             try:
                 verdict = not go_on(training.send(verdict))
             except StopIteration as end:
-                return self._meet(end.value)
-
-    def _meet(self, end: TrialResult | Fate) -> TrialResult:
-        if end is Fate.LOST:
-            os.kill(os.getpid(), signal.SIGKILL)
-        while end is Fate.STUCK:
-            time.sleep(1)
-        assert isinstance(end, TrialResult)
-        return end
+                if isinstance(end.value, TrialResult):
+                    return end.value
+                ENDS[name]()
+            if name == "store":
+                return AttemptLost(*spec.key, "the store failed: disk full")
+            if name not in set(Fate):
+                ENDS.get(name, bool)()
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+import tensorflow as tf
 from mlflow import MlflowClient
 
 from fashion_study.datasets import StudyData, locate
@@ -12,6 +14,7 @@ from fashion_study.tracking.store import open_store
 from fashion_study.training import trainer
 from fashion_study.training.trainer import Trainer
 from fashion_study.trial import (
+    AttemptLost,
     EpochReport,
     FailReason,
     Hyperparameters,
@@ -43,6 +46,13 @@ class Bench:
     def train(
         self, spec: TrialSpec, go_on: Callable[[EpochReport], bool] = lambda _: True
     ) -> tuple[TrialResult, list[EpochReport]]:
+        end, reports = self.attempt(spec, go_on)
+        assert isinstance(end, TrialResult)
+        return end, reports
+
+    def attempt(
+        self, spec: TrialSpec, go_on: Callable[[EpochReport], bool] = lambda _: True
+    ) -> tuple[TrialResult | AttemptLost, list[EpochReport]]:
         reports: list[EpochReport] = []
 
         def answer(report: EpochReport) -> bool:
@@ -134,15 +144,58 @@ def test_a_trial_whose_loss_diverges_fails_with_that_reason(bench: Bench) -> Non
     assert "The loss became nan in epoch 1" in result.message
 
 
-def test_an_error_ends_the_trial_with_its_traceback_and_not_the_worker(bench: Bench) -> None:
-    lost = replace(bench.spec(), run_id="0" * 32)
+def exhaust_tensorflow() -> None:
+    raise tf.errors.ResourceExhaustedError(None, None, "failed to allocate memory")
 
-    result, reports = bench.train(lost)
 
-    assert (result.state, result.reason) == (TrialState.FAILED, FailReason.ERROR)
+def exhaust_python() -> None:
+    bytearray(2**62)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "told"),
+    [
+        (lambda: 1 / 0, FailReason.ERROR, "ZeroDivisionError"),
+        (exhaust_python, FailReason.OOM, "MemoryError"),
+        (exhaust_tensorflow, FailReason.OOM, "failed to allocate memory"),
+    ],
+)
+def test_an_error_ends_the_trial_with_its_traceback_and_not_the_worker(
+    fault: Callable[[], object], reason: FailReason, told: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", lambda *_: fault())
+        result, reports = bench.train(bench.spec())
+
+    assert (result.state, result.reason) == (TrialState.FAILED, reason)
     assert "Traceback" in result.message
-    assert "0" * 32 in result.message
+    assert told in result.message
     assert result.epochs_run == len(reports) == 3
+    assert bench.train(bench.spec())[0].state is TrialState.COMPLETE
+
+
+def test_a_run_that_is_gone_loses_the_attempt(bench: Bench) -> None:
+    lost, reports = bench.attempt(replace(bench.spec(), run_id="0" * 32))
+
+    assert isinstance(lost, AttemptLost)
+    assert lost.cause.startswith("the store failed: MlflowException: ")
+    assert "0" * 32 in lost.cause
+    assert len(reports) == 3
+
+
+def test_a_store_that_fails_a_trial_loses_the_attempt_and_not_the_trial(bench: Bench) -> None:
+    spec = bench.spec()
+    # A real limit of this process: no file grows beyond it, as on a full disk.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        lost, _ = bench.attempt(spec)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert isinstance(lost, AttemptLost)
+    assert (lost.number, lost.attempt) == (5, 1)
+    assert lost.cause.startswith("the store failed: ")
     assert bench.train(bench.spec())[0].state is TrialState.COMPLETE
 
 

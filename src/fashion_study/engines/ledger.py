@@ -1,13 +1,14 @@
 """The ledger of trials: an Optuna study, whichever engine proposes."""
 
-import time
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from fashion_study.trial import FailReason, ParamValue, TrialResult, TrialState
@@ -30,7 +31,7 @@ class TrialRecord:
     """Show one trial of the ledger.
 
     `objective` is the validation accuracy of a complete trial; `curve` maps each reported epoch (from 1) to the
-    validation accuracy after it; `seconds` runs from the opening of the trial's run to its end.
+    validation accuracy after it; `seconds` is how long the attempt took that ended the trial.
     """
 
     number: int
@@ -53,7 +54,6 @@ class Ledger:
             storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
         )
         self._storage = storage
-        self._begun: dict[int, float] = {}
 
     @property
     def name(self) -> str:
@@ -74,10 +74,6 @@ class Ledger:
         """Count the trials that a budget counts: complete, pruned, and failed by their own fault."""
         return sum(trial.state in COUNTED for trial in self.trials())
 
-    def has_waiting(self) -> bool:
-        """Say whether a trial waits to be proposed, for the first time or again."""
-        return any(trial.state is OptunaState.WAITING for trial in self.trials())
-
     def trials(self) -> list[FrozenTrial]:
         """Return Optuna's own view of the trials, not to be changed."""
         return self.study.get_trials(deepcopy=False)
@@ -95,13 +91,30 @@ class Ledger:
         complete = [record for record in self.records() if record.objective is not None]
         return max(complete, key=lambda record: (record.objective, -record.number), default=None)
 
-    def enqueue(self, params: Mapping[str, ParamValue]) -> None:
-        """Let the next proposal be `params`, unless the study has them already."""
-        self.study.enqueue_trial(dict(params), skip_if_exists=True)
+    def enqueue(self, params: Mapping[str, ParamValue], distributions: Mapping[str, BaseDistribution]) -> None:
+        """Add a trial that waits to be taken."""
+        self._add(OptunaState.WAITING, params, distributions)
+
+    def add(
+        self,
+        params: Mapping[str, ParamValue],
+        distributions: Mapping[str, BaseDistribution],
+        attrs: Mapping[str, Any] | None = None,
+    ) -> FrozenTrial:
+        """Add a trial that runs, with an engine's own attributes; everything at once, or nothing where a kill comes."""
+        self._add(OptunaState.RUNNING, params, distributions, attrs)
+        return self.trials()[-1]
+
+    def take_waiting(self) -> FrozenTrial | None:
+        """Return the first trial that waits, which runs now; None where none does."""
+        waiting = next((trial for trial in self.trials() if trial.state is OptunaState.WAITING), None)
+        if waiting is None:
+            return None
+        self._storage.set_trial_state_values(self._id(waiting.number), OptunaState.RUNNING)
+        return self.trial(waiting.number)
 
     def begin_attempt(self, number: int, attempt: int, run_id: str) -> None:
         """Count an attempt (from 1) that a worker takes up, and name its MLflow run."""
-        self._begun[number] = time.monotonic()
         self._set_attr(number, "run_id", run_id)
         self._set_attr(number, "attempt", attempt)
 
@@ -129,7 +142,8 @@ class Ledger:
     def close(self, result: TrialResult) -> None:
         """Record how a trial ended."""
         # Not Optuna's duration: that begins with the proposal, which waits for a free worker.
-        self._set_attr(result.number, "seconds", time.monotonic() - self._begun.pop(result.number))
+        self._set_attr(result.number, "seconds", result.seconds)
+        self._set_attr(result.number, "epochs_run", result.epochs_run)
         if result.state is TrialState.COMPLETE:
             self.study.tell(result.number, result.objective)
             return
@@ -137,6 +151,21 @@ class Ledger:
             self._set_attr(result.number, "reason", result.reason.value)
         pruned = result.state is TrialState.PRUNED
         self.study.tell(result.number, state=OptunaState.PRUNED if pruned else OptunaState.FAIL)
+
+    def _add(
+        self,
+        state: OptunaState,
+        params: Mapping[str, ParamValue],
+        distributions: Mapping[str, BaseDistribution],
+        attrs: Mapping[str, Any] | None = None,
+    ) -> None:
+        # As the storage gives them back: a whole number stands for a float, too.
+        stored = {
+            name: each.to_external_repr(each.to_internal_repr(params[name])) for name, each in distributions.items()
+        }
+        self.study.add_trial(
+            create_trial(state=state, params=stored, distributions=dict(distributions), user_attrs=dict(attrs or {}))
+        )
 
     def _set_attr(self, number: int, key: str, value: Any) -> None:
         self._storage.set_trial_user_attr(self._id(number), key, value)
@@ -146,16 +175,19 @@ class Ledger:
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
-    reason = trial.user_attrs.get("reason")
+    # Written before the trial's end, so that a kill in between leaves them to an attempt that ends in another way.
+    end = trial.user_attrs if trial.state.is_finished() else {}
+    reason = end.get("reason") if trial.state is OptunaState.FAIL else None
+    # What a lost attempt reported after the epoch in which the last one ended is none of the trial's.
+    epochs_run = end.get("epochs_run", math.inf)
     return TrialRecord(
         number=trial.number,
         state=STATES[trial.state],
-        # An enqueued point has its values there until it is begun.
-        params={**trial.system_attrs.get("fixed_params", {}), **trial.params},
+        params=trial.params,
         attempt=int(trial.user_attrs.get("attempt", 0)),
         run_id=trial.user_attrs.get("run_id"),
         objective=trial.value if trial.state is OptunaState.COMPLETE else None,
-        curve=dict(sorted(trial.intermediate_values.items())),
+        curve={epoch: value for epoch, value in sorted(trial.intermediate_values.items()) if epoch <= epochs_run},
         reason=FailReason(reason) if reason else None,
-        seconds=trial.user_attrs.get("seconds"),
+        seconds=end.get("seconds"),
     )

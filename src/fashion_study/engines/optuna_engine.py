@@ -2,10 +2,13 @@
 
 import copy
 import itertools
+import math
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from optuna import Study
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -13,20 +16,43 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    SuccessiveHalvingPruner,
+    _filter_study,
+)
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import TrialState as OptunaState
 
-from fashion_study.config import PrunerName, SamplerName
+from fashion_study.config import MAX_GRID, PrunerName, SamplerName
 from fashion_study.engines.engine import Exhausted, Proposal, Wait
 from fashion_study.engines.ledger import Ledger
 from fashion_study.space import Categorical, Float, Int, Parameter, SearchSpace
 from fashion_study.trial import ParamValue, TrialResult, trial_seed
 
 BASELINE_NUMBER = 0
+# What repeats a known trial is drawn anew, so often by the sampler itself; one that has settled on a point would
+# never leave it. Where the points can be counted, one of those left is taken then.
+SAMPLER_DRAWS = 20
+# Where they cannot, they are drawn at random: of more than MAX_GRID points every study leaves most, so that many draws
+# in a row that know nothing new mean that there is next to nothing.
+RANDOM_DRAWS = 200
+
+# The attribute that keeps how far a trial has come in the sampler's sequence.
+PLACE = "qmc_place"
+
+Point = dict[str, ParamValue]
 
 
 class OptunaEngine:
-    """Propose trials of `space` into the ledger's study: the baseline first, then the points of the user's own."""
+    """Propose trials of `space` into the ledger's study: the baseline first, then the points of the user's own.
+
+    No point is proposed twice; only a trial that was sent back to waiting comes again, under its own number.
+    """
 
     def __init__(
         self,
@@ -42,23 +68,20 @@ class OptunaEngine:
         self._sampler_name = sampler
         self._seed = seed
         self._distributions = {name: _distribution(spec) for name, spec in space.parameters.items()}
-        self._grid = _shuffled_grid(space, seed) if sampler == "grid" else None
+        # The points that can be counted: those of the grid, or all of a small space.
+        self._points = _shuffled_grid(space, seed) if sampler == "grid" else _every_point(self._distributions)
         self._attempt_curves: dict[int, dict[int, float]] = {}
         self._study.pruner = _pruner(pruner, space.max_epochs)
+        self._known = {_key(trial.params) for trial in ledger.trials()}
         for point in (space.baseline, *try_points):
-            ledger.enqueue(point)
+            if self._is_new(point):
+                ledger.enqueue(point, self._distributions)
 
     def ask(self) -> Proposal | Wait | Exhausted:
         """Return a trial that waits, else a new one drawn with the seed of its number."""
-        if self._grid is not None and not self._enqueue_from_grid(self._grid):
-            return Exhausted("every point of the grid has been proposed")
-        with warnings.catch_warnings():
-            # A waiting trial keeps its own values, and QMC counts as experimental; Optuna says so for each one.
-            warnings.simplefilter("ignore", UserWarning)
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            # Re-seeded each time: a sampler that lives on in a resumed study would draw its first points again.
-            self._study.sampler = _sampler(self._sampler_name, self._seed, len(self._ledger.trials()))
-            trial = self._study.ask(fixed_distributions=self._distributions)
+        trial = self._ledger.take_waiting() or self._new_trial()
+        if trial is None:
+            return Exhausted(self._why_exhausted())
         superseded = trial.user_attrs.get("run_id")
         attempt = int(trial.user_attrs.get("attempt", 0)) + 1
         self._attempt_curves[trial.number] = {}
@@ -87,20 +110,99 @@ class OptunaEngine:
         self._attempt_curves.pop(result.number, None)
         self._ledger.close(result)
 
-    def _enqueue_from_grid(self, grid: list[dict[str, ParamValue]]) -> bool:
-        """Enqueue the next point of the grid that the ledger has not; say whether anything waits."""
-        if self._ledger.has_waiting():
-            return True
-        known = {_key(trial.system_attrs.get("fixed_params", trial.params)) for trial in self._ledger.trials()}
-        for point in grid:
-            if _key(point) not in known:
-                self._ledger.enqueue(point)
-                return True
-        return False
+    def _new_trial(self) -> FrozenTrial | None:
+        """Add a trial to the ledger that it has not; None where no such point is found."""
+        trials = self._ledger.trials()
+        places = itertools.count(1 + max((trial.user_attrs.get(PLACE, -1) for trial in trials), default=-1))
+        sampler = _sampler(self._sampler_name, self._seed, len(trials), places)
+        point = next(filter(self._is_new, self._candidates(sampler, len(trials))), None)
+        if point is None:
+            return None
+        # A sequence goes on behind the last place that a trial has taken, whatever a kill has left undone.
+        attrs = {PLACE: next(places) - 1} if isinstance(sampler, _Sobol) else {}
+        return self._ledger.add(point, self._distributions, attrs)
+
+    def _candidates(self, sampler: BaseSampler, number: int) -> Iterator[Point]:
+        """Yield points for a trial: drawn by the sampler, then those that can be counted, else drawn at random."""
+        seed = trial_seed(self._seed, number)
+        if self._sampler_name == "grid":
+            yield from self._points or ()
+        elif self._points is None:
+            yield from (self._draw(sampler, number) for _ in range(SAMPLER_DRAWS))
+            anywhere = RandomSampler(seed)
+            yield from (self._draw(anywhere, number) for _ in range(RANDOM_DRAWS))
+        elif any(_key(point) not in self._known for point in self._points):
+            yield from (self._draw(sampler, number) for _ in range(SAMPLER_DRAWS))
+            yield from random.Random(seed).sample(self._points, len(self._points))
+
+    def _draw(self, sampler: BaseSampler, number: int) -> Point:
+        """Draw a point for the trial that will have this number, as Optuna's own `ask` does, but write nothing."""
+        # A copy, since a study goes on seeing its trials as they were at its last `ask`.
+        study = copy.copy(self._study)
+        trial = create_trial(state=OptunaState.RUNNING)
+        trial.number = number
+        with warnings.catch_warnings():
+            # QMC counts as experimental, and Optuna says so each time.
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study = _filter_study(study, trial)
+            sampler.before_trial(study, trial)
+            drawn = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
+            for name, distribution in self._distributions.items():
+                if distribution.single():
+                    drawn[name] = (_values(distribution) or ())[0]
+                elif name not in drawn:
+                    drawn[name] = sampler.sample_independent(study, trial, name, distribution)
+        return {name: drawn[name] for name in self._distributions}
+
+    def _is_new(self, point: Mapping[str, ParamValue]) -> bool:
+        """Say whether a point is none of the ledger's, and take it for one from now on."""
+        key = _key(point)
+        if key in self._known:
+            return False
+        self._known.add(key)
+        return True
+
+    def _why_exhausted(self) -> str:
+        if self._sampler_name == "grid":
+            return "every point of the grid has been proposed. Another --sampler can go on"
+        if self._points is not None:
+            return f"all {len(self._points):,} points of the space have been proposed. A wider space can go on"
+        return f"{SAMPLER_DRAWS + RANDOM_DRAWS} draws in a row found no new point. A wider space can go on"
 
 
 def _key(params: Mapping[str, ParamValue]) -> tuple[tuple[str, ParamValue], ...]:
-    return tuple(sorted(params.items()))
+    """Name a point by its values, floats up to what rounding makes of a step."""
+    return tuple(
+        (name, float(f"{value:.12g}") if isinstance(value, float) else value) for name, value in sorted(params.items())
+    )
+
+
+def _every_point(distributions: Mapping[str, BaseDistribution]) -> list[Point] | None:
+    """List every point where they are few enough to be counted, else None."""
+    axes = {name: _values(distribution) for name, distribution in distributions.items()}
+    if any(values is None for values in axes.values()):
+        return None
+    counted = {name: values for name, values in axes.items() if values is not None}
+    if math.prod(len(values) for values in counted.values()) > MAX_GRID:
+        return None
+    return [dict(zip(counted, values, strict=True)) for values in itertools.product(*counted.values())]
+
+
+def _values(distribution: BaseDistribution) -> Sequence[ParamValue] | None:
+    """List the values that a parameter can take, None where they are many."""
+    match distribution:
+        case CategoricalDistribution():
+            return [value for value in distribution.choices if isinstance(value, int | float | str)]
+        case IntDistribution():
+            return range(distribution.low, distribution.high + 1, 1 if distribution.log else distribution.step)
+        case FloatDistribution() if distribution.single():
+            return [distribution.low]
+        case FloatDistribution(step=float(step)) if distribution.high - distribution.low <= MAX_GRID * step:
+            return [
+                distribution.low + step * place
+                for place in range(round((distribution.high - distribution.low) / step) + 1)
+            ]
+    return None
 
 
 def _shuffled_grid(space: SearchSpace, seed: int) -> list[dict[str, ParamValue]]:
@@ -121,22 +223,45 @@ def _distribution(spec: Parameter) -> BaseDistribution:
             return CategoricalDistribution(spec.choices)
 
 
-def _sampler(name: SamplerName, study_seed: int, number: int) -> BaseSampler:
+def _sampler(name: SamplerName, study_seed: int, number: int, places: Iterator[int]) -> BaseSampler:
+    # Re-seeded for each trial: a sampler that lives on in a resumed study would draw its first points again.
     seed = trial_seed(study_seed, number)
     match name:
         case "tpe":
-            return TPESampler(seed=seed)
+            return _Tpe(seed=seed)
         case "qmc":
-            # A sequence keeps its place in the storage and must stay the same one: no seed per trial.
-            return QMCSampler(
-                qmc_type="sobol",
-                scramble=True,
-                seed=study_seed,
-                independent_sampler=RandomSampler(seed),
-                warn_independent_sampling=False,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                return _Sobol(study_seed, seed, places)
         case "random" | "grid":
             return RandomSampler(seed=seed)
+
+
+class _Tpe(TPESampler):
+    """Draw for a trial that the storage has not yet: there is no other process that has to know of it."""
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._sample_relative(study, trial, search_space)
+
+
+class _Sobol(QMCSampler):
+    """Draw from one sequence at the places given; Optuna counts them in the storage, where a kill skips one."""
+
+    def __init__(self, study_seed: int, trial_seed: int, places: Iterator[int]) -> None:
+        # The sequence must stay the same one: no seed per trial.
+        super().__init__(
+            qmc_type="sobol",
+            scramble=True,
+            seed=study_seed,
+            independent_sampler=RandomSampler(trial_seed),
+            warn_independent_sampling=False,
+        )
+        self._places = places
+
+    def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:  # noqa: ARG002
+        return next(self._places)
 
 
 def _pruner(name: PrunerName, max_epochs: int) -> BasePruner:

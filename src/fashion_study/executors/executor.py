@@ -1,19 +1,8 @@
 """The seam between the coordinator and the processes that train."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
-from fashion_study.trial import EpochReport, ProbeResult, TrialResult, TrialSpec
-
-
-@dataclass(frozen=True)
-class AttemptLost:
-    """Say that a worker died under an attempt, and what is known of its death."""
-
-    number: int
-    attempt: int
-    cause: str
-
+from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialResult, TrialSpec
 
 Event = EpochReport | TrialResult | AttemptLost
 
@@ -35,7 +24,10 @@ class Executor(Protocol):
         ...
 
     def wait(self, timeout: float) -> list[Event]:
-        """Return what has happened, after at most `timeout` seconds; perhaps nothing."""
+        """Return what has happened, after at most `timeout` seconds; perhaps nothing.
+
+        To be called again and again while something runs: it is here that limits of time and memory are watched.
+        """
         ...
 
     def answer(self, report: EpochReport, *, prune: bool) -> None:

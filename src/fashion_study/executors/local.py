@@ -5,8 +5,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -15,14 +17,18 @@ from typing import Any
 import psutil
 from joblib import cpu_count
 
-from fashion_study.errors import StudyError
-from fashion_study.executors.executor import AttemptLost, Event
+from fashion_study.errors import BadInputError, StudyError
+from fashion_study.executors.executor import Event
+from fashion_study.executors.memory import OomWatch, available_memory
 from fashion_study.trial import (
+    AttemptLost,
     EpochReport,
+    FailReason,
     ProbeOrder,
     ProbeResult,
     TrialResult,
     TrialSpec,
+    TrialState,
     Verdict,
     WorkerFailed,
     WorkerReady,
@@ -38,28 +44,86 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2*
 STOP_SECONDS = 5.0
 FAILED_STARTS = 3
 BYTES_PER_WORKER = 1.5 * 2**30
+# TensorFlow keeps some 7 MiB of each trial (of 1,002 MiB after the first it made 1,335 MiB in 46), so that a worker
+# stays below BYTES_PER_WORKER; fifty trials of half a minute take a hundred times as long as the import of a new one.
+ATTEMPTS_PER_WORKER = 50
+# A crowded machine imports TensorFlow in a minute or two; what takes longer than this hangs.
+START_SECONDS = 600.0
+SAMPLE_SECONDS = 0.5
+# While the coordinator itself stands still (a busy store, SIGSTOP) no attempt's clock runs on for longer than this.
+LONGEST_TICK = 5.0
+# The kernel strikes between two samples: so near to its limit it was memory that a killed worker lacked.
+NEAR_THE_LIMIT = 0.9
+# Where memory runs out the kernel should end a worker before the coordinator or anything else of the user's.
+OOM_SCORE = "500"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limit an attempt to `seconds` from where a worker begins with it, and a worker to `memory` bytes in RAM."""
+
+    seconds: float | None = None
+    memory: int | None = None
 
 
 @dataclass(eq=False)
 class _Worker:
+    """Hold a process and what it does. `clock` is in seconds since its start, then since its attempt began."""
+
     slot: int
     process: subprocess.Popen[bytes]
     connection: Connection
     log: Path
+    attempts_left: int
     spec: TrialSpec | None = None
-    is_proven: bool = False  # It has answered once, so its start is not to blame when it dies.
+    is_ready: bool = False
+    clock: float = 0.0
+    epochs: int = 0
+    memory: int = 0
+
+    def give(self, spec: TrialSpec) -> None:
+        """Hand over an attempt; while the worker still imports, it is not begun."""
+        self.spec = spec
+        self.epochs = 0
+        self.attempts_left -= 1
+        if self.is_ready:
+            self.clock = 0.0
+        self.send(spec)
+
+    def send(self, message: object) -> None:
+        # One that died meanwhile leaves a closed connection, which is found where its answer is read.
+        with suppress(OSError):
+            self.connection.send(message)
+
+    def failure(self, reason: FailReason, message: str) -> TrialResult:
+        """End the attempt in the worker's place."""
+        assert self.spec is not None
+        return TrialResult(
+            *self.spec.key, TrialState.FAILED, self.epochs, reason=reason, message=message, seconds=self.clock
+        )
+
+    def end(self) -> None:
+        """End the process now, and wait for it."""
+        self.connection.close()
+        self.process.kill()  # SIGKILL reaches a stopped process too.
+        self.process.wait()
 
 
 class LocalExecutor:
-    """Keep `workers` processes busy, replace one that dies, and end all of them with the coordinator."""
+    """Keep `workers` processes busy, replace one that dies or breaks a limit, and end all with the coordinator."""
 
-    def __init__(self, settings: WorkerSettings, workers: int, log_dir: Path) -> None:
+    def __init__(self, settings: WorkerSettings, workers: int, log_dir: Path, limits: Limits | None = None) -> None:
         self._settings = settings
         self._log_dir = log_dir
+        self._limits = limits or Limits()
         log_dir.mkdir(parents=True, exist_ok=True)
         self._gpus = visible_gpus()
         self._failed_starts = 0
-        self._workers = [self._start(slot) for slot in range(workers)]
+        self._oom = OomWatch()
+        self._watched = self._sampled = time.monotonic()
+        # Spread over time, so that not all of them are replaced at once.
+        lives = (ATTEMPTS_PER_WORKER * (workers - slot) // workers for slot in range(workers))
+        self._workers = [self._start(slot, max(1, life)) for slot, life in enumerate(lives)]
 
     @property
     def slots(self) -> int:
@@ -68,47 +132,47 @@ class LocalExecutor:
 
     def probe_precision(self) -> ProbeResult:
         """Let the first worker measure both precisions."""
-        _send(self._workers[0], ProbeOrder())
+        asked: _Worker | None = None
         while True:
-            worker = self._workers[0]
-            for message in self._receive(worker):
+            if self._workers[0] is not asked:  # At first, and where it died: its successor is asked again.
+                asked = self._workers[0]
+                asked.send(ProbeOrder())
+            for message in self._collect([asked], SAMPLE_SECONDS):
                 if isinstance(message, ProbeResult):
                     return message
-            if self._workers[0] is not worker:  # It died; its successor is asked again.
-                _send(self._workers[0], ProbeOrder())
+            self._watch()
 
     def submit(self, spec: TrialSpec) -> None:
         """Hand an attempt to a worker that is free; a worker still importing takes it up when it is ready."""
-        worker = next(worker for worker in self._workers if worker.spec is None)
-        worker.spec = spec
-        _send(worker, spec)
+        free = (worker for worker in self._workers if worker.spec is None)
+        # The one that is ready first, if there is one.
+        min(free, key=lambda worker: not worker.is_ready).give(spec)
 
     def wait(self, timeout: float) -> list[Event]:
-        """Return what the workers have sent, after at most `timeout` seconds; perhaps nothing."""
-        by_connection = {worker.connection: worker for worker in self._workers}
-        ready = wait(list(by_connection), timeout)
-        workers = [by_connection[connection] for connection in ready if isinstance(connection, Connection)]
-        return [event for worker in workers for event in self._receive(worker)]
+        """Return what the workers have sent, after at most `timeout` seconds; perhaps nothing.
+
+        Here the limits are watched: a worker that breaks one is replaced, and its attempt ends as failed.
+        """
+        return self._collect(self._workers, timeout) + self._watch()
 
     def answer(self, report: EpochReport, *, prune: bool) -> None:
         """Answer an epoch's report; the worker goes on, or ends the trial there."""
         key = (report.number, report.attempt)
         for worker in self._workers:
             if worker.spec is not None and worker.spec.key == key:
-                _send(worker, Verdict(prune))
+                worker.send(Verdict(prune))
 
     def stop(self) -> None:
         """End every worker, whatever it is doing; each one ends by itself when its connection closes."""
         for worker in self._workers:
             worker.connection.close()
+        deadline = time.monotonic() + STOP_SECONDS
         for worker in self._workers:
-            try:
-                worker.process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                worker.process.wait(max(0.0, deadline - time.monotonic()))
+            worker.end()
 
-    def _start(self, slot: int) -> _Worker:
+    def _start(self, slot: int, attempts: int = ATTEMPTS_PER_WORKER) -> _Worker:
         ours, theirs = Pipe()
         environment = os.environ | MALLOC | {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")}
         if self._gpus:
@@ -124,58 +188,134 @@ class LocalExecutor:
                 pass_fds=[theirs.fileno()],
                 process_group=0,  # Ctrl-C is the coordinator's to answer.
             )
+        with suppress(OSError):  # Linux only.
+            Path(f"/proc/{process.pid}/oom_score_adj").write_text(OOM_SCORE)
         ours.send(self._settings)
-        return _Worker(slot, process, ours, log)
+        return _Worker(slot, process, ours, log, attempts)
+
+    def _collect(self, workers: Iterable[_Worker], timeout: float) -> list[Any]:
+        by_connection = {worker.connection: worker for worker in workers}
+        ready = wait(list(by_connection), timeout)
+        heard = [by_connection[connection] for connection in ready if isinstance(connection, Connection)]
+        return [message for worker in heard for message in self._receive(worker)]
 
     def _receive(self, worker: _Worker) -> list[Any]:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):
             return self._bury(worker)
-        if isinstance(message, WorkerFailed):
-            raise StudyError(message.message)
-        worker.is_proven = True
-        self._failed_starts = 0
-        if isinstance(message, WorkerReady):
-            return []
-        if isinstance(message, TrialResult):
-            worker.spec = None
+        match message:
+            case WorkerFailed():
+                raise message.error
+            case WorkerReady():
+                self._failed_starts = 0
+                worker.is_ready, worker.clock = True, 0.0
+                return []
+            case EpochReport():
+                worker.epochs = message.epoch
+            case TrialResult() | AttemptLost():
+                if isinstance(message, TrialResult):
+                    message = replace(message, seconds=worker.clock)
+                worker.spec = None
+                if worker.attempts_left <= 0:
+                    worker.end()
+                    self._replace(worker)
         return [message]
 
     def _bury(self, worker: _Worker) -> list[Event]:
-        """Put a new worker in the place of a dead one and report the attempt that died with it."""
+        """Put a new worker in the place of a dead one, and end the attempt that died with it."""
         code = worker.process.wait()
         worker.connection.close()
-        if not worker.is_proven:
-            self._failed_starts += 1
+        if not worker.is_ready:
             # A signal comes from outside; what ends by itself before it is ready will do so again.
-            if code >= 0 or self._failed_starts > FAILED_STARTS:
-                raise self._cannot_start(worker)
-        self._workers[self._workers.index(worker)] = self._start(worker.slot)
-        if worker.spec is None:
+            self._count_failed_start(worker, f"exit code {code}", is_certain=code >= 0)
+        self._replace(worker)
+        if worker.spec is None or not worker.is_ready:
             return []
+        if code == -signal.SIGKILL and self._was_memory(worker):
+            return [worker.failure(FailReason.OOM, f"The kernel killed the worker for its memory{_last_seen(worker)}.")]
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return [AttemptLost(worker.spec.number, worker.spec.attempt, cause)]
+        return [AttemptLost(*worker.spec.key, cause)]
 
-    def _cannot_start(self, worker: _Worker) -> StudyError:
-        return StudyError(
-            f"A worker process ended before it was ready (exit code {worker.process.poll()}). "
-            f"Expected it to import TensorFlow and load the data. What it printed is in {worker.log}."
-        )
+    def _was_memory(self, worker: _Worker) -> bool:
+        limit = self._limits.memory
+        is_near = limit is not None and worker.memory >= NEAR_THE_LIMIT * limit
+        return self._oom.explains_a_kill() or is_near
+
+    def _replace(self, worker: _Worker) -> None:
+        successor = self._start(worker.slot)
+        self._workers[self._workers.index(worker)] = successor
+        if worker.spec is not None and not worker.is_ready:
+            successor.give(worker.spec)  # Nobody has begun it yet.
+
+    def _watch(self) -> list[Event]:
+        """Let the clocks run on, and end what breaks a limit."""
+        now = time.monotonic()
+        for worker in self._workers:
+            worker.clock += min(now - self._watched, LONGEST_TICK)
+        self._watched = now
+        if now - self._sampled >= SAMPLE_SECONDS:
+            self._sampled = now
+            self._oom.look()
+            for worker in self._workers:
+                # One that has just ended takes nothing any more; what it took last may explain its end.
+                worker.memory = _memory_of(worker.process.pid) or worker.memory
+        # A list of its own: those that break a limit are replaced meanwhile.
+        return [event for worker in list(self._workers) for event in self._hold_to_limits(worker)]
+
+    def _hold_to_limits(self, worker: _Worker) -> list[Event]:
+        seconds, memory = self._limits.seconds, self._limits.memory
+        failure = None
+        if not worker.is_ready:
+            self._hold_start_to_limits(worker)
+        elif worker.spec is not None and seconds is not None and worker.clock > seconds:
+            failure = FailReason.TIMEOUT, f"The trial took longer than the {seconds:g} s of --trial-timeout."
+        elif memory is not None and worker.memory > memory:
+            failure = FailReason.OOM, f"The worker took more than --worker-memory allows{_last_seen(worker)}."
+        if failure is None:
+            return []
+        worker.end()
+        self._replace(worker)
+        return [worker.failure(*failure)] if worker.spec is not None else []
+
+    def _hold_start_to_limits(self, worker: _Worker) -> None:
+        memory = self._limits.memory
+        if memory is not None and worker.memory > memory:
+            raise BadInputError(
+                f"A worker takes {worker.memory / 2**20:,.0f} MiB before it trains anything; --worker-memory allows "
+                f"{memory / 2**20:,.0f} MiB. Expected room for TensorFlow, the images and a trial: try 2G."
+            )
+        if worker.clock > START_SECONDS:
+            worker.end()
+            self._count_failed_start(worker, f"not ready after {START_SECONDS:.0f} s", is_certain=False)
+            self._replace(worker)
+
+    def _count_failed_start(self, worker: _Worker, how: str, *, is_certain: bool) -> None:
+        self._failed_starts += 1
+        if is_certain or self._failed_starts > FAILED_STARTS:
+            raise StudyError(
+                f"A worker process ended before it was ready ({how}). "
+                f"Expected it to import TensorFlow and load the data. What it printed is in {worker.log}."
+            )
 
 
-def _send(worker: _Worker, message: object) -> None:
-    # One that died meanwhile leaves a closed connection, which is found where its answer is read.
-    with suppress(OSError):
-        worker.connection.send(message)
+def _last_seen(worker: _Worker) -> str:
+    return f" ({worker.memory / 2**20:,.0f} MiB were seen)" if worker.memory else ""
+
+
+def _memory_of(pid: int) -> int:
+    """Return the bytes that a process holds in RAM, 0 for one that has ended."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
 
 
 def default_workers() -> int:
     """Return one worker per GPU; without one, one per core that this process may use, as memory allows."""
     if gpus := visible_gpus():
         return len(gpus)
-    by_memory = int(psutil.virtual_memory().available // BYTES_PER_WORKER)
-    return max(1, min(int(cpu_count()), by_memory))
+    return max(1, min(int(cpu_count()), int(available_memory() // BYTES_PER_WORKER)))
 
 
 def threads_per_worker(workers: int) -> int:

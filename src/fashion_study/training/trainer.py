@@ -1,12 +1,16 @@
 """Train one attempt at a trial and write down what it reached."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import keras
 import mlflow
+import tensorflow as tf
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from fashion_study.datasets import load_study_data
 from fashion_study.training.evaluation import evaluate
@@ -15,6 +19,7 @@ from fashion_study.training.model import build_model, float32_twin
 from fashion_study.training.precision import probe
 from fashion_study.training.record import final_metrics, record_evaluation, record_model
 from fashion_study.trial import (
+    AttemptLost,
     EpochReport,
     FailReason,
     ProbeResult,
@@ -23,6 +28,9 @@ from fashion_study.trial import (
     TrialState,
     WorkerSettings,
 )
+
+# A line on the terminal, and a tag.
+CAUSE_LENGTH = 300
 
 
 class Trainer:
@@ -43,10 +51,11 @@ class Trainer:
         """Measure which precision trains faster here."""
         return probe()
 
-    def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult:
+    def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
         """Train, evaluate and record one attempt; `go_on` takes each epoch's report and answers it.
 
-        An error is a result too: it ends the trial as failed, with its traceback, and not the worker.
+        An error is a result too: it ends the trial as failed, with its traceback, and not the worker. A store that
+        fails is no fault of the trial's: the attempt is lost, to be tried again.
         """
         reached = 0
 
@@ -57,15 +66,12 @@ class Trainer:
 
         try:
             return self._train(spec, report)
+        except _StoreFailedError as error:
+            return AttemptLost(*spec.key, str(error))
+        except (MemoryError, tf.errors.ResourceExhaustedError):
+            return _failed(spec, reached, FailReason.OOM)
         except Exception:
-            return TrialResult(
-                spec.number,
-                spec.attempt,
-                TrialState.FAILED,
-                epochs_run=reached,
-                reason=FailReason.ERROR,
-                message=traceback.format_exc(),
-            )
+            return _failed(spec, reached, FailReason.ERROR)
 
     def _train(self, spec: TrialSpec, report: Callable[[Epoch], bool]) -> TrialResult:
         keras.utils.clear_session()
@@ -95,8 +101,9 @@ class Trainer:
     def _record(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
         # What is measured from here on is the float32 model that is logged, whatever precision trained it.
         evaluation = evaluate(model, self._data.validation, self._data.class_names)
-        record_evaluation(self._client, spec.run_id, evaluation, self._data.validation, spec.seed)
-        logged = record_model(self._client, spec.run_id, model, spec.hyperparameters)
+        with _blaming_the_store():
+            record_evaluation(self._client, spec.run_id, evaluation, self._data.validation, spec.seed)
+            logged = record_model(self._client, spec.run_id, model, spec.hyperparameters)
         return TrialResult(
             spec.number,
             spec.attempt,
@@ -107,6 +114,24 @@ class Trainer:
             | {"best_val_accuracy": max(epoch.val_accuracy for epoch in outcome.epochs)},
             tags={"model_uri": logged.uri, "model_sha256": logged.sha256},
         )
+
+
+class _StoreFailedError(Exception):
+    """Carry what a store said that could not be written."""
+
+
+@contextmanager
+def _blaming_the_store() -> Iterator[None]:
+    """Tell what the store does to a trial (a full disk, a lock, a server that is gone) from what the trial does."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        line = next(iter(str(error).splitlines()), "")
+        raise _StoreFailedError(f"the store failed: {type(error).__name__}: {line}"[:CAUSE_LENGTH]) from error
+
+
+def _failed(spec: TrialSpec, epochs: int, reason: FailReason) -> TrialResult:
+    return TrialResult(*spec.key, TrialState.FAILED, epochs, reason=reason, message=traceback.format_exc())
 
 
 def _cost(model: keras.Model, outcome: FitOutcome) -> dict[str, float]:

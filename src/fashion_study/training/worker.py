@@ -3,7 +3,9 @@
 Started as `python -m fashion_study.training.worker FD`, where FD is its end of a duplex pipe that it inherits.
 """
 
+import ctypes
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -11,11 +13,15 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
+from fashion_study.errors import StudyError
 from fashion_study.trial import EpochReport, ProbeOrder, TrialSpec, WorkerFailed, WorkerReady, WorkerSettings
+
+PR_SET_PDEATHSIG = 1  # From <sys/prctl.h>.
 
 
 def main() -> None:
     """Load libraries and data once, then do what the coordinator sends until its end of the pipe closes."""
+    _end_with_the_coordinator()
     connection = Connection(int(sys.argv[1]))
     settings: WorkerSettings = connection.recv()
     inbox: SimpleQueue[Any] = SimpleQueue()
@@ -25,8 +31,12 @@ def main() -> None:
         from fashion_study.training.trainer import Trainer
 
         trainer = Trainer(settings)
+    except StudyError as error:
+        connection.send(WorkerFailed(error))
+        raise
     except Exception:
-        connection.send(WorkerFailed(f"A worker could not begin its work:\n{traceback.format_exc()}"))
+        told = StudyError(f"A worker could not begin its work:\n{traceback.format_exc()}")
+        connection.send(WorkerFailed(told))
         raise
     connection.send(WorkerReady())
 
@@ -40,6 +50,16 @@ def main() -> None:
                 connection.send(trainer.probe())
             case TrialSpec() as spec:
                 connection.send(trainer.train(spec, ask_whether_to_go_on))
+
+
+def _end_with_the_coordinator() -> None:
+    """Let the kernel end this process with its parent, where it can (Linux).
+
+    The listener does so everywhere, but not while the process is stopped, nor while native code keeps Python's lock,
+    as it does for seconds when TensorFlow is imported.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _listen(connection: Connection, inbox: "SimpleQueue[Any]") -> None:

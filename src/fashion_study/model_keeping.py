@@ -1,0 +1,90 @@
+"""Model files: those of the best trials are kept, the others make room as the study goes."""
+
+from collections.abc import Callable
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from fashion_study.engines.ledger import Ledger
+from fashion_study.engines.optuna_engine import BASELINE_NUMBER
+from fashion_study.leaderboard import rank
+from fashion_study.trial import TrialState
+
+# A run with this tag says with it why its model is gone; everything else of it stays.
+REMOVED = "model_removed"
+
+
+class ModelKeeper:
+    """Keep the model files of the best `keep` complete trials (None: of all), and take the others away.
+
+    Three more stay: what the registry names; the baseline trial's, which a study's first model is compared with on the
+    holdout before it is promoted; and those of the finalists' repeats, since more repeats can make another one the
+    median that is registered. `note` is told what could not be taken away.
+    """
+
+    def __init__(
+        self, client: MlflowClient, ledger: Ledger, keep: int | None, note: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._keep = keep
+        self._note = note
+        self._settled: set[int] = set()
+
+    def sweep(self) -> None:
+        """Take away what is not among the best any more; what a kill left half done is done again."""
+        if self._keep is None:
+            return
+        complete = [record for record in rank(self._ledger.records()) if record.state is TrialState.COMPLETE]
+        settled = self._settled | {BASELINE_NUMBER}
+        worse = [record for record in complete[self._keep :] if record.number not in settled]
+        if worse:
+            registered = self._registered_runs()
+            for record in worse:
+                if record.run_id is not None and record.run_id not in registered:
+                    self._take_away(record.number, record.run_id)
+
+    def _registered_runs(self) -> set[str]:
+        """Return the runs that any version of any registered model comes from."""
+        found: set[str] = set()
+        token = None
+        while True:
+            page = self._client.search_model_versions("", page_token=token)
+            found |= {str(version.run_id) for version in page}
+            if not (token := page.token):
+                return found
+
+    def _take_away(self, number: int, run_id: str) -> None:
+        self._settled.add(number)
+        model = self._logged_model(run_id)
+        if model is None:
+            return
+        # Said before it is done: a kill in between leaves files that the next sweep finds, and no model missing
+        # without a word.
+        self._client.set_tag(run_id, REMOVED, f"not among the best {self._keep} trials (--keep-models {self._keep})")
+        try:
+            get_artifact_repository(_folder(model), tracking_uri=self._client.tracking_uri).delete_artifacts()
+        except (MlflowException, NotImplementedError, OSError) as error:
+            self._client.delete_tag(run_id, REMOVED)
+            self._note(f"the model files of trial {number:03d} cannot be taken away, and stay: {error}")
+            return
+        self._client.delete_logged_model(model.model_id)
+
+    def _logged_model(self, run_id: str) -> LoggedModel | None:
+        uri = self._client.get_run(run_id).data.tags.get("model_uri", "")
+        try:
+            return self._client.get_logged_model(uri.removeprefix("models:/")) if uri else None
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise
+            return None  # Taken away already.
+
+
+def _folder(model: LoggedModel) -> str:
+    """Return the address of everything that lies in a store for a model."""
+    location = str(model.artifact_location)
+    own = f"/{model.model_id}/artifacts"
+    return location.removesuffix("/artifacts") if location.endswith(own) else location

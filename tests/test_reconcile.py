@@ -1,34 +1,37 @@
-"""The promises of a restart: what a kill left running waits again, and one coordinator at a time owns a study."""
+"""The promises of a restart: what a kill left running waits again, and no result is trained twice."""
 
 import json
 import os
 import signal
-import subprocess
+import sqlite3
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from optuna.distributions import FloatDistribution
+from sqlalchemy import Connection, Engine, event
 
 from fashion_study.engines.ledger import MAX_RETURNS, Ledger
-from fashion_study.errors import StoreError
-from fashion_study.reconcile import reconcile, sole_owner
-from fashion_study.tracking.runs import MlflowTracker
+from fashion_study.reconcile import reconcile
+from fashion_study.tracking.runs import MlflowTracker, run_name
 from fashion_study.tracking.store import Store, open_store
 from fashion_study.tracking.tracker import StudyCard
-from fashion_study.trial import FailReason, TrialResult, TrialState
+from fashion_study.trial import FailReason, Hyperparameters, Precision, TrialResult, TrialSpec, TrialState
 
-HOLD = """
-import sys
-from pathlib import Path
-from fashion_study.reconcile import sole_owner
-with sole_owner(Path(sys.argv[1]), sys.argv[2]):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+SLOW_IMPORTS = [
+    "fashion_study.reconcile",
+    "fashion_study.tracking.attempts",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.tracking._tracking_service.client",
+]
+ENDINGS = (
+    TrialResult(0, 1, TrialState.COMPLETE, 1, 0.5, metrics={"objective": 0.5}),
+    TrialResult(1, 1, TrialState.PRUNED, 1),
+    TrialResult(2, 1, TrialState.FAILED, 1, reason=FailReason.DIVERGED, message="The loss became nan."),
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +48,28 @@ class Killed:
     """A study on a real store, of which no process is left."""
 
     def __init__(self, store: Store, client: MlflowClient, name: str) -> None:
-        self.client = client
+        self.store, self.client, self.name = store, client, name
         self.ledger = Ledger(store.optuna_storage(), name)
-        self.tracker = MlflowTracker(client, store.experiment_id(client, "digits"))
-        self.tracker.open_study(StudyCard(name, "", {}, {}), (), None)
+        self.experiment_id = store.experiment_id(client, "digits")
+        self.tracker = MlflowTracker(client, self.experiment_id)
+        known = self.ledger.facts.get("run_id")
+        self.study_run = self.tracker.open_study(StudyCard(name, "", {}, {}), (), known)
+        self.ledger.remember(run_id=self.study_run)
 
-    def begin(self) -> tuple[int, str]:
+    def begin(self, until_superseded: bool = True) -> tuple[int, str]:
         """Begin the next trial, as engine and coordinator do; return its number and its run."""
         trial = self.ledger.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
         attempt = int(trial.user_attrs.get("attempt", 0)) + 1
         run_id = self.tracker.open_trial(trial.number, attempt, {}, {})
         self.ledger.begin_attempt(trial.number, attempt, run_id)
+        if "run_id" in trial.user_attrs and until_superseded:
+            self.tracker.supersede(trial.user_attrs["run_id"], run_id)
         return trial.number, run_id
+
+    def close(self, begun: tuple[int, str], result: TrialResult, repeat: int = 0) -> None:
+        """Close the run of an attempt as the coordinator does; the ledger does not hear of it."""
+        spec = TrialSpec(begun[0], result.attempt, Hyperparameters(), 0, begun[1], Precision.FLOAT32, repeat)
+        self.tracker.close_trial(spec, result)
 
     def status(self, run_id: str) -> tuple[str, str]:
         run = self.client.get_run(run_id)
@@ -82,15 +95,15 @@ def test_trials_left_running_wait_and_their_runs_are_killed(killed: Killed) -> N
 
 
 def test_what_has_ended_is_left_alone(killed: Killed) -> None:
-    number, run_id = killed.begin()
-    killed.client.set_terminated(run_id, "FINISHED")
-    killed.ledger.close(TrialResult(number, 1, TrialState.COMPLETE, 1, 0.5))
+    for result in ENDINGS:
+        killed.close(killed.begin(), result)
+        killed.ledger.close(result)
+    killed.tracker.log_best(1, 0.5)
     before = killed.ledger.records()
 
     assert reconcile(killed.ledger, killed.tracker) == []
 
     assert killed.ledger.records() == before
-    assert killed.status(run_id)[0] == "FINISHED"
 
 
 def test_after_three_returns_the_attempt_that_is_cut_off_is_the_last(killed: Killed) -> None:
@@ -106,7 +119,7 @@ def test_after_three_returns_the_attempt_that_is_cut_off_is_the_last(killed: Kil
     assert killed.tracker.open_runs() == {}
 
 
-def test_a_run_that_was_opened_for_no_attempt_is_ended(killed: Killed) -> None:
+def test_a_run_that_was_opened_for_no_attempt_is_ended_and_marked(killed: Killed) -> None:
     orphan = killed.tracker.open_trial(5, 1, {}, {})
 
     (line,) = reconcile(killed.ledger, killed.tracker)
@@ -114,74 +127,180 @@ def test_a_run_that_was_opened_for_no_attempt_is_ended(killed: Killed) -> None:
     assert orphan in line
     assert "005" in line
     assert killed.status(orphan) == ("KILLED", "interrupted")
+    assert "orphan" in killed.client.get_run(orphan).data.tags
 
 
 def test_a_proposal_that_no_worker_had_begun_waits_and_was_no_attempt(killed: Killed) -> None:
     killed.ledger.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
 
-    assert reconcile(killed.ledger, killed.tracker) == []
+    (line,) = reconcile(killed.ledger, killed.tracker)
 
+    assert "no worker had begun it" in line
     (record,) = killed.ledger.records()
     assert (record.state, record.attempt, record.run_id) == (TrialState.WAITING, 0, None)
 
 
-def test_a_run_that_was_closed_before_the_ledger_heard_of_it_keeps_its_status(killed: Killed) -> None:
-    number, run_id = killed.begin()
-    killed.client.set_terminated(run_id, "FINISHED")
+@pytest.mark.parametrize("is_ended", [False, True], ids=["tagged", "closed"])
+def test_no_result_is_trained_twice_that_the_ledger_did_not_hear_of(killed: Killed, is_ended: bool) -> None:
+    runs = []
+    for result in ENDINGS:
+        runs.append(killed.begin()[1])
+        killed.ledger.record_value(result.number, 1, 0.25)
+        killed.close((result.number, runs[-1]), result)
+        if not is_ended:
+            killed.client.update_run(runs[-1], status="RUNNING")
+
+    lines = reconcile(killed.ledger, killed.tracker)
+
+    records = killed.ledger.records()
+    assert [record.state for record in records] == [result.state for result in ENDINGS]
+    assert [record.objective for record in records] == [0.5, None, None]
+    assert [record.reason for record in records] == [None, None, FailReason.DIVERGED]
+    assert [record.run_id for record in records] == runs
+    assert all(record.seconds is not None for record in records)
+    assert killed.ledger.trial(1).value == 0.25
+    assert [killed.status(run_id)[0] for run_id in runs] == ["FINISHED", "KILLED", "FAILED"]
+    assert [killed.client.get_run(run_id).info.run_name for run_id in runs] == [run_name(one) for one in ENDINGS]
+    assert all("the ledger did not hear of it" in line for line in lines[:3])
+    assert killed.client.get_run(killed.study_run).data.metrics["best_objective"] == 0.5
+
+
+def test_a_result_that_an_earlier_start_sent_back_to_waiting_counts_all_the_same(killed: Killed) -> None:
+    begun = killed.begin()
+    killed.close(begun, ENDINGS[0])
+    killed.ledger.withdraw(begun[0])
 
     reconcile(killed.ledger, killed.tracker)
 
-    assert killed.ledger.records()[number].state is TrialState.WAITING
-    assert killed.status(run_id)[0] == "FINISHED"
+    assert killed.ledger.records()[0].objective == 0.5
 
 
-@contextmanager
-def held(root: Path, study: str) -> Iterator[subprocess.Popen[str]]:
-    """Let another process own the study while the block runs."""
-    command = [sys.executable, "-c", HOLD, str(root), study]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline() == "held\n"
-            yield process
-        finally:
-            process.kill()
+def test_a_trial_s_earlier_runs_name_their_successor(killed: Killed) -> None:
+    first = killed.begin(until_superseded=False)[1]
+    reconcile(killed.ledger, killed.tracker)
+    second = killed.begin(until_superseded=False)[1]
+    reconcile(killed.ledger, killed.tracker)
+    third = killed.begin(until_superseded=False)[1]
+
+    reconcile(killed.ledger, killed.tracker)
+
+    superseded = [killed.client.get_run(run_id).data.tags.get("superseded_by") for run_id in (first, second, third)]
+    assert superseded == [second, third, None]
 
 
-def test_a_second_coordinator_is_refused_and_told_who_runs_the_study(tmp_path: Path) -> None:
-    with held(tmp_path, "toy") as holder:
-        with (
-            pytest.raises(StoreError, match=f"process {holder.pid} ") as caught,
-            sole_owner(tmp_path, "toy"),
-        ):
-            pass
-        assert sys.executable in str(caught.value)
-        assert "--study" in str(caught.value)
+def test_a_finalist_s_repeat_keeps_its_result_or_is_ended(killed: Killed) -> None:
+    lost = killed.tracker.open_trial(0, 1, {}, {}, repeat=1)
+    done = killed.tracker.open_trial(0, 2, {}, {}, repeat=1)
+    killed.close((0, done), replace(ENDINGS[0], attempt=2), repeat=1)
+    killed.client.update_run(done, status="RUNNING")
 
-        with sole_owner(tmp_path, "another"):
-            pass
+    reconcile(killed.ledger, killed.tracker)
 
-
-def test_a_holder_that_is_killed_frees_the_study(tmp_path: Path) -> None:
-    with held(tmp_path, "toy") as holder:
-        os.kill(holder.pid, signal.SIGKILL)
-        holder.wait()
-
-        with sole_owner(tmp_path, "toy"):
-            note = json.loads((tmp_path / "locks" / "toy.json").read_text())
-            assert note["pid"] == os.getpid()
+    assert killed.status(lost) == ("KILLED", "interrupted")
+    assert killed.status(done) == ("FINISHED", "complete")
+    assert killed.client.get_run(lost).data.tags["superseded_by"] == done
+    assert killed.client.get_run(done).info.run_name == "000 repeat 1  0.5000"
 
 
-def test_a_holder_that_ends_frees_the_study(tmp_path: Path) -> None:
-    for _ in range(2):
-        with sole_owner(tmp_path, "toy"):
-            pass
-    assert not (tmp_path / "locks" / "toy.json").exists()
+def test_a_run_that_was_deleted_is_restored_with_its_trial(killed: Killed) -> None:
+    begun = killed.begin()
+    killed.client.delete_run(begun[1])
+
+    reconcile(killed.ledger, killed.tracker)
+
+    assert killed.client.get_run(begun[1]).info.lifecycle_stage == "active"
+    assert killed.status(begun[1]) == ("KILLED", "interrupted")
+    assert killed.ledger.records()[0].state is TrialState.WAITING
 
 
-def test_a_holder_that_nobody_can_name_is_another_process(tmp_path: Path) -> None:
-    with held(tmp_path, "toy"):
-        (tmp_path / "locks" / "toy.json").write_text("{}")
+def test_a_run_that_is_gone_for_good_costs_its_attempt_but_no_result(killed: Killed) -> None:
+    ended, cut_off = killed.begin(), killed.begin()
+    killed.close(ended, ENDINGS[0])
+    killed.ledger.close(ENDINGS[0])
+    killed.tracker.log_best(1, 0.5)
+    gone = "0" * 32
+    for number in (ended[0], cut_off[0]):
+        with sqlite3.connect(killed.store.root / "optuna.db") as connection:
+            connection.execute(
+                "UPDATE trial_user_attributes SET value_json = ? WHERE key = 'run_id' AND trial_id = ?",
+                (json.dumps(gone), killed.ledger.trial(number)._trial_id),
+            )
 
-        with pytest.raises(StoreError, match="another process"), sole_owner(tmp_path, "toy"):
-            pass
+    assert len(reconcile(killed.ledger, killed.tracker)) == 4  # The runs that no trial names any more are orphans.
+
+    first, second = killed.ledger.records()
+    assert (first.state, first.objective) == (TrialState.COMPLETE, 0.5)
+    assert (second.state, second.run_id) == (TrialState.WAITING, None)
+    assert reconcile(killed.ledger, killed.tracker) == []
+
+
+def reconcile_and_die(root: Path, name: str, number: int) -> None:
+    """Reconcile a study in a process that is killed before its nth commit of a change, in either database; 0: never."""
+    store = open_store(root)
+    killed = Killed(store, store.client(), name)
+    commits = 0
+
+    def note(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        connection.info["wrote"] = connection.info.get("wrote") or not statement.startswith(("SELECT", "PRAGMA"))
+
+    def count(connection: Connection) -> None:
+        nonlocal commits
+        commits += bool(connection.info.pop("wrote", False))
+        if commits == number > 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    event.listen(Engine, "commit", count)
+    reconcile(killed.ledger, killed.tracker)
+    sys.exit(commits)
+
+
+def ended_with(store: Store, name: str, number: int) -> int | None:
+    """Run `reconcile_and_die` in a process that has the libraries already; return its exit code."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(SLOW_IMPORTS)
+    process = context.Process(target=reconcile_and_die, args=(store.root, name, number))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def wreck(killed: Killed) -> None:
+    """Leave something of everything that can be cut off."""
+    killed.begin()
+    for result in ENDINGS:
+        begun = killed.begin()
+        killed.close(begun, replace(result, number=begun[0]))
+    killed.tracker.open_trial(9, 1, {}, {})
+    killed.tracker.open_trial(1, 2, {}, {}, repeat=1)
+    killed.ledger.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
+
+
+def outcome(killed: Killed) -> object:
+    """Say where a study stands, without the ids and the times that differ from one to the next."""
+    records = [(record.number, record.state, record.objective, record.reason) for record in killed.ledger.records()]
+    found = killed.client.search_runs([killed.experiment_id], f"tags.study = '{killed.name}'")
+    runs = [
+        (run.info.run_name, run.info.status, run.data.tags["state"], "orphan" in run.data.tags)
+        for run in found
+        if run.info.run_id != killed.study_run
+    ]
+    return records, sorted(runs, key=str), killed.client.get_run(killed.study_run).data.metrics
+
+
+def test_killed_at_any_commit_it_does_what_is_left_the_next_time(store: Store, client: MlflowClient) -> None:
+    whole = Killed(store, client, "never killed")
+    wreck(whole)
+    commits = ended_with(store, whole.name, 0)
+    assert commits is not None
+    assert commits > 20
+
+    for number in range(1, commits + 1):
+        killed = Killed(store, client, f"killed {number}")
+        wreck(killed)
+        assert ended_with(store, killed.name, number) == -signal.SIGKILL
+
+        reconcile(killed.ledger, killed.tracker)
+
+        assert outcome(killed) == outcome(whole)
+        assert reconcile(killed.ledger, killed.tracker) == []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from fashion_study.errors import StoreError
+from fashion_study.tracking.filesystems import mounts, refuse_network
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -95,7 +96,7 @@ def open_store(root: Path | str) -> Store:
     `MLFLOW_TRACKING_URI` is honoured where the user set it: the runs then go to that server.
 
     Raises:
-        StoreError: the folder cannot be made or written.
+        StoreError: the folder cannot be made or written, or lies on a network file system.
     """
     # Path.expanduser would fail for an account without a home.
     folder = Path(os.path.expanduser(root)).resolve()  # noqa: PTH111
@@ -104,6 +105,7 @@ def open_store(root: Path | str) -> Store:
             f"The store {folder} has a '?' or a '%' in its path, which mean something else in a database's address. "
             "Expected a path without them. Name another folder with --store."
         )
+    refuse_network(folder, mounts())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,0 +1,37 @@
+"""Compare ledger, runs, registry and files of a store, and mend what a crash or a hand has left."""
+
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from typer import Exit, Option
+
+from experiments._entry import run
+from fashion_study.doctor.examination import examine
+from fashion_study.doctor.view import show_examination
+from fashion_study.errors import ExitCode
+
+
+def main(
+    fix: Annotated[bool, Option("--fix", help="Mend what can be mended; no result is deleted.")] = False,
+    store: Annotated[Path, Option(help="Folder of MLflow's and Optuna's data.")] = Path("mlruns"),
+) -> None:
+    """List what disagrees between the Optuna studies, the MLflow runs, the model registry and the files of a store.
+
+    A study that a process is running is left alone. Exit code 0: nothing is wrong, or everything is mended;
+    1: something is; 2: there is no store; 3: it cannot be read.
+
+    Examples:
+
+      python -m experiments.doctor
+
+      python -m experiments.doctor --fix --store /data/studies
+    """
+    examination = examine(store, fix)
+    show_examination(examination, Console())
+    if examination.remaining:
+        raise Exit(ExitCode.ANSWER_IS_NO)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""The doctor: ledger, runs, registry and files, compared."""

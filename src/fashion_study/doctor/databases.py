@@ -1,0 +1,44 @@
+"""Both databases, as files."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from fashion_study.errors import StoreError
+from fashion_study.finding import Finding, Kind
+from fashion_study.tracking.store import BUSY_SECONDS, Store
+
+RESTORE = "nothing: restore the file from a copy, or save what can be read with `sqlite3 FILE .recover`"
+
+
+def damaged_databases(store: Store) -> Iterator[Finding]:
+    """Let SQLite check the files of a store; in a damaged one nothing else can be trusted.
+
+    Raises:
+        StoreError: a file is no database, or cannot be read.
+    """
+    runs, ledger = store.root / "mlflow.db", store.root / "optuna.db"
+    if store.is_embedded:
+        if runs.is_file():
+            yield from _check(runs)
+        else:
+            what = "is gone, and with it the runs of the ledger's studies"
+            yield Finding(Kind.DATABASE, runs.name, what, RESTORE)
+    if ledger.is_file():
+        yield from _check(ledger)
+
+
+def _check(path: Path) -> Iterator[Finding]:
+    try:
+        with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+            lines = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(3)")]
+    except sqlite3.DatabaseError as error:
+        if "malformed" not in str(error):
+            raise StoreError(
+                f"{path} cannot be read: {error}. Expected a database that this project made. Restore it from a copy, "
+                "or name another store with --store."
+            ) from error
+        lines = [str(error)]
+    if lines != ["ok"]:
+        yield Finding(Kind.DATABASE, path.name, "; ".join(lines), RESTORE)

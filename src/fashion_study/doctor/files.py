@@ -1,0 +1,96 @@
+"""The files of runs: models by their digests, the evidence of complete trials by its presence."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mlflow.entities import LoggedModel, LoggedModelStatus, Run
+
+from fashion_study.doctor.case import Case
+from fashion_study.finding import Finding, Kind
+from fashion_study.tracking.addresses import local_path
+from fashion_study.tracking.registry import CARD_FILE, MODEL_FILE
+from fashion_study.trial import TrialState
+
+# On a run, and on a version: what is wrong with its files, as doctor has written it down.
+DAMAGED = "damaged_files"
+# On a run whose model was taken away on purpose, to save the room.
+REMOVED = "model_removed"
+EVIDENCE = (
+    "classification_report.json",
+    "confusion_matrix.json",
+    "confusion_matrix.png",
+    "most_confused.json",
+    "predictions.png",
+)
+
+
+def damaged_files(case: Case) -> Iterator[Finding]:
+    """Find runs whose files are missing or altered, and models whose logging was cut off."""
+    models = case.models()
+    runs = {run.info.run_id: run for run in case.runs()}
+    unseen = 0
+    for run in runs.values():
+        if run.info.lifecycle_stage != "active" or run.info.status == "RUNNING":
+            continue
+        damage = _damage(run, models)
+        if damage is None:
+            unseen += 1
+        elif damage != run.data.tags.get(DAMAGED, ""):
+            yield _damaged(case, run, damage)
+    if unseen:
+        case.notes.append(f"The files of {unseen} runs do not lie on this machine: not looked at.")
+    for model in models.values():
+        owner = runs.get(model.source_run_id or "")
+        if model.status is LoggedModelStatus.PENDING and owner is not None and not case.is_alive(owner):
+            yield _half_written(case, model, owner)
+
+
+def model_damage(folder: Path, sha256: str) -> str | None:
+    """Say what is wrong with a logged model in its folder; None where it is what was logged."""
+    file = folder / MODEL_FILE
+    if not file.is_file():
+        return f"{file.name} missing"
+    with file.open("rb") as opened:
+        if hashlib.file_digest(opened, "sha256").hexdigest() != sha256:
+            return f"{file.name} altered"
+    return None if (folder / CARD_FILE).is_file() else f"{CARD_FILE} missing"
+
+
+def _damage(run: Run, models: Mapping[str, LoggedModel]) -> str | None:
+    """Say what is wrong with the files of a run, '' for nothing; None where they cannot be seen from here."""
+    folder = local_path(run.info.artifact_uri)
+    if folder is None:
+        return None
+    tags = run.data.tags
+    found: list[str | None] = []
+    if tags["kind"] in ("trial", "finalist") and tags.get("state") == TrialState.COMPLETE:
+        found += [f"{name} missing" for name in EVIDENCE if not (folder / name).is_file()]
+    if "model_sha256" in tags and REMOVED not in tags:
+        model = models.get(tags.get("model_uri", "").removeprefix("models:/"))
+        place = local_path(model.artifact_location) if model else None
+        found.append(model_damage(place, tags["model_sha256"]) if place else "logged model missing")
+    return ", ".join(filter(None, found))
+
+
+def _damaged(case: Case, run: Run, damage: str) -> Finding:
+    def repair() -> str:
+        if damage:
+            case.client.set_tag(run.info.run_id, DAMAGED, damage)
+            return "the run says so"
+        case.client.delete_tag(run.info.run_id, DAMAGED)
+        return "the run says so no more"
+
+    where = f"run {run.info.run_id} ({run.info.run_name})"
+    what = damage or f"its files are back, and it still says {run.data.tags[DAMAGED]!r}"
+    remedy = "writes it on the run; bring the file back from a copy" if damage else "takes that from the run"
+    return Finding(Kind.FILES, where, what, remedy, repair)
+
+
+def _half_written(case: Case, model: LoggedModel, run: Run) -> Finding:
+    def repair() -> str:
+        case.client.finalize_logged_model(model.model_id, "FAILED")
+        return "it is FAILED"
+
+    where = f"model {model.model_id} of run {run.info.run_id}"
+    return Finding(Kind.HALF_WRITTEN, where, "its logging was cut off", "marks the model as FAILED", repair)

@@ -1,0 +1,80 @@
+"""Each study of the ledger, against its runs."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from mlflow.entities import Run
+
+from fashion_study.doctor.case import Case
+from fashion_study.engines.ledger import Ledger
+from fashion_study.finding import Finding, Kind
+from fashion_study.reconcile import CAUSE, disagreements
+from fashion_study.tracking.attempts import StudyRuns, find_run
+from fashion_study.tracking.ownership import claim
+
+
+def damaged_studies(case: Case) -> Iterator[Finding]:
+    """Compare every study with its runs, but for those that a process is running."""
+    if not (case.store.root / "optuna.db").is_file():
+        yield from _without_ledger(case)
+        return
+    storage = case.store.optuna_storage()
+    for name in sorted(study.study_name for study in storage.get_all_studies()):
+        ledger = Ledger(storage, name)
+        if "run_id" not in ledger.facts:
+            continue  # Killed before it had anything, or somebody else's.
+        case.families.add(ledger.facts["run_id"])
+        with claim(case.store.root, name) as holder:
+            if holder is None:
+                yield from _damaged_study(case, ledger)
+            else:
+                case.alive.add(ledger.facts["run_id"])
+                case.notes.append(f"Study {name} is being run by {holder}: left alone.")
+
+
+def _damaged_study(case: Case, ledger: Ledger) -> Iterator[Finding]:
+    run_id = ledger.facts["run_id"]
+    run = find_run(case.client, run_id)
+    if run is None:
+        what = f"has lost its run {run_id}, which was deleted for good"
+        remedy = "nothing: start the study anew under another name with --study"
+        yield Finding(Kind.LOST_RUN, ledger.name, what, remedy)
+        return
+    if run.info.lifecycle_stage != "active":
+        yield _deleted(case, ledger.name, run)
+        if case.client.get_run(run_id).info.lifecycle_stage != "active":
+            return
+    for found in disagreements(ledger, StudyRuns(case.client, ledger.facts["experiment_id"], run_id)):
+        yield replace(found, where=f"{ledger.name}, {found.where}")
+    # The study's own run last: killed before, the rest is found again under a study without a process.
+    if run.info.status == "RUNNING":
+        yield _abandoned(case, ledger.name, run_id)
+
+
+def _deleted(case: Case, name: str, run: Run) -> Finding:
+    def repair() -> str:
+        case.client.restore_run(run.info.run_id)
+        return "restored"
+
+    what = f"has its run {run.info.run_id} in MLflow's bin"
+    return Finding(Kind.DELETED_RUN, name, what, "restores the run", repair)
+
+
+def _abandoned(case: Case, name: str, run_id: str) -> Finding:
+    def repair() -> str:
+        case.client.set_tag(run_id, "cause", CAUSE)
+        case.client.set_terminated(run_id, "KILLED")
+        return "its run is KILLED"
+
+    what = f"run {run_id} is RUNNING, and no process runs the study"
+    return Finding(Kind.ZOMBIE_STUDY, name, what, "ends the run KILLED; run_study goes on with the study", repair)
+
+
+def _without_ledger(case: Case) -> Iterator[Finding]:
+    studies = [run for run in case.runs() if run.data.tags["kind"] == "study"] if case.store.is_embedded else []
+    if studies:
+        names = ", ".join(sorted({run.data.tags.get("study", run.info.run_id) for run in studies}))
+        what = f"is gone, and with it the ledger of {names}"
+        yield Finding(Kind.DATABASE, "optuna.db", what, "nothing: restore the file from a copy")
+    elif not case.store.is_embedded:
+        case.notes.append(f"There is no ledger in {case.store.root}: only the registry is looked at.")

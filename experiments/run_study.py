@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from typer import Exit, Option
 
 from experiments._entry import run
@@ -89,11 +88,11 @@ def main(
     config.check()
 
     # Imported here: they bring MLflow and Optuna, and a refusal must not wait for those.
-    from fashion_study.progress import watch
+    from fashion_study.progress import PatientConsole, watch
     from fashion_study.study import run_study
     from fashion_study.summary import summarise
 
-    console = Console()
+    console = PatientConsole()
     with watch(console) as observer:
         result = run_study(config, observer)
     summarise(result, console)

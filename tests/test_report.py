@@ -19,12 +19,12 @@ from fashion_study.config import StudyConfig
 from fashion_study.datasets import load_study_data, locate
 from fashion_study.engines.ledger import Ledger
 from fashion_study.engines.optuna_engine import OptunaEngine
-from fashion_study.reconcile import sole_owner
 from fashion_study.report.collect import collect
 from fashion_study.report.page import render
 from fashion_study.report.publish import publish_report
 from fashion_study.space_file import load_space
 from fashion_study.study import StudyResult, run_study
+from fashion_study.tracking.ownership import sole_owner
 from fashion_study.tracking.registry import CHAMPION, Candidate, Registry
 from fashion_study.tracking.runs import MlflowTracker
 from fashion_study.tracking.store import open_store

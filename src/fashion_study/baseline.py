@@ -13,6 +13,7 @@ from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
@@ -25,6 +26,7 @@ from fashion_study.executors.local import MALLOC, default_workers, threads_per_w
 from fashion_study.holdout import load_holdout
 from fashion_study.reproduction import SCALES, Figures, Reproduction, Scale
 from fashion_study.tracking.champions import Champions
+from fashion_study.tracking.ownership import sole_owner
 from fashion_study.tracking.registry import Candidate, Registry
 from fashion_study.tracking.runs import code_commit, code_digest
 from fashion_study.tracking.store import open_store
@@ -69,7 +71,10 @@ def reproduce_baseline(config: BaselineConfig) -> Reproduction:
     store = open_store(config.store)
     client = store.client()
     experiment_id = store.experiment_id(client, source.name)
-    with _run(client, experiment_id, "baseline reproduction", {"kind": "baseline reproduction"}) as run_id:
+    # The lock says that these runs have a living owner, for as long as they have.
+    lock = f"reproduction-{uuid4().hex}"
+    tags = {"kind": "baseline reproduction", "lock": lock}
+    with sole_owner(store.root, lock), _run(client, experiment_id, "baseline reproduction", tags) as run_id:
         jobs = [
             _Job(scale, seed, source, store.tracking_uri, experiment_id, run_id)
             for seed in range(config.seeds)

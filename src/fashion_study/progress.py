@@ -1,5 +1,7 @@
 """What a person sees while a study runs: a live display on a terminal, plain lines elsewhere."""
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +65,17 @@ class Silent:
         """Show nothing."""
 
 
+class PatientConsole(Console):
+    """Print as Rich does; where nobody reads any more, as behind `| head`, be silent instead of ending the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on without a reader."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 class PlainLines(Silent):
     """Print a line for each event, as a log should keep it."""
 
@@ -78,10 +91,7 @@ class PlainLines(Silent):
 
     def note(self, text: str) -> None:
         """Print a line that matters."""
-        try:
-            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
-        except BrokenPipeError:  # Nobody reads any more, as behind `| head`: the study goes on.
-            self._console = Console(quiet=True)
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def trial_started(self, spec: TrialSpec) -> None:
         """Print what is tried."""

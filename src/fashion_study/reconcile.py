@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from fashion_study.engines.ledger import MAX_RETURNS, STATES, Ledger, TrialRecord
 from fashion_study.finding import Finding, Kind
-from fashion_study.tracking.ownership import sole_owner as sole_owner
 from fashion_study.trial import TrialState
 
 if TYPE_CHECKING:

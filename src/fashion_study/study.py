@@ -29,8 +29,10 @@ from fashion_study.interrupts import Interrupts
 from fashion_study.leaderboard import rank, table
 from fashion_study.plan import Plan, data_cards, plan_study
 from fashion_study.progress import Observer, Silent
-from fashion_study.reconcile import reconcile, sole_owner
+from fashion_study.reconcile import reconcile
 from fashion_study.study_figures import study_figures
+from fashion_study.tracking.addresses import moves, rebase
+from fashion_study.tracking.ownership import sole_owner
 from fashion_study.tracking.store import Store, open_store
 from fashion_study.trial import DataSource, Precision, TrialState, WorkerSettings
 
@@ -197,6 +199,7 @@ def _open(
     plan: Plan, store: Store, ledger: Ledger, executor: Executor, observer: Observer, interrupts: Interrupts
 ) -> _Session:
     """Open the stores and bring them together, while the workers import TensorFlow."""
+    from fashion_study.tracking.attempts import find_run
     from fashion_study.tracking.runs import MlflowTracker
 
     config = plan.config
@@ -205,11 +208,19 @@ def _open(
     refuse_difference(plan.name, {"split": split}, {"split": data.split_digest})
     # Not before the data are there: a limit that they cannot meet must leave no study behind.
     ledger.remember(identity=plan.identity, split=split)
+    for move in moves(store):
+        backup = rebase(store, move)
+        observer.note(
+            f"the store was moved from {move.old}: its addresses point here now; a copy from before is {backup}"
+        )
     client = store.client()
     experiment_id = store.experiment_id(client, plan.source.name)
     tracker = MlflowTracker(client, experiment_id)
     precision = _precision(config, ledger, executor, observer)
-    run_id = tracker.open_study(plan.card(precision), data_cards(data), ledger.facts.get("run_id"))
+    known = ledger.facts.get("run_id")
+    if known and (run := find_run(client, known)) is not None and run.info.lifecycle_stage != "active":
+        client.restore_run(known)
+    run_id = tracker.open_study(plan.card(precision), data_cards(data), known)
     # Unpublished until the end, so that the next start takes up what a kill leaves, whatever its total.
     ledger.remember(run_id=run_id, experiment_id=experiment_id, published=None)
     for line in reconcile(ledger, tracker):

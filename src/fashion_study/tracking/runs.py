@@ -175,8 +175,9 @@ class MlflowTracker:
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _end(self, run_id: str, status: str, name: str) -> None:
-        self._client.set_terminated(run_id, status)
+        # The name first: a run that has ended is looked at no more.
         self._client.update_run(run_id, name=name)
+        self._client.set_terminated(run_id, status)
 
 
 def run_name(result: TrialResult, repeat: int = 0) -> str:

@@ -9,6 +9,7 @@ from typer import Exit, Option
 from experiments._entry import run
 from fashion_study.errors import ExitCode
 from fashion_study.promotion.decision import PromotionConfig
+from fashion_study.tracking.existing import find_store
 
 
 def main(
@@ -53,6 +54,7 @@ def main(
         data_dir=data_dir,
     )
     config.check()
+    find_store(store)
 
     # Imported here: they bring MLflow, and a refusal must not wait for that.
     from fashion_study.promotion.promote import promote

@@ -8,6 +8,7 @@ from typer import Option
 
 from experiments._entry import run
 from fashion_study.config import DatasetChoice
+from fashion_study.datasets import locate
 
 
 def main(
@@ -35,12 +36,14 @@ def main(
 
       python -m experiments.reproduce_baseline --seeds 3 --register
     """
+    source = locate(dataset, data_dir)
+
     # Imported here: it brings MLflow, and a refusal must not wait for that.
     from fashion_study.baseline import BaselineConfig, reproduce_baseline
     from fashion_study.reproduction import comparison
 
     console = Console()
-    reproduction = reproduce_baseline(BaselineConfig(seeds, dataset, data_dir, store, workers, register))
+    reproduction = reproduce_baseline(BaselineConfig(source, seeds, store, workers, register))
     console.print(comparison(reproduction))
     console.print(
         "train accuracy: running mean of the last epoch; holdout: images that chose nothing\n"

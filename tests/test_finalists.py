@@ -50,6 +50,7 @@ class Final:
         self.observer = RecordingObserver()
         repeats = Repeats(
             self.plan,
+            RANKED,
             SMOKE,
             SEED,
             Precision.FLOAT32,
@@ -202,6 +203,31 @@ def test_a_repeat_that_diverges_leaves_its_finalist_with_fewer_and_is_not_tried_
     again = Final(tracker=final.tracker)
     again.run()
     assert again.executor.submitted == []
+
+
+def test_what_an_earlier_start_has_measured_counts_whatever_leads_now() -> None:
+    final = Final()
+    final.run()
+    later = Final(FinalistPlan((), 0), tracker=final.tracker)
+    assert {result.trial: len(result.objectives) for result in later.run()} == {4: 3, 2: 3}
+    assert later.executor.submitted == []
+
+
+def test_repeats_that_are_trained_already_take_no_time() -> None:
+    final = Final()
+    final.run()
+    no_time = Budget(epochs_in_time=0.0)
+    plan = plan_finalists(RANKED, 2, 3, no_time, final.tracker.repeats())
+    assert (len(plan.trials), plan.repeats, plan.note) == (2, 3, None)
+    assert plan_finalists(RANKED, 2, 3, no_time).trials == ()
+
+
+def test_a_stop_is_no_loss_however_often_it_comes() -> None:
+    final = Final(FinalistPlan(RANKED[:1], 1))
+    for stops in range(MAX_RETURNS + 2):
+        final.run(lambda: len(final.executor.submitted) == 1)
+        assert final.observer.lost[-1][2] is TrialState.WAITING, stops
+    assert len(final.run()[0].objectives) == 1
 
 
 def test_after_the_deadline_no_repeat_is_started() -> None:

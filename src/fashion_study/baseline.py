@@ -19,15 +19,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID
 
-from fashion_study.config import DatasetChoice
-from fashion_study.datasets import CLASS_NAMES, load_training_images, locate
+from fashion_study.datasets import CLASS_NAMES, load_training_images
 from fashion_study.errors import StudyError
 from fashion_study.executors.local import MALLOC, default_workers, threads_per_worker
 from fashion_study.holdout import load_holdout
 from fashion_study.reproduction import SCALES, Figures, Reproduction, Scale
-from fashion_study.tracking.champions import Champions
+from fashion_study.tracking.champions import Champions, LostRaceError, PromotionRunningError, only_promotion
 from fashion_study.tracking.ownership import sole_owner
-from fashion_study.tracking.registry import Candidate, Registry
+from fashion_study.tracking.registry import Candidate, Registry, Version
 from fashion_study.tracking.runs import code_commit, code_digest
 from fashion_study.tracking.store import open_store
 from fashion_study.trial import DataSource, Hyperparameters
@@ -37,13 +36,16 @@ if TYPE_CHECKING:
     from fashion_study.training.fit import Epoch
 
 
+# A promotion reads the holdout, which takes about so long.
+PROMOTION_SECONDS = 30.0
+
+
 @dataclass(frozen=True)
 class BaselineConfig:
-    """Say how often to train the baseline, on what, where to keep the runs, and whether to register a model."""
+    """Say on what to train the baseline, how often, where to keep the runs, and whether to register a model."""
 
+    source: DataSource
     seeds: int = 1
-    dataset: DatasetChoice = "auto"
-    data_dir: Path | None = None
     store: Path = Path("mlruns")
     workers: int | None = None
     register: bool = False
@@ -67,7 +69,7 @@ def reproduce_baseline(config: BaselineConfig) -> Reproduction:
     Raises:
         StudyError: a training process was killed, or a training diverged.
     """
-    source = locate(config.dataset, config.data_dir)
+    source = config.source
     store = open_store(config.store)
     client = store.client()
     experiment_id = store.experiment_id(client, source.name)
@@ -87,11 +89,12 @@ def reproduce_baseline(config: BaselineConfig) -> Reproduction:
             _close_abandoned(client, experiment_id, run_id)
         figures = {scale: tuple(found[scale, seed] for seed in range(config.seeds)) for scale in SCALES}
         _log_metrics(client, run_id, _summary(figures))
-        version = _register(client, source, figures["raw"]) if config.register else None
+    # The trainings are done, whatever becomes of the registration.
+    version = _register(client, store.root, source, figures["raw"]) if config.register else None
     return Reproduction(source, run_id, figures, version)
 
 
-def _register(client: MlflowClient, source: DataSource, trained: tuple[Figures, ...]) -> str:
+def _register(client: MlflowClient, root: Path, source: DataSource, trained: tuple[Figures, ...]) -> str:
     """Register the model on raw pixels with the median training accuracy; the first version becomes champion.
 
     The training accuracy decides which seed it is: the holdout chooses nothing.
@@ -117,11 +120,22 @@ def _register(client: MlflowClient, source: DataSource, trained: tuple[Figures, 
             },
         )
     )
+    return f"{version} ({_crown_the_first(client, root, version)})"
+
+
+def _crown_the_first(client: MlflowClient, root: Path, version: Version) -> str:
+    """Make a version champion where there is none, and say what became of it."""
     champions = Champions(client, version.name)
-    if (champion := champions.current()) is None:
-        champions.crown(version, None)
-        return f"{version} (champion: there was none)"
-    return f"{version} (the champion stays version {champion.number})"
+    try:
+        with only_promotion(root, PROMOTION_SECONDS):
+            if (champion := champions.current()) is not None:
+                return f"the champion stays version {champion.number}"
+            champions.crown(version, None)
+    except LostRaceError:
+        return "not champion: another command moved the alias at the same time"
+    except PromotionRunningError:
+        return "not champion: a promotion is running, which decides that"
+    return "champion: there was none"
 
 
 def _train_all(client: MlflowClient, jobs: list[_Job], workers: int, log: Path) -> dict[tuple[Scale, int], Figures]:

@@ -30,6 +30,8 @@ DEFAULT_FINALISTS = 3
 DEFAULT_REPEATS = 3
 CONFIDENCE = 0.95
 TICK_SECONDS = 0.25
+# What MLflow calls the run of a repeat that is not trained again.
+ENDED = ("FINISHED", "FAILED")
 
 
 @dataclass(frozen=True)
@@ -115,24 +117,29 @@ class Budget:
     epochs: float = math.inf
     epochs_in_time: float = math.inf
 
-    def allows(self, epochs: int) -> bool:
-        """Say whether so many epochs fit."""
-        return epochs <= min(self.epochs, self.epochs_in_time)
+    def allows(self, epochs: int, missing: int) -> bool:
+        """Say whether so many epochs fit, of which `missing` are still to be trained."""
+        return epochs <= self.epochs and missing <= self.epochs_in_time
 
 
-def plan_finalists(records: Sequence[TrialRecord], finalists: int, repeats: int, budget: Budget) -> FinalistPlan:
+def plan_finalists(
+    records: Sequence[TrialRecord], finalists: int, repeats: int, budget: Budget, known: Iterable[RepeatRun] = ()
+) -> FinalistPlan:
     """Choose the best complete trials to train again, as many and as often as the budget allows.
 
-    Fewer trials come before fewer repeats. `records` are ranked, the best first.
+    Fewer trials come before fewer repeats: two repeats say next to nothing of their spread. `records` are ranked, the
+    best first; `known` are the repeats of earlier starts.
     """
+    done = {(run.trial, run.repeat) for run in known if run.status in ENDED}
     complete = [record for record in records if record.state is TrialState.COMPLETE]
     asked = f"{finalists} finalists with {repeats} repeats"
     chosen = complete[:finalists]
     note = None if len(chosen) == finalists else f"{asked} were asked; {len(chosen)} trials are complete"
     for fewer_repeats in range(repeats, min(repeats, 2) - 1, -1):
         for count in range(len(chosen), 0, -1):
-            needed = fewer_repeats * sum(len(record.curve) for record in chosen[:count])
-            if budget.allows(needed):
+            wanted = [(trial, repeat) for trial in chosen[:count] for repeat in range(1, fewer_repeats + 1)]
+            missing = sum(len(trial.curve) for trial, repeat in wanted if (trial.number, repeat) not in done)
+            if budget.allows(sum(len(trial.curve) for trial, _ in wanted), missing):
                 if (count, fewer_repeats) != (len(chosen), repeats):
                     note = _shortfall(asked, f"{count} with {fewer_repeats}", budget)
                 return FinalistPlan(tuple(chosen[:count]), fewer_repeats, note)
@@ -176,6 +183,7 @@ class Repeats:
     def __init__(
         self,
         plan: FinalistPlan,
+        records: Iterable[TrialRecord],
         space: SearchSpace,
         seed: int,
         precision: Precision,
@@ -194,15 +202,23 @@ class Repeats:
         self._observer = observer
         self._interrupted = interrupted
         self._deadline = deadline
-        self._records = {record.number: record for record in plan.trials}
+        self._records = {record.number: record for record in records}
         self._running: dict[tuple[int, int], TrialSpec] = {}
         self._superseded: dict[tuple[int, int], str] = {}
         self._attempts: Counter[int] = Counter()
         self._lost: Counter[tuple[int, int]] = Counter()
         self._open: list[tuple[int, int]] = []
 
+    @property
+    def left(self) -> int:
+        """Count the repeats that a stop or the deadline has left untrained."""
+        return len(self._open)
+
     def run(self) -> tuple[Finalist, ...]:
-        """Train what is missing and return every finalist of the plan, the best first."""
+        """Train what is missing and return every trial that has been trained again, the best first.
+
+        Those of earlier starts count too: what was measured stays, whatever came after it.
+        """
         known = self._tracker.repeats()
         self._take_up(known)
         done = self._plan.total - len(self._open)
@@ -226,12 +242,13 @@ class Repeats:
             self._attempts[run.trial] = max(self._attempts[run.trial], run.attempt)
             if run.status == "RUNNING":
                 self._tracker.interrupt_trial(run.trial, run.run_id, "the coordinator died", TrialState.WAITING)
-            if run.status in ("FINISHED", "FAILED"):
+            if run.status in ENDED:
                 ended.add(key)
             else:
                 self._superseded[key] = run.run_id
+        planned = [record.number for record in self._plan.trials]
         # Round by round, so that a study that is stopped has as many repeats of each finalist as it can.
-        wanted = [(number, repeat) for repeat in range(1, self._plan.repeats + 1) for number in self._records]
+        wanted = [(number, repeat) for repeat in range(1, self._plan.repeats + 1) for number in planned]
         self._open = [key for key in wanted if key not in ended]
 
     def _fill_slots(self) -> None:
@@ -285,15 +302,18 @@ class Repeats:
         if self._running:
             self._executor.stop()
         for spec in self._running.values():
-            self._lose(spec, "the study was stopped")
+            # Not a loss: a user may stop a study as often as they like.
+            self._tracker.interrupt_trial(spec.number, spec.run_id, "the study was stopped", TrialState.WAITING)
+            self._open.append((spec.number, spec.repeat))
+            self._observer.trial_lost(spec, "the study was stopped", TrialState.WAITING)
         self._running.clear()
 
     def _results(self, runs: list[RepeatRun]) -> tuple[Finalist, ...]:
         finished = {(run.trial, run.repeat): run for run in runs if run.status == "FINISHED"}
+        numbers = {record.number for record in self._plan.trials} | {trial for trial, _ in finished}
         finalists = []
-        for number, record in self._records.items():
-            own = [run for (trial, repeat), run in sorted(finished.items()) if trial == number]
-            own = own[: self._plan.repeats]
+        for number in numbers:
+            own = [run for (trial, _), run in sorted(finished.items()) if trial == number]
             scores = tuple(run.objective for run in own if run.objective is not None)
-            finalists.append(Finalist(number, record.params, scores, tuple(run.run_id for run in own)))
+            finalists.append(Finalist(number, self._records[number].params, scores, tuple(run.run_id for run in own)))
         return rank_finalists(finalists)

@@ -1,7 +1,7 @@
 """Run a study from a config to its last figure: the table of contents of the main job."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from signal import Signals
@@ -52,7 +52,8 @@ FALLBACK = (
 class StudyResult:
     """Show where a study stands after a run of it. `records` and `finalists` are ranked, the best first.
 
-    `version` is the challenger in the registry, by the model's name and the number of its version.
+    `version` is the challenger in the registry, by the model's name and the number of its version; `repeats_left`
+    counts the finalists' repeats that a stop has left untrained.
     """
 
     name: str
@@ -69,6 +70,7 @@ class StudyResult:
     stopped_by: Signals | None = None
     finalists: tuple[Finalist, ...] = ()
     version: tuple[str, int] | None = None
+    repeats_left: int = 0
 
     @property
     def counted(self) -> int:
@@ -105,6 +107,15 @@ class _Session:
     def is_interrupted(self) -> bool:
         """Say whether the user wants the study to end."""
         return self.interrupts.received is not None
+
+
+@dataclass(frozen=True)
+class _Final:
+    """Hold what became of the finalists; `left` counts the repeats that are still to be trained."""
+
+    plan: FinalistPlan
+    finalists: tuple[Finalist, ...]
+    left: int
 
 
 def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyResult:
@@ -149,6 +160,7 @@ def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyRes
             exhausted=exhausted,
             stopped_by=interrupts.received,
             finalists=tuple(Finalist.from_dict(entry) for entry in facts.get("finalists") or ()),
+            repeats_left=int(facts.get("repeats_left") or 0),
             version=(facts["version"][0], facts["version"][1]) if facts.get("version") else None,
         )
 
@@ -180,9 +192,9 @@ def _run(plan: Plan, store: Store, ledger: Ledger, observer: Observer, interrupt
         observer.note(f"starting {plan.workers} worker{'s' if plan.workers > 1 else ''}: TensorFlow takes some seconds")
         session = _open(plan, store, ledger, executor, observer, interrupts)
         exhausted = _search(session)
-        finalist_plan, finalists = _train_finalists(session)
+        final = _train_finalists(session)
     observer.note("writing the study's figures")
-    _publish(session, finalist_plan, finalists)
+    _publish(session, final)
     return exhausted
 
 
@@ -269,21 +281,24 @@ def _model_keeper(client: "MlflowClient", ledger: Ledger, config: StudyConfig, o
     return ModelKeeper(client, ledger, config.keep_models, observer.note)
 
 
-def _train_finalists(session: _Session) -> tuple[FinalistPlan, tuple[Finalist, ...]]:
+def _train_finalists(session: _Session) -> _Final:
     """Train the best trials again, as far as the budget goes."""
     config = session.plan.config
-    if session.is_interrupted() or config.finalists == 0:
-        return FinalistPlan((), 0), ()
-    plan = plan_finalists(
-        rank(session.ledger.records()),
-        DEFAULT_FINALISTS if config.finalists is None else config.finalists,
-        DEFAULT_REPEATS if config.repeats is None else config.repeats,
-        _finalists_budget(session),
-    )
+    records = rank(session.ledger.records())
+    plan = FinalistPlan((), 0)
+    if not session.is_interrupted() and config.finalists != 0:
+        plan = plan_finalists(
+            records,
+            DEFAULT_FINALISTS if config.finalists is None else config.finalists,
+            DEFAULT_REPEATS if config.repeats is None else config.repeats,
+            _finalists_budget(session),
+            session.tracker.repeats(),
+        )
     if plan.note:
         session.observer.note(f"finalists: {plan.note}")
     repeats = Repeats(
         plan,
+        records,
         session.plan.space,
         config.seed,
         session.precision,
@@ -293,7 +308,7 @@ def _train_finalists(session: _Session) -> tuple[FinalistPlan, tuple[Finalist, .
         session.is_interrupted,
         session.deadline,
     )
-    return plan, repeats.run()
+    return _Final(plan, repeats.run(), repeats.left)
 
 
 def _finalists_budget(session: _Session) -> Budget:
@@ -308,7 +323,7 @@ def _finalists_budget(session: _Session) -> Budget:
     return Budget(epochs, epochs_in_time=left * session.plan.workers / max(seconds, 1e-9))
 
 
-def _publish(session: _Session, plan: FinalistPlan, finalists: Sequence[Finalist]) -> None:
+def _publish(session: _Session, final: _Final) -> None:
     """Write the leaderboard and the figures, register the challenger, and end the study's run."""
     ledger, tracker = session.ledger, session.tracker
     tracker.log_leaderboard(table(rank(ledger.records())))
@@ -318,26 +333,27 @@ def _publish(session: _Session, plan: FinalistPlan, finalists: Sequence[Finalist
     if (best := ledger.best()) is not None and best.run_id is not None:
         tags |= {"best_trial": str(best.number), "best_run": best.run_id}
     if not session.is_interrupted():
-        tags |= _conclude(session, plan, finalists)
-    finished = not session.is_interrupted() or ledger.counted() >= session.plan.config.trials
+        tags |= _conclude(session, final)
+    finished = not session.is_interrupted() or (ledger.counted() >= session.plan.config.trials and not final.left)
     tracker.close_study("FINISHED" if finished else "KILLED", tags)
+    ledger.remember(repeats_left=final.left)
     in_time = session.deadline is None or time.monotonic() < session.deadline
     if in_time and not session.is_interrupted():
         ledger.remember(published=_publication(session.plan, ledger))
 
 
-def _conclude(session: _Session, plan: FinalistPlan, finalists: Sequence[Finalist]) -> dict[str, str]:
+def _conclude(session: _Session, final: _Final) -> dict[str, str]:
     """Log the finalists and register the challenger; return what the study's run says of it."""
     from fashion_study.challenger import register_challenger
 
-    ledger = session.ledger
+    ledger, finalists = session.ledger, final.finalists
     version = register_challenger(session.client, session.plan, ledger.best(), finalists, session.validation_images)
     winner = choose(finalists)
     if finalists:
         session.tracker.log_finalists(
             {
-                "asked": [session.plan.config.finalists, session.plan.config.repeats],
-                "note": plan.note,
+                "planned": [len(final.plan.trials), final.plan.repeats],
+                "note": final.plan.note,
                 "winner": winner.trial if winner else None,
                 "version_run": version.run_id if version else None,
                 "finalists": [finalist.as_dict() for finalist in finalists],

@@ -87,7 +87,11 @@ def _registered(result: StudyResult) -> list[str]:
     if result.version is None:
         return []
     name, number = result.version
-    return [f"Registered: {name} version {number} is the challenger."]
+    winner = choose(result.finalists)
+    whose = f"trial {result.best.number:03d}, not trained again" if result.best else "an earlier trial"
+    if winner is not None and winner.mean is not None:
+        whose = f"trial {winner.trial:03d}, mean {winner.mean:.4f}"
+    return [f"Registered: {name} version {number} is the challenger ({whose})."]
 
 
 def _columns(names: Iterable[str]) -> dict[str, list[str]]:
@@ -133,7 +137,9 @@ def _comparison(result: StudyResult) -> list[str]:
 def _ending(result: StudyResult) -> list[str]:
     trained, total = result.counted - result.began_with, result.config.trials
     lines = [f"{result.counted} of {total} trials done, {trained} of them now, in {duration(result.seconds)}."]
-    if trained == 0 and result.counted >= total:
+    if result.repeats_left:
+        lines.append(f"{result.repeats_left} of the finalists' repeats are not trained yet.")
+    elif trained == 0 and result.counted >= total:
         lines = [f"Nothing left to do: {result.counted} of {total} trials were done already."]
     if result.exhausted:
         lines.append(f"The study ends here: {result.exhausted}.")
@@ -154,7 +160,7 @@ def _where_next(result: StudyResult) -> list[str]:
         next_steps["Promote:"] = _command(result, "promote", "--study", result.name)
     lines = [f"{label:<13} {step}" for label, step in next_steps.items()]
     if result.exhausted is None:
-        is_done = result.counted >= result.config.trials
+        is_done = result.counted >= result.config.trials and not result.repeats_left
         total = result.config.trials + MORE_TRIALS if is_done else result.config.trials
         command = result.config.model_copy(update={"trials": total}).command(_interpreter())
         lines.append(f"{'More trials:' if is_done else 'Go on:':<13} {command}")

@@ -107,7 +107,7 @@ def serve(store: Store, port: int) -> Iterator[Server]:
         StoreError: the server does not start; what it printed is in the folder `logs` of the store.
     """
     log = store.root / "logs" / "mlflow-server.log"
-    log.parent.mkdir(exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "fashion_study.mlflow_ui.lifeline", *_command(store, port)],

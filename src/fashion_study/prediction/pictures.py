@@ -35,7 +35,7 @@ def find_pictures(given: Iterable[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in given:
-        inside = _inside(path) if path.is_dir() else [path]
+        inside = _inside(path) if _is_folder(path) else [path]
         if not inside:
             raise BadInputError(
                 f"The folder {path} has no picture. Expected files that end in {', '.join(SUFFIXES)}. Name another one."
@@ -75,6 +75,14 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     return np.rint(image).astype(np.uint8)[..., np.newaxis]
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        # What is wrong with it is said when it is read, beside the pictures that can be.
+        return False
+
+
 def _inside(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
@@ -85,8 +93,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _decoded(path: Path) -> Image.Image:
-    if not path.is_file():
-        raise PictureError(f"{path} is no file. Expected a PNG or JPEG picture.")
+    _require_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -98,6 +105,15 @@ def _decoded(path: Path) -> Image.Image:
     except Exception as error:
         reason = _reason(error)
         raise PictureError(f"{path} cannot be read: {reason}. Expected a PNG or JPEG picture.") from error
+
+
+def _require_file(path: Path) -> None:
+    try:
+        is_file = path.is_file()
+    except OSError as error:
+        raise PictureError(f"{path} cannot be read: {error.strerror}. Expected a PNG or JPEG picture.") from error
+    if not is_file:
+        raise PictureError(f"{path} is no file. Expected a PNG or JPEG picture.")
 
 
 def _reason(error: Exception) -> str:

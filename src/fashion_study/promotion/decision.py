@@ -46,6 +46,9 @@ class PromotionConfig(_Words):
         Raises:
             BadInputError: saying which options, and why.
         """
+        for name in ("study", "run"):
+            if (given := getattr(self, name)) is not None and not given.strip():
+                raise BadInputError(f"--{name} is empty. Expected what names the challenger, or no --{name} at all.")
         named = [f"--{name}" for name in ("study", "run", "version") if getattr(self, name) is not None]
         if len(named) > 1:
             raise BadInputError(f"{' and '.join(named)} both name the challenger. Expected one of them.")

@@ -21,15 +21,16 @@ class Gates(BaseModel):
     """Hold every limit of the gates, in one place.
 
     `alpha`: the accuracy gate's level before it is divided by the readings of the holdout. `recall_margin`: how far a
-    class's recall may fall for certain, as a share of 1, and `recall_confidence`: what counts as certain.
-    `max_parameters`: weights of the model. `max_latency_ratio`: challenger's time to champion's, wide because clocks
-    are noisy. `max_moved_share`: images that another machine's arithmetic may predict otherwise than was logged.
+    class's recall may fall for certain, as a share of 1, wide because another seed alone can move it by ten points;
+    `recall_confidence`: what counts as certain. `max_parameters`: weights of the model. `max_latency_ratio`:
+    challenger's time to champion's, wide because clocks are noisy. `max_moved_share`: images that another machine's
+    arithmetic may predict otherwise than was logged.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     alpha: Share = 0.05
-    recall_margin: Share = 0.02
+    recall_margin: Share = 0.10
     recall_confidence: Share = 0.95
     max_parameters: Annotated[int, Field(ge=1)] = 500_000
     max_latency_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0

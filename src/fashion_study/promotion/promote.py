@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from pydantic import ValidationError
 
 from fashion_study.datasets import locate
 from fashion_study.errors import DamagedModelError, DataError, ExitCode, StoreError, StudyError
@@ -18,7 +18,7 @@ from fashion_study.promotion.contenders import as_contender, baseline_of, choose
 from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
 from fashion_study.promotion.evidence import Examiner, check_signature
 from fashion_study.promotion.view import decision_page
-from fashion_study.tracking.champions import Champions, LostRaceError
+from fashion_study.tracking.champions import Champions, LostRaceError, only_promotion
 from fashion_study.tracking.existing import find_store
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
 from fashion_study.tracking.store import Store
@@ -52,8 +52,9 @@ def promote(config: PromotionConfig) -> Decision:
     """
     config.check()
     store = find_store(config.store)
-    with _only_promotion(store), _saying_what_the_store_says(store):
-        client = store.client()
+    # First of all: where no server answers, nothing is made.
+    client = store.client()
+    with only_promotion(store.root), _saying_what_the_store_says(store):
         if config.rollback:
             return _roll_back(client, choose_name(Registry(client), config.study))
         version = choose_challenger(Registry(client), config)
@@ -64,6 +65,8 @@ def promote(config: PromotionConfig) -> Decision:
 def _promote(client: MlflowClient, version: Version, config: PromotionConfig) -> Decision:
     champions = Champions(client, version.name)
     champion = champions.current()
+    if champion is not None and not config.dry_run:
+        _complete(client, champion)
     if champion is not None and champion.number == version.number:
         if not config.dry_run:
             champions.settle()
@@ -114,6 +117,8 @@ def _forced(client: MlflowClient, version: Version, champion: Version | None, co
 def _roll_back(client: MlflowClient, name: str) -> Decision:
     champions = Champions(client, name)
     champion, previous = champions.current(), champions.previous()
+    if champion is not None:
+        _complete(client, champion)
     if champion is None or previous is None:
         raise NothingToGoBackToError(
             f"{champion or name} cannot be rolled back: no version was champion before it. "
@@ -137,6 +142,29 @@ def _carry_out(
         raise
     outcome = Outcome.ROLLED_BACK if decision.is_rollback else Outcome.PROMOTED
     return _record(client, decision.model_copy(update={"outcome": outcome}), version, champion)
+
+
+def _complete(client: MlflowClient, champion: Version) -> None:
+    """Record how the champion's latest decision ended, where the command was killed after it had moved the alias."""
+    if (decision := _latest_decision(client, champion)) is None or decision.outcome is not Outcome.PENDING:
+        return
+    outcome = Outcome.ROLLED_BACK if decision.is_rollback else Outcome.PROMOTED
+    against = decision.opponent and decision.opponent.version
+    replaced = (version for version in Registry(client).versions(champion.name) if version.number == against)
+    _record(client, decision.model_copy(update={"outcome": outcome}), champion, next(replaced, None))
+
+
+def _latest_decision(client: MlflowClient, version: Version) -> Decision | None:
+    """Read the latest decision about a version; None where there is none, or none that can be read."""
+    folders = sorted(str(entry.path) for entry in client.list_artifacts(version.run_id, "decisions"))
+    if not folders:
+        return None
+    with TemporaryDirectory() as folder:
+        try:
+            path = client.download_artifacts(version.run_id, f"{folders[-1]}/decision.json", folder)
+            return Decision.model_validate_json(Path(path).read_bytes())
+        except (MlflowException, OSError, ValidationError):
+            return None
 
 
 def _check_file(registry: Registry, version: Version) -> None:
@@ -197,24 +225,6 @@ def _dataset(version: Version) -> DatasetName:
             "Run its study again, which registers it anew."
         )
     return known
-
-
-@contextmanager
-def _only_promotion(store: Store) -> Iterator[None]:
-    folder = store.root / "locks"
-    folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / ".promotion.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise StoreError(
-            f"Another promotion is running on {store.root}. Expected one at a time. Nothing was moved; wait for it, "
-            "then look at what it decided."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -55,9 +55,15 @@ def publish_report(study: str, store: Path | str, output: Path | None = None, da
 
 
 def _require_place(output: Path | None) -> None:
-    if output is not None and output.is_dir():
+    if output is None:
+        return
+    try:
+        is_folder, has_parent = output.is_dir(), output.parent.is_dir()
+    except OSError as error:
+        raise _unwritable(output, str(error.strerror)) from error
+    if is_folder:
         raise _unwritable(output, "it is a folder")
-    if output is not None and not output.parent.is_dir():
+    if not has_parent:
         raise _unwritable(output, f"there is no folder {output.parent}")
 
 
@@ -70,8 +76,11 @@ def _unwritable(path: Path, reason: str) -> BadInputError:
 
 def _require_data(store: Path) -> None:
     """Refuse a store without studies before a database is made in it."""
-    if not (store / "optuna.db").is_file():
-        found = "no study in it" if store.is_dir() else "no such folder"
+    try:
+        found = "" if (store / "optuna.db").is_file() else "no study in it" if store.is_dir() else "no such folder"
+    except OSError as error:
+        found = f"that it cannot be looked into ({error.strerror})"
+    if found:
         raise StoreError(
             f"The store {store} cannot be reported on: found {found}. Expected a folder in which "
             "python -m experiments.run_study has run a study. Name it with --store."

@@ -1,8 +1,13 @@
 """The alias `champion` and the line of those before it, written so that a kill at any point leaves both sane."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 
-from fashion_study.errors import ExitCode, StudyError
+from fashion_study.errors import ExitCode, StoreError, StudyError
 from fashion_study.tracking.registry import CHAMPION, PREVIOUS_CHAMPION, Registry, Version
 
 # On each champion: the versions that were champion before it, the latest first. The alias `previous-champion` only
@@ -17,6 +22,35 @@ class LostRaceError(StudyError):
     """Report that somebody else moved `champion` at the same time."""
 
     exit_code = ExitCode.ANSWER_IS_NO
+
+
+class PromotionRunningError(StoreError):
+    """Report that another command of this store may be moving `champion`."""
+
+
+@contextmanager
+def only_promotion(root: Path, patience: float = 0.0) -> Iterator[None]:
+    """Keep every other command of the store at `root` from moving `champion` while the block runs.
+
+    `patience` is how many seconds to wait for one that is at it.
+
+    Raises:
+        PromotionRunningError: it is still at it.
+    """
+    folder = root / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".promotion.lock", timeout=patience)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise PromotionRunningError(
+            f"Another promotion is running on {root}. Expected one at a time. Nothing was moved; wait for it, "
+            "then look at what it decided."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Champions:

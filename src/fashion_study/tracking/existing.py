@@ -11,13 +11,23 @@ def find_store(root: Path) -> Store:
     """Name what lies in the folder of an earlier study; make nothing where there is none.
 
     Raises:
-        StoreError: the folder has no store, and `MLFLOW_TRACKING_URI` names none either.
+        StoreError: the folder has no store or cannot be looked into, and `MLFLOW_TRACKING_URI` names none either.
     """
     # Path.expanduser would fail for an account without a home.
     database = Path(os.path.expanduser(root)) / "mlflow.db"  # noqa: PTH111
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not database.is_file():
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not _is_file(database, root):
         raise StoreError(
             f"There is no store in {root}: it has no mlflow.db. Expected the folder of an earlier study. "
             "Run one with python -m experiments.run_study, or name its folder with --store."
         )
-    return open_store(root)
+    return open_store(root, makes_folder=database.parent.exists())
+
+
+def _is_file(database: Path, root: Path) -> bool:
+    try:
+        return database.is_file()
+    except OSError as error:
+        raise StoreError(
+            f"The store {root} cannot be looked into: {error.strerror}. Expected the folder of an earlier study. "
+            "Change its permissions, or name another one with --store."
+        ) from error

@@ -6,8 +6,13 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +30,8 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 # Longer than any write of ours takes, shorter than a user's patience: the MLflow UI may be reading.
 BUSY_SECONDS = 60
+# MLflow itself asks a server that is gone again and again, for minutes and without a word.
+ANSWER_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,12 @@ class Store:
         return self.tracking_uri == _sqlite_uri(self.root / "mlflow.db")
 
     def client(self) -> "MlflowClient":
-        """Open MLflow's client on this store, creating or migrating the embedded database first."""
+        """Open MLflow's client on this store, creating or migrating the embedded database first.
+
+        Raises:
+            StoreError: the database cannot be used, or the user's server does not answer.
+        """
+        _refuse_dead_server(self.tracking_uri)
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
@@ -90,10 +102,11 @@ class Store:
         return FileLock(self.root / f".{database}-migration.lock", timeout=BUSY_SECONDS)
 
 
-def open_store(root: Path | str) -> Store:
-    """Make the folder where there is none, and name what lies in it.
+def open_store(root: Path | str, *, makes_folder: bool = True) -> Store:
+    """Make the folder where there is none, unless that is not wanted, and name what lies in it.
 
-    `MLFLOW_TRACKING_URI` is honoured where the user set it: the runs then go to that server.
+    `MLFLOW_TRACKING_URI` is honoured where the user set it: the runs then go to that server. The path of an SQLite
+    database in it is taken from the working directory, as MLflow takes it, and made absolute.
 
     Raises:
         StoreError: the folder cannot be made or written, or lies on a network file system.
@@ -106,6 +119,16 @@ def open_store(root: Path | str) -> Store:
             "Expected a path without them. Name another folder with --store."
         )
     refuse_network(folder, mounts())
+    if makes_folder:
+        _make(folder)
+    return Store(
+        root=folder,
+        tracking_uri=_absolute(os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(folder / "mlflow.db")),
+        optuna_uri=_sqlite_uri(folder / "optuna.db"),
+    )
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -118,10 +141,32 @@ def open_store(root: Path | str) -> Store:
             f"The store {folder} is read-only. Expected a folder that may be written. "
             "Change its permissions, or name another one with --store."
         )
-    return Store(
-        root=folder,
-        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(folder / "mlflow.db"),
-        optuna_uri=_sqlite_uri(folder / "optuna.db"),
+
+
+def _refuse_dead_server(uri: str) -> None:
+    """Ask a server once whether it is there; it may answer that it does not know the question."""
+    server = urlsplit(uri)
+    if server.scheme not in ("http", "https"):
+        return
+    # Without a name and a password: these are not for messages, and the question needs none.
+    address = f"{server.scheme}://{server.netloc.rpartition('@')[2]}{server.path.rstrip('/')}"
+    try:
+        with urlopen(f"{address}/health", timeout=ANSWER_SECONDS):
+            return
+    except HTTPError as error:
+        with error:
+            if error.code < 500:
+                return
+            reason = f"it answers with {error.code} ({error.reason})"
+    except (OSError, HTTPException, ValueError) as error:
+        cause = error.reason if isinstance(error, URLError) else error
+        if isinstance(cause, SSLError):
+            # MLflow has settings of its own for certificates.
+            return
+        reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    raise StoreError(
+        f"The MLflow server at {address} does not answer: {reason}. Expected an answer within {ANSWER_SECONDS} s. "
+        "Start it, or correct MLFLOW_TRACKING_URI; without that variable the store's own database is used."
     )
 
 
@@ -149,6 +194,14 @@ def _cannot_open(library: str, uri: str, error: Exception) -> StoreError:
 
 def _sqlite_uri(path: Path) -> str:
     return f"sqlite:///{path}"
+
+
+def _absolute(uri: str) -> str:
+    """Return an address that means the same database from any working directory."""
+    path, mark, query = uri.removeprefix("sqlite:///").partition("?")
+    if not uri.startswith("sqlite:///") or path in ("", ":memory:") or path.startswith("file:"):
+        return uri
+    return f"{_sqlite_uri(Path(path).resolve())}{mark}{query}"
 
 
 def _use_write_ahead_log(path: Path) -> None:

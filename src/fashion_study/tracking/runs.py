@@ -193,7 +193,7 @@ def run_name(result: TrialResult, repeat: int = 0) -> str:
 
 
 def _name(number: int, repeat: int) -> str:
-    return f"{number:03d}" + (f" repeat {repeat}" if repeat else "")
+    return f"{number:03d}" + (f" r{repeat}" if repeat else "")  # The UI shows the first 16 letters.
 
 
 def _repeat_run(run: Run) -> RepeatRun:

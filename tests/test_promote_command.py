@@ -1,7 +1,9 @@
 """The promises of `python -m experiments.promote`: refusals at once, evidence as a table, exit codes, a real study."""
 
 import re
+import socket
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,8 @@ def words(text: str) -> str:
         (["--force", ""], "--force has a reason of 0 characters. Expected 1 to 500"),
         (["--force", "   "], "--force has a reason of 0 characters"),
         (["--force", "x" * 501], "--force has a reason of 501 characters"),
+        (["--run", ""], "--run is empty"),
+        (["--study", " "], "--study is empty"),
         (["--version", "0"], "Invalid value for '--version'"),
         (["--version", "latest"], "Invalid value for '--version'"),
         (["--unknown"], "No such option: --unknown"),
@@ -64,6 +68,18 @@ def test_a_store_that_is_not_there_is_refused_as_a_store(
 ) -> None:
     assert call(monkeypatch, "--store", str(tmp_path / "nothing")) == 3
     assert "There is no store in" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_not_there_is_refused_and_nothing_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    assert call(monkeypatch, "--store", str(tmp_path / "store"), "--dry-run") == 3
+    assert "does not answer" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

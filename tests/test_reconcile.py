@@ -199,7 +199,7 @@ def test_a_finalist_s_repeat_keeps_its_result_or_is_ended(killed: Killed) -> Non
     assert killed.status(lost) == ("KILLED", "interrupted")
     assert killed.status(done) == ("FINISHED", "complete")
     assert killed.client.get_run(lost).data.tags["superseded_by"] == done
-    assert killed.client.get_run(done).info.run_name == "000 repeat 1  0.5000"
+    assert killed.client.get_run(done).info.run_name == "000 r1  0.5000"
 
 
 def test_a_run_that_was_deleted_is_restored_with_its_trial(killed: Killed) -> None:

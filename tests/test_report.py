@@ -386,6 +386,16 @@ def test_a_store_without_a_study_is_refused_and_stays_as_it_is(
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 
 
+@pytest.mark.parametrize(("option", "code"), [("--store", 3), ("--output", 2)])
+def test_a_name_that_no_file_can_have_is_refused(
+    option: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = tmp_path / ("x" * 300)
+    given = refusal(monkeypatch, capsys, STUDY, option, long)
+    assert given[0] == code
+    assert "File name too long" in given[1]
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
     real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

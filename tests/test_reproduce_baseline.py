@@ -10,8 +10,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from rich.console import Console
 
-from fashion_study.datasets import CLASS_NAMES
+from fashion_study.baseline import BaselineConfig, reproduce_baseline
+from fashion_study.datasets import CLASS_NAMES, locate
 from fashion_study.reproduction import Figures, Reproduction, comparison
+from fashion_study.tracking.champions import only_promotion
 from fashion_study.tracking.store import open_store
 from fashion_study.trial import DataSource, Hyperparameters
 
@@ -159,6 +161,27 @@ def test_the_process_that_starts_the_trainings_loads_no_tensorflow() -> None:
     code = "import sys, fashion_study.baseline; print(sorted({'tensorflow', 'keras'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_while_a_promotion_is_running_the_model_is_registered_and_nobody_is_crowned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fashion_study.baseline.PROMOTION_SECONDS", 0.0)
+    with only_promotion(tmp_path):
+        done = reproduce_baseline(BaselineConfig(locate("digits"), store=tmp_path, register=True))
+    assert done.version == "digits-cnn version 1 (not champion: a promotion is running, which decides that)"
+    client, runs = runs_in(tmp_path)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert "champion" not in client.get_registered_model("digits-cnn").aliases
+
+
+def test_a_folder_without_the_images_is_refused_before_a_store_is_made(tmp_path: Path) -> None:
+    options = ["--dataset", "fashion-mnist", "--data-dir", str(tmp_path / "nowhere")]
+    refused = command(tmp_path / "store", *options)
+    done = subprocess.run(refused, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "nowhere" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_number_of_seeds_below_one_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from sklearn.neighbors import KNeighborsClassifier
 
 from fashion_study.datasets import Split, load_study_data, load_training_images, locate
-from fashion_study.prediction.pictures import PictureError, read_picture
+from fashion_study.prediction.pictures import PictureError, find_pictures, read_picture
 
 BLUE = (20, 40, 160)
 YELLOW = (250, 240, 90)
@@ -225,6 +225,12 @@ def test_only_png_and_jpeg_are_decoded_whatever_a_file_is_called(kind: str, tmp_
 def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     assert "is no file" in refusal(tmp_path)
     assert "is no file" in refusal(tmp_path / "missing.png")
+
+
+def test_a_name_that_no_file_can_have_is_refused_where_the_picture_is_read(tmp_path: Path) -> None:
+    path = tmp_path / f"{'x' * 300}.png"
+    assert find_pictures([path]) == [path]
+    assert "cannot be read: File name too long" in refusal(path)
 
 
 @pytest.mark.parametrize("side", [10_000, 60_000])

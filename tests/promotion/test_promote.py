@@ -419,6 +419,50 @@ def test_a_kill_before_the_move_leaves_the_champion_and_a_pending_decision(
     assert [entry["outcome"] for entry in scene.decisions(version.run_id)] == ["pending", "promoted"]
 
 
+def kill_before_recording(scene: Scene, monkeypatch: pytest.MonkeyPatch, **asked: object) -> None:
+    """Move the alias, and be killed before the decision says so."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killing:
+        killing.setattr("fashion_study.promotion.promote._record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            scene.promote(**asked)
+
+
+def test_a_kill_after_the_move_leaves_a_decision_that_the_next_promotion_completes(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion, version = scene.champion(POOR), scene.challenger()
+    kill_before_recording(scene, monkeypatch)
+    assert scene.aliases()[CHAMPION] == version.number
+    assert scene.decisions(version.run_id)[-1]["outcome"] == "pending"
+
+    assert scene.promote(dry_run=True).outcome is Outcome.NOTHING_TO_DO
+    assert scene.decisions(version.run_id)[-1]["outcome"] == "pending", "a dry run records nothing"
+
+    assert scene.promote().outcome is Outcome.NOTHING_TO_DO
+    (completed,) = scene.decisions(version.run_id)
+    assert completed["outcome"] == "promoted"
+    assert scene.tags(version)["decision"] == "promoted"
+    told = scene.tags(champion)
+    assert (told["challenge_outcome"], told["challenged_by"]) == ("replaced", str(version.number))
+
+
+def test_a_rollback_that_was_killed_after_the_move_is_completed_too(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = scene.champion(POOR)
+    scene.challenger()
+    scene.promote()
+    kill_before_recording(scene, monkeypatch, rollback=True)
+    assert scene.aliases()[CHAMPION] == old.number
+    scene.challenger(CHANCE)
+    scene.promote()
+    assert [entry["outcome"] for entry in scene.decisions(old.run_id)] == ["promoted", "rolled back"]
+
+
 def test_a_race_that_is_lost_on_a_server_is_reported_and_recorded(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

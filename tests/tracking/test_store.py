@@ -1,9 +1,13 @@
 """The promises of a store: one folder, two databases, usable by several processes at once."""
 
 import os
+import socket
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import mlflow
 import pytest
@@ -58,16 +62,83 @@ def test_an_experiment_is_made_once(store: Store) -> None:
     assert client.get_experiment(made).artifact_location == (store.root / "artifacts" / "fashion-mnist").as_uri()
 
 
-def test_the_user_s_own_server_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+class _Answer(BaseHTTPRequestHandler):
+    status = 200
 
-    store = open_store(tmp_path)
-    client = store.client()
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.end_headers()
 
-    assert store.tracking_uri == client.tracking_uri == "http://127.0.0.1:9"
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def answering(status: int) -> Iterator[str]:
+    """Answer every question with a status while the block runs, and yield the address."""
+    handler = type("_Handler", (_Answer,), {"status": status})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def closed_port() -> int:
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.parametrize("status", [200, 401, 404])
+def test_the_user_s_own_server_is_honoured(status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(status) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        store = open_store(tmp_path)
+        client = store.client()
+
+    assert store.tracking_uri == client.tracking_uri == address
     assert not store.is_embedded
     assert store.optuna_uri == f"sqlite:///{tmp_path / 'optuna.db'}"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_not_there_is_refused_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = closed_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
+
+    with pytest.raises(StoreError, match=f"http://127.0.0.1:{port} does not answer: Connection refused") as caught:
+        open_store(tmp_path).client()
+
+    assert "secret" not in str(caught.value)
+
+
+def test_a_server_that_cannot_answer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(503) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with pytest.raises(StoreError, match="it answers with 503"):
+            open_store(tmp_path).client()
+
+
+def test_a_relative_database_of_the_user_s_means_the_same_from_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///own/mlflow.db")
+    assert open_store("own").is_embedded
+    elsewhere = open_store("another")
+    assert elsewhere.tracking_uri == f"sqlite:///{tmp_path / 'own' / 'mlflow.db'}"
+    assert not elsewhere.is_embedded
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///own/mlflow.db?timeout=9")
+    assert open_store("own").tracking_uri == f"{elsewhere.tracking_uri}?timeout=9"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///:memory:")
+    assert open_store("own").tracking_uri == "sqlite:///:memory:"
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

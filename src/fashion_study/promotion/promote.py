@@ -156,15 +156,15 @@ def _complete(client: MlflowClient, champion: Version) -> None:
 
 def _latest_decision(client: MlflowClient, version: Version) -> Decision | None:
     """Read the latest decision about a version; None where there is none, or none that can be read."""
-    folders = sorted(str(entry.path) for entry in client.list_artifacts(version.run_id, "decisions"))
-    if not folders:
-        return None
-    with TemporaryDirectory() as folder:
-        try:
-            path = client.download_artifacts(version.run_id, f"{folders[-1]}/decision.json", folder)
-            return Decision.model_validate_json(Path(path).read_bytes())
-        except (MlflowException, OSError, ValidationError):
+    try:
+        folders = [str(entry.path) for entry in client.list_artifacts(version.run_id, "decisions")]
+        if not folders:
             return None
+        with TemporaryDirectory() as folder:
+            path = client.download_artifacts(version.run_id, f"{max(folders)}/decision.json", folder)
+            return Decision.model_validate_json(Path(path).read_bytes())
+    except (MlflowException, OSError, ValidationError):
+        return None
 
 
 def _check_file(registry: Registry, version: Version) -> None:

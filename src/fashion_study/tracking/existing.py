@@ -1,6 +1,7 @@
 """A store that is there already, for what a user does after a study."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from fashion_study.errors import StoreError
@@ -15,17 +16,17 @@ def find_store(root: Path) -> Store:
     """
     # Path.expanduser would fail for an account without a home.
     database = Path(os.path.expanduser(root)) / "mlflow.db"  # noqa: PTH111
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not _is_file(database, root):
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not _is_there(database.is_file, root):
         raise StoreError(
             f"There is no store in {root}: it has no mlflow.db. Expected the folder of an earlier study. "
             "Run one with python -m experiments.run_study, or name its folder with --store."
         )
-    return open_store(root, makes_folder=database.parent.exists())
+    return open_store(root, makes_folder=_is_there(database.parent.is_dir, root))
 
 
-def _is_file(database: Path, root: Path) -> bool:
+def _is_there(check: Callable[[], bool], root: Path) -> bool:
     try:
-        return database.is_file()
+        return check()
     except OSError as error:
         raise StoreError(
             f"The store {root} cannot be looked into: {error.strerror}. Expected the folder of an earlier study. "

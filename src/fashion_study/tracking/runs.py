@@ -193,7 +193,8 @@ def run_name(result: TrialResult, repeat: int = 0) -> str:
 
 
 def _name(number: int, repeat: int) -> str:
-    return f"{number:03d}" + (f" r{repeat}" if repeat else "")  # The UI shows the first 16 letters.
+    # Short: the UI shows the first 16 letters or so.
+    return f"{number:03d}" + (f" r{repeat}" if repeat else "")
 
 
 def _repeat_run(run: Run) -> RepeatRun:

@@ -52,9 +52,10 @@ def promote(config: PromotionConfig) -> Decision:
     """
     config.check()
     store = find_store(config.store)
-    # First of all: where no server answers, nothing is made.
-    client = store.client()
+    # Before the lock: where no server answers, nothing is made.
+    store.require_server()
     with only_promotion(store.root), _saying_what_the_store_says(store):
+        client = store.client()
         if config.rollback:
             return _roll_back(client, choose_name(Registry(client), config.study))
         version = choose_challenger(Registry(client), config)

@@ -53,7 +53,7 @@ class Store:
         Raises:
             StoreError: the database cannot be used, or the user's server does not answer.
         """
-        _refuse_dead_server(self.tracking_uri)
+        self.require_server()
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
@@ -61,6 +61,14 @@ class Store:
             if self.is_embedded:
                 self._migrate_mlflow()
             return MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
+
+    def require_server(self) -> None:
+        """Ask the user's server, where there is one, whether it is there.
+
+        Raises:
+            StoreError: it does not answer.
+        """
+        _refuse_dead_server(self.tracking_uri)
 
     def optuna_storage(self) -> "RDBStorage":
         """Open Optuna's storage on this store, creating or migrating its database first."""

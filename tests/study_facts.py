@@ -72,7 +72,6 @@ def finals() -> Finals:
             Finalist(2, params(filters_1=48), (0.889, 0.891, 0.89), ("a", "b", "c")),
             Finalist(1, params(filters_1=40), (0.881, 0.883), ("d", "e")),
         ),
-        asked=(3, 3),
         winner=2,
         version_run="c",
         note="3 finalists with 3 repeats do not fit the time left",

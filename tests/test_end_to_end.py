@@ -404,7 +404,8 @@ def test_the_winner_s_median_repeat_is_the_challenger_in_the_registry(first: Sta
     assert version.tags["model_sha256"] == run.data.tags["model_sha256"]
     assert (version.tags["study"], version.tags["trial"]) == (STUDY, str(told["winner"]))
     assert float(version.tags["objective"]) == pytest.approx(winner["mean"])
-    assert "Registered: digits-cnn version 1 is the challenger." in first.output
+    told_of = f"trial {told['winner']:03d}, mean {winner['mean']:.4f}"
+    assert f"Registered: digits-cnn version 1 is the challenger ({told_of})." in first.output
 
 
 def test_the_same_command_again_registers_nothing_twice(first: Start, again: Start) -> None:

@@ -220,12 +220,12 @@ def _open(
     refuse_difference(plan.name, {"split": split}, {"split": data.split_digest})
     # Not before the data are there: a limit that they cannot meet must leave no study behind.
     ledger.remember(identity=plan.identity, split=split)
+    client = store.client()
     for move in moves(store):
         backup = rebase(store, move)
         observer.note(
             f"the store was moved from {move.old}: its addresses point here now; a copy from before is {backup}"
         )
-    client = store.client()
     experiment_id = store.experiment_id(client, plan.source.name)
     tracker = MlflowTracker(client, experiment_id)
     precision = _precision(config, ledger, executor, observer)

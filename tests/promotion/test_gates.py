@@ -153,10 +153,14 @@ def test_the_smallest_significant_lead_is_significant_and_a_smaller_one_is_not(n
         assert lead < 2 or mcnemar_p((n + lead) // 2 - 1, (n - lead) // 2 + 1) >= alpha
 
 
+# A margin as narrow as the intervals, to see both at work.
+NARROW = Gates(recall_margin=0.02)
+
+
 def test_a_class_that_falls_beyond_its_interval_is_refused_by_name() -> None:
     evidence = together(paired(900, 60, 5, 35), paired(900, 10, 70, 20, label=1))
-    recalls = class_recalls(evidence, NAMES, Gates())
-    answer = recall_gate(recalls, Gates())
+    recalls = class_recalls(evidence, NAMES, NARROW)
+    answer = recall_gate(recalls, NARROW)
     assert [(recall.name, recall.images) for recall in recalls] == [("Shirt", 1000), ("Coat", 1000)]
     assert not answer.passed
     assert answer.value == recalls[1].high < -0.02
@@ -165,17 +169,24 @@ def test_a_class_that_falls_beyond_its_interval_is_refused_by_name() -> None:
 
 def test_a_class_that_falls_within_its_interval_and_the_margin_passes() -> None:
     evidence = together(paired(900, 60, 5, 35), paired(900, 20, 45, 35, label=1))
-    answer = recall_gate(class_recalls(evidence, NAMES, Gates()), Gates())
+    answer = recall_gate(class_recalls(evidence, NAMES, NARROW), NARROW)
     assert answer.passed
     assert "the lowest change: class Coat: -2.50 points" in answer.sentence
 
 
 def test_the_recall_gate_says_which_fall_it_cannot_see() -> None:
-    small = recall_gate(class_recalls(paired(30, 0, 5, 1), NAMES, Gates()), Gates())
-    large = recall_gate(class_recalls(paired(995, 0, 5, 0), NAMES, Gates()), Gates())
+    small = recall_gate(class_recalls(paired(30, 0, 5, 1), NAMES, NARROW), NARROW)
+    large = recall_gate(class_recalls(paired(995, 0, 5, 0), NAMES, NARROW), NARROW)
     assert small.passed, "5 of 36 images are 14 points, and still within what chance can do"
     assert "A fall of less than 16.7 points goes unseen with 36 images of a class" in small.sentence
     assert "goes unseen with 1,000 images" in large.sentence
+
+
+def test_by_default_a_class_may_fall_as_far_as_another_seed_can_move_it() -> None:
+    by_chance = together(paired(900, 60, 5, 35), paired(700, 10, 115, 175, label=1))
+    given_up = together(paired(900, 60, 5, 35), paired(700, 10, 140, 150, label=1))
+    assert recall_gate(class_recalls(by_chance, NAMES, Gates()), Gates()).passed
+    assert not recall_gate(class_recalls(given_up, NAMES, Gates()), Gates()).passed
 
 
 def test_a_class_without_images_is_left_out() -> None:

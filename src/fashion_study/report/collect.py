@@ -117,7 +117,6 @@ class _Runs:
             return None
         return Finals(
             finalists=tuple(_finalist(entry) for entry in found["finalists"]),
-            asked=(found["asked"][0], found["asked"][1]),
             winner=found["winner"],
             version_run=found["version_run"],
             note=found["note"],

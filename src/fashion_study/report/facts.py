@@ -70,13 +70,12 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Finals:
-    """Show the trials that were trained again: the best first, what was asked, and which model won.
+    """Show the trials that were trained again, the best first, and which model won.
 
-    `asked` is how many trials and how many repeats of each; `note` says why that is less than what a user wanted.
+    `note` says why they are fewer than what a user wanted.
     """
 
     finalists: tuple[Finalist, ...]
-    asked: tuple[int, int]
     winner: int | None
     version_run: str | None
     note: str | None

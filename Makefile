@@ -33,17 +33,20 @@ unmark = rm -f .venv/.locked .venv/.locked-dev .venv/.project
 lock = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	--python-version 3.11 $(ARGS) pyproject.toml --group build
 
-.PHONY: help study test check lock clean
+.PHONY: help study test test-faults check lock clean
 .NOTPARALLEL:
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | while read -r target text; do printf 'make %-6s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r target text; do printf 'make %-11s %s\n' "$$target" "$$text"; done
 
 study: .venv/.project ## run the study; ARGS="--trials 5" passes options on
 	@$(bin)/python -m experiments.run_study $(ARGS)
 
 test: check ## make check, then the tests; ARGS="-k space" passes options on
-	@$(bin)/python -m pytest $(ARGS)
+	@$(bin)/python -m pytest -m "not faults" $(ARGS)
+
+test-faults: .venv/.locked-dev .venv/.project ## the tests that kill and interrupt real processes
+	@$(bin)/python -m pytest -m faults $(ARGS)
 
 check: .venv/.locked-dev .venv/.project ## format, lint, types and the order of imports
 	@$(bin)/python -m ruff format --check .

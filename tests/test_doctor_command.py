@@ -76,12 +76,14 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
+@pytest.mark.faults
 def test_a_living_study_is_named_with_its_process(killed: Path) -> None:
     code, pid, *said = (killed / "examined.txt").read_text().splitlines()
     assert code == "0", said
     assert any(line.startswith(f"Study {STUDY} is being run by process {pid} ") for line in said)
 
 
+@pytest.mark.faults
 def test_after_a_kill_it_lists_mends_and_lets_the_study_finish(killed: Path) -> None:
     finished = {number: trial.values for number, trial in trials(killed).items() if trial.state.is_finished()}
     assert "RUNNING" in statuses(killed)

@@ -522,6 +522,7 @@ def finished(terminated: Ending) -> Start:
     return start(terminated.store, copy_to, "--trials", str(total), "--workers", "1")
 
 
+@pytest.mark.faults
 def test_one_ctrl_c_ends_a_study_cleanly(stopped_once: Ending) -> None:
     assert stopped_once.exit_code == 130
     assert stopped_once.errors == ""
@@ -535,6 +536,7 @@ def test_one_ctrl_c_ends_a_study_cleanly(stopped_once: Ending) -> None:
     assert stopped_once.evidence.parent.info.status == "KILLED"
 
 
+@pytest.mark.faults
 def test_a_second_ctrl_c_ends_it_at_once(stopped_twice: Ending) -> None:
     assert stopped_twice.exit_code == 130
     assert "Stopped at once" in stopped_twice.errors
@@ -543,6 +545,7 @@ def test_a_second_ctrl_c_ends_it_at_once(stopped_twice: Ending) -> None:
     assert stopped_twice.surviving_workers == []
 
 
+@pytest.mark.faults
 def test_workers_do_not_outlive_a_coordinator_that_is_killed(killed: Ending) -> None:
     assert killed.exit_code == -signal.SIGKILL
     assert killed.surviving_workers == []
@@ -550,6 +553,7 @@ def test_workers_do_not_outlive_a_coordinator_that_is_killed(killed: Ending) -> 
     assert killed.statuses()["RUNNING"] >= 1
 
 
+@pytest.mark.faults
 def test_the_start_after_a_kill_says_what_it_found_and_takes_it_up_again(killed: Ending, terminated: Ending) -> None:
     cut_off = [number for number, trial in killed.evidence.trials.items() if trial.state is TrialState.RUNNING]
     for number in cut_off:
@@ -558,6 +562,7 @@ def test_the_start_after_a_kill_says_what_it_found_and_takes_it_up_again(killed:
     assert min(cut_off) == int(restarted[0])
 
 
+@pytest.mark.faults
 def test_sigterm_ends_a_study_cleanly_with_its_own_exit_code(terminated: Ending) -> None:
     assert terminated.exit_code == 143
     assert terminated.errors == ""
@@ -566,6 +571,7 @@ def test_sigterm_ends_a_study_cleanly_with_its_own_exit_code(terminated: Ending)
     assert terminated.statuses()["RUNNING"] == 0
 
 
+@pytest.mark.faults
 def test_a_study_that_was_stopped_again_and_again_still_finishes_to_its_total(finished: Start) -> None:
     assert finished.exit_code == 0, finished.errors
     trials = finished.evidence.trials
@@ -576,6 +582,7 @@ def test_a_study_that_was_stopped_again_and_again_still_finishes_to_its_total(fi
     assert {run.info.status for run in finished.evidence.runs.values()} <= {"FINISHED", "KILLED"}
 
 
+@pytest.mark.faults
 def test_a_trial_keeps_its_parameters_and_seed_through_every_attempt(finished: Start) -> None:
     for number in finished.evidence.trials:
         attempts = [run for run in finished.evidence.runs.values() if run.data.tags["trial"] == str(number)]
@@ -583,6 +590,7 @@ def test_a_trial_keeps_its_parameters_and_seed_through_every_attempt(finished: S
         assert len({tuple(sorted(run.data.params.items())) for run in attempts}) == 1
 
 
+@pytest.mark.faults
 def test_every_trial_has_one_current_run_and_the_others_name_their_successor(finished: Start) -> None:
     evidence = finished.evidence
     replaced = {run_id: run for run_id, run in evidence.runs.items() if "superseded_by" in run.data.tags}
@@ -622,3 +630,28 @@ def test_a_study_of_which_every_trial_diverges_ends_with_the_answer_no(tmp_path:
         failure = Path(evidence.client.download_artifacts(run.info.run_id, "failure.txt"))
         assert "The loss became" in failure.read_text()
     assert evidence.parent.info.status == "FINISHED"
+
+
+@pytest.mark.faults
+def test_a_study_killed_among_its_finalists_trains_only_the_missing_repeat_and_registers_once(tmp_path: Path) -> None:
+    options = ("--trials", "1", "--workers", "1", "--finalists", "1", "--repeats", "2")
+    with subprocess.Popen(
+        command(tmp_path / "store", *options), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        read_up_to("trial 000 repeat 2 started", process)
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+    before = {run.data.tags["repeat"]: run for run in read_back(tmp_path / "store").repeats}
+    assert {repeat: run.info.status for repeat, run in before.items()} == {"1": "FINISHED", "2": "RUNNING"}
+
+    resumed = start(tmp_path / "store", tmp_path / "resumed", *options)
+
+    assert resumed.exit_code == 0, resumed.output + resumed.errors
+    runs = {run.info.run_id: run for run in resumed.evidence.repeats}
+    (current,) = runs.keys() - {run.info.run_id for run in before.values()}
+    cut_off = runs[before["2"].info.run_id]
+    assert (runs[current].info.status, runs[current].data.tags["repeat"]) == ("FINISHED", "2")
+    assert (cut_off.info.status, cut_off.data.tags["superseded_by"]) == ("KILLED", current)
+    assert runs[current].data.tags["seed"] == cut_off.data.tags["seed"]
+    (version,) = resumed.evidence.client.search_model_versions("name = 'digits-cnn'")
+    assert version.run_id in {before["1"].info.run_id, current}

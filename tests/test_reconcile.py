@@ -288,6 +288,7 @@ def outcome(killed: Killed) -> object:
     return records, sorted(runs, key=str), killed.client.get_run(killed.study_run).data.metrics
 
 
+@pytest.mark.faults
 def test_killed_at_any_commit_it_does_what_is_left_the_next_time(store: Store, client: MlflowClient) -> None:
     whole = Killed(store, client, "never killed")
     wreck(whole)

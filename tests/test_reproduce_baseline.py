@@ -136,6 +136,7 @@ def test_several_seeds_are_shown_as_mean_and_standard_deviation() -> None:
     assert rows["Bag"][2].split() == ["0.60±0.10", "0.25±0.00"]
 
 
+@pytest.mark.faults
 def test_ctrl_c_ends_the_trainings_and_leaves_no_run_open(tmp_path: Path) -> None:
     with subprocess.Popen(
         command(tmp_path, "--seeds", "50"),
@@ -163,6 +164,7 @@ def test_the_process_that_starts_the_trainings_loads_no_tensorflow() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.faults
 def test_while_a_promotion_is_running_the_model_is_registered_and_nobody_is_crowned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

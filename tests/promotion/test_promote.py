@@ -507,6 +507,7 @@ def promote_at(scene: Scene) -> Iterator[Callable[[], list[str]]]:
         process.wait()
 
 
+@pytest.mark.faults
 def test_of_two_promotions_at_once_one_wins_and_tells_the_other(
     scene: Scene, promote_at: Callable[[], list[str]]
 ) -> None:

@@ -11,9 +11,9 @@ from fashion_study.tracking.store import open_store
 
 TABLE: list[Mount] = [
     ("/", "ext4"),
-    ("/home", "nfs4"),
-    ("/home/me/scratch", "xfs"),
-    ("/homeland", "btrfs"),
+    ("/data", "nfs4"),
+    ("/data/me/scratch", "xfs"),
+    ("/database", "btrfs"),
     ("/mnt/far", "ext4"),
     ("/mnt/far", "cifs"),
 ]
@@ -23,10 +23,10 @@ TABLE: list[Mount] = [
     ("folder", "expected"),
     [
         ("/data/store", ("/", "ext4")),
-        ("/home/me/store", ("/home", "nfs4")),
-        ("/home", ("/home", "nfs4")),
-        ("/home/me/scratch/a/b", ("/home/me/scratch", "xfs")),
-        ("/homeland/store", ("/homeland", "btrfs")),
+        ("/data/me/store", ("/data", "nfs4")),
+        ("/data", ("/data", "nfs4")),
+        ("/data/me/scratch/a/b", ("/data/me/scratch", "xfs")),
+        ("/database/store", ("/database", "btrfs")),
         ("/mnt/far/store", ("/mnt/far", "cifs")),
     ],
 )

@@ -11,9 +11,9 @@ from fashion_study.tracking.store import open_store
 
 TABLE: list[Mount] = [
     ("/", "ext4"),
-    ("/data", "nfs4"),
-    ("/data/me/scratch", "xfs"),
-    ("/database", "btrfs"),
+    ("/users", "nfs4"),
+    ("/users/me/scratch", "xfs"),
+    ("/usersland", "btrfs"),
     ("/mnt/far", "ext4"),
     ("/mnt/far", "cifs"),
 ]
@@ -23,10 +23,10 @@ TABLE: list[Mount] = [
     ("folder", "expected"),
     [
         ("/data/store", ("/", "ext4")),
-        ("/data/me/store", ("/data", "nfs4")),
-        ("/data", ("/data", "nfs4")),
-        ("/data/me/scratch/a/b", ("/data/me/scratch", "xfs")),
-        ("/database/store", ("/database", "btrfs")),
+        ("/users/me/store", ("/users", "nfs4")),
+        ("/users", ("/users", "nfs4")),
+        ("/users/me/scratch/a/b", ("/users/me/scratch", "xfs")),
+        ("/usersland/store", ("/usersland", "btrfs")),
         ("/mnt/far/store", ("/mnt/far", "cifs")),
     ],
 )

@@ -150,6 +150,14 @@ def test_the_next_command_continues_the_study_or_asks_for_more() -> None:
     assert "python -m experiments.run_study --space smoke --trials 22\n" in shown(result(*TWO))
 
 
+def test_the_next_command_names_the_images_only_where_the_environment_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = StudyConfig(space="smoke", trials=1, data_dir=Path("images"))
+
+    assert "--data-dir images" in shown(result(complete(0, 0.5), config=config))
+    monkeypatch.setenv("FASHION_MNIST_DIR", "images")
+    assert "--data-dir" not in shown(result(complete(0, 0.5), config=config))
+
+
 def test_where_nothing_is_left_to_propose_no_more_trials_are_offered() -> None:
     assert "experiments.run_study" not in shown(result(*TWO, config=FOUR_ASKED, exhausted="no point is left"))
 

@@ -1,5 +1,6 @@
 """What a person reads when a study has ended: the ranking, the best against the baseline, what to do next."""
 
+import os
 import re
 import shlex
 import sys
@@ -11,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fashion_study.config import StudyConfig
 from fashion_study.engines.ledger import TrialRecord
 from fashion_study.finalists import choose
 from fashion_study.progress import duration
@@ -162,9 +164,15 @@ def _where_next(result: StudyResult) -> list[str]:
     if result.exhausted is None:
         is_done = result.counted >= result.config.trials and not result.repeats_left
         total = result.config.trials + MORE_TRIALS if is_done else result.config.trials
-        command = result.config.model_copy(update={"trials": total}).command(_interpreter())
+        command = _named_once(result.config).model_copy(update={"trials": total}).command(_interpreter())
         lines.append(f"{'More trials:' if is_done else 'Go on:':<13} {command}")
     return lines
+
+
+def _named_once(config: StudyConfig) -> StudyConfig:
+    """Leave out the images' folder where the environment names it anyway."""
+    is_known = config.data_dir is not None and str(config.data_dir) == os.environ.get("FASHION_MNIST_DIR")
+    return config.model_copy(update={"data_dir": None}) if is_known else config
 
 
 def _command(result: StudyResult, name: str, *words: str) -> str:

@@ -1,5 +1,7 @@
 """Hand-made facts of a study: as many trials as a page must bear, trained by nobody."""
 
+import shlex
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -111,3 +113,24 @@ def facts(**changes: Any) -> StudyFacts:
         "pixels": pixels,
     }
     return StudyFacts(**{**made, **changes})
+
+
+def hostile_facts(text: str) -> StudyFacts:
+    """Make the facts of a study with `text` wherever a store has a text of its own."""
+    plain = facts()
+    command = shlex.join(["python", "-m", "experiments.run_study", "--trials", "4", text])
+    best = model(2, 0.89, classes=(text, *CLASSES[1:]), pairs=(ConfusedPair(text, text, 3, 0.1, (0, 1)),))
+    return facts(
+        name=text,
+        run_id=text,
+        settings={**dict.fromkeys(plain.settings, text), "command": command, "workers": "2"},
+        asked=dict.fromkeys(plain.asked, text),
+        image_counts={text: 3},
+        records=(record(70, TrialState.COMPLETE, [0.8], filters_1=text), *plain.records),
+        best=best,
+        baseline=model(0, 0.852, classes=best.classes),
+        finals=replace(finals(), note=text),
+        reference=Reference(best, text, text),
+        importances={text: 0.9, "epochs": 0.1},
+        pixels_missing=text,
+    )

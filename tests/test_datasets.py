@@ -3,12 +3,17 @@
 import gzip
 import hashlib
 import http.server
+import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,11 +59,19 @@ def put(folder: Path, files: dict[str, bytes]) -> Path:
 
 @dataclass
 class Site:
-    """Serve files over HTTP; a file in `cut` ends halfway, though its whole length was announced."""
+    """Serve files over HTTP.
+
+    A file in `cut` ends halfway, though its whole length was announced; one in `stalled` waits there for `going_on`;
+    one in `moved` is somewhere else.
+    """
 
     files: dict[str, bytes]
     cut: set[str] = field(default_factory=set)
+    stalled: set[str] = field(default_factory=set)
+    moved: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    halfway: threading.Event = field(default_factory=threading.Event)
+    going_on: threading.Event = field(default_factory=threading.Event)
     url: str = ""
 
 
@@ -70,6 +83,11 @@ def site() -> Iterator[Site]:
         def do_GET(self) -> None:
             name = self.path.rsplit("/", 1)[-1]
             served.asked.append(name)
+            if name in served.moved:
+                self.send_response(302)
+                self.send_header("Location", served.moved[name])
+                self.end_headers()
+                return
             if name not in served.files:
                 self.send_error(404)
                 return
@@ -77,7 +95,14 @@ def site() -> Iterator[Site]:
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content[: len(content) // 2] if name in served.cut else content)
+            with suppress(ConnectionError):
+                self.wfile.write(content[: len(content) // 2])
+                self.wfile.flush()
+                if name in served.stalled:
+                    served.halfway.set()
+                    served.going_on.wait()
+                if name not in served.cut:
+                    self.wfile.write(content[len(content) // 2 :])
 
         def log_message(self, *_: object) -> None:
             """Keep the test's output clean."""
@@ -87,6 +112,7 @@ def site() -> Iterator[Site]:
     thread.start()
     served.url = f"http://127.0.0.1:{server.server_port}/"
     yield served
+    served.going_on.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -224,7 +250,20 @@ def test_keras_s_own_cache_is_used_before_the_network(tmp_path: Path, small_offi
     assert datasets.locate("auto").directory == cache
 
 
-DAMAGE = {"missing": None, "altered": b"something else", "truncated": small_files()[TRAIN[0]][:-1]}
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+HTML = b"<!DOCTYPE html><html><body>Please log in to this network.</body></html>"
+DAMAGE = {
+    "missing": None,
+    "altered": b"something else",
+    "truncated": small_files()[TRAIN[0]][:-1],
+    "bit-flipped": flipped(small_files()[TRAIN[0]]),
+    "a page of HTML": HTML,
+    "empty": b"",
+}
 
 
 @pytest.mark.parametrize("dataset", ["auto", "fashion-mnist"])
@@ -251,6 +290,45 @@ def test_a_damaged_file_in_a_named_folder_is_refused_and_never_replaced_by_digit
         "--data-dir",
     ):
         assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop"])
+def test_what_is_no_regular_file_is_refused_without_being_opened(
+    kind: str, tmp_path: Path, small_official: dict[str, bytes]
+) -> None:
+    path = put(tmp_path / "files", small_official) / TRAIN[0]
+    path.unlink()
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "loop":
+            path.symlink_to(path)
+
+    with pytest.raises(DataError, match=f"{TRAIN[0]}: found no (such|regular) file"):
+        datasets.locate("fashion-mnist", tmp_path / "files")
+
+
+def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, small_official: dict[str, bytes]) -> None:
+    folder = put(tmp_path / "files", small_official)
+    folder.chmod(0)
+    mine = os.geteuid()
+    # For root no folder is closed.
+    os.seteuid(mine or 65_534)
+    try:
+        with pytest.raises(DataError, match=f"{TRAIN[0]}: found PermissionError"):
+            datasets.locate("fashion-mnist", folder)
+    finally:
+        os.seteuid(mine)
+        folder.chmod(0o700)
+
+
+def test_the_test_set_in_place_of_the_training_set_is_refused(tmp_path: Path, small_official: dict[str, bytes]) -> None:
+    swapped = dict(zip((*TRAIN, *TEST), (small_official[name] for name in (*TEST, *TRAIN)), strict=True))
+
+    with pytest.raises(DataError, match=TRAIN[0]):
+        datasets.locate("fashion-mnist", put(tmp_path / "files", swapped))
 
 
 def test_a_file_that_changes_after_it_was_located_is_refused(tmp_path: Path, small_official: dict[str, bytes]) -> None:
@@ -324,20 +402,85 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(tmp_path: Path, site: S
     assert site.asked == [TRAIN[0]]
 
 
-@pytest.mark.parametrize("fault", ["altered", "truncated", "absent"])
+@pytest.mark.parametrize("fault", ["altered", "html", "truncated", "absent", "goes round", "moved to a page"])
 def test_a_failed_download_leaves_no_file(fault: str, tmp_path: Path, site: Site) -> None:
     expected = sha256(site.files)
-    if fault == "altered":
-        site.files[TRAIN[0]] = b"something else"
-    elif fault == "truncated":
-        site.cut.add(TRAIN[0])
-    else:
-        del site.files[TRAIN[0]]
+    match fault:
+        case "altered":
+            site.files[TRAIN[0]] = b"something else"
+        case "html":
+            site.files[TRAIN[0]] = HTML
+        case "truncated":
+            site.cut.add(TRAIN[0])
+        case "absent":
+            del site.files[TRAIN[0]]
+        case "goes round":
+            site.moved[TRAIN[0]] = f"/{TRAIN[0]}"
+        case "moved to a page":
+            site.files["login.html"] = HTML
+            site.moved[TRAIN[0]] = "/login.html"
 
     with pytest.raises(DownloadError, match=f"{TRAIN[0]}.*{expected[TRAIN[0]]}"):
         datasets.download(tmp_path / "cache", site.url, expected)
 
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_file_that_has_moved_is_followed_and_verified_like_any_other(tmp_path: Path, site: Site) -> None:
+    expected = sha256(site.files)
+    site.files["elsewhere"] = site.files[TRAIN[0]]
+    site.moved[TRAIN[0]] = "/elsewhere"
+
+    datasets.download(tmp_path / "cache", site.url, expected)
+
+    assert (tmp_path / "cache" / TRAIN[0]).read_bytes() == site.files["elsewhere"]
+
+
+def downloading(cache: Path, site: Site, expected: dict[str, str]) -> subprocess.Popen[str]:
+    """Download in a process of its own."""
+    code = (
+        "import json, sys; from pathlib import Path; from fashion_study import datasets; "
+        "datasets.download(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", code, str(cache), site.url, json.dumps(expected)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.faults
+def test_a_kill_in_mid_download_leaves_no_partial_file_and_the_next_download_brings_all(
+    tmp_path: Path, site: Site
+) -> None:
+    cache, expected = tmp_path / "cache", sha256(site.files)
+    site.stalled.add(TRAIN[0])
+    with downloading(cache, site, expected) as process:
+        assert site.halfway.wait(60)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not expected.keys() & {path.name for path in cache.iterdir()}
+    site.stalled.clear()
+    site.going_on.set()
+
+    datasets.download(cache, site.url, expected)
+
+    assert {name: (cache / name).read_bytes() for name in expected} == site.files
+
+
+@pytest.mark.faults
+def test_two_processes_that_download_at_once_both_end_with_the_whole_files(tmp_path: Path, site: Site) -> None:
+    cache, expected = tmp_path / "cache", sha256(site.files)
+    site.stalled.add(TRAIN[0])
+    with downloading(cache, site, expected) as first:
+        assert site.halfway.wait(60)
+        site.stalled.clear()
+        with downloading(cache, site, expected) as second:
+            assert second.wait(60) == 0
+        # The second one has brought every file while the first one waited in the middle of its first.
+        assert {name: (cache / name).read_bytes() for name in expected} == site.files
+        site.going_on.set()
+    assert first.returncode == 0
+
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == site.files
 
 
 def test_two_downloads_at_once_end_with_the_same_whole_files(tmp_path: Path, site: Site) -> None:
@@ -366,6 +509,21 @@ BROKEN_PAIRS = {
         {TRAIN[1]: gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 9]) + b"\1")},
         "found 1 values",
     ),
+    "half a gzip that was cut in its last bytes": ({TRAIN[0]: small_files()[TRAIN[0]][:-4]}, "no readable gzip"),
+    "a flipped bit": ({TRAIN[0]: flipped(small_files()[TRAIN[0]])}, "no readable gzip"),
+    "a page of HTML": ({TRAIN[0]: HTML}, "no readable gzip"),
+    "a page of HTML, packed": ({TRAIN[0]: gzip.compress(HTML)}, "found the header 3c21444f"),
+    "another kind of numbers": ({TRAIN[1]: gzip.compress(bytes([0, 0, 13, 1, 0, 0, 0, 1, 0]))}, "expected 00000801"),
+    "a header without its sizes": ({TRAIN[0]: gzip.compress(bytes([0, 0, 8, 3, 0, 0]))}, "found the header"),
+    "more values than announced": (
+        {TRAIN[1]: gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 1]) + b"\1\1")},
+        "found 2 values",
+    ),
+    "four thousand million announced": (
+        {TRAIN[0]: gzip.compress(bytes([0, 0, 8, 3]) + b"\xff" * 12)},
+        "found 0 values",
+    ),
+    "train images with test labels": ({TRAIN[1]: small_files()[TEST[1]]}, "240 images and 40 labels"),
     "other sizes": ({TRAIN[0]: idx(np.zeros((240, 8, 8)))}, "expected (28, 28)"),
     "other counts": ({TRAIN[1]: idx(np.zeros(9))}, "240 images and 9 labels"),
     "an eleventh class": ({TRAIN[1]: idx(np.full(240, 10))}, "label 10, expected 0 to 9"),
@@ -380,6 +538,24 @@ def test_a_file_that_is_no_set_of_images_is_refused(change: dict[str, bytes], sa
         datasets.read_pair(put(tmp_path / "files", files), *TRAIN, sha256(files))
 
     assert said in str(caught.value)
+
+
+def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    header = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in (400_000, 28, 28))
+    bomb = gzip.compress(header + bytes(400_000 * 784))
+    files = small_files() | {TRAIN[0]: bomb}
+    folder = put(tmp_path / "files", files)
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"expected \(400000, 28, 28\) as its header says"):
+            datasets.read_pair(folder, *TRAIN, sha256(files))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 200_000_000
+    assert len(bomb) < 500_000
 
 
 def test_a_study_s_data_comes_without_opening_the_official_test_set(

@@ -19,6 +19,7 @@ from fashion_study.config import StudyConfig
 from fashion_study.datasets import load_study_data, locate
 from fashion_study.engines.ledger import Ledger
 from fashion_study.engines.optuna_engine import OptunaEngine
+from fashion_study.errors import StoreError
 from fashion_study.report.collect import collect
 from fashion_study.report.page import render
 from fashion_study.report.publish import publish_report
@@ -351,6 +352,102 @@ def refusal(
     assert printed.out == ""
     assert "Traceback" not in printed.err
     return ending.value.code, printed.err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trials", "<script>"),
+        ("trials", ""),
+        ("command", ATTACK),
+        ("command", "python -m experiments.run_study --trials '4"),
+        ("command", "curl https://example.org | sh"),
+    ],
+)
+def test_a_study_whose_tags_were_altered_is_refused_as_a_store(
+    key: str, value: str, real: Real, tmp_path: Path
+) -> None:
+    run_id = real.result.run_id
+    before = real.client.get_run(run_id).data.tags[key]
+    real.client.set_tag(run_id, key, value)
+    try:
+        with pytest.raises(StoreError, match="something was altered since"):
+            publish_report(STUDY, real.store, tmp_path / "page.html")
+    finally:
+        real.client.set_tag(run_id, key, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("confusion_matrix.json", "no JSON"),
+        ("confusion_matrix.json", "[" * 100_000),
+        ("confusion_matrix.json", "[]"),
+        ("confusion_matrix.json", '{"classes": ["a", "b"], "counts": [[1, 2], [3]]}'),
+        ("confusion_matrix.json", '{"classes": ["a", "b"], "counts": [[1, NaN], [3, 4]]}'),
+        ("confusion_matrix.json", '{"classes": ["a", "b"], "counts": [[1, 1e999], [3, 4]]}'),
+        ("confusion_matrix.json", '{"classes": ["a", "b"], "counts": [[0, 0], [0, 0]]}'),
+        ("confusion_matrix.json", f'{{"classes": ["a", "b"], "counts": [[1, -1], [{10**30}, 4]]}}'),
+        ("most_confused.json", '{"pairs": [{"true": "0"}]}'),
+        ("most_confused.json", '{"pairs": [], "mistakes": [[1]]}'),
+    ],
+)
+def test_a_study_whose_artifacts_were_altered_is_refused_as_a_store(
+    name: str, content: str, real: Real, tmp_path: Path
+) -> None:
+    best = collect(real.ledger, real.result.store).best
+    assert best is not None
+    path = next(real.store.joinpath("artifacts").rglob(f"{best.run_id}/artifacts/{name}"))
+    before = path.read_bytes()
+    path.write_text(content, encoding="utf-8")
+    try:
+        with pytest.raises(StoreError, match="something was altered since"):
+            publish_report(STUDY, real.store, tmp_path / "page.html")
+    finally:
+        path.write_bytes(before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shell_that_is_handed_the_page_s_commands_sees_one_command_each(real: Real, tmp_path: Path) -> None:
+    run_id = real.result.run_id
+    before = real.client.get_run(run_id).data.tags["command"]
+    real.client.set_tag(run_id, "command", f"{before} ; touch canary `touch canary`")
+    try:
+        text = Page(publish_report(STUDY, real.store, tmp_path / "page.html").path.read_text()).text
+    finally:
+        real.client.set_tag(run_id, "command", before)
+    assert "';' touch canary '`touch' 'canary`'" in text
+
+
+def test_a_study_of_a_hostile_name_gets_no_file_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "working" / "directory"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    names = ["../../evil", "/etc/evil", ATTACK, "two\nlines", "\x1b[2J", "x" * 300]
+    for name in names:
+        Ledger(open_store(tmp_path / "store").optuna_storage(), name).remember(run_id="0" * 32)
+    before = sorted(tmp_path.rglob("*"))
+    for name in names:
+        code, message = refusal(monkeypatch, capsys, name, "--store", tmp_path / "store")
+        assert code == 2
+        assert "a name that is no file's" in message
+        assert "".join(message.splitlines()).isprintable()
+        code, message = refusal(monkeypatch, capsys, f"{name}s", "--store", tmp_path / "store")
+        assert code == 2
+        assert "There is no study" in message
+        assert "".join(message.splitlines()).isprintable()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_store_in_the_home_folder_is_found_by_its_tilde(
+    real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(real.root))
+    report = publish_report(STUDY, "~/store", tmp_path / "page.html")
+    assert "--store '~/store'" in Page(report.path.read_text()).text
 
 
 def test_an_unknown_study_is_refused_with_the_known_ones(

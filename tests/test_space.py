@@ -394,6 +394,14 @@ def test_a_partial_point_is_filled_from_the_baseline() -> None:
     assert completed == {"filters_1": 8, "learning_rate": 0.002, "batch_size": 64}
 
 
+def nested(depth: int) -> Any:
+    """Nest lists deeper than Python can follow."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("partial", "said"),
     [
@@ -405,6 +413,8 @@ def test_a_partial_point_is_filled_from_the_baseline() -> None:
         ({"batch_size": 48}, "batch_size: found 48; allowed: one of 32, 64"),
         ({"learnin_rate": 0.002}, "(did you mean learning_rate?); allowed: 'filters_1'"),
         ({"epochs": 5}, "epochs is fixed at 3"),
+        ({"filters_1": 10**5_000}, "filters_1: found <int too large to show>; allowed"),
+        ({"filters_1": nested(100_000)}, "filters_1: found <list too large to show>; allowed"),
     ],
 )
 def test_a_partial_point_outside_the_space_is_refused(partial: dict[str, int | float | str], said: str) -> None:

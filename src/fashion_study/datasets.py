@@ -5,6 +5,7 @@ The holdout is not here: `fashion_study.holdout` reads it, and a study never imp
 
 import gzip
 import hashlib
+import io
 import logging
 import os
 import sys
@@ -49,6 +50,8 @@ VALIDATION_PART: Mapping[str, int] = {"fashion-mnist": 6, "digits": 4}
 TRAINING_IMAGES: Mapping[str, int] = {"fashion-mnist": 50_000, "digits": 1_079}
 # The same for every study, whatever its seed: runs of one experiment are compared on the same images.
 SPLIT_SEED = 20_170_825
+# The official files and what is in them, rounded up: more is read of nothing that says it is one of them.
+MAX_PACKED, MAX_UNPACKED = 32 * 2**20, 64 * 2**20
 # Seconds to connect and between two packets: `auto` must not keep a user without network waiting.
 TIMEOUT = (4.0, 20.0)
 
@@ -223,7 +226,7 @@ def _problem(path: Path, digest: str) -> str:
     """Say what is wrong with a file; nothing when it is the official one."""
     try:
         if not path.is_file():
-            return "no such file"
+            return "no regular file" if path.exists() else "no such file"
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -253,7 +256,8 @@ def _fetch(folder: Path, name: str, base_url: str, digest: str) -> None:
 def _read_idx(path: Path, digest: str, dimensions: int) -> NDArray[np.uint8]:
     """Read unsigned bytes in the IDX format: 0, 0, 8, the number of dimensions, four bytes for each size."""
     try:
-        packed = path.read_bytes()
+        with path.open("rb") as file:
+            packed = file.read(MAX_PACKED)
     except OSError as error:
         raise DataError(_unusable(path, _reason(error), digest)) from error
     # What is parsed is what was verified, though the file may have changed since it was located.
@@ -261,7 +265,8 @@ def _read_idx(path: Path, digest: str, dimensions: int) -> NDArray[np.uint8]:
     if found != digest:
         raise DataError(_unusable(path, f"SHA-256 {found}", digest))
     try:
-        raw = gzip.decompress(packed)
+        with gzip.open(io.BytesIO(packed)) as unpacked:
+            raw = unpacked.read(MAX_UNPACKED)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: found no readable gzip ({_reason(error)}), expected an IDX file.") from error
     start = 4 + 4 * dimensions

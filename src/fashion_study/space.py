@@ -306,13 +306,14 @@ def _impossible(space: SearchSpace) -> Iterator[str]:
 
 
 def _off_baseline(space: SearchSpace) -> Iterator[str]:
+    searched = printable(", ".join(map(printable, space.parameters)))
     for name in sorted(space.baseline.keys() - space.parameters.keys()):
-        yield f"baseline.{printable(name)}: not searched; allowed: {', '.join(space.parameters)}"
+        yield f"baseline.{printable(name)}: not searched; allowed: {searched}"
     for name, parameter in space.parameters.items():
         if name not in space.baseline:
             yield f"baseline.{printable(name)}: missing; allowed: {parameter.allowed}"
         elif not parameter.contains(space.baseline[name]):
-            yield f"baseline.{name}: found {shown(space.baseline[name])}; allowed: {parameter.allowed}"
+            yield f"baseline.{printable(name)}: found {shown(space.baseline[name])}; allowed: {parameter.allowed}"
 
 
 def problems_of(error: ValidationError) -> list[str]:

@@ -9,7 +9,8 @@ from fashion_study.errors import BadInputError
 from fashion_study.space import SearchSpace, problems_of
 from fashion_study.wording import did_you_mean, printable, shown
 
-MAX_BYTES = 32_768
+# PyYAML takes half a second for the worst text of this length, and the project's own files have a tenth of it.
+MAX_BYTES = 16_384
 MAX_PROBLEMS_SHOWN = 8
 
 

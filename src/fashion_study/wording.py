@@ -1,4 +1,4 @@
-"""How found values are shown in messages: short, and harmless on a terminal."""
+"""How found values are shown: short in messages, harmless on a terminal and in a spreadsheet."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 def did_you_mean(name: str, known: Mapping[str, object]) -> str:
     """Ask whether the nearest known name was meant; empty where none is near."""
     close = difflib.get_close_matches(name[:64], known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return f" (did you mean {printable(close[0])}?)" if close else ""
 
 
 def shown_list(values: Iterator[object] | Mapping[str, object] | tuple[object, ...]) -> str:
@@ -18,7 +18,11 @@ def shown_list(values: Iterator[object] | Mapping[str, object] | tuple[object, .
 
 def shown(value: object) -> str:
     """Write a value as Python would, cut to a line."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        # Nested deeper, or a number longer, than Python writes out.
+        text = f"<{type(value).__name__} too large to show>"
     return text if len(text) <= 80 else text[:79] + "…"
 
 
@@ -26,3 +30,19 @@ def printable(text: str) -> str:
     """Write text with nothing in it that could move a cursor, cut to a few lines."""
     shown = text if text.isprintable() else repr(text)
     return shown if len(shown) <= 300 else shown[:299] + "…"
+
+
+def visible(text: str) -> str:
+    """Write every character that could move a cursor or turn the order of words by its number; cut nothing."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def spreadsheet_cell(value: object) -> object:
+    """Keep a text from being a formula where a spreadsheet opens it; numbers stay numbers.
+
+    An apostrophe goes before what begins like one (after OWASP's page on CSV injection), and characters that could
+    end a cell or a row are written by their numbers.
+    """
+    if not isinstance(value, str):
+        return value
+    return visible(f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value)

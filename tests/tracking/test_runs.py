@@ -1,8 +1,11 @@
 """The promises of a study in MLflow, read back with MLflow's own client from a real store."""
 
+import csv
+import io
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
@@ -215,16 +218,6 @@ def test_an_interrupted_attempt_names_its_cause_and_its_successor(bench: Bench, 
     assert "superseded_by" not in bench.run(second.run_id).data.tags
 
 
-def test_open_runs_are_this_study_s_trials_that_say_they_run(bench: Bench, name: str) -> None:
-    tracker, _ = bench.tracker(name)
-    ended, running = begun(tracker, 0), begun(tracker, 1)
-    tracker.close_trial(ended, TrialResult(0, 1, TrialState.PRUNED, 1))
-    other, _ = bench.tracker(f"{name} other")
-    begun(other, 2)
-
-    assert tracker.open_runs() == {running.run_id: 1}
-
-
 def test_the_best_so_far_stands_on_the_study_s_run(bench: Bench, name: str) -> None:
     tracker, run_id = bench.tracker(name)
     for number, objective in ((0, 0.5), (4, 0.75)):
@@ -257,6 +250,32 @@ def test_a_study_ends_with_its_leaderboard_and_figures(bench: Bench, name: str) 
     assert list(invocations["sampler"]) == ["tpe"]
     assert bench.text(run_id, "leaderboard.csv").splitlines()[0].startswith("rank,trial,state,objective,epochs")
     assert bench.artifacts(run_id, "figures") == ["figures/history.png"]
+
+
+FORMULAS = {
+    "=1+1": "'=1+1",
+    "+1": "'+1",
+    "-1+cmd|' /C calc'!A0": "'-1+cmd|' /C calc'!A0",
+    "@SUM(A1)": "'@SUM(A1)",
+    "\t=1": "'\\t=1",
+    "\r=1": "'\\r=1",
+    "\n=1": "'\\n=1",
+    "plain\r=1": "plain\\r=1",
+    "plain\n=1": "plain\\n=1",
+    '=HYPERLINK("http://x","y")': '\'=HYPERLINK("http://x","y")',
+}
+
+
+def test_no_cell_of_a_leaderboard_is_a_formula_and_its_numbers_stay_numbers(bench: Bench, name: str) -> None:
+    tracker, run_id = bench.tracker(name)
+    rows = [{"rank": 1, "objective": -0.25, "=name": text, "seconds": None, "loss": -1e-5} for text in FORMULAS]
+    tracker.log_leaderboard(pd.DataFrame(rows))
+
+    heading, *lines = csv.reader(io.StringIO(bench.text(run_id, "leaderboard.csv"), newline=""))
+
+    assert heading == ["rank", "objective", "'=name", "seconds", "loss"]
+    assert [line[2] for line in lines] == list(FORMULAS.values())
+    assert {(line[0], line[1], line[3], line[4]) for line in lines} == {("1", "-0.25", "", "-1e-05")}
 
 
 @pytest.mark.parametrize(

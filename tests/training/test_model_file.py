@@ -237,6 +237,33 @@ def test_a_size_or_a_setting_that_the_builder_never_gives_is_refused(
     refusal(packed(tmp_path / "model.keras", {**members, "config.json": json.dumps(config).encode()}))
 
 
+@pytest.mark.parametrize(
+    ("place", "extra"),
+    [
+        (11, {"build_config": {"input_shape": [None, 10**11]}}),
+        (2, {"build_config": {"input_shape": [None, 28, 28, 10**9]}}),
+        (10, {"build_config": {"shapes_dict": {"input_shape": [None, 10**11]}}}),
+        (5, {"compile_config": {"optimizer": "rmsprop"}}),
+        (5, {"shared_object_id": 7}),
+    ],
+)
+def test_a_layer_that_is_to_be_built_for_another_shape_or_in_another_way_is_refused(
+    place: int, extra: Config, members: Members, tmp_path: Path
+) -> None:
+    config = json.loads(members["config.json"])
+    _layer(config, place).update(extra)
+    path = packed(tmp_path / "model.keras", {**members, "config.json": json.dumps(config).encode()})
+    assert "and nothing else" in refusal(path)
+
+
+def test_a_file_of_more_bytes_than_any_model_has_is_not_read(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    path.write_bytes(saved.read_bytes())
+    with path.open("r+b") as file:
+        file.truncate(10**12)  # A sparse file: nothing of it is stored.
+    assert "1,000,000,000,000 bytes" in refusal(path)
+
+
 @pytest.mark.parametrize("drop", [1, 3, 9])
 def test_layers_in_another_order_are_refused(drop: int, members: Members, tmp_path: Path) -> None:
     config = json.loads(members["config.json"])

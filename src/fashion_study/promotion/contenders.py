@@ -7,6 +7,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from fashion_study.errors import BadInputError, DamagedModelError, ExitCode, StudyError
 from fashion_study.promotion.decision import Contender, PromotionConfig
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
+from fashion_study.wording import shown, shown_list
 
 # The number of a study's baseline trial.
 BASELINE = 0
@@ -122,7 +123,7 @@ def _chosen(versions: list[Version], config: PromotionConfig) -> Version:
     if config.run is not None:
         return _only(
             [version for version in versions if version.run_id == config.run],
-            f"No version was registered from the run {config.run!r}",
+            f"No version was registered from the run {shown(config.run)}",
             "--version",
         )
     if config.version is not None:
@@ -141,7 +142,8 @@ def _latest_of_study(versions: list[Version], study: str) -> Version:
     if not own:
         studies = sorted({version.study for version in versions if version.study})
         raise BadInputError(
-            f"No version comes from a study {study!r}. Expected one of {', '.join(studies) or 'none: run a study'}."
+            f"No version comes from a study {shown(study)}. "
+            f"Expected one of {shown_list(tuple(studies)) or 'none: run a study'}."
         )
     return max(own, key=lambda version: (CHALLENGER in version.aliases, version.number))
 

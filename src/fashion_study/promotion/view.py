@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fashion_study.promotion.decision import Contender, Decision, Outcome
+from fashion_study.wording import visible
 
 GOOD = (Outcome.PROMOTED, Outcome.ROLLED_BACK, Outcome.NOTHING_TO_DO, Outcome.PENDING)
 DRY_RUN = "A dry run: no alias was moved and no decision recorded. What it read of the holdout counts all the same."
@@ -19,9 +20,9 @@ def show_decision(decision: Decision, console: Console) -> None:
     if decision.gates:
         console.print(_table(decision))
     for line in _remarks(decision):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
     style = "bold green" if decision.outcome in GOOD else "bold red"
-    console.print(Text(decision.sentence, style=style), soft_wrap=True)
+    console.print(Text(visible(decision.sentence), style=style), soft_wrap=True)
     if decision.dry_run:
         console.print(DRY_RUN, markup=False, highlight=False, soft_wrap=True)
 
@@ -45,7 +46,7 @@ def _table(decision: Decision) -> Table:
     if decision.opponent is not None:
         contenders.append(f"{decision.opponent.role}  {_described(decision.opponent)}")
     table = Table(
-        title=Text("\n".join(contenders), style="not italic"),
+        title=Text("\n".join(visible(line) for line in contenders), style="not italic"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -56,7 +57,7 @@ def _table(decision: Decision) -> Table:
     table.add_column("what it found", overflow="fold")
     for gate in decision.gates:
         answer = Text("passed", style="green") if gate.passed else Text("REFUSED", style="bold red")
-        table.add_row(gate.name, answer, Text(gate.sentence))
+        table.add_row(gate.name, answer, Text(visible(gate.sentence)))
     for name in decision.skipped:
         table.add_row(name, Text("skipped", style="yellow"), Text("by force"))
     return table

@@ -30,6 +30,8 @@ PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
 # Beyond so many faint curves a picture within the figure is smaller than its lines.
 MOST_LINES = 200
 GAP = 2
+# A longer name beside a figure leaves no room for the figure.
+LONGEST_NAME = 30
 STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -97,7 +99,7 @@ def recall_by_class(best: ModelFacts, baseline: ModelFacts) -> str:
     axes.hlines(places, before, after, color=GRID, linewidth=3)
     axes.plot(before, places, "s", color=BASELINE, markersize=6, label="baseline")
     axes.plot(after, places, "o", color=BEST, markersize=7, label="best")
-    axes.set_yticks(places, names)
+    axes.set_yticks(places, [_cut(name) for name in names])
     axes.grid(visible=False, axis="y")
     axes.set(xlabel="recall on validation images")
     axes.xaxis.set_major_formatter(PERCENT)
@@ -138,7 +140,7 @@ def importances(shares: Mapping[str, float]) -> str:
     """Draw how much of the objective's variation each hyperparameter explains."""
     ranked = sorted(shares.items(), key=lambda item: item[1])
     figure, axes = _figure(0.7 + 0.32 * len(ranked))
-    bars = axes.barh([name.replace("_", " ") for name, _ in ranked], [share for _, share in ranked], color=BEST)
+    bars = axes.barh([_cut(name.replace("_", " ")) for name, _ in ranked], [share for _, share in ranked], color=BEST)
     axes.bar_label(bars, [f"{share:.0%}".replace("%", " %") for _, share in ranked], padding=4)
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.12)
@@ -177,6 +179,10 @@ def strip(images: Sequence[npt.NDArray[np.uint8]]) -> bytes:
 def _figure(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def _points(records: Sequence[TrialRecord]) -> tuple[list[int], list[float]]:

@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,10 +20,10 @@ from optuna.importance import get_param_importances
 from fashion_study.datasets import keras_cache, load_study_data, locate
 from fashion_study.engines.ledger import Ledger
 from fashion_study.engines.optuna_engine import BASELINE_NUMBER
-from fashion_study.errors import DataError, StoreError
-from fashion_study.finalists import Finalist
+from fashion_study.errors import BadInputError, DataError, StoreError
 from fashion_study.leaderboard import rank
-from fashion_study.report.facts import ConfusedPair, Finals, ModelFacts, Reference, StudyFacts
+from fashion_study.report.facts import Finals, ModelFacts, Reference, StudyFacts
+from fashion_study.report.logged import Confused, Confusion, read_command, read_finals, read_json
 from fashion_study.space_file import load_space
 from fashion_study.study_figures import FEWEST_FOR_IMPORTANCES
 from fashion_study.tracking.registry import CHAMPION, Registry, registered_name
@@ -40,7 +40,7 @@ def collect(ledger: Ledger, store: Store, data_dir: Path | None = None) -> Study
     `data_dir` is the folder of the Fashion-MNIST files, for the examples; nothing is downloaded.
 
     Raises:
-        StoreError: the store cannot be read, or what its ledger names is missing from it.
+        StoreError: the store cannot be read, or what its ledger names is missing from it or is not what a study writes.
     """
     with _reading(ledger.name), TemporaryDirectory() as folder:
         client = store.client()
@@ -60,7 +60,7 @@ def collect(ledger: Ledger, store: Store, data_dir: Path | None = None) -> Study
             space=load_space(str(runs.file(run.info.run_id, "space.yaml"))),
             records=rank(ledger.records()),
             trials=int(run.data.tags["trials"]),
-            settings=run.data.tags,
+            settings={**run.data.tags, "command": read_command(run.data.tags)},
             asked=run.data.params,
             image_counts=_image_counts(run),
             best=best,
@@ -88,39 +88,32 @@ class _Runs:
     def table(self, run_id: str, name: str) -> Any:
         if all(artifact.path != name for artifact in self._client.list_artifacts(run_id)):
             return None
-        return json.loads(self.file(run_id, name).read_text(encoding="utf-8"))
+        return read_json(self.file(run_id, name))
 
     def model(self, run_id: str) -> ModelFacts | None:
         """Read how the model of a run does on the validation images; None where that was not logged."""
         run = self._client.get_run(run_id)
-        confusion = self.table(run_id, "confusion_matrix.json")
-        if confusion is None or run.data.tags.get("kind") not in ON_VALIDATION_IMAGES:
+        table = self.table(run_id, "confusion_matrix.json")
+        if table is None or run.data.tags.get("kind") not in ON_VALIDATION_IMAGES:
             return None
-        confused = self.table(run_id, "most_confused.json") or {}
-        mistakes = confused.get("mistakes")
+        confusion = Confusion.model_validate(table)
+        confused = Confused.model_validate(self.table(run_id, "most_confused.json") or {})
         repeat = run.data.tags.get("repeat")
         return ModelFacts(
             run_id=run_id,
             trial=int(run.data.tags["trial"]),
             repeat=None if repeat is None else int(repeat),
             metrics=run.data.metrics,
-            classes=tuple(confusion["classes"]),
-            confusion=np.asarray(confusion["counts"], dtype=np.int64),
-            mistakes=None if mistakes is None else frozenset(mistakes),
-            pairs=tuple(_pair(pair) for pair in confused.get("pairs", ())),
+            classes=confusion.classes,
+            confusion=np.asarray(confusion.counts, dtype=np.int64),
+            mistakes=confused.mistakes,
+            pairs=confused.pairs,
         )
 
     def finals(self, run_id: str) -> Finals | None:
         """Read the finalists of a study from its run."""
         found = self.table(run_id, "finalists.json")
-        if found is None or not found["finalists"]:
-            return None
-        return Finals(
-            finalists=tuple(_finalist(entry) for entry in found["finalists"]),
-            winner=found["winner"],
-            version_run=found["version_run"],
-            note=found["note"],
-        )
+        return None if found is None else read_finals(found)
 
 
 @contextmanager
@@ -132,6 +125,12 @@ def _reading(study: str) -> Iterator[None]:
         raise StoreError(
             f"The runs of study {study!r} cannot be read: {reason}. Expected every run and artifact that its ledger "
             "names. Check MLFLOW_TRACKING_URI and --store; python -m experiments.doctor looks for damage."
+        ) from error
+    except (BadInputError, LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        reason = printable(" ".join(f"{type(error).__name__}: {error}".split()).rstrip("."))
+        raise StoreError(
+            f"What the runs of study {study!r} say cannot be understood: {reason}. Expected tags, parameters and "
+            "artifacts as the study wrote them: something was altered since. Restore it, or leave the study as it is."
         ) from error
 
 
@@ -202,15 +201,6 @@ def _pixels(
     if data.split_digest != ledger.facts["split"]:
         return {}, "the images on this machine are divided in another way than this study's"
     return {index: data.validation.images[index, :, :, 0] for index in wanted}, None
-
-
-def _pair(entry: Mapping[str, Any]) -> ConfusedPair:
-    examples: Sequence[int] = entry.get("examples", ())
-    return ConfusedPair(entry["true"], entry["predicted"], entry["count"], entry["share"], tuple(examples))
-
-
-def _finalist(entry: Mapping[str, Any]) -> Finalist:
-    return Finalist(entry["trial"], entry["params"], tuple(entry["objectives"]), tuple(entry["run_ids"]))
 
 
 def _image_counts(run: Run) -> dict[str, int]:

@@ -1,18 +1,22 @@
 """Write a study's report to a file, and onto the study's run."""
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fashion_study.errors import BadInputError, StoreError
+from fashion_study.tracking.failures import store_failures
 from fashion_study.tracking.store import Store, open_store
-from fashion_study.wording import did_you_mean, shown, shown_list
+from fashion_study.wording import did_you_mean, printable, shown, shown_list
 
 if TYPE_CHECKING:
     from fashion_study.engines.ledger import Ledger
     from fashion_study.report.facts import StudyFacts
 
 ARTIFACT = "report.html"
+AGAIN = "Call for the report again when it answers."
 
 
 @dataclass(frozen=True)
@@ -34,24 +38,32 @@ def publish_report(study: str, store: Path | str, output: Path | None = None, da
         BadInputError: there is no such study, or the file cannot be written there.
         StoreError: the store holds no study, or cannot be read.
     """
+    output = None if output is None else _expanded(output)
     _require_place(output)
-    _require_data(Path(store))
+    _require_data(_expanded(store))
     opened = open_store(store)
     ledger = _ledger(study, opened)
     # Imported here: they bring MLflow and Matplotlib, and a refusal must not wait for those.
     from fashion_study.report.collect import collect
     from fashion_study.report.page import render
 
-    facts = collect(ledger, opened, data_dir)
+    path = output or _default_place(study)
+    with store_failures(opened, AGAIN):
+        facts = collect(ledger, opened, data_dir)
     page = render(facts, Path(store))
-    path = output or Path(f"{study}.html")
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise _unwritable(path, str(error.strerror)) from error
     if not facts.is_running:
-        opened.client().log_text(facts.run_id, page, ARTIFACT)
+        with store_failures(opened, f"The report lies at {path}; call for it again to have it on the study's run."):
+            opened.client().log_text(facts.run_id, page, ARTIFACT)
     return Report(path, not facts.is_running, _contents(facts))
+
+
+def _expanded(place: Path | str) -> Path:
+    # Path.expanduser would fail for an account without a home.
+    return Path(os.path.expanduser(place))  # noqa: PTH111
 
 
 def _require_place(output: Path | None) -> None:
@@ -64,14 +76,24 @@ def _require_place(output: Path | None) -> None:
     if is_folder:
         raise _unwritable(output, "it is a folder")
     if not has_parent:
-        raise _unwritable(output, f"there is no folder {output.parent}")
+        raise _unwritable(output, f"there is no folder {printable(str(output.parent))}")
 
 
 def _unwritable(path: Path, reason: str) -> BadInputError:
     return BadInputError(
-        f"The report cannot be written to {path}: {reason}. Expected a file in a folder that is there and may be "
-        "written. Name another one with --output."
+        f"The report cannot be written to {printable(str(path))}: {reason}. "
+        "Expected a file in a folder that is there and may be written. Name another one with --output."
     )
+
+
+def _default_place(study: str) -> Path:
+    """Name the file after the study; a store made by others may have a study whose name is a path."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", study):
+        raise BadInputError(
+            f"Study {shown(study)} has a name that is no file's. Expected up to 200 letters, "
+            "digits, '.', '_' and '-'. Say with --output where its report goes."
+        )
+    return Path(f"{study}.html")
 
 
 def _require_data(store: Path) -> None:
@@ -82,7 +104,7 @@ def _require_data(store: Path) -> None:
         found = f"that it cannot be looked into ({error.strerror})"
     if found:
         raise StoreError(
-            f"The store {store} cannot be reported on: found {found}. Expected a folder in which "
+            f"The store {printable(str(store))} cannot be reported on: found {found}. Expected a folder in which "
             "python -m experiments.run_study has run a study. Name it with --store."
         )
 

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from fashion_study.errors import DamagedModelError
 from fashion_study.trial import ParamValue
+from fashion_study.wording import printable
 
 CHAMPION = "champion"
 PREVIOUS_CHAMPION = "previous-champion"
@@ -141,7 +142,7 @@ class Registry:
             DamagedModelError: the file is missing or another one.
         """
         path = self._download(model, MODEL_FILE, folder)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = _sha256(path)
         if digest != model.sha256:
             raise DamagedModelError(
                 f"The model file of {model} has the SHA-256 {digest[:12]}…. Expected {model.sha256[:12]}…, which "
@@ -160,17 +161,19 @@ class Registry:
         with TemporaryDirectory() as folder:
             path = self._download(model, CARD_FILE, Path(folder))
             try:
+                # Model.load reads plain YAML; the flavours and code folders that it names are not looked at.
                 signature = Model.load(str(path)).signature
+                if signature is None or signature.inputs is None or signature.outputs is None:
+                    return "none"
+                return " -> ".join(
+                    ", ".join(str(one) for one in schema.inputs) for schema in (signature.inputs, signature.outputs)
+                )
             # Whatever MLflow makes of an altered description, the description is at fault.
             except Exception as error:
+                reason = printable(" ".join(str(error).split()))
                 raise DamagedModelError(
-                    f"The description of {model} cannot be read: {error}. Expected {CARD_FILE} as MLflow wrote it."
+                    f"The description of {model} cannot be read: {reason}. Expected {CARD_FILE} as MLflow wrote it."
                 ) from error
-        if signature is None or signature.inputs is None or signature.outputs is None:
-            return "none"
-        return " -> ".join(
-            ", ".join(str(one) for one in schema.inputs) for schema in (signature.inputs, signature.outputs)
-        )
 
     def _download(self, model: Stored, name: str, folder: Path) -> Path:
         try:
@@ -180,10 +183,9 @@ class Registry:
                 tracking_uri=self._client.tracking_uri,
             )
         except (MlflowException, OSError) as error:
-            raise DamagedModelError(
-                f"The model file of {model} cannot be read: {error}. Expected {name} at {model.model_uri}. "
-                "Look for it with python -m experiments.doctor."
-            ) from error
+            raise _unreadable(model, name, printable(" ".join(str(error).split()))) from error
+        if not Path(path).is_file():
+            raise _unreadable(model, name, "found a folder")
         return Path(path)
 
     def _folder(self, model_uri: str) -> str:
@@ -212,6 +214,18 @@ class Registry:
 def registered_name(dataset: str) -> str:
     """Name the registered model of a data set."""
     return f"{dataset}-cnn"
+
+
+def _unreadable(model: Stored, name: str, reason: str) -> DamagedModelError:
+    return DamagedModelError(
+        f"The model file of {model} cannot be read: {reason}. Expected {name} at {model.model_uri}. "
+        "Look for it with python -m experiments.doctor."
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(found: ModelVersion, aliases: Mapping[int, tuple[str, ...]]) -> Version:

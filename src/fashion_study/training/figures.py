@@ -1,18 +1,24 @@
 """The figures of one evaluation, as objects of their own: pyplot would keep every figure alive."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import seaborn as sns
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
 
 # The grid, in images a side; a tile, its caption and its margin, in pixels of the data.
 SIDE, TILE, CAPTION, MARGIN = 5, 40, 10, 6
 RIGHT, WRONG = "#1b6e3c", "#b3261e"
+# A dollar sign in a name is a dollar sign, and no formula.
+PLAIN: dict[RcKeyType, Any] = {"text.parse_math": False}
 
 
+@mpl.rc_context(PLAIN)
 def confusion_matrix_figure(confusion: npt.NDArray[np.int64], class_names: Sequence[str], title: str) -> Figure:
     """Draw counts as a heatmap: rows are the true classes, columns the predicted ones."""
     figure = Figure(figsize=(8.6, 7.6), layout="constrained")
@@ -39,6 +45,7 @@ def confusion_matrix_figure(confusion: npt.NDArray[np.int64], class_names: Seque
     return figure
 
 
+@mpl.rc_context(PLAIN)
 def prediction_grid_figure(
     images: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int64],

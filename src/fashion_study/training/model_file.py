@@ -26,6 +26,8 @@ IMAGE_SHAPE = (SIDE, SIDE, 1)
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 # What Keras writes, uncompressed, and how large it may be: the builder's largest model has 95 MB of weights.
 MEMBERS = {"metadata.json": 10_000, CONFIG: 200_000, WEIGHTS: 128 * 2**20}
+# With room for the archive's own list of its members, which is read before anything else.
+MAX_FILE = sum(MEMBERS.values()) + 100_000
 MAX_CLASSES = 1_000
 MAX_H5_OBJECTS = 200
 MAX_H5_DEPTH = 4
@@ -68,6 +70,7 @@ VALUES: Mapping[str, Mapping[str, list[Any]]] = {
     "Flatten": _IMAGES,
     "Dense": _WEIGHTED,
 }
+NODE = {"module", "class_name", "config", "registered_name", "build_config"}
 # Checked apart: names are free, sizes have the range of the hyperparameters, objects are checked wherever they are.
 _FREE = {"name", "filters", "units", "dtype", "kernel_initializer", "bias_initializer"}
 
@@ -109,6 +112,8 @@ def check_model_file(path: Path) -> None:
 def _members(path: Path) -> dict[str, bytes]:
     """Read the archive's members, none of which may be compressed: so none is larger than the file."""
     try:
+        if (length := path.stat().st_size) > MAX_FILE:
+            _refuse(path, f"{length:,} bytes", f"at most {MAX_FILE:,}")
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             names = [entry.filename for entry in entries]
@@ -145,6 +150,7 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
         _refuse(path, f"a model of class {shown(config.get('class_name'))}", "a Sequential model with its layers")
     if config.get("compile_config"):
         _refuse(path, f"a compile_config {shown(config['compile_config'])}", "a model that is not compiled")
+    _check_built(path, {key: value for key, value in config.items() if key != "compile_config"}, IMAGE_SHAPE)
     _check_layers(path, layers)
 
 
@@ -180,11 +186,11 @@ def _check_layers(path: Path, layers: list[Any]) -> None:
     by_name: dict[str, list[Any]] = {}
     for layer in layers:
         by_name.setdefault(layer["class_name"], []).append(layer["config"])
-    _check_sizes(
-        path,
-        [convolution.get("filters") for convolution in by_name["Conv2D"]],
-        [dense.get("units") for dense in by_name["Dense"]],
-    )
+    filters = [convolution.get("filters") for convolution in by_name["Conv2D"]]
+    units = [dense.get("units") for dense in by_name["Dense"]]
+    _check_sizes(path, filters, units)
+    for layer, shape in zip(layers, _input_shapes(filters, units), strict=True):
+        _check_built(path, layer, shape)
 
 
 def _check_values(path: Path, layer: str, settings: dict[str, Any]) -> None:
@@ -209,6 +215,23 @@ def _check_sizes(path: Path, filters: Sequence[Any], units: Sequence[Any]) -> No
         _refuse(path, f"{problem['loc'][0]} = {shown(problem['input'])}", f"a hyperparameter's range: {problem['msg']}")
     if type(classes) is not int or not 2 <= classes <= MAX_CLASSES:
         _refuse(path, f"{shown(classes)} classes", f"2 to {MAX_CLASSES}")
+
+
+def _input_shapes(filters: Sequence[int], units: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return what each layer of the builder takes: convolutions of 3 shorten a side by 2, pooling halves it."""
+    first, second, third = filters
+    images = [IMAGE_SHAPE] * 3
+    after_first = [(26, 26, first), (13, 13, first), (13, 13, first)]
+    after_second = [(11, 11, second), (5, 5, second), (5, 5, second)]
+    return [*images, *after_first, *after_second, (3, 3, third), (9 * third,), (units[0],)]
+
+
+def _check_built(path: Path, node: dict[str, Any], shape: tuple[int, ...]) -> None:
+    """Refuse another shape than the sizes give: Keras allocates for the one it reads, whatever the layers before."""
+    built = node.get("build_config")
+    if node.keys() - NODE or built not in (None, {"input_shape": [None, *shape]}):
+        found = f"{shown(sorted(node.keys() - NODE))} and the build_config {shown(built)}"
+        _refuse(path, f"a {node['class_name']} with {found}", f"the shape {(None, *shape)} and nothing else")
 
 
 def _check_weights(path: Path, content: bytes) -> None:

@@ -1,10 +1,14 @@
 import json
+import math
 import re
 import shlex
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fashion_study.datasets import load_study_data, locate
 from fashion_study.space_file import load_space
+from tests.faults.table import RecordFault
 
 ROOT = Path(__file__).parents[1]
 STUDY = "digits-smoke"
@@ -408,6 +413,51 @@ def test_the_winner_s_median_repeat_is_the_challenger_in_the_registry(first: Sta
     assert f"Registered: digits-cnn version 1 is the challenger ({told_of})." in first.output
 
 
+def test_trainings_done_again_are_the_same_to_the_bit_but_for_what_was_altered(first: Start, tmp_path: Path) -> None:
+    store = shutil.copytree(first.store, tmp_path / "store")
+    # The last to be trained, in a worker that had trained others before it.
+    trial, repeat = max(first.evidence.trials), first.evidence.repeats[0]
+    run_id = first.evidence.run_of(trial).info.run_id
+    ((there,),) = rows(store, "select value from metrics where key = 'val_loss' and step = 1 and run_uuid = ?", run_id)
+    altered = math.nextafter(there, 1)
+    with closing(sqlite3.connect(store / "mlflow.db")) as database, database:
+        change = "update metrics set value = ? where key = 'val_loss' and step = 1 and run_uuid = ?"
+        database.execute(change, (altered, run_id))
+    before = rows(store, "select key, value, run_uuid, step from metrics order by 1, 2, 3, 4")
+
+    replays = [
+        subprocess.Popen(
+            [sys.executable, "-m", "experiments.replay", named, "--store", str(store)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for named in (str(trial), repeat.info.run_id[:8])
+    ]
+    (of_trial, trial_errors), (of_repeat, repeat_errors) = (each.communicate(timeout=PATIENCE) for each in replays)
+
+    assert [each.returncode for each in replays] == [1, 0], of_trial + trial_errors + of_repeat + repeat_errors
+    assert trial_errors == repeat_errors == ""
+    same, figures = map(int, re.findall(r"is not the same: (\d+) of (\d+) figures are", of_trial)[0])
+    assert same == figures - 1
+    assert f"in epoch 1, is val_loss: {altered!r} recorded, {there!r} again." in of_trial
+    assert f"Trial {int(repeat.data.tags['trial']):03d} repeat " in of_repeat
+    # Four figures of each epoch; in the end: how it ended, objective, mean F1, best, parameters, ten recalls, weights.
+    epochs = int(repeat.data.tags["epochs_run"])
+    assert f"is the same to the bit: {4 * epochs + 16} of {4 * epochs + 16} figures." in of_repeat
+    for said in (of_trial, of_repeat):
+        assert "Different here" not in said
+        assert "Not recorded" not in said
+    assert rows(store, "select key, value, run_uuid, step from metrics order by 1, 2, 3, 4") == before
+    assert len(list(store.rglob("*.log"))) == len(list(first.store.rglob("*.log")))
+
+
+def rows(store: Path, query: str, *values: object) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(store / "mlflow.db")) as database:
+        return database.execute(query, values).fetchall()
+
+
 def test_the_same_command_again_registers_nothing_twice(first: Start, again: Start) -> None:
     versions = again.evidence.client.search_model_versions("name = 'digits-cnn'")
     assert min(int(version.version) for version in versions) == 1
@@ -523,7 +573,7 @@ def finished(terminated: Ending) -> Start:
 
 
 @pytest.mark.faults
-def test_one_ctrl_c_ends_a_study_cleanly(stopped_once: Ending) -> None:
+def test_one_ctrl_c_ends_a_study_cleanly(stopped_once: Ending, record_fault: RecordFault) -> None:
     assert stopped_once.exit_code == 130
     assert stopped_once.errors == ""
     assert "Stopped by Ctrl-C; the unfinished trials wait." in stopped_once.output
@@ -534,15 +584,17 @@ def test_one_ctrl_c_ends_a_study_cleanly(stopped_once: Ending) -> None:
     assert stopped_once.states()[TrialState.RUNNING] == 0
     assert stopped_once.statuses()["RUNNING"] == 0
     assert stopped_once.evidence.parent.info.status == "KILLED"
+    record_fault("Ctrl-C once", "I2 I6 I8", phases={"tell": 1})
 
 
 @pytest.mark.faults
-def test_a_second_ctrl_c_ends_it_at_once(stopped_twice: Ending) -> None:
+def test_a_second_ctrl_c_ends_it_at_once(stopped_twice: Ending, record_fault: RecordFault) -> None:
     assert stopped_twice.exit_code == 130
     assert "Stopped at once" in stopped_twice.errors
     assert "Traceback" not in stopped_twice.errors
     assert "MLflow UI" not in stopped_twice.output
     assert stopped_twice.surviving_workers == []
+    record_fault("Ctrl-C twice", "I6", phases={"tell": 1})
 
 
 @pytest.mark.faults
@@ -563,12 +615,13 @@ def test_the_start_after_a_kill_says_what_it_found_and_takes_it_up_again(killed:
 
 
 @pytest.mark.faults
-def test_sigterm_ends_a_study_cleanly_with_its_own_exit_code(terminated: Ending) -> None:
+def test_sigterm_ends_a_study_cleanly_with_its_own_exit_code(terminated: Ending, record_fault: RecordFault) -> None:
     assert terminated.exit_code == 143
     assert terminated.errors == ""
     assert terminated.surviving_workers == []
     assert terminated.states()[TrialState.RUNNING] == 0
     assert terminated.statuses()["RUNNING"] == 0
+    record_fault("SIGTERM", "I2 I6 I8", phases={"tell": 1})
 
 
 @pytest.mark.faults
@@ -591,7 +644,9 @@ def test_a_trial_keeps_its_parameters_and_seed_through_every_attempt(finished: S
 
 
 @pytest.mark.faults
-def test_every_trial_has_one_current_run_and_the_others_name_their_successor(finished: Start) -> None:
+def test_every_trial_has_one_current_run_and_the_others_name_their_successor(
+    finished: Start, record_fault: RecordFault
+) -> None:
     evidence = finished.evidence
     replaced = {run_id: run for run_id, run in evidence.runs.items() if "superseded_by" in run.data.tags}
     current = {run_id: run for run_id, run in evidence.runs.items() if run_id not in replaced}
@@ -605,6 +660,7 @@ def test_every_trial_has_one_current_run_and_the_others_name_their_successor(fin
         assert int(successor.data.tags["attempt"]) == int(run.data.tags["attempt"]) + 1
         assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
         assert run.info.run_name == f"{int(run.data.tags['trial']):03d}  interrupted"
+    record_fault("SIGKILL of a real Keras study", "I2 I3 I5", phases={"epoch": 1})
 
 
 def test_a_study_of_which_every_trial_diverges_ends_with_the_answer_no(tmp_path: Path) -> None:
@@ -633,7 +689,9 @@ def test_a_study_of_which_every_trial_diverges_ends_with_the_answer_no(tmp_path:
 
 
 @pytest.mark.faults
-def test_a_study_killed_among_its_finalists_trains_only_the_missing_repeat_and_registers_once(tmp_path: Path) -> None:
+def test_a_study_killed_among_its_finalists_trains_only_the_missing_repeat_and_registers_once(
+    tmp_path: Path, record_fault: RecordFault
+) -> None:
     options = ("--trials", "1", "--workers", "1", "--finalists", "1", "--repeats", "2")
     with subprocess.Popen(
         command(tmp_path / "store", *options), cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -655,3 +713,4 @@ def test_a_study_killed_among_its_finalists_trains_only_the_missing_repeat_and_r
     assert runs[current].data.tags["seed"] == cut_off.data.tags["seed"]
     (version,) = resumed.evidence.client.search_model_versions("name = 'digits-cnn'")
     assert version.run_id in {before["1"].info.run_id, current}
+    record_fault("SIGKILL of a real Keras study", "I2 I3 I4 I6", phases={"finalists": 1})

@@ -15,6 +15,10 @@ TRAINING_VERSION = 1
 
 ParamValue = int | float | str
 
+# Tags of a result: after which epoch it went on from an earlier trial's model, or why it could not.
+CONTINUED = "continued_after_epoch"
+CONTINUATION_LOST = "continuation_lost"
+
 Filters = Annotated[int, Field(strict=True, ge=1, le=512)]
 
 
@@ -67,8 +71,20 @@ class FailReason(StrEnum):
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """Say from where a training goes on: the trial and the run that left the model, and after how many epochs."""
+
+    number: int
+    run_id: str
+    epochs: int
+
+
+@dataclass(frozen=True)
 class TrialSpec:
-    """Ask a worker for one attempt at a trial, or for one of a finalist's repeats (from 1; 0 is the trial itself)."""
+    """Ask a worker for one attempt at a trial, or for one of a finalist's repeats (from 1; 0 is the trial itself).
+
+    With `continues` it goes on from an earlier trial's model up to its own number of epochs.
+    """
 
     number: int
     attempt: int
@@ -77,6 +93,7 @@ class TrialSpec:
     run_id: str
     precision: Precision
     repeat: int = 0
+    continues: Continuation | None = None
 
     @property
     def label(self) -> str:
@@ -109,8 +126,9 @@ class TrialResult:
     """Say how an attempt ended.
 
     `objective` is the validation accuracy (0 to 1) of the float32 model after the last epoch, for a complete
-    trial only. `metrics` are final metrics by name, ready for the tracking store; `tags`
-    name the logged model. `seconds` is how long the attempt took, from the moment a worker began with it.
+    trial only. `metrics` are final metrics by name, ready for the tracking store; `tags` name the logged model, its
+    weights and the environment in which it was trained. `seconds` is how long the attempt took, from the moment a
+    worker began with it.
     """
 
     number: int
@@ -127,11 +145,12 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class AttemptLost:
-    """Say that an attempt ended without being to blame: its worker died, or the store failed it."""
+    """Say that an attempt ended without being to blame: its worker died, or the store failed it (`by_store`)."""
 
     number: int
     attempt: int
     cause: str
+    by_store: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,12 +165,13 @@ class DataSource:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Tell a worker, first of all, what is the same for every trial that it trains."""
+    """Tell a worker, first of all, what is the same for every trial that it trains; without `records` it only reads."""
 
     source: DataSource
     limit_train: int | None
     threads: int
     tracking_uri: str
+    records: bool = True
 
 
 @dataclass(frozen=True)

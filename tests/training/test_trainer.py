@@ -1,8 +1,11 @@
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import keras
 import mlflow
 import numpy as np
 import pytest
@@ -12,9 +15,11 @@ from mlflow import MlflowClient
 from fashion_study.datasets import StudyData, locate
 from fashion_study.tracking.store import open_store
 from fashion_study.training import trainer
+from fashion_study.training.fit import FitOutcome, fit
 from fashion_study.training.trainer import Trainer
 from fashion_study.trial import (
     AttemptLost,
+    Continuation,
     EpochReport,
     FailReason,
     Hyperparameters,
@@ -37,21 +42,28 @@ class Bench:
         store = open_store(root)
         self.client: MlflowClient = store.client()
         self._experiment_id = store.experiment_id(self.client, "digits")
-        self.trainer = Trainer(WorkerSettings(locate("digits"), 200, 1, store.tracking_uri))
+        self.settings = WorkerSettings(locate("digits"), 200, 1, store.tracking_uri)
+        self.trainer = Trainer(self.settings)
 
     def spec(self, params: Hyperparameters = SMALL, precision: Precision = Precision.FLOAT32) -> TrialSpec:
         run_id = self.client.create_run(self._experiment_id).info.run_id
         return TrialSpec(5, 1, params, 1234, run_id, precision)
 
     def train(
-        self, spec: TrialSpec, go_on: Callable[[EpochReport], bool] = lambda _: True
+        self,
+        spec: TrialSpec,
+        go_on: Callable[[EpochReport], bool] = lambda _: True,
+        trainer: Trainer | None = None,
     ) -> tuple[TrialResult, list[EpochReport]]:
-        end, reports = self.attempt(spec, go_on)
+        end, reports = self.attempt(spec, go_on, trainer)
         assert isinstance(end, TrialResult)
         return end, reports
 
     def attempt(
-        self, spec: TrialSpec, go_on: Callable[[EpochReport], bool] = lambda _: True
+        self,
+        spec: TrialSpec,
+        go_on: Callable[[EpochReport], bool] = lambda _: True,
+        trainer: Trainer | None = None,
     ) -> tuple[TrialResult | AttemptLost, list[EpochReport]]:
         reports: list[EpochReport] = []
 
@@ -59,7 +71,7 @@ class Bench:
             reports.append(report)
             return go_on(report)
 
-        return self.trainer.train(spec, answer), reports
+        return (trainer or self.trainer).train(spec, answer), reports
 
     def artifacts(self, run_id: str) -> set[str]:
         return {artifact.path for artifact in self.client.list_artifacts(run_id)}
@@ -111,11 +123,32 @@ def test_the_life_of_a_run_is_the_coordinators(bench: Bench) -> None:
     assert run.data.metrics == {}
 
 
-def test_an_attempt_repeated_with_its_seed_reaches_the_same(bench: Bench) -> None:
-    (first, curve), (again, same_curve) = (bench.train(bench.spec()) for _ in range(2))
-    assert first.objective == again.objective
+def test_an_attempt_that_is_not_to_be_recorded_reaches_the_same_and_leaves_nothing(bench: Bench) -> None:
+    unrecorded = bench.spec()
+    (first, curve), (other, _) = bench.train(bench.spec()), bench.train(replace(unrecorded, seed=4321))
+
+    again, same_curve = bench.train(unrecorded, trainer=Trainer(replace(bench.settings, records=False)))
+
     untimed = [[replace(report, seconds=0, images_per_second=0) for report in each] for each in (curve, same_curve)]
     assert untimed[0] == untimed[1]
+    timed = {"train_seconds": 0.0, "ms_per_image": 0.0}
+    assert again.metrics | timed == first.metrics | timed
+    assert again.tags == {name: value for name, value in first.tags.items() if not name.startswith("model_")}
+    assert other.tags["weights_sha256"] != first.tags["weights_sha256"] == again.tags["weights_sha256"]
+    run = bench.client.get_run(unrecorded.run_id)
+    assert (run.data.metrics, run.data.tags.get("model_uri")) == ({}, None)
+
+
+def test_a_result_says_in_what_environment_it_was_reached(bench: Bench) -> None:
+    params = SMALL.model_copy(update={"epochs": 1})
+    pruned, _ = bench.train(bench.spec(params.model_copy(update={"epochs": 2})), go_on=lambda _: False)
+    complete, _ = bench.train(bench.spec(params))
+    for result in (pruned, complete):
+        assert (result.tags["threads"], result.tags["device"]) == ("1", "CPU")
+        assert (result.tags["tensorflow"], result.tags["numpy"]) == (version("tensorflow"), version("numpy"))
+        assert result.tags["keras"] == version("keras")
+        assert result.tags["cpu"]
+        assert len(result.tags["weights_sha256"]) == 64
 
 
 def test_a_trial_that_is_told_to_stop_ends_there_as_pruned(bench: Bench) -> None:
@@ -206,3 +239,56 @@ def test_a_trial_trained_in_bfloat16_is_judged_by_the_float32_model_that_is_logg
     result, _ = bench.train(bench.spec(params, Precision.BFLOAT16))
     assert result.state is TrialState.COMPLETE, result.message
     assert result.objective == validation_accuracy(result, digits)
+
+
+def test_a_continued_trial_takes_up_the_weights_the_epochs_and_the_steps_of_an_earlier_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rung = SMALL.model_copy(update={"epochs": 1})
+    first = bench.spec(rung)
+    earlier, _ = bench.train(first)
+    name_model(bench, first.run_id, earlier)
+    began: list[tuple[list[np.ndarray], int]] = []
+
+    def fit_and_look(model: keras.Model, *rest: Any) -> FitOutcome:
+        began.append((model.get_weights(), int(model.optimizer.iterations.numpy())))
+        return fit(model, *rest)
+
+    monkeypatch.setattr(trainer, "fit", fit_and_look)
+
+    result, reports = bench.train(replace(bench.spec(), number=6, continues=Continuation(5, first.run_id, 1)))
+
+    assert result.state is TrialState.COMPLETE, result.message
+    assert [report.epoch for report in reports] == [2, 3]
+    assert result.epochs_run == 3
+    assert result.tags["continued_after_epoch"] == "1"
+    (weights, steps) = began[0]
+    # 200 images in batches of 32, some of them for validation.
+    assert steps == -(-len(bench.trainer._data.train.labels) // 32)
+    left = mlflow.keras.load_model(earlier.tags["model_uri"], load_model_kwargs={"safe_mode": True}).get_weights()
+    for ours, theirs in zip(weights, left, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("how", ["taken away", "another file"])
+def test_a_trial_whose_earlier_model_is_gone_begins_at_its_first_epoch_and_says_so(bench: Bench, how: str) -> None:
+    first = bench.spec(SMALL.model_copy(update={"epochs": 1}))
+    earlier, _ = bench.train(first)
+    name_model(bench, first.run_id, earlier)
+    if how == "taken away":
+        bench.client.delete_logged_model(earlier.tags["model_uri"].removeprefix("models:/"))
+    else:
+        bench.client.set_tag(first.run_id, "model_sha256", 64 * "0")
+
+    result, reports = bench.train(replace(bench.spec(), continues=Continuation(5, first.run_id, 1)))
+
+    assert result.state is TrialState.COMPLETE, result.message
+    assert [report.epoch for report in reports] == [1, 2, 3]
+    assert "trial 005" in result.tags["continuation_lost"]
+    assert "continued_after_epoch" not in result.tags
+
+
+def name_model(bench: Bench, run_id: str, result: TrialResult) -> None:
+    """Write on a run where its model lies, as the coordinator does."""
+    for name in ("model_uri", "model_sha256"):
+        bench.client.set_tag(run_id, name, result.tags[name])

@@ -22,13 +22,17 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 
+from fashion_study.tracking.passwords import without_passwords
 from fashion_study.tracking.tracker import DataCard, RepeatRun, StudyCard
 from fashion_study.trial import EpochReport, FailReason, TrialResult, TrialSpec, TrialState
+from fashion_study.wording import spreadsheet_cell
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+# On a study's run: the token of the ledger that it belongs to.
+LEDGER = "ledger"
 RUN_STATUS = {
     TrialState.COMPLETE: "FINISHED",
     TrialState.PRUNED: "KILLED",
@@ -45,13 +49,19 @@ class MlflowTracker:
         self._study_run_id = ""
         self._study_name = ""
         self._inputs: list[DatasetInput] = []
+        self._recorded: set[str] = set()
 
-    def open_study(self, card: StudyCard, data: tuple[DataCard, ...], run_id: str | None) -> str:
-        """Open the study's run, the one named where it exists already, and return its id."""
+    def open_study(
+        self, card: StudyCard, data: tuple[DataCard, ...], run_id: str | None, ledger: str | None = None
+    ) -> str:
+        """Open the study's run, the one named where it exists already, and return its id.
+
+        A new one carries the token of its ledger, so that a run that a kill kept from being named there is found.
+        """
         self._study_name = card.name
         self._inputs = [_dataset_input(entry) for entry in data]
         if run_id is None:
-            tags = {"kind": "study", "study": card.name} | _provenance()
+            tags = {"kind": "study", "study": card.name} | provenance() | ({} if ledger is None else {LEDGER: ledger})
             run_id = self._create_run(card.name, tags, card.facts)
             self._client.log_inputs(run_id, self._inputs)
             self._client.log_text(run_id, card.space_yaml, "space.yaml")
@@ -77,7 +87,7 @@ class MlflowTracker:
         }
         if repeat:
             own["repeat"] = str(repeat)
-        run_id = self._create_run(_name(number, repeat), own | _provenance() | dict(tags), params)
+        run_id = self._create_run(_name(number, repeat), own | provenance() | dict(tags), params)
         self._client.log_inputs(run_id, self._inputs)
         return run_id
 
@@ -93,22 +103,29 @@ class MlflowTracker:
         }
         self._log_metrics(run_id, values, step=report.epoch)
 
-    def close_trial(self, spec: TrialSpec, result: TrialResult) -> None:
-        """Log the final metrics and give the run its status and its readable name."""
+    def record_result(self, spec: TrialSpec, result: TrialResult) -> None:
+        """Log the final metrics and how the attempt ended, at once: enough to take a result over after a kill."""
         tags = {"state": result.state.value, "epochs_run": str(result.epochs_run)} | result.tags
         if result.reason is not None:
             tags["reason"] = result.reason.value
         if result.message:
-            self._client.log_text(spec.run_id, result.message, "failure.txt")
-        self._log_metrics(spec.run_id, result.metrics, step=result.epochs_run)
-        self._log_tags(spec.run_id, tags)
+            self._client.log_text(spec.run_id, without_passwords(result.message), "failure.txt")
+        # MLflow writes the tags after the metrics: a run whose tags say that it ended has everything.
+        self._client.log_batch(spec.run_id, _metrics(result.metrics, result.epochs_run), tags=_tags(tags))
+        self._recorded.add(spec.run_id)
+
+    def close_trial(self, spec: TrialSpec, result: TrialResult) -> None:
+        """Give the run its status and its readable name, and log the result where that is not done yet."""
+        if spec.run_id not in self._recorded:
+            self.record_result(spec, result)
+        self._recorded.discard(spec.run_id)
         self._end(spec.run_id, RUN_STATUS[result.state], run_name(result, spec.repeat))
 
     def interrupt_trial(self, number: int, run_id: str, cause: str, state: TrialState) -> None:
         """End the run of an attempt that was stopped from outside; `state` is where that leaves the trial."""
         given_up = state is TrialState.FAILED
         tags = {"state": state.value, "reason": FailReason.INTERRUPTED.value} if given_up else {"state": "interrupted"}
-        self._log_tags(run_id, {**tags, "cause": cause})
+        self._log_tags(run_id, {**tags, "cause": without_passwords(cause)})
         self._end(run_id, "FAILED" if given_up else "KILLED", f"{number:03d}  interrupted")
 
     def supersede(self, run_id: str, by: str) -> None:
@@ -128,7 +145,8 @@ class MlflowTracker:
         """Log the ranked trials, as a table for MLflow's viewer and as CSV."""
         split = table.to_json(orient="split", index=False)
         self._client.log_text(self._study_run_id, split, "leaderboard.json")
-        self._client.log_text(self._study_run_id, table.to_csv(index=False), "leaderboard.csv")
+        cells = table.rename(columns=spreadsheet_cell).map(spreadsheet_cell)
+        self._client.log_text(self._study_run_id, cells.to_csv(index=False), "leaderboard.csv")
         tables = [{"path": f"{name}.json", "type": "table"} for name in ("leaderboard", "invocations")]
         self._log_tags(self._study_run_id, {MLFLOW_LOGGED_ARTIFACTS: json.dumps(tables)})
 
@@ -136,11 +154,6 @@ class MlflowTracker:
         """Log a figure of the whole study as `figures/NAME.png`."""
         tight = {"bbox_inches": "tight"}  # Long names of parameters would be cut off.
         self._client.log_figure(self._study_run_id, figure, f"figures/{name}.png", save_kwargs=tight)
-
-    def open_runs(self) -> dict[str, int]:
-        """Return this study's trial runs that say they are running: run id to trial number."""
-        running = self._search("tags.kind = 'trial' and attributes.status = 'RUNNING'")
-        return {run.info.run_id: int(run.data.tags["trial"]) for run in running}
 
     def repeats(self) -> list[RepeatRun]:
         """Return the runs of every finalist's repeats, the oldest first."""
@@ -168,11 +181,10 @@ class MlflowTracker:
         return run_id
 
     def _log_metrics(self, run_id: str, values: Mapping[str, float], step: int) -> None:
-        now = int(time.time() * 1000)
-        self._client.log_batch(run_id, metrics=[Metric(key, value, now, step) for key, value in values.items()])
+        self._client.log_batch(run_id, metrics=_metrics(values, step))
 
     def _log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self._client.log_batch(run_id, tags=_tags(tags))
 
     def _end(self, run_id: str, status: str, name: str) -> None:
         # The name first: a run that has ended is looked at no more.
@@ -195,6 +207,15 @@ def run_name(result: TrialResult, repeat: int = 0) -> str:
 def _name(number: int, repeat: int) -> str:
     # Short: the UI shows the first 16 letters or so.
     return f"{number:03d}" + (f" r{repeat}" if repeat else "")
+
+
+def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:
+    now = int(time.time() * 1000)
+    return [Metric(key, value, now, step) for key, value in values.items()]
+
+
+def _tags(tags: Mapping[str, str]) -> list[RunTag]:
+    return [RunTag(key, value) for key, value in tags.items()]
 
 
 def _repeat_run(run: Run) -> RepeatRun:
@@ -238,7 +259,8 @@ def _user() -> str:
 
 
 @cache
-def _provenance() -> dict[str, str]:
+def provenance() -> dict[str, str]:
+    """Say who runs which code where, as tags of a run."""
     from importlib.metadata import version
 
     tags = {

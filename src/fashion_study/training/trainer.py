@@ -1,8 +1,10 @@
 """Train one attempt at a trial and write down what it reached."""
 
+import hashlib
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 
 import keras
@@ -13,7 +15,9 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from fashion_study.datasets import load_study_data
-from fashion_study.training.evaluation import evaluate
+from fashion_study.training.continuation import Start, take_up
+from fashion_study.training.environment import environment
+from fashion_study.training.evaluation import Evaluation, evaluate
 from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, configure, fit, seed_training
 from fashion_study.training.model import build_model, float32_twin
 from fashion_study.training.precision import probe
@@ -34,12 +38,17 @@ CAUSE_LENGTH = 300
 
 
 class Trainer:
-    """Hold what every trial of a worker needs: the images, and a client for the runs."""
+    """Hold what every trial of a worker needs: the images, and a client for the runs.
+
+    Where its settings say that nothing is recorded it trains and measures alike.
+    """
 
     def __init__(self, settings: WorkerSettings) -> None:
         configure(settings.threads)
         mlflow.set_tracking_uri(settings.tracking_uri)
         self._tracking_uri = settings.tracking_uri
+        self._records = settings.records
+        self._environment = environment(settings.threads)
         self._data = load_study_data(settings.source, settings.limit_train)
 
     @cached_property
@@ -55,8 +64,13 @@ class Trainer:
         """Train, evaluate and record one attempt; `go_on` takes each epoch's report and answers it.
 
         An error is a result too: it ends the trial as failed, with its traceback, and not the worker. A store that
-        fails is no fault of the trial's: the attempt is lost, to be tried again.
+        fails is no fault of the trial's: the attempt is lost, to be tried again. A result says in what environment it
+        was reached.
         """
+        end = self._attempt(spec, go_on)
+        return replace(end, tags=end.tags | self._environment) if isinstance(end, TrialResult) else end
+
+    def _attempt(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
         reached = 0
 
         def report(epoch: Epoch) -> bool:
@@ -67,7 +81,7 @@ class Trainer:
         try:
             return self._train(spec, report)
         except _StoreFailedError as error:
-            return AttemptLost(*spec.key, str(error))
+            return AttemptLost(*spec.key, str(error), by_store=True)
         except (MemoryError, tf.errors.ResourceExhaustedError):
             return _failed(spec, reached, FailReason.OOM)
         except Exception:
@@ -78,13 +92,28 @@ class Trainer:
         seed_training(spec.seed)
         params, data = spec.hyperparameters, self._data
         model = build_model(params, spec.precision, len(data.class_names))
-        outcome = fit(model, data.train, data.validation, params, spec.seed, report)
+        start = self._start(spec, model)
+        outcome = fit(model, data.train, data.validation, params, spec.seed, report, start.epochs)
+        result = self._end(spec, outcome, model)
+        return replace(result, tags=result.tags | start.tags)
+
+    def _start(self, spec: TrialSpec, model: keras.Model) -> Start:
+        if spec.continues is None:
+            return Start()
+        with _blaming_the_store():
+            return take_up(self._client, spec.continues, model, spec.hyperparameters, len(self._data.train.labels))
+
+    def _end(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
         match outcome.end:
             case FitEnd.COMPLETED:
-                return self._record(spec, outcome, float32_twin(model, params))
+                return self._record(spec, outcome, float32_twin(model, spec.hyperparameters))
             case FitEnd.PRUNED:
                 return TrialResult(
-                    spec.number, spec.attempt, TrialState.PRUNED, len(outcome.epochs), metrics=_cost(model, outcome)
+                    *spec.key,
+                    TrialState.PRUNED,
+                    epochs_run=outcome.epochs[-1].number,
+                    metrics=_cost(model, outcome),
+                    tags=_fingerprint(model),
                 )
             case FitEnd.DIVERGED:
                 last = outcome.epochs[-1]
@@ -92,7 +121,7 @@ class Trainer:
                     spec.number,
                     spec.attempt,
                     TrialState.FAILED,
-                    epochs_run=len(outcome.epochs) - 1,
+                    epochs_run=outcome.epochs[-1].number - 1,
                     reason=FailReason.DIVERGED,
                     metrics=_cost(model, outcome),
                     message=f"The loss became {last.train_loss} in epoch {last.number} (validation: {last.val_loss}).",
@@ -101,19 +130,25 @@ class Trainer:
     def _record(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
         # What is measured from here on is the float32 model that is logged, whatever precision trained it.
         evaluation = evaluate(model, self._data.validation, self._data.class_names)
-        with _blaming_the_store():
-            record_evaluation(self._client, spec.run_id, evaluation, self._data.validation, spec.seed)
-            logged = record_model(self._client, spec.run_id, model, spec.hyperparameters)
         return TrialResult(
             spec.number,
             spec.attempt,
             TrialState.COMPLETE,
-            epochs_run=len(outcome.epochs),
+            epochs_run=outcome.epochs[-1].number,
             objective=evaluation.accuracy,
             metrics=final_metrics(evaluation, model.count_params(), outcome.train_seconds)
             | {"best_val_accuracy": max(epoch.val_accuracy for epoch in outcome.epochs)},
-            tags={"model_uri": logged.uri, "model_sha256": logged.sha256},
+            tags=self._write_down(spec, evaluation, model) | _fingerprint(model),
         )
+
+    def _write_down(self, spec: TrialSpec, evaluation: Evaluation, model: keras.Model) -> dict[str, str]:
+        """Log figures, tables and the model; return the tags that name it."""
+        if not self._records:
+            return {}
+        with _blaming_the_store():
+            record_evaluation(self._client, spec.run_id, evaluation, self._data.validation, spec.seed)
+            logged = record_model(self._client, spec.run_id, model, spec.hyperparameters)
+        return {"model_uri": logged.uri, "model_sha256": logged.sha256}
 
 
 class _StoreFailedError(Exception):
@@ -136,6 +171,14 @@ def _failed(spec: TrialSpec, epochs: int, reason: FailReason) -> TrialResult:
 
 def _cost(model: keras.Model, outcome: FitOutcome) -> dict[str, float]:
     return {"parameter_count": model.count_params(), "train_seconds": outcome.train_seconds}
+
+
+def _fingerprint(model: keras.Model) -> dict[str, str]:
+    """Name the weights themselves: two `.keras` files with the same weights differ in the times of their members."""
+    digest = hashlib.sha256()
+    for weights in model.get_weights():
+        digest.update(str(weights.shape).encode() + weights.tobytes())
+    return {"weights_sha256": digest.hexdigest()}
 
 
 def _report(spec: TrialSpec, epoch: Epoch) -> EpochReport:

@@ -1,0 +1,1 @@
+"""One trial trained again, and compared with its record to the bit."""

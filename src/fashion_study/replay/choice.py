@@ -1,0 +1,86 @@
+"""Which trial is meant, and whether it can be trained again: what the ledger alone can tell."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import optuna
+
+from fashion_study.engines.ledger import Ledger
+from fashion_study.errors import BadInputError, StoreError
+from fashion_study.tracking.store import Store
+from fashion_study.trial import FailReason, TrialState
+from fashion_study.wording import did_you_mean, shown, shown_list
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+# What ended a trial but not its training, in the middle of an epoch or after the last one.
+BESIDES_TRAINING = {
+    FailReason.TIMEOUT: "it took longer than --trial-timeout, which says how fast the machine was",
+    FailReason.OOM: "it ran out of memory, which says how much the machine had left",
+    FailReason.ERROR: "it ended with an error; failure.txt on its run has the traceback",
+    FailReason.INTERRUPTED: "it was stopped from outside too often and given up",
+}
+
+
+def run_of_trial(store: Store, number: int, study: str | None) -> str:
+    """Return the id of a trial's current run, in the study that was worked on last where none is named.
+
+    Raises:
+        BadInputError: there is no such study or trial, or the trial has no end that could be compared.
+        StoreError: the store has no ledger.
+    """
+    ledger = _open_ledger(store, study)
+    records = {record.number: record for record in ledger.records()}
+    label = f"trial {number:03d} of study {ledger.name}"
+    if number not in records:
+        found = f"it has the trials 0 to {max(records)}" if records else "it has none yet"
+        raise BadInputError(f"There is no {label}: {found}. Expected one of these; name another study with --study.")
+    record = records[number]
+    refuse_without_end(label, record.state, record.reason)
+    if record.run_id is None:
+        raise StoreError(
+            f"The ledger names no run of {label}. Expected one for a trial that has ended. "
+            "python -m experiments.doctor looks for damage."
+        )
+    return record.run_id
+
+
+def refuse_without_end(label: str, state: TrialState | None, reason: FailReason | None) -> None:
+    """Refuse a training that did not come to an end of its own; `state` None: its run says nothing of an end.
+
+    Raises:
+        BadInputError: saying why there is nothing to compare with.
+    """
+    if state in (TrialState.COMPLETE, TrialState.PRUNED) or reason is FailReason.DIVERGED:
+        return
+    why = "it has not ended" if reason is None else BESIDES_TRAINING[reason]
+    raise BadInputError(
+        f"{label[0].upper()}{label[1:]} cannot be compared with itself: {why}. "
+        "Expected a trial that is complete, pruned or diverged. Name another one."
+    )
+
+
+def _open_ledger(store: Store, study: str | None) -> Ledger:
+    if not (store.root / "optuna.db").is_file():
+        raise StoreError(
+            f"There is no ledger in {store.root}: it has no optuna.db. Expected the folder of an earlier study. "
+            "Name it with --store, or name a run instead of a trial's number."
+        )
+    storage = store.optuna_storage()
+    known = optuna.get_all_study_names(storage)
+    if not known:
+        raise BadInputError(f"There is no study in {store.root}. Run one with python -m experiments.run_study.")
+    if study is not None and study not in known:
+        raise BadInputError(
+            f"There is no study {shown(study)} in {store.root}{did_you_mean(study, dict.fromkeys(known))}. "
+            f"Expected one of: {shown_list(tuple(known))}. Name another store with --store."
+        )
+    return Ledger(storage, study or max(known, key=lambda name: _worked_on(storage, name)))
+
+
+def _worked_on(storage: "RDBStorage", study: str) -> datetime:
+    """Return when a trial of a study last began or ended."""
+    trials = optuna.load_study(study_name=study, storage=storage).get_trials(deepcopy=False)
+    moments = (trial.datetime_complete or trial.datetime_start for trial in trials)
+    return max((moment for moment in moments if moment is not None), default=datetime.min)  # noqa: DTZ901

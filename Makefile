@@ -33,7 +33,9 @@ unmark = rm -f .venv/.locked .venv/.locked-dev .venv/.project
 lock = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	--python-version 3.11 $(ARGS) pyproject.toml --group build
 
-.PHONY: help study test test-faults check lock clean
+audit = $(bin)/python -m pip_audit --strict --disable-pip --require-hashes --progress-spinner off --requirement
+
+.PHONY: help audit study test test-faults test-faults-full bench bench-full check lock clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -48,16 +50,37 @@ test: check ## make check, then the tests; ARGS="-k space" passes options on
 test-faults: .venv/.locked-dev .venv/.project ## the tests that kill and interrupt real processes
 	@$(bin)/python -m pytest -m faults $(ARGS)
 
+test-faults-full: .venv/.locked-dev .venv/.project ## the same with hundreds of kills; writes the table of docs/reliability.md
+	@$(bin)/python -m pytest -m faults --faults-full $(ARGS)
+
+bench: .venv/.locked-dev .venv/.project ## every benchmark in a short form, in one table; ARGS="--only overhead" picks some
+	@$(bin)/python -m benchmarks --short $(ARGS)
+
+bench-full: .venv/.locked-dev .venv/.project ## every benchmark in full: hours; the figures of docs/performance.md
+	@$(bin)/python -m benchmarks $(ARGS)
+
 check: .venv/.locked-dev .venv/.project ## format, lint, types and the order of imports
 	@$(bin)/python -m ruff format --check .
 	@$(bin)/python -m ruff check --quiet .
 	@$(bin)/python -m mypy --no-error-summary
 	@$(bin)/lint-imports --no-logo
 
+# What is found is shown; whatever else pip-audit stumbles over means that nothing was looked up.
+audit: .venv/.locked-dev .venv/.project ## look both locks up among the published advisories; needs the network
+	@status=0; for lock in requirements.lock requirements-dev.lock; do \
+		if answer=$$($(audit) $$lock 2>&1); then echo "$$lock: no known vulnerabilities"; continue; fi; \
+		case $$answer in \
+		*"known vulnerabilit"*) echo "$$lock:"; echo "$$answer"; status=1;; \
+		*) echo "$$lock was not audited: $$(echo "$$answer" | tail -n 1)" >&2; \
+			echo "Expected advisories from the package index. Run make audit again where they can be reached." >&2; \
+			exit 2;; \
+		esac; \
+	done; exit $$status
+
 lock: ## bring both locks in line with pyproject.toml, with uv; ARGS=--upgrade takes newer versions
 	@command -v uv >/dev/null || { echo "make lock needs uv, found none on the PATH: python3 -m pip install uv" >&2; exit 1; }
 	@$(lock) --output-file requirements.lock
-	@$(lock) --group dev --constraint requirements.lock --output-file requirements-dev.lock
+	@$(lock) --group dev --group bench --constraint requirements.lock --output-file requirements-dev.lock
 
 clean: ## remove .venv and every cache; mlruns/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -1,0 +1,99 @@
+"""From the command to the first epoch, and from a trained model to a logged one, in real processes."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+STUDY = (
+    "-m",
+    "experiments.run_study",
+    "--space",
+    "smoke",
+    "--dataset",
+    "digits",
+    "--pruner",
+    "none",
+    "--finalists",
+    "0",
+)
+
+
+def tensorflow_seconds() -> float:
+    """Return how long an import of TensorFlow takes alone, the interpreter's own start included."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import tensorflow"], check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def first_epoch_seconds(precision: str, workers: int) -> float:
+    """Return how long a tiny study takes from its command to the start of its first epoch, one trial a worker."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [*STUDY, "--precision", precision, "--store", folder]
+        words += ["--trials", str(workers), "--workers", str(workers)]
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        started = time.perf_counter()
+        with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True, env=environment) as study:
+            assert study.stdout is not None
+            shown = (time.perf_counter() - started for line in study.stdout if " epoch 1 of " in line)
+            seconds = next(shown)
+            study.stdout.read()
+        if study.returncode:
+            raise RuntimeError(f"the study ended with {study.returncode}")
+        return seconds - _shortest_first_epoch(Path(folder))
+
+
+def _shortest_first_epoch(store: Path) -> float:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, "tags.kind = 'trial'")
+    histories = (client.get_metric_history(run.info.run_id, "epoch_seconds") for run in runs)
+    return float(min(point.value for history in histories for point in history if point.step == 1))
+
+
+def model_logging_seconds(times: int) -> list[float]:
+    """Return how long the logging of each of so many models took in one worker."""
+    from fashion_study.tracking.store import open_store
+    from fashion_study.training.fit import configure
+    from fashion_study.training.model import build_model, float32_twin
+    from fashion_study.training.record import record_model
+    from fashion_study.trial import Hyperparameters
+
+    configure(threads=1)
+    params = Hyperparameters()
+    model = float32_twin(build_model(params), params)
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(folder)
+        client = store.client()
+        experiment = store.experiment_id(client, "digits")
+        seconds = []
+        for _ in range(times):
+            run_id = client.create_run(experiment).info.run_id
+            started = time.perf_counter()
+            record_model(client, run_id, model, params)
+            seconds.append(time.perf_counter() - started)
+        return seconds
+
+
+def stock_logging_seconds() -> float:
+    """Return how long MLflow's own call takes for the same model, with its defaults."""
+    import mlflow
+
+    from fashion_study.training.fit import configure
+    from fashion_study.training.model import build_model, float32_twin
+    from fashion_study.trial import Hyperparameters
+
+    configure(threads=1)
+    params = Hyperparameters()
+    model = float32_twin(build_model(params), params)
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.set_experiment(experiment_id=mlflow.create_experiment("stock", Path(folder, "artifacts").as_uri()))
+        with mlflow.start_run():
+            started = time.perf_counter()
+            mlflow.keras.log_model(model, name="model")
+            return time.perf_counter() - started

@@ -1,0 +1,59 @@
+"""Measure the first use: what a fresh clone takes to a study's first result and through its tests, step by step.
+
+`python -m benchmarks.first_use` clones this checkout's last commit to a temporary folder and runs the steps in it one
+after another; nothing is shared with this checkout but pip's cache.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.sheet import Line, publish
+
+PYTHON = ".venv/bin/python"
+STUDY = "--space smoke --dataset digits --trials 4 --finalists 0"
+# What it is, and the command; each finds what the earlier ones have made.
+STEPS: dict[str, list[str]] = {
+    "install, for a study": ["make", ".venv/.project"],
+    "first imports": [PYTHON, "-c", "import mlflow, optuna, tensorflow"],
+    "the same once more": [PYTHON, "-c", "import mlflow, optuna, tensorflow"],
+    "make study, four tiny trials": ["make", "study", f"ARGS={STUDY}"],
+    "install, for the tests": ["make", ".venv/.locked-dev"],
+    "make check": ["make", "check"],
+    "make check once more": ["make", "check"],
+    "make test": ["make", "test"],
+}
+
+
+def main(
+    with_tests: Annotated[bool, typer.Option("--tests/--no-tests", help="Run the tests, too.")] = True,
+    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("benchmarks-first-use.json"),
+) -> None:
+    """Time every step on a fresh clone."""
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder, "clone")
+        subprocess.run(["git", "clone", "--quiet", str(Path.cwd()), str(clone)], check=True)
+        steps = {what: words for what, words in STEPS.items() if with_tests or words != ["make", "test"]}
+        seconds = {what: _seconds(what, words, clone) for what, words in steps.items()}
+    lines = [Line(what, f"{taken:.0f} s") for what, taken in seconds.items()]
+    publish("first use", [], lines, {"seconds": seconds}, 1, output)
+
+
+def _seconds(what: str, words: list[str], clone: Path) -> float:
+    # Another environment that is active here must not be taken for the clone's.
+    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    started = time.monotonic()
+    subprocess.run(words, cwd=clone, env=environment, stdout=subprocess.DEVNULL, check=True)
+    taken = time.monotonic() - started
+    print(f"{what}: {taken:.0f} s", file=sys.stderr)
+    return taken
+
+
+if __name__ == "__main__":
+    typer.run(main)

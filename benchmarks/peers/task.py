@@ -1,0 +1,77 @@
+"""The task that every peer is given: the same images, the same trials, one folder for what it leaves."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Split = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+EXPERIMENT = "peer"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Say what to train. Without `precision`, `workers` and `threads` a peer keeps to its own defaults."""
+
+    folder: Path
+    trials: tuple[dict[str, Any], ...]
+    class_names: tuple[str, ...]
+    precision: str | None = None
+    workers: int | None = None
+    threads: int | None = None
+
+    @property
+    def tracking_uri(self) -> str:
+        """Return the address of the MLflow store that the peer writes."""
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    def write(self, *arrays: "NDArray[np.generic]") -> None:
+        """Put the task into its folder, with the training images, their labels, and both for validation."""
+        self.folder.mkdir(parents=True)
+        np.savez(self.folder / "images.npz", *arrays)
+        (self.folder / "task.json").write_text(json.dumps(asdict(self) | {"folder": None}))
+
+    def images(self) -> tuple["Split", "Split"]:
+        """Read the training and the validation images with their labels, raw pixels as float32."""
+        with np.load(self.folder / "images.npz") as stored:
+            x_train, y_train, x_check, y_check = (stored[name] for name in stored.files)
+        return (x_train.astype("float32"), y_train), (x_check.astype("float32"), y_check)
+
+
+def read_task(arguments: Sequence[str]) -> Task:
+    """Read the task from the folder that the command line names."""
+    folder = Path(arguments[1])
+    fields = json.loads((folder / "task.json").read_text())
+    trials, names = tuple(fields.pop("trials")), tuple(fields.pop("class_names"))
+    return Task(**fields | {"folder": folder, "trials": trials, "class_names": names})
+
+
+def open_experiment(task: Task) -> None:
+    """Point MLflow at the peer's store; the first process that comes here makes it."""
+    import mlflow
+
+    mlflow.set_tracking_uri(task.tracking_uri)
+    if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+        mlflow.create_experiment(EXPERIMENT, (task.folder / "artifacts").as_uri())
+    mlflow.set_experiment(EXPERIMENT)
+
+
+def configure(task: Task) -> None:
+    """Give TensorFlow the precision and the threads of the task, where it names them; before the first operation."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import keras
+    import tensorflow as tf
+
+    if task.threads is not None:
+        tf.config.threading.set_intra_op_parallelism_threads(task.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    if task.precision == "bfloat16":
+        keras.config.set_dtype_policy("mixed_bfloat16")

@@ -1,0 +1,239 @@
+"""Record the learning curves of a Sobol design over the baseline space, for the replay in `benchmarks.search`.
+
+`python -m benchmarks.record_curves` trains 200 configurations and the baseline for 20 epochs on 20,000 images of
+Fashion-MNIST (FASHION_MNIST_DIR or Keras's cache): about ten hours of processor time, at the lowest priority. Stop it
+whenever you like: the same command goes on where it ended. The configurations are trained in the order of the
+sequence, so that whatever is recorded so far is a fair design too.
+
+In the background, where a session of its own also gets the lowest weight:
+
+    setsid nohup python -m benchmarks.record_curves > curves.log 2>&1 & echo 19 > /proc/$!/autogroup
+"""
+
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import typer
+from scipy.stats import qmc
+
+from benchmarks.curves import TABLE, Curve, Design, append_curve, append_session, continue_table
+from benchmarks.sheet import surroundings
+from fashion_study.datasets import StudyData, load_study_data, locate
+from fashion_study.errors import BadInputError
+from fashion_study.executors.local import ATTEMPTS_PER_WORKER, MALLOC, default_workers
+from fashion_study.space import Categorical, Float, Int, Parameter, SearchSpace
+from fashion_study.space_file import load_space
+from fashion_study.trial import TRAINING_VERSION, DataSource, Hyperparameters, ParamValue, Precision, trial_seed
+
+if TYPE_CHECKING:
+    from fashion_study.training.fit import Epoch
+
+SPACE = "baseline"
+SOBOL_SEED = 0
+LOWEST_PRIORITY = 19
+PR_SET_PDEATHSIG = 1  # From <sys/prctl.h>.
+
+DatasetName = Literal["fashion-mnist", "digits"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Ask a process for one curve."""
+
+    place: int
+    params: dict[str, ParamValue]
+    hyperparameters: Hyperparameters
+    seed: int
+    precision: Precision
+    source: DataSource
+    train_images: int
+
+
+def main(
+    configurations: Annotated[int, typer.Option(min=1, help="How many, beside the baseline.")] = 200,
+    dataset: Annotated[DatasetName, typer.Option(help="The digits to try it out.")] = "fashion-mnist",
+    images: Annotated[int, typer.Option(help="Training images.")] = 20_000,
+    precision: Annotated[Precision, typer.Option(help="Of the training step.")] = Precision.FLOAT32,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = default_workers(),
+    output: Annotated[Path, typer.Option(help="The table, begun or continued.")] = TABLE,
+) -> None:
+    """Train what the table lacks, in the order of the design."""
+    space = load_space(SPACE)
+    source = locate(dataset)
+    data = load_study_data(source, images)
+    design = Design(
+        space=space.name,
+        space_digest=space.digest,
+        epochs=space.max_epochs,
+        data_digest=source.digest,
+        train_images=images,
+        split_digest=data.split_digest,
+        precision=precision.value,
+        seed=SOBOL_SEED,
+    )
+    with _sole_writer(output):
+        recorded = continue_table(output, design)
+        points = design_points(space, configurations, SOBOL_SEED)
+        orders = [
+            Order(
+                place,
+                point,
+                space.hyperparameters(point | {"epochs": design.epochs}),
+                trial_seed(SOBOL_SEED, place),
+                precision,
+                source,
+                images,
+            )
+            for place, point in enumerate(points)
+            if place not in recorded
+        ]
+        print(f"{len(recorded)} of {len(points)} recorded in {output}", flush=True)
+        if orders:
+            append_session(output, _provenance())
+            _record(orders, workers, output)
+
+
+def _provenance() -> dict[str, Any]:
+    facts = surroundings() | {"training_version": TRAINING_VERSION}
+    del facts["argv"]  # It may name folders of this machine, and the table is published.
+    return facts
+
+
+def design_points(space: SearchSpace, count: int, seed: int) -> list[dict[str, ParamValue]]:
+    """Return the baseline and the first `count` points of a scrambled Sobol sequence, without their epochs.
+
+    Each point costs the same and is trained to the space's most epochs, so that its curve holds every shorter trial.
+    """
+    searched = {name: parameter for name, parameter in space.parameters.items() if name != "epochs"}
+    # Drawn as a power of two, as SciPy wants it: the first points are the same ones for every larger power.
+    unit = qmc.Sobol(len(searched), scramble=True, rng=seed).random_base2((count - 1).bit_length())[:count]
+    baseline = {name: space.baseline[name] for name in searched}
+    drawn = [
+        {name: _value(parameter, share) for (name, parameter), share in zip(searched.items(), row, strict=True)}
+        for row in unit
+    ]
+    return [baseline, *drawn]
+
+
+def _value(parameter: Parameter, share: float) -> ParamValue:
+    """Turn a share from 0 to 1 (excluded) into a legal value, each whole number and each choice alike."""
+    match parameter:
+        case Categorical(choices=choices):
+            return choices[int(share * len(choices))]
+        case Int(log=False):
+            return parameter.low + parameter.step * int(
+                share * ((parameter.high - parameter.low) // parameter.step + 1)
+            )
+        case Float(log=True):
+            low, high = np.log(parameter.low), np.log(parameter.high)
+            return float(f"{np.exp(low + share * (high - low)):.4g}")
+        case _:
+            raise BadInputError(
+                f"found {parameter.type} parameters; the design knows plain Int, log Float, Categorical."
+            )
+
+
+@contextmanager
+def _sole_writer(path: Path) -> Iterator[None]:
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInputError(
+                f"{path}: another process records into it. Wait for it, or name another --output."
+            ) from None
+        yield
+
+
+def _record(orders: list[Order], workers: int, output: Path) -> None:
+    """Train every order at the lowest priority and write each down when it is done."""
+    os.nice(LOWEST_PRIORITY)
+    os.environ.update(MALLOC)
+    started = time.monotonic()
+    with ProcessPoolExecutor(
+        workers,
+        mp_context=get_context("spawn"),
+        initializer=_end_with_the_recorder,
+        initargs=(os.getpid(),),
+        max_tasks_per_child=ATTEMPTS_PER_WORKER,
+    ) as pool:
+        futures: list[Future[Curve]] = [pool.submit(_train, order) for order in orders]
+        for done, future in enumerate(as_completed(futures), start=1):
+            curve = future.result()
+            append_curve(output, curve)
+            left = (time.monotonic() - started) / done * (len(orders) - done)
+            print(f"{_line(curve)}; {len(orders) - done} to go, about {timedelta(seconds=round(left))}", flush=True)
+
+
+def _line(curve: Curve) -> str:
+    reached = "diverged" if curve.is_diverged else f"{curve.accuracy[-1]:.4f}"
+    return f"{curve.place:03d}: {reached} after {len(curve.accuracy)} epochs, {sum(curve.seconds):.0f} s"
+
+
+def _end_with_the_recorder(recorder: int) -> None:
+    """Let a killed recorder leave nothing behind, and Ctrl-C end the epochs that run."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != recorder:  # It ended before that was asked for.
+        os._exit(1)
+
+
+def _train(order: Order) -> Curve:
+    """Train one configuration as a worker of a study does, on one thread."""
+    from fashion_study.quiet_import import import_quietly
+
+    import_quietly("tensorflow")
+    import keras
+
+    from fashion_study.training.fit import configure, fit, seed_training
+    from fashion_study.training.model import build_model
+
+    configure(threads=1)
+    keras.utils.clear_session()
+    seed_training(order.seed)
+    data = _data(order.source, order.train_images)
+    epochs: list[Epoch] = []
+    # Not the time on the wall: the machine has other work, and a curve should not depend on it.
+    clock = [time.process_time()]
+
+    def on_epoch(epoch: "Epoch") -> bool:
+        epochs.append(epoch)
+        clock.append(time.process_time())
+        return True
+
+    model = build_model(order.hyperparameters, order.precision, len(data.class_names))
+    outcome = fit(model, data.train, data.validation, order.hyperparameters, order.seed, on_epoch)
+    if len(outcome.epochs) > len(epochs):  # The one in which it diverged is not reported.
+        clock.append(time.process_time())
+    return Curve(
+        place=order.place,
+        params=order.params,
+        seed=order.seed,
+        accuracy=tuple(round(epoch.val_accuracy, 4) for epoch in epochs),
+        loss=tuple(round(epoch.val_loss, 4) for epoch in epochs),
+        seconds=tuple(round(seconds, 2) for seconds in np.diff(clock).tolist()),
+    )
+
+
+@cache
+def _data(source: DataSource, train_images: int) -> StudyData:
+    return load_study_data(source, train_images)
+
+
+if __name__ == "__main__":
+    typer.run(main)

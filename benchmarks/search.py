@@ -1,0 +1,276 @@
+"""Compare samplers and pruners by the epochs that they need, replayed against recorded learning curves.
+
+`python -m benchmarks.search` runs whole studies of the baseline space in virtual time and trains nothing. The target
+is an objective within 1.0 and within 0.5 points of the table's best. Compared are random search with full training,
+the pruners, TPE and Sobol with each, and a baseline that trains all trials for one epoch and finishes the best ones.
+`benchmarks/record_curves.py` records the curves; a table that is not finished yet serves, too.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import numpy as np
+import typer
+from joblib import cpu_count
+from rich.table import Table
+
+from benchmarks.curves import TABLE, CurveTable, read_table
+from benchmarks.sheet import Line, publish, table_of
+from benchmarks.virtual_study import CANDIDATES, DEFAULT_TRIALS, Moment, OneEpoch, Outcome, Strategy, replay
+from fashion_study.config import PrunerName, SamplerName, StudyConfig
+from fashion_study.errors import BadInputError
+from fashion_study.space import SearchSpace
+from fashion_study.space_file import load_space
+
+MARGINS = (0.010, 0.005)
+WORKERS = (1, 2, 8, 16)
+SHORT_WORKERS = (1, 8)
+ONE_EPOCH = tuple(OneEpoch(trials) for trials in (DEFAULT_TRIALS, 50, 100))
+GOAL = "3x to 5x"
+
+Quartiles = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Sum up when studies came within a margin of the best: quartiles over seeds, infinite for never."""
+
+    epochs: Quartiles
+    seconds: Quartiles
+    never: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Sum up a strategy over its seeds; `default_epochs` and `default_gap` are those after the default's trials."""
+
+    strategy: Strategy
+    reached: Mapping[float, Reached]
+    default_epochs: Quartiles | None
+    default_gap: Quartiles | None
+    distance: Quartiles
+
+
+def main(
+    short: Annotated[bool, typer.Option("--short", help="The main strategies, 1 and 8 workers, 10 seeds.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Studies of each strategy.")] = 50,
+    trials: Annotated[int, typer.Option(min=1, help="The most trials of a study.")] = 100,
+    table: Annotated[Path, typer.Option(help="The recorded curves.")] = TABLE,
+    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("benchmarks-search.json"),
+) -> None:
+    """Replay every strategy with every number of workers and print how they compare."""
+    seeds = min(seeds, 10) if short else seeds
+    recorded, space = _inputs(table)
+    best = recorded.best_from(_fewest_epochs(space))
+    strategies = list(_strategies(short=short))
+    summaries = [
+        _summary(strategy, outcomes, best)
+        for strategy, outcomes in zip(strategies, _replayed(strategies, seeds, trials, table), strict=True)
+    ]
+    rows = len(recorded.curves)
+    figures = {
+        "rows": rows,
+        "best": best,
+        "trials": min(trials, rows),
+        "design": vars(recorded.design),
+        "sessions": recorded.sessions,
+        "strategies": [_plain(summary) for summary in summaries],
+    }
+    heading = f"{rows} rows, best {best:.4f}, n = {seeds} seeds, at most {min(trials, rows)} trials"
+    publish("search", _tables(summaries, heading), _lines(summaries, rows), figures, seeds, output)
+
+
+@cache
+def _inputs(path: Path) -> tuple[CurveTable, SearchSpace]:
+    recorded = read_table(path)
+    space = load_space(recorded.design.space)
+    if space.digest != recorded.design.space_digest:
+        raise BadInputError(f"{path}: the space {space.name!r} has changed since. Record the curves anew.")
+    return recorded, space
+
+
+def _fewest_epochs(space: SearchSpace) -> int:
+    epochs = space.parameters.get("epochs")
+    return int(getattr(epochs, "low", space.max_epochs))
+
+
+def _strategies(*, short: bool) -> Iterator[Strategy]:
+    """Yield what is compared; random search with full training comes first for each number of workers."""
+    samplers: tuple[SamplerName, ...] = ("random", "tpe") if short else ("random", "tpe", "qmc")
+    one_epoch = ONE_EPOCH[:2] if short else ONE_EPOCH
+    candidates = () if short else tuple(CANDIDATES)
+    own = sorted(get_args(PrunerName), key=lambda name: name != "none")
+    for workers in SHORT_WORKERS if short else WORKERS:
+        for sampler in samplers:
+            for pruner in (*own, *candidates, *one_epoch):
+                yield Strategy(sampler, pruner, workers)
+        if not short:
+            # A grid has its own few values: what a pruner makes of it shows with one.
+            yield Strategy("grid", "none", workers)
+            yield Strategy("grid", StudyConfig.model_fields["pruner"].default, workers)
+
+
+def _replayed(strategies: Sequence[Strategy], seeds: int, trials: int, path: Path) -> Iterator[list[Outcome]]:
+    orders = [(strategy, seed, trials, path) for strategy in strategies for seed in range(seeds)]
+    with ProcessPoolExecutor(int(cpu_count()), mp_context=get_context("spawn")) as pool:
+        outcomes = pool.map(_one, orders, chunksize=5)
+        for _ in strategies:
+            yield [next(outcomes) for _ in range(seeds)]
+
+
+def _one(order: tuple[Strategy, int, int, Path]) -> Outcome:
+    strategy, seed, trials, path = order
+    recorded, space = _inputs(path)
+    target = recorded.best_from(_fewest_epochs(space)) - min(MARGINS)
+    return replay(strategy, space, recorded, seed, trials, target)
+
+
+def _summary(strategy: Strategy, outcomes: list[Outcome], best: float) -> Summary:
+    ends = [outcome.default for outcome in outcomes if outcome.default is not None]
+    distances = [distance for outcome in outcomes for distance in outcome.distances]
+    return Summary(
+        strategy,
+        {margin: _reached([outcome.reached(best - margin) for outcome in outcomes]) for margin in MARGINS},
+        _quartiles([moment.epochs for moment in ends]) if ends else None,
+        _quartiles([best - moment.best for moment in ends]) if ends else None,
+        _quartiles(distances),
+    )
+
+
+def _reached(moments: list[Moment | None]) -> Reached:
+    return Reached(
+        _quartiles([math.inf if moment is None else moment.epochs for moment in moments]),
+        _quartiles([math.inf if moment is None else moment.seconds for moment in moments]),
+        sum(moment is None for moment in moments) / len(moments),
+    )
+
+
+def _quartiles(values: Sequence[float]) -> Quartiles:
+    # Of the values themselves: nothing can be interpolated towards an infinite one.
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), method="inverted_cdf").tolist()
+    return low, middle, high
+
+
+def _tables(summaries: list[Summary], heading: str) -> list[Table]:
+    by_workers: dict[int, list[Summary]] = {}
+    for summary in summaries:
+        by_workers.setdefault(summary.strategy.workers, []).append(summary)
+    return [
+        *(_table(group, f"{_workers(workers)}: {heading}") for workers, group in by_workers.items()),
+        _times(by_workers, f"virtual minutes until within 0.5 points: {heading}"),
+    ]
+
+
+def _table(group: list[Summary], title: str) -> Table:
+    table = table_of(
+        title,
+        "epochs to 1.0 points",
+        "fewer",
+        "never",
+        "epochs to 0.5 points",
+        "fewer",
+        "never",
+        f"{DEFAULT_TRIALS} trials: epochs",
+        "points below",
+        "distance",
+    )
+    table.columns[0].no_wrap = True
+    for summary in group:
+        cells = []
+        for margin in MARGINS:
+            reached, reference = summary.reached[margin], group[0].reached[margin]
+            cells += [_spread(reached.epochs), _ratio(reference.epochs, reached.epochs), f"{reached.never:.0%}"]
+        gap = summary.default_gap and tuple(100 * value for value in summary.default_gap)
+        table.add_row(
+            _name(summary.strategy),
+            *cells,
+            _spread(summary.default_epochs),
+            _spread(gap, digits=2),
+            f"{summary.distance[1]:.2f}",
+        )
+    return table
+
+
+def _times(by_workers: Mapping[int, list[Summary]], title: str) -> Table:
+    table = table_of(title, *(_workers(workers) for workers in by_workers))
+    for row in zip(*by_workers.values(), strict=True):
+        minutes = [tuple(value / 60 for value in summary.reached[min(MARGINS)].seconds) for summary in row]
+        table.add_row(_name(row[0].strategy), *(_spread(each) for each in minutes))
+    return table
+
+
+def _lines(summaries: list[Summary], rows: int) -> list[Line]:
+    """Hold the study's defaults and the best one-epoch baseline against random search with full training."""
+    defaults = tuple(StudyConfig.model_fields[name].default for name in ("sampler", "pruner"))
+    alone = [summary for summary in summaries if summary.strategy.workers == 1]
+    default = next(each for each in alone if (each.strategy.sampler, each.strategy.pruner) == defaults)
+    one_epoch = min(
+        (each for each in alone if isinstance(each.strategy.pruner, OneEpoch)),
+        key=lambda each: each.reached[min(MARGINS)].epochs[1],
+    )
+    lines = [Line("recorded configurations", f"{rows}", "201: 200 and the baseline")]
+    for margin in MARGINS:
+        reference = alone[0].reached[margin].epochs
+        lines += [
+            Line(
+                f"fewer epochs to {100 * margin:.1f} points: {_name(each.strategy)} against random, none",
+                _ratio(reference, each.reached[margin].epochs) or "no median: never reached",
+                goal,
+            )
+            for each, goal in ((default, GOAL), (one_epoch, ""))
+        ]
+    return lines
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' if count > 1 else ''}"
+
+
+def _name(strategy: Strategy) -> str:
+    return f"{strategy.sampler}, {strategy.pruner}"
+
+
+def _spread(quartiles: Sequence[float] | None, digits: int = 0) -> str:
+    if quartiles is None:
+        return ""
+    low, middle, high = ("never" if math.isinf(value) else f"{value:,.{digits}f}" for value in quartiles)
+    if low == "never":
+        return low
+    return f"{middle} ({low} to {high})"
+
+
+def _ratio(reference: Quartiles, found: Quartiles) -> str:
+    """Divide medians; where the reference's is never reached, nothing can be said of how much it would have been."""
+    return "" if math.isinf(reference[1]) or math.isinf(found[1]) else f"{reference[1] / found[1]:.1f}x"
+
+
+def _plain(summary: Summary) -> dict[str, Any]:
+    """Write a summary as JSON can hold it: null for what was never reached."""
+    reached = {
+        f"{margin:.3f}": {"epochs": _finite(each.epochs), "seconds": _finite(each.seconds), "never": each.never}
+        for margin, each in summary.reached.items()
+    }
+    strategy = summary.strategy
+    return {
+        "sampler": strategy.sampler,
+        "pruner": str(strategy.pruner),
+        "workers": strategy.workers,
+        "reached": reached,
+        "default_epochs": summary.default_epochs,
+        "default_gap": summary.default_gap,
+        "distance": summary.distance,
+    }
+
+
+def _finite(values: Quartiles) -> list[float | None]:
+    return [None if math.isinf(value) else value for value in values]
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,104 @@
+"""The sheet of a benchmark: tables for a person, one JSON file that says where, of what and how often was measured."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+from joblib import cpu_count
+from rich.console import Console
+from rich.table import Table
+
+LIBRARIES = ("tensorflow", "keras", "mlflow", "optuna", "keras-tuner", "ray")
+# What decides which arithmetic is fast.
+EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+@dataclass(frozen=True)
+class Line:
+    """Carry one figure in words: what was measured, how much it was, and what was wanted of it."""
+
+    what: str
+    measured: str
+    goal: str = ""
+
+
+def publish(
+    name: str, tables: Sequence[Table], lines: Sequence[Line], figures: Mapping[str, Any], n: int, output: Path
+) -> None:
+    """Print the tables and the lines, and write the figures as JSON; `n` is how often each was measured."""
+    for table in tables:
+        print_table(table)
+    print_table(lines_table(name, lines))
+    sheet = {"benchmark": name, **surroundings(), "n": n, "lines": [asdict(line) for line in lines], **figures}
+    output.write_text(json.dumps(sheet, indent=1) + "\n", encoding="utf-8")
+
+
+def lines_table(title: str, lines: Sequence[Line]) -> Table:
+    """Lay lines out as a table."""
+    table = table_of(title, "measured", "goal")
+    for line in lines:
+        table.add_row(line.what, line.measured, line.goal)
+    return table
+
+
+def table_of(title: str, *headings: str) -> Table:
+    """Begin a table whose first column is words and whose others are figures."""
+    table = Table(title=title, title_justify="left")
+    table.add_column()
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table in full, whatever the terminal's width."""
+    Console(width=160).print(table)
+
+
+def surroundings() -> dict[str, Any]:
+    """Say on which machine, by which code and when; no names of hosts and folders."""
+    from fashion_study.tracking.runs import code_commit
+
+    return {
+        "machine": machine(),
+        "commit": code_commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": sys.argv[1:],
+        "libraries": {name: found for name in LIBRARIES if (found := _version(name))},
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Describe the processor, as far as it decides about speed, and how busy it was from other work."""
+    flags = _cpu_field("flags").split()
+    return {
+        "processor": _cpu_field("model name") or platform.machine(),
+        "cores": int(cpu_count()),
+        "extensions": [name for name in EXTENSIONS if name in flags],
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def _cpu_field(name: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # Linux only.
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,140 @@
+"""The executor that trains nothing: it answers from recorded curves, with a clock of its own."""
+
+import heapq
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.curves import Curve, CurveTable
+from fashion_study.executors.executor import Event
+from fashion_study.space import Categorical, Parameter, SearchSpace
+from fashion_study.trial import (
+    EpochReport,
+    FailReason,
+    ParamValue,
+    Precision,
+    ProbeResult,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+)
+
+
+@dataclass(eq=False)
+class _Attempt:
+    spec: TrialSpec
+    curve: Curve
+    epoch: int = 0
+
+
+class TableExecutor:
+    """Answer from recorded curves, an event at a time, in the order of a clock of its own."""
+
+    def __init__(self, table: CurveTable, space: SearchSpace, slots: int) -> None:
+        self._curves = table.curves
+        self._space = space
+        self._slots = slots
+        self._places = np.array([coordinates(space, curve.params) for curve in table.curves])
+        self._is_used = np.zeros(len(table.curves), dtype=bool)
+        self._attempts: dict[int, _Attempt] = {}
+        self._queue: list[tuple[float, int, Event]] = []
+        self._order = itertools.count()
+        self.running = 0
+        self.seconds = 0.0
+        self.epochs = 0
+        self.distances: list[float] = []
+
+    @property
+    def slots(self) -> int:
+        """Return how many attempts can run at once."""
+        return self._slots
+
+    def probe_precision(self) -> ProbeResult:
+        """Name the precision of the table's curves; nothing is measured."""
+        return ProbeResult(Precision.FLOAT32, {})
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Begin an attempt on the nearest row that is not used yet."""
+        row, distance = self._nearest(spec.hyperparameters.model_dump())
+        self._is_used[row] = True
+        self.distances.append(distance)
+        self._attempts[spec.number] = _Attempt(spec, self._curves[row])
+        self.resume(spec.number, after=0)
+
+    def resume(self, number: int, after: int) -> None:
+        """Go on with a trial behind the epoch `after`."""
+        self.running += 1
+        self._attempts[number].epoch = after
+        self._train(self._attempts[number])
+
+    def wait(self, timeout: float) -> list[Event]:
+        """Return the next event and set the clock to it; without time to wait, nothing."""
+        if timeout <= 0 or not self._queue:
+            return []
+        self.seconds, _, event = heapq.heappop(self._queue)
+        if isinstance(event, EpochReport):
+            self.epochs += 1
+        else:
+            self.running -= 1
+        return [event]
+
+    def answer(self, report: EpochReport, *, prune: bool) -> None:
+        """Go on with a trial, or end it here: pruned, or complete after its last epoch."""
+        attempt = self._attempts[report.number]
+        if prune:
+            self._end(attempt, TrialState.PRUNED)
+        elif report.epoch == attempt.spec.hyperparameters.epochs:
+            self._end(attempt, TrialState.COMPLETE, report.val_accuracy)
+        else:
+            self._train(attempt)
+
+    def stop(self) -> None:
+        """Forget what runs."""
+        self._queue.clear()
+
+    def _nearest(self, params: Mapping[str, ParamValue]) -> tuple[int, float]:
+        distances = np.linalg.norm(self._places - coordinates(self._space, params), axis=1)
+        distances[self._is_used] = math.inf
+        row = int(distances.argmin())
+        return row, float(distances[row])
+
+    def _train(self, attempt: _Attempt) -> None:
+        curve, done = attempt.curve, attempt.epoch
+        attempt.epoch += 1
+        end = self.seconds + curve.seconds[done]
+        if done == len(curve.accuracy):
+            failed = TrialResult(*attempt.spec.key, TrialState.FAILED, done, reason=FailReason.DIVERGED)
+            self._push(end, failed)
+            return
+        accuracy, loss = curve.accuracy[done], curve.loss[done]
+        report = EpochReport(
+            *attempt.spec.key, done + 1, math.nan, math.nan, loss, accuracy, curve.seconds[done], math.nan
+        )
+        self._push(end, report)
+
+    def _end(self, attempt: _Attempt, state: TrialState, objective: float | None = None) -> None:
+        self._push(self.seconds, TrialResult(*attempt.spec.key, state, attempt.epoch, objective=objective))
+
+    def _push(self, seconds: float, event: Event) -> None:
+        heapq.heappush(self._queue, (seconds, next(self._order), event))
+
+
+def coordinates(space: SearchSpace, params: Mapping[str, ParamValue]) -> NDArray[np.float64]:
+    """Place a point in the unit cube: a range from 0 to 1, by its logarithm where it is one; two choices 1 apart.
+
+    The number of epochs has no axis: every row holds all of them.
+    """
+    axes = [_axis(parameter, params[name]) for name, parameter in space.parameters.items() if name != "epochs"]
+    return np.concatenate(axes)
+
+
+def _axis(parameter: Parameter, value: ParamValue) -> NDArray[np.float64]:
+    if isinstance(parameter, Categorical):
+        return np.array([choice == value for choice in parameter.choices]) / math.sqrt(2)
+    scale = math.log if parameter.log else float
+    low, high = scale(parameter.low), scale(parameter.high)
+    return np.array([(scale(float(value)) - low) / (high - low) if high > low else 0.0])

@@ -1,0 +1,98 @@
+"""A toy study: the coordinator, the engine and both stores are real, and nothing is trained."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from fashion_study.config import PrunerName, SamplerName, StudyConfig
+from fashion_study.coordinator import Assignment, Coordinator
+from fashion_study.datasets import load_study_data
+from fashion_study.engines.engine import Engine
+from fashion_study.engines.ledger import Ledger
+from fashion_study.engines.optuna_engine import OptunaEngine
+from fashion_study.executors.executor import Executor
+from fashion_study.plan import Plan, data_cards, plan_study
+from fashion_study.progress import Silent
+from fashion_study.reconcile import reconcile
+from fashion_study.tracking.store import Store, open_store
+from fashion_study.tracking.tracker import Tracker
+from fashion_study.trial import Precision
+
+PRECISION = Precision.FLOAT32
+# What a real worker's result carries: MLflow's work on a trial depends on how much there is to write.
+FINAL = ("objective", "macro_f1", "parameter_count", "train_seconds", "ms_per_image", "best_val_accuracy")
+METRICS = dict.fromkeys((*FINAL, *(f"recall_{digit}" for digit in range(10))), 0.5)
+TAGS = {"model_uri": f"models:/m-{'0' * 32}", "model_sha256": "0" * 64, "weights_sha256": "0" * 64}
+
+
+@dataclass(frozen=True)
+class ToyStudy:
+    """Hold an open study; `resumed` is how many seconds it took to take it up again, once the stores were open."""
+
+    plan: Plan
+    store: Store
+    ledger: Ledger
+    engine: OptunaEngine
+    tracker: Tracker
+    resumed: float
+
+    def run(self, trials: int, executor: Executor, engine: Any = None, tracker: Any = None) -> None:
+        """Run so many trials more; `engine` and `tracker` may stand between the coordinator and the study's own."""
+        total = self.ledger.counted() + trials
+        Coordinator(
+            Assignment(self.plan.space, self.plan.config.seed, PRECISION, total),
+            cast(Engine, engine or self.engine),
+            self.ledger,
+            executor,
+            cast(Tracker, tracker or self.tracker),
+            Silent(),
+        ).run()
+
+
+def open_toy_study(
+    root: Path,
+    epochs: int,
+    sampler: SamplerName = "tpe",
+    pruner: PrunerName = "successive-halving",
+) -> ToyStudy:
+    """Open the study `toy` in the store at `root`, as a study opens, all of whose trials have so many epochs."""
+    from fashion_study.tracking.attempts import StudyRuns
+    from fashion_study.tracking.runs import MlflowTracker
+
+    store = open_store(root)
+    space = root / "space.yaml"
+    space.write_text(yaml.safe_dump(toy_space(epochs)), encoding="utf-8")
+    plan = plan_study(
+        StudyConfig(
+            space=str(space),
+            dataset="digits",
+            trials=1_000_000,
+            sampler=sampler,
+            pruner=pruner,
+            study="toy",
+            store=root,
+        )
+    )
+    client = store.client()
+    experiment = store.experiment_id(client, plan.source.name)
+    tracker = MlflowTracker(client, experiment)
+    data = load_study_data(plan.source)
+    storage = store.optuna_storage()
+    began = time.perf_counter()
+    ledger = Ledger(storage, plan.name)
+    run_id = tracker.open_study(plan.card(PRECISION), data_cards(data), ledger.facts.get("run_id"))
+    ledger.remember(identity=plan.identity, split=data.split_digest, run_id=run_id, precision=PRECISION.value)
+    reconcile(ledger, StudyRuns(client, experiment, run_id))
+    engine = OptunaEngine(ledger, plan.space, sampler, pruner, plan.config.seed)
+    return ToyStudy(plan, store, ledger, engine, tracker, time.perf_counter() - began)
+
+
+def toy_space(epochs: int) -> dict[str, Any]:
+    """Return the baseline space with its epochs fixed."""
+    space: dict[str, Any] = yaml.safe_load(Path("search_spaces/baseline.yaml").read_text(encoding="utf-8"))
+    del space["baseline"]["epochs"], space["parameters"]["epochs"]
+    space["fixed"]["epochs"] = epochs
+    return space

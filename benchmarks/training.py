@@ -1,0 +1,164 @@
+"""Compare one worker's training with bare `model.fit`, over batch sizes and filter counts, at one thread each.
+
+`python -m benchmarks.training` trains on Fashion-MNIST (FASHION_MNIST_DIR or Keras's cache). Each measurement has a
+process of its own; both sides are taken in turn, so that a drift of the machine's speed meets both. Beside the rates
+stands the share of the machine's own peak: what a large matrix product reaches on one thread at the same precision.
+"""
+
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fashion_study.trial import Hyperparameters, Precision
+
+BATCHES = (64, 128, 256, 512, 1024)
+FILTERS = {"small": (16, 32, 32), "blog": (32, 64, 64), "large": (48, 96, 96)}
+PEAK_SIZE, PEAK_ROUNDS = 2048, 7
+
+
+@dataclass(frozen=True)
+class Case:
+    """Name what both sides train: the network's filters, the batch size, the precision, how much of it."""
+
+    size: str
+    batch_size: int
+    precision: Precision
+    images: int
+    epochs: int
+
+    @property
+    def params(self) -> Hyperparameters:
+        """Return the hyperparameters; all but these are the blog's."""
+        first, second, third = FILTERS[self.size]
+        return Hyperparameters(
+            filters_1=first, filters_2=second, filters_3=third, batch_size=self.batch_size, epochs=self.epochs
+        )
+
+
+def main(
+    short: Annotated[bool, typer.Option("--short", help="The blog's filters at three batch sizes, once each.")] = False,
+    precision: Annotated[Precision, typer.Option(help="Of both sides.")] = Precision.FLOAT32,
+    images: Annotated[int, typer.Option(help="Training images of an epoch.")] = 10_000,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 3,
+    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("benchmarks-training.json"),
+) -> None:
+    """Measure every case on both sides in turn and print the ratios."""
+    sizes, batches = (("blog",), (64, 512, 1024)) if short else (tuple(FILTERS), BATCHES)
+    rounds = 1 if short else rounds
+    peak = _alone(_peak, precision)
+    table = Table(title=f"images/s of one thread, {precision}; peak {peak / 1e9:,.0f} GFLOP/s")
+    for heading in ("filters", "batch", "bare model.fit", "worker", "ratio", "bare of peak", "worker of peak"):
+        table.add_column(heading, justify="right")
+    rows = []
+    for size in sizes:
+        for batch in batches:
+            row = _compared(Case(size, batch, precision, images, 3 if short else 4), rounds, peak)
+            rows.append(row)
+            table.add_row(
+                size,
+                str(batch),
+                f"{row['bare']:,.0f}",
+                f"{row['worker']:,.0f}",
+                f"{row['ratio']:.2f}",
+                f"{row['bare_of_peak']:.0%}",
+                f"{row['worker_of_peak']:.0%}",
+            )
+            print(f"{size} {batch}: {row['ratio']:.2f}", file=sys.stderr)
+    Console().print(table)
+    output.write_text(json.dumps({"peak_flops": peak, "rows": rows, "argv": sys.argv[1:]}, indent=1))
+
+
+def _compared(case: Case, rounds: int, peak: float) -> dict[str, Any]:
+    rates: dict[str, list[float]] = {"bare": [], "worker": []}
+    for _ in range(rounds):
+        rates["bare"].append(_alone(_bare, case))
+        rates["worker"].append(_alone(_worker, case))
+    bare, worker = median(rates["bare"]), median(rates["worker"])
+    per_image = training_flops(case.params)
+    return asdict(case) | {
+        "rates": rates,
+        "bare": bare,
+        "worker": worker,
+        # Of the pairs: what slows the machine for a while meets both sides of one.
+        "ratio": median(ours / theirs for theirs, ours in zip(rates["bare"], rates["worker"], strict=True)),
+        "bare_of_peak": bare * per_image / peak,
+        "worker_of_peak": worker * per_image / peak,
+    }
+
+
+def training_flops(params: Hyperparameters, classes: int = 10) -> float:
+    """Count the floating point operations of a training step per image: two for each multiply-add.
+
+    Forward, gradient of the weights and gradient of the inputs cost the same; the first layer needs no last one.
+    """
+    first = 26 * 26 * 9 * params.filters_1
+    rest = 11 * 11 * 9 * params.filters_1 * params.filters_2 + 3 * 3 * 9 * params.filters_2 * params.filters_3
+    dense = 9 * params.filters_3 * params.dense_units + params.dense_units * classes
+    return 2.0 * (2 * first + 3 * (rest + dense))
+
+
+def _alone(function: Callable[[Any], float], argument: object) -> float:
+    """Call a function in a fresh process: TensorFlow takes its threads and its policy once."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, argument).result()
+
+
+def _bare(case: Case) -> float:
+    from benchmarks.bare_fit import bare_rate
+    from fashion_study.datasets import load_study_data, locate
+
+    return bare_rate(case.params, case.precision, 1, load_study_data(locate("fashion-mnist", None), case.images))
+
+
+def _worker(case: Case) -> float:
+    from fashion_study.datasets import load_study_data, locate
+    from fashion_study.training.fit import Epoch, configure, fit, seed_training
+    from fashion_study.training.model import build_model
+
+    configure(threads=1)
+    seed_training(0)
+    data = load_study_data(locate("fashion-mnist", None), case.images)
+    rates: list[float] = []
+
+    def on_epoch(epoch: Epoch) -> bool:
+        rates.append(epoch.images_per_second)
+        return True
+
+    fit(build_model(case.params, case.precision), data.train, data.validation, case.params, 0, on_epoch)
+    return median(rates[1:])
+
+
+def _peak(precision: Precision) -> float:
+    """Return the floating point operations per second of a large matrix product on one thread."""
+    import tensorflow as tf
+
+    from fashion_study.training.fit import configure
+
+    configure(threads=1)
+    left, right = (
+        tf.cast(tf.random.normal((PEAK_SIZE, PEAK_SIZE)), tf.dtypes.as_dtype(precision.value)) for _ in range(2)
+    )
+    return 2.0 * PEAK_SIZE**3 / median(_seconds(lambda: tf.matmul(left, right).numpy()))
+
+
+def _seconds(call: Callable[[], object]) -> Iterator[float]:
+    call()
+    for _ in range(PEAK_ROUNDS):
+        started = time.perf_counter()
+        call()
+        yield time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,175 @@
+"""One study against recorded curves, in virtual time: the real coordinator, ledger, sampler and pruner, no training."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from optuna.pruners import BasePruner, PercentilePruner, SuccessiveHalvingPruner
+from optuna.storages import InMemoryStorage
+
+from benchmarks.curves import CurveTable
+from benchmarks.table_executor import TableExecutor
+from fashion_study.config import PrunerName, SamplerName
+from fashion_study.coordinator import Assignment, Coordinator
+from fashion_study.engines.ledger import Ledger, TrialRecord
+from fashion_study.engines.optuna_engine import OptunaEngine
+from fashion_study.progress import Silent
+from fashion_study.space import SearchSpace
+from fashion_study.trial import EpochReport, Precision, TrialResult, TrialState
+from tests.twins import MemoryTracker
+
+# As many as the default study has.
+DEFAULT_TRIALS = 20
+
+
+class _AfterOneEpoch(BasePruner):
+    def prune(self, study: Any, trial: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+# What is compared beside the pruners that a study can be given.
+CANDIDATES: Mapping[str, Callable[[], BasePruner]] = {
+    "percentile 25": lambda: PercentilePruner(25.0, n_startup_trials=5, n_warmup_steps=1),
+    "halving 1, 5": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=5),
+    "halving 1, 4, 16": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=4),
+    "halving 1, 3, 9": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
+    "halving 1, 2, 4, 8, 16": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+}
+
+
+@dataclass(frozen=True)
+class OneEpoch:
+    """Train so many trials for one epoch, then finish the best of them, the best first (arXiv 2307.15422)."""
+
+    trials: int
+    finished: int = 3
+
+    def __str__(self) -> str:
+        return f"one epoch of {self.trials}"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Name what is replayed. `pruner` is one of a study's own, one of CANDIDATES, or the one-epoch baseline."""
+
+    sampler: SamplerName
+    pruner: PrunerName | str | OneEpoch
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Say how far a study was: all epochs that its workers had trained, the virtual seconds, the best objective."""
+
+    epochs: int
+    seconds: float
+    best: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Show one replay: each moment at which the best objective rose, and how far from the proposals the rows lay.
+
+    `default` is where it stood when the default study's number of trials had ended; None where it never came so far.
+    """
+
+    rises: tuple[Moment, ...]
+    end: Moment
+    default: Moment | None
+    distances: tuple[float, ...]
+
+    def reached(self, target: float) -> Moment | None:
+        """Return the first moment with an objective of at least `target`."""
+        return next((moment for moment in self.rises if moment.best >= target), None)
+
+
+def replay(
+    strategy: Strategy, space: SearchSpace, table: CurveTable, seed: int, trials: int, target: float = math.inf
+) -> Outcome:
+    """Run a study of at most `trials`; it ends early once it has its default number of trials and the target.
+
+    A trial gets the nearest row that no other trial of the study has had; its objective is the row's accuracy after
+    as many epochs as were proposed.
+    """
+    trials = min(trials, len(table.curves))
+    one_epoch = strategy.pruner if isinstance(strategy.pruner, OneEpoch) else None
+    if one_epoch is not None:
+        trials = min(trials, one_epoch.trials)
+    executor = TableExecutor(table, space, strategy.workers)
+    ledger = Ledger(InMemoryStorage(), "replay")
+    tracker = MemoryTracker()
+    watch = _Watch(executor, tracker)
+
+    def is_done() -> bool:
+        return one_epoch is None and watch.best >= target and watch.default is not None
+
+    Coordinator(
+        Assignment(space, seed, Precision.FLOAT32, trials),
+        _engine(strategy, ledger, space, seed),
+        ledger,
+        executor,
+        tracker,
+        Silent(),
+        interrupted=is_done,
+        after_trial=watch.look,
+    ).run()
+    if one_epoch is not None:
+        _finish(ledger.records(), one_epoch.finished, executor, watch)
+        watch.default = watch.now if one_epoch.trials == DEFAULT_TRIALS else None
+    return Outcome(tuple(watch.rises), watch.now, watch.default, tuple(executor.distances))
+
+
+def _engine(strategy: Strategy, ledger: Ledger, space: SearchSpace, seed: int) -> OptunaEngine:
+    match strategy.pruner:
+        case OneEpoch():
+            engine = OptunaEngine(ledger, space, strategy.sampler, "none", seed)
+            ledger.study.pruner = _AfterOneEpoch()
+        case str(name) if name in CANDIDATES:
+            engine = OptunaEngine(ledger, space, strategy.sampler, "none", seed)
+            ledger.study.pruner = CANDIDATES[name]()
+        case own:
+            engine = OptunaEngine(ledger, space, strategy.sampler, own, seed)  # type: ignore[arg-type]
+    return engine
+
+
+def _finish(records: list[TrialRecord], count: int, executor: TableExecutor, watch: "_Watch") -> None:
+    """Train on, from their second epoch, the trials that were the best after their first."""
+    stopped = [record for record in records if record.state is TrialState.PRUNED]
+    best = sorted(stopped, key=lambda record: -record.curve[1])[:count]
+    queue = [record.number for record in best]
+    while queue or executor.running:
+        while queue and executor.running < executor.slots:
+            executor.resume(queue.pop(0), after=1)
+        for event in executor.wait(math.inf):
+            if isinstance(event, EpochReport):
+                executor.answer(event, prune=False)
+            elif isinstance(event, TrialResult):
+                watch.consider(event.objective)
+
+
+@dataclass
+class _Watch:
+    """Note how far a study is whenever something of it has ended."""
+
+    executor: TableExecutor
+    tracker: MemoryTracker
+    rises: list[Moment] = field(default_factory=list)
+    default: Moment | None = None
+    best: float = -math.inf
+    counted: int = 0
+
+    @property
+    def now(self) -> Moment:
+        return Moment(self.executor.epochs, self.executor.seconds, self.best)
+
+    def look(self) -> None:
+        self.counted += 1
+        self.consider(self.tracker.best[-1][1] if self.tracker.best else None)
+        if self.counted == DEFAULT_TRIALS:
+            self.default = self.now
+
+    def consider(self, objective: float | None) -> None:
+        if objective is not None and objective > self.best:
+            self.best = objective
+            self.rises.append(self.now)

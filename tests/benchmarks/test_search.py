@@ -1,0 +1,47 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.curves import append_curve, continue_table
+from benchmarks.search import main
+from fashion_study.errors import BadInputError
+from tests.benchmarks.test_virtual_study import DESIGN, rising_table
+
+
+def write(path: Path, design_digest: str = DESIGN.space_digest) -> Path:
+    continue_table(path, replace(DESIGN, space_digest=design_digest))
+    for curve in rising_table(12).curves:
+        append_curve(path, curve)
+    return path
+
+
+def test_the_short_form_compares_every_main_strategy_and_says_what_is_never_reached(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, output = write(tmp_path / "curves.jsonl.gz"), tmp_path / "search.json"
+
+    main(short=True, seeds=1, trials=6, table=table, output=output)
+
+    sheet = json.loads(output.read_text(encoding="utf-8"))
+    printed = capsys.readouterr().out
+    assert "12 rows" in printed
+    assert (sheet["rows"], sheet["trials"], sheet["n"]) == (12, 6, 1)
+    names = {(each["sampler"], each["pruner"], each["workers"]) for each in sheet["strategies"]}
+    assert {("random", "none", 1), ("tpe", "successive-halving", 8), ("random", "one epoch of 20", 1)} <= names
+    for each in sheet["strategies"]:
+        epochs, never = each["reached"]["0.010"]["epochs"], each["reached"]["0.010"]["never"]
+        assert (epochs == [None] * 3) == (never == 1)
+        assert never == 1 or 0 < epochs[1] < math.inf
+        assert each["distance"][1] >= 0
+    assert any(each["reached"]["0.005"]["never"] for each in sheet["strategies"])
+    assert "never" in printed
+
+
+def test_curves_of_a_space_that_has_changed_are_refused(tmp_path: Path) -> None:
+    table = write(tmp_path / "curves.jsonl.gz", design_digest="before")
+
+    with pytest.raises(BadInputError, match="has changed since"):
+        main(table=table, output=tmp_path / "search.json")

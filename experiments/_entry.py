@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from fashion_study.errors import ExitCode, StudyError
+from fashion_study.tracking.passwords import without_passwords
 
 
 def run(main: Callable[..., None]) -> None:
@@ -21,10 +22,10 @@ def run(main: Callable[..., None]) -> None:
     try:
         app()
     except StudyError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {without_passwords(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception:
-        traceback.print_exc()
+        print(without_passwords(traceback.format_exc()), end="", file=sys.stderr)
         print("This is a bug of fashion-study; please report it with the lines above.", file=sys.stderr)
         sys.exit(ExitCode.BUG)
 

@@ -8,10 +8,11 @@ from typer import Exit, Option
 
 from experiments._entry import run
 from fashion_study.config import (
+    AnySampler,
     DatasetChoice,
+    EngineName,
     PrecisionChoice,
     PrunerName,
-    SamplerName,
     StudyConfig,
     parse_duration,
     parse_size,
@@ -26,12 +27,24 @@ def main(
         Path | None, Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")
     ] = None,
     trials: Annotated[int, Option(help="Total number of trials, those of earlier runs included.")] = 20,
+    epoch_budget: Annotated[
+        int | None, Option(help="Start no trial when all of them have taken so many epochs.")
+    ] = None,
     timeout: Annotated[str | None, Option(help="Start no trial after this long: 90s, 30m, 1h30m.")] = None,
     trial_timeout: Annotated[str | None, Option(help="Fail a trial that takes longer: 90s, 10m.")] = None,
     workers: Annotated[int | None, Option(help="Processes that train; default one per GPU, else per core.")] = None,
     worker_memory: Annotated[str | None, Option(help="Fail a trial whose worker takes more: 4G, 900M.")] = None,
-    sampler: Annotated[SamplerName, Option(help="What proposes hyperparameters.")] = "tpe",
-    pruner: Annotated[PrunerName, Option(help="What stops hopeless trials.")] = "successive-halving",
+    engine: Annotated[EngineName, Option(help="Whose samplers propose hyperparameters.")] = "optuna",
+    sampler: Annotated[
+        AnySampler | None,
+        Option(
+            help="tpe (default), random, qmc or grid; of keras-tuner hyperband (default), bayesian, random or grid."
+        ),
+    ] = None,
+    pruner: Annotated[
+        PrunerName | None,
+        Option(help="What stops hopeless trials: successive-halving by default; keras-tuner has none."),
+    ] = None,
     seed: Annotated[int, Option(help="Every other seed derives from this one.")] = 0,
     study: Annotated[str | None, Option(help="Name of the study; default DATASET-SPACE.")] = None,
     store: Annotated[Path, Option(help="Folder of MLflow's and Optuna's data.")] = Path("mlruns"),
@@ -69,10 +82,12 @@ def main(
         dataset=dataset,
         data_dir=data_dir,
         trials=trials,
+        epoch_budget=epoch_budget,
         timeout=None if timeout is None else parse_duration(timeout),
         trial_timeout=None if trial_timeout is None else parse_duration(trial_timeout, "--trial-timeout"),
         workers=workers,
         worker_memory=None if worker_memory is None else parse_size(worker_memory),
+        engine=engine,
         sampler=sampler,
         pruner=pruner,
         seed=seed,

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.faults.table"]
+
 OWN_SETTINGS = ("MLFLOW_", "OPTUNA_", "KERAS_")
 
 

@@ -84,7 +84,7 @@ def test_a_size_is_written_so_that_it_is_read_back(size: int) -> None:
         ("workers", 0, "greater than or equal to 1"),
         ("worker_memory", 0, "greater than 0"),
         ("keep_models", 0, "greater than or equal to 1"),
-        ("sampler", "annealing", "'tpe', 'random', 'qmc' or 'grid'"),
+        ("sampler", "annealing", "'tpe', 'random', 'qmc', 'grid', 'hyperband' or 'bayesian'"),
         ("pruner", "axe", "'hyperband'"),
         ("dataset", "cifar", "'auto', 'fashion-mnist' or 'digits'"),
         ("precision", "float16", "'auto', 'float32' or 'bfloat16'"),
@@ -139,11 +139,29 @@ def test_checking_returns_the_space() -> None:
         ({"try_points": ({"epochs": 99},)}, "epochs"),
         ({"try_points": ({"epoch": 2},)}, "did you mean epochs"),
         ({"try_points": ({"optimizer": "adam"},)}, "fixed"),
+        ({"sampler": "hyperband"}, "none of --engine optuna. Expected one of tpe"),
+        ({"engine": "keras-tuner", "sampler": "tpe"}, "none of --engine keras-tuner. Expected one of hyperband"),
+        ({"engine": "keras-tuner", "pruner": "median"}, "--pruner median beside --engine keras-tuner"),
     ],
 )
 def test_what_does_not_fit_the_space_is_refused(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(BadInputError, match=named):
         StudyConfig(**({"space": "smoke"} | fields)).check()
+
+
+@pytest.mark.parametrize(
+    ("fields", "sampler", "pruner"),
+    [
+        ({}, "tpe", "successive-halving"),
+        ({"sampler": None, "pruner": None}, "tpe", "successive-halving"),
+        ({"engine": "keras-tuner"}, "hyperband", "none"),
+        ({"engine": "keras-tuner", "sampler": "random", "pruner": "none"}, "random", "none"),
+    ],
+)
+def test_an_engine_brings_its_own_defaults(fields: dict[str, Any], sampler: str, pruner: str) -> None:
+    config = StudyConfig(space="smoke", **fields)
+    config.check()
+    assert (config.sampler, config.pruner) == (sampler, pruner)
 
 
 def smoke_file(folder: Path, **parameters: dict[str, object]) -> str:
@@ -165,6 +183,15 @@ def test_a_grid_search_needs_values_for_every_parameter(tmp_path: Path) -> None:
         StudyConfig(space=space, sampler="grid").check()
 
 
+def test_hyperband_needs_epochs_that_are_searched_in_a_range(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(("low", "high", "step", "log", "grid"))
+    space = smoke_file(tmp_path, epochs={"type": "categorical", "choices": [1, 2, 3]} | nothing)
+
+    with pytest.raises(BadInputError, match="`epochs` under `parameters` with `type: int`"):
+        StudyConfig(space=space, engine="keras-tuner").check()
+    StudyConfig(space=space, engine="keras-tuner", sampler="random").check()
+
+
 def test_a_grid_beyond_all_budgets_is_refused(tmp_path: Path) -> None:
     rates = [round(1e-4 + number * 9e-6, 7) for number in range(1000)]
     epochs = list(range(1, 102))
@@ -184,8 +211,9 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         trial_timeout=600.0,
         workers=3,
         worker_memory=3 * 2**30,
-        sampler="qmc",
-        pruner="none",
+        epoch_budget=300,
+        engine="keras-tuner",
+        sampler="bayesian",
         seed=5,
         study="mine",
         store=tmp_path / "store",
@@ -208,7 +236,9 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         "--trial-timeout": ["600s"],
         "--workers": ["3"],
         "--worker-memory": ["3G"],
-        "--sampler": ["qmc"],
+        "--epoch-budget": ["300"],
+        "--engine": ["keras-tuner"],
+        "--sampler": ["bayesian"],
         "--pruner": ["none"],
         "--seed": ["5"],
         "--study": ["mine"],
@@ -230,7 +260,8 @@ def test_the_command_leaves_out_what_is_left_at_its_default() -> None:
 
 def test_the_defaults_are_those_of_the_entry_point() -> None:
     given = inspect.signature(run_study_command).parameters
-    fields = StudyConfig.model_fields
-    assert {name: parameter.default for name, parameter in given.items() if name != "try_point"} == {
-        name: field.default for name, field in fields.items() if name != "try_points"
-    }
+    defaults = {name: parameter.default for name, parameter in given.items() if name != "try_point"}
+
+    assert defaults.keys() == StudyConfig.model_fields.keys() - {"try_points"}
+    # The sampler and the pruner are left to the engine.
+    assert StudyConfig(**defaults) == StudyConfig()

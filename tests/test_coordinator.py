@@ -13,10 +13,20 @@ from fashion_study.config import PrunerName, SamplerName
 from fashion_study.coordinator import Assignment, Coordinator
 from fashion_study.engines.ledger import MAX_RETURNS, Ledger
 from fashion_study.engines.optuna_engine import OptunaEngine
+from fashion_study.errors import StoreError, StudyError
+from fashion_study.executors.executor import Event
 from fashion_study.space import SearchSpace
 from fashion_study.space_file import load_space
-from fashion_study.trial import FailReason, Precision, TrialResult, TrialSpec, TrialState, trial_seed
+from fashion_study.trial import (
+    FailReason,
+    Precision,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    trial_seed,
+)
 from tests.twins import (
+    FailingStore,
     Fate,
     Key,
     MemoryExecutor,
@@ -42,6 +52,7 @@ class Study:
     sampler: SamplerName = "random"
     pruner: PrunerName = "none"
     deadline: float | None = None
+    epoch_budget: int | None = None
     storage: RDBStorage = field(default_factory=memory_storage)
     space: SearchSpace = SMOKE
     tracker: MemoryTracker | None = None
@@ -58,7 +69,7 @@ class Study:
         self, interrupted: Callable[[], bool] = lambda: False, after_trial: Callable[[], None] = lambda: None
     ) -> Coordinator:
         coordinator = Coordinator(
-            Assignment(self.space, SEED, Precision.FLOAT32, self.trials, self.deadline),
+            Assignment(self.space, SEED, Precision.FLOAT32, self.trials, self.deadline, self.epoch_budget),
             self.engine(self.ledger, self.space, self.sampler, self.pruner, SEED),
             self.ledger,
             self.executor,
@@ -213,13 +224,14 @@ def test_reports_are_answered_before_anything_is_written() -> None:
         assert study.journal.index(answer) < study.journal.index(answer.replace("answer", "log"))
 
 
-def test_a_free_worker_is_busy_again_before_the_last_result_is_written() -> None:
+def test_a_result_is_safe_before_its_worker_is_busy_again_and_the_rest_is_written_afterwards() -> None:
     study = Study(trials=3)
 
     study.run()
 
     for number in (0, 1):
-        assert study.journal.index(f"submit {number + 1}/1") < study.journal.index(f"close {number}/1")
+        recorded, closed = (study.journal.index(f"{what} {number}/1") for what in ("record", "close"))
+        assert recorded < study.journal.index(f"submit {number + 1}/1") < closed
 
 
 def test_runs_are_closed_before_the_ledger_is_told() -> None:
@@ -384,6 +396,63 @@ def test_interruptions_by_the_user_count_as_attempts_too() -> None:
     assert study.ledger.records()[0].reason is FailReason.INTERRUPTED
 
 
+def with_failing_store(study: Study) -> Study:
+    study.executor = FailingStore(study.slots, study.fates, study.journal)
+    return study
+
+
+def test_a_store_that_fails_a_worker_for_a_moment_costs_no_attempt() -> None:
+    fates = {(number, 1): Fate.LOST for number in (0, 2)}
+    study = with_failing_store(Study(trials=4, fates=fates))
+
+    study.run()
+
+    assert study.states() == [TrialState.COMPLETE] * 4
+    assert [record.losses for record in study.ledger.records()] == [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("slots", "lost"),
+    [
+        pytest.param(1, [(0, 1), (0, 2)], id="the same trial twice"),
+        pytest.param(2, [(0, 1), (1, 1)], id="two trials in a row"),
+        pytest.param(2, [(1, 1), (1, 2)], id="a trial again after another one's result"),
+    ],
+)
+def test_a_store_that_goes_on_failing_ends_the_study_and_no_trial_is_given_up(slots: int, lost: list[Key]) -> None:
+    study = Study(trials=2, slots=slots, fates=dict.fromkeys(lost, Fate.LOST), space=smoke_with(epochs=1))
+    for _ in range(MAX_RETURNS + 2):
+        with pytest.raises(StoreError, match=r"signal SIGKILL.*the same command goes on"):
+            with_failing_store(study).run()
+        assert set(study.states()) <= {TrialState.WAITING, TrialState.COMPLETE}
+        begun = {record.number: record.attempt for record in study.ledger.records()}
+        again = {(number, begun[number] + later): Fate.LOST for number, _ in lost for later in (1, 2)}
+        study = study.again(tracker=study.runs, fates=again)
+
+    study.again(tracker=study.runs).run()
+
+    assert set(study.states()) == {TrialState.COMPLETE}
+
+
+def test_workers_that_cannot_start_cost_no_trial_an_attempt() -> None:
+    class Broken(MemoryExecutor):
+        def wait(self, timeout: float) -> list[Event]:
+            raise StudyError(f"A worker process ended before it was ready, within {timeout} s.")
+
+    study = Study(trials=2, slots=2)
+    for _ in range(MAX_RETURNS + 2):
+        study.executor = Broken(2)
+        with pytest.raises(StudyError, match="before it was ready"):
+            study.run()
+        assert set(study.states()) == {TrialState.WAITING}
+        assert {run.status for run in study.runs.runs.values()} == {"interrupted"}
+        study = study.again(tracker=study.runs)
+
+    study.run()
+
+    assert study.states() == [TrialState.COMPLETE] * 2
+
+
 def test_what_a_superseded_attempt_sends_is_ignored() -> None:
     study = Study(trials=2, fates={(0, 1): Fate.LOST}, space=smoke_with(epochs=3))
 
@@ -469,3 +538,22 @@ def test_an_observer_sees_every_attempt_begin_and_every_trial_end() -> None:
 
     assert sorted(study.observer.started) == [(0, 1), (1, 1), (1, 2), (2, 1), (3, 1)]
     assert {number: state for number, state, _ in study.observer.closed} == dict(enumerate(study.states()))
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_budget_of_epochs_is_a_total_that_lets_running_trials_end(slots: int) -> None:
+    study = Study(trials=100, slots=slots, space=smoke_with(epochs=3), epoch_budget=7)
+
+    study.run()
+
+    # After seven epochs a third trial is in its course, and with a second worker a fourth one.
+    assert study.states() == [TrialState.COMPLETE] * (2 + slots) + [TrialState.WAITING] * (
+        len(study.ledger.records()) - 2 - slots
+    )
+    assert study.executor.epochs == 3 * (2 + slots)
+    again = study.again()
+    again.run()
+    assert again.executor.epochs == 0
+    more = study.again(epoch_budget=study.executor.epochs + 1)
+    more.run()
+    assert more.executor.epochs == 3 * slots

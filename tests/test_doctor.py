@@ -169,15 +169,6 @@ def abandoned_study(ward: Ward) -> None:
     (ward.root / "locks" / f"{STUDY}.json").write_text(json.dumps(holder))
 
 
-def deleted_run(ward: Ward) -> None:
-    other = next(trial for trial in ward.ledger() if trial.number != ward.best().number)
-    ward.client.delete_run(other.user_attrs["run_id"])
-
-
-def deleted_study(ward: Ward) -> None:
-    ward.client.delete_run(ward.study_run().info.run_id)
-
-
 def lost_run(ward: Ward) -> None:
     value = json.dumps(GONE)
     other = next(trial for trial in ward.ledger() if trial.number != ward.best().number)
@@ -250,8 +241,6 @@ DAMAGES: list[tuple[Callable[[Ward], None], set[Kind]]] = [
     (run_of_no_trial, {Kind.ORPHAN}),
     (run_of_no_study, {Kind.ORPHAN}),
     (abandoned_study, {Kind.ZOMBIE_STUDY}),
-    (deleted_run, {Kind.DELETED_RUN}),
-    (deleted_study, {Kind.DELETED_RUN}),
     (lost_run, {Kind.LOST_RUN}),
     (forgotten_best, {Kind.BEHIND}),
     (altered_model, {Kind.FILES}),
@@ -282,6 +271,29 @@ def test_damage_is_found_and_mended_for_good(damage: Callable[[Ward], None], exp
     after = ward.dump()
     assert kinds(examine(ward.root, fix=True)) == []
     assert ward.dump() == after
+
+
+def test_what_a_user_has_put_into_the_bin_stays_there(ward: Ward) -> None:
+    other = next(trial for trial in ward.ledger() if trial.number != ward.best().number)
+    run_id = other.user_attrs["run_id"]
+    ward.client.delete_run(run_id)
+
+    mended = examine(ward.root, fix=True)
+
+    assert kinds(mended) == []
+    assert "1 runs lie in MLflow's bin: left there." in mended.notes
+    assert ward.client.get_run(run_id).info.lifecycle_stage == "deleted"
+
+
+def test_a_study_that_a_user_has_put_into_the_bin_stays_there(ward: Ward) -> None:
+    run_id = ward.study_run().info.run_id
+    ward.client.delete_run(run_id)
+
+    mended = examine(ward.root, fix=True)
+
+    assert kinds(mended) == []
+    assert f"Study {STUDY} is in MLflow's bin: left there." in mended.notes
+    assert ward.client.get_run(run_id).info.lifecycle_stage == "deleted"
 
 
 def test_a_result_that_the_ledger_did_not_hear_of_is_taken_over_as_it_was(ward: Ward) -> None:
@@ -457,6 +469,11 @@ def test_a_database_that_is_gone_is_named(name: str, ward: Ward) -> None:
     assert kinds(examination) == [Kind.DATABASE]
     assert examination.remaining == 1
     assert not (ward.root / f"{name}.db").exists()
+
+
+def test_a_folder_that_no_file_system_can_have_has_no_store(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="There is no store"):
+        examine(tmp_path / ("x" * 300))
 
 
 def test_where_there_is_no_store_nothing_is_made(tmp_path: Path) -> None:

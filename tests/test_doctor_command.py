@@ -13,6 +13,8 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from tests.faults.table import RecordFault
+
 ROOT = Path(__file__).parents[1]
 STUDY = "digits-smoke"
 PATIENCE = 200
@@ -84,7 +86,7 @@ def test_a_living_study_is_named_with_its_process(killed: Path) -> None:
 
 
 @pytest.mark.faults
-def test_after_a_kill_it_lists_mends_and_lets_the_study_finish(killed: Path) -> None:
+def test_after_a_kill_it_lists_mends_and_lets_the_study_finish(killed: Path, record_fault: RecordFault) -> None:
     finished = {number: trial.values for number, trial in trials(killed).items() if trial.state.is_finished()}
     assert "RUNNING" in statuses(killed)
 
@@ -111,6 +113,7 @@ def test_after_a_kill_it_lists_mends_and_lets_the_study_finish(killed: Path) -> 
     assert all(trial.state.is_finished() for trial in now.values())
     assert {number: now[number].values for number in finished} == finished
     assert doctor(killed).returncode == 0
+    record_fault("SIGKILL of a real Keras study", "I1 I2 I5 I6", phases={"epoch": 1})
 
 
 def test_without_a_store_it_ends_with_2_at_once_and_makes_nothing(tmp_path: Path) -> None:

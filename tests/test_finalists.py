@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
 from fashion_study.engines.ledger import MAX_RETURNS, TrialRecord
+from fashion_study.errors import StoreError
 from fashion_study.finalists import Budget, Finalist, FinalistPlan, Repeats, choose, plan_finalists, rank_finalists
 from fashion_study.space_file import load_space
 from fashion_study.trial import ParamValue, Precision, TrialState, trial_seed
-from tests.twins import Fate, Key, MemoryExecutor, MemoryTracker, RecordingObserver, toy_accuracy
+from tests.twins import FailingStore, Fate, Key, MemoryExecutor, MemoryTracker, RecordingObserver, toy_accuracy
 
 SMOKE = load_space("smoke")
 SEED = 7
@@ -44,9 +45,10 @@ class Final:
     fates: Mapping[Key, Fate] = field(default_factory=dict)
     tracker: MemoryTracker = field(default_factory=MemoryTracker)
     deadline: float | None = None
+    make_executor: type[MemoryExecutor] = MemoryExecutor
 
     def run(self, interrupted: Callable[[], bool] = lambda: False) -> tuple[Finalist, ...]:
-        self.executor = MemoryExecutor(self.slots, self.fates)
+        self.executor = self.make_executor(self.slots, self.fates)
         self.observer = RecordingObserver()
         repeats = Repeats(
             self.plan,
@@ -194,6 +196,20 @@ def test_a_repeat_whose_workers_always_die_is_given_up() -> None:
     assert result.objectives == ()
     assert len(final.executor.submitted) == MAX_RETURNS + 1
     assert final.observer.lost[-1][2] is TrialState.FAILED
+
+
+def test_a_store_that_goes_on_failing_ends_the_finalists_and_gives_no_repeat_up() -> None:
+    final = Final()
+    for start in range(MAX_RETURNS + 2):
+        lost = {(number, attempt): Fate.LOST for number in range(9) for attempt in range(2 * start + 1, 2 * start + 9)}
+        final = Final(tracker=final.tracker, fates=lost, make_executor=FailingStore)
+        with pytest.raises(StoreError, match="the same command goes on"):
+            final.run()
+        assert {run.status for run in final.tracker.repeats()} == {"KILLED"}
+
+    finalists = Final(tracker=final.tracker).run()
+
+    assert all(len(finalist.objectives) == final.plan.repeats for finalist in finalists)
 
 
 def test_a_repeat_that_diverges_leaves_its_finalist_with_fewer_and_is_not_tried_again() -> None:

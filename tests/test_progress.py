@@ -158,6 +158,18 @@ def test_the_console_decides_what_is_shown(is_terminal: bool, kind: type[PlainLi
         assert type(observer) is kind
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_what_is_worse_than_it_should_be_is_told_where_errors_are(
+    is_terminal: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = StringIO()
+    with watch(Console(file=out, force_terminal=is_terminal)) as observer:
+        observer.warn("the server [b] does not answer")
+
+    assert capsys.readouterr().err == "Warning: the server [b] does not answer\n"
+    assert "does not answer" not in out.getvalue()
+
+
 def test_a_library_shows_nothing_unless_it_is_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
     act(Silent())
     Silent().epoch_done(spec(1), toy_report(spec(1), 1))

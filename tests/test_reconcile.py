@@ -12,21 +12,18 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from optuna.distributions import FloatDistribution
-from sqlalchemy import Connection, Engine, event
 
 from fashion_study.engines.ledger import MAX_RETURNS, Ledger
 from fashion_study.reconcile import reconcile
+from fashion_study.tracking.attempts import StudyRuns
 from fashion_study.tracking.runs import MlflowTracker, run_name
 from fashion_study.tracking.store import Store, open_store
 from fashion_study.tracking.tracker import StudyCard
 from fashion_study.trial import FailReason, Hyperparameters, Precision, TrialResult, TrialSpec, TrialState
+from tests.faults.commits import on_every_commit
+from tests.faults.launcher import SLOW_IMPORTS
+from tests.faults.table import RecordFault
 
-SLOW_IMPORTS = [
-    "fashion_study.reconcile",
-    "fashion_study.tracking.attempts",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "mlflow.tracking._tracking_service.client",
-]
 ENDINGS = (
     TrialResult(0, 1, TrialState.COMPLETE, 1, 0.5, metrics={"objective": 0.5}),
     TrialResult(1, 1, TrialState.PRUNED, 1),
@@ -55,6 +52,7 @@ class Killed:
         known = self.ledger.facts.get("run_id")
         self.study_run = self.tracker.open_study(StudyCard(name, "", {}, {}), (), known)
         self.ledger.remember(run_id=self.study_run)
+        self.runs = StudyRuns(client, self.experiment_id, self.study_run)
 
     def begin(self, until_superseded: bool = True) -> tuple[int, str]:
         """Begin the next trial, as engine and coordinator do; return its number and its run."""
@@ -84,7 +82,7 @@ def killed(store: Store, client: MlflowClient, request: pytest.FixtureRequest) -
 def test_trials_left_running_wait_and_their_runs_are_killed(killed: Killed) -> None:
     (first, first_run), (second, second_run) = killed.begin(), killed.begin()
 
-    lines = reconcile(killed.ledger, killed.tracker)
+    lines = reconcile(killed.ledger, killed.runs)
 
     assert [record.state for record in killed.ledger.records()] == [TrialState.WAITING] * 2
     for run_id in (first_run, second_run):
@@ -101,7 +99,7 @@ def test_what_has_ended_is_left_alone(killed: Killed) -> None:
     killed.tracker.log_best(1, 0.5)
     before = killed.ledger.records()
 
-    assert reconcile(killed.ledger, killed.tracker) == []
+    assert reconcile(killed.ledger, killed.runs) == []
 
     assert killed.ledger.records() == before
 
@@ -109,20 +107,20 @@ def test_what_has_ended_is_left_alone(killed: Killed) -> None:
 def test_after_three_returns_the_attempt_that_is_cut_off_is_the_last(killed: Killed) -> None:
     for attempt in range(1, MAX_RETURNS + 2):
         number, _ = killed.begin()
-        (line,) = reconcile(killed.ledger, killed.tracker)
+        (line,) = reconcile(killed.ledger, killed.runs)
         assert line.startswith(f"trial {number:03d} was cut off in attempt {attempt}")
 
     (record,) = killed.ledger.records()
     assert (record.state, record.reason) == (TrialState.FAILED, FailReason.INTERRUPTED)
     assert "failed" in line
     assert killed.status(str(record.run_id)) == ("FAILED", "failed")
-    assert killed.tracker.open_runs() == {}
+    assert [attempt.status for attempt in killed.runs.attempts()] == ["KILLED"] * MAX_RETURNS + ["FAILED"]
 
 
 def test_a_run_that_was_opened_for_no_attempt_is_ended_and_marked(killed: Killed) -> None:
     orphan = killed.tracker.open_trial(5, 1, {}, {})
 
-    (line,) = reconcile(killed.ledger, killed.tracker)
+    (line,) = reconcile(killed.ledger, killed.runs)
 
     assert orphan in line
     assert "005" in line
@@ -130,10 +128,46 @@ def test_a_run_that_was_opened_for_no_attempt_is_ended_and_marked(killed: Killed
     assert "orphan" in killed.client.get_run(orphan).data.tags
 
 
+def test_a_run_of_the_study_that_a_kill_kept_from_being_named_is_ended_and_marked(killed: Killed) -> None:
+    card = StudyCard(killed.name, "", {}, {})
+    nameless = killed.tracker.open_study(card, (), None, killed.ledger.token)
+
+    (line,) = reconcile(killed.ledger, killed.runs)
+
+    assert nameless in line
+    found = killed.client.get_run(nameless)
+    assert (found.info.status, found.data.tags["orphan"]) == ("KILLED", "true")
+    assert killed.client.get_run(killed.study_run).info.status == "RUNNING"
+    assert reconcile(killed.ledger, killed.runs) == []
+
+
+def test_killed_while_an_attempt_begins_its_number_never_comes_again(
+    killed: Killed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Ledger._set_attr
+    written: list[str] = []
+
+    def killed_before_the_second(ledger: Ledger, number: int, key: str, value: object) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(key)
+        write(ledger, number, key, value)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "_set_attr", killed_before_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            killed.begin()
+    reconcile(killed.ledger, killed.runs)
+    killed.begin()
+
+    numbers = [attempt.number for attempt in killed.runs.attempts()]
+    assert len(set(numbers)) == len(numbers) == 2
+
+
 def test_a_proposal_that_no_worker_had_begun_waits_and_was_no_attempt(killed: Killed) -> None:
     killed.ledger.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
 
-    (line,) = reconcile(killed.ledger, killed.tracker)
+    (line,) = reconcile(killed.ledger, killed.runs)
 
     assert "no worker had begun it" in line
     (record,) = killed.ledger.records()
@@ -150,7 +184,7 @@ def test_no_result_is_trained_twice_that_the_ledger_did_not_hear_of(killed: Kill
         if not is_ended:
             killed.client.update_run(runs[-1], status="RUNNING")
 
-    lines = reconcile(killed.ledger, killed.tracker)
+    lines = reconcile(killed.ledger, killed.runs)
 
     records = killed.ledger.records()
     assert [record.state for record in records] == [result.state for result in ENDINGS]
@@ -170,19 +204,19 @@ def test_a_result_that_an_earlier_start_sent_back_to_waiting_counts_all_the_same
     killed.close(begun, ENDINGS[0])
     killed.ledger.withdraw(begun[0])
 
-    reconcile(killed.ledger, killed.tracker)
+    reconcile(killed.ledger, killed.runs)
 
     assert killed.ledger.records()[0].objective == 0.5
 
 
 def test_a_trial_s_earlier_runs_name_their_successor(killed: Killed) -> None:
     first = killed.begin(until_superseded=False)[1]
-    reconcile(killed.ledger, killed.tracker)
+    reconcile(killed.ledger, killed.runs)
     second = killed.begin(until_superseded=False)[1]
-    reconcile(killed.ledger, killed.tracker)
+    reconcile(killed.ledger, killed.runs)
     third = killed.begin(until_superseded=False)[1]
 
-    reconcile(killed.ledger, killed.tracker)
+    reconcile(killed.ledger, killed.runs)
 
     superseded = [killed.client.get_run(run_id).data.tags.get("superseded_by") for run_id in (first, second, third)]
     assert superseded == [second, third, None]
@@ -194,7 +228,7 @@ def test_a_finalist_s_repeat_keeps_its_result_or_is_ended(killed: Killed) -> Non
     killed.close((0, done), replace(ENDINGS[0], attempt=2), repeat=1)
     killed.client.update_run(done, status="RUNNING")
 
-    reconcile(killed.ledger, killed.tracker)
+    reconcile(killed.ledger, killed.runs)
 
     assert killed.status(lost) == ("KILLED", "interrupted")
     assert killed.status(done) == ("FINISHED", "complete")
@@ -202,15 +236,28 @@ def test_a_finalist_s_repeat_keeps_its_result_or_is_ended(killed: Killed) -> Non
     assert killed.client.get_run(done).info.run_name == "000 r1  0.5000"
 
 
-def test_a_run_that_was_deleted_is_restored_with_its_trial(killed: Killed) -> None:
+def test_a_run_that_was_deleted_is_restored_where_its_trial_goes_on(killed: Killed) -> None:
     begun = killed.begin()
     killed.client.delete_run(begun[1])
 
-    reconcile(killed.ledger, killed.tracker)
+    reconcile(killed.ledger, killed.runs)
 
     assert killed.client.get_run(begun[1]).info.lifecycle_stage == "active"
     assert killed.status(begun[1]) == ("KILLED", "interrupted")
     assert killed.ledger.records()[0].state is TrialState.WAITING
+
+
+def test_a_run_that_was_deleted_after_its_end_stays_deleted(killed: Killed) -> None:
+    begun = killed.begin()
+    killed.close(begun, ENDINGS[0])
+    killed.ledger.close(ENDINGS[0])
+    killed.tracker.log_best(1, 0.5)
+    killed.client.delete_run(begun[1])
+
+    assert reconcile(killed.ledger, killed.runs) == []
+
+    assert killed.client.get_run(begun[1]).info.lifecycle_stage == "deleted"
+    assert killed.ledger.records()[0].objective == 0.5
 
 
 def test_a_run_that_is_gone_for_good_costs_its_attempt_but_no_result(killed: Killed) -> None:
@@ -226,12 +273,12 @@ def test_a_run_that_is_gone_for_good_costs_its_attempt_but_no_result(killed: Kil
                 (json.dumps(gone), killed.ledger.trial(number)._trial_id),
             )
 
-    assert len(reconcile(killed.ledger, killed.tracker)) == 4  # The runs that no trial names any more are orphans.
+    assert len(reconcile(killed.ledger, killed.runs)) == 4  # The runs that no trial names any more are orphans.
 
     first, second = killed.ledger.records()
     assert (first.state, first.objective) == (TrialState.COMPLETE, 0.5)
     assert (second.state, second.run_id) == (TrialState.WAITING, None)
-    assert reconcile(killed.ledger, killed.tracker) == []
+    assert reconcile(killed.ledger, killed.runs) == []
 
 
 def reconcile_and_die(root: Path, name: str, number: int) -> None:
@@ -240,18 +287,14 @@ def reconcile_and_die(root: Path, name: str, number: int) -> None:
     killed = Killed(store, store.client(), name)
     commits = 0
 
-    def note(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
-        connection.info["wrote"] = connection.info.get("wrote") or not statement.startswith(("SELECT", "PRAGMA"))
-
-    def count(connection: Connection) -> None:
+    def count() -> None:
         nonlocal commits
-        commits += bool(connection.info.pop("wrote", False))
-        if commits == number > 0:
+        commits += 1
+        if commits == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    event.listen(Engine, "before_cursor_execute", note)
-    event.listen(Engine, "commit", count)
-    reconcile(killed.ledger, killed.tracker)
+    on_every_commit(before=count)
+    reconcile(killed.ledger, killed.runs)
     sys.exit(commits)
 
 
@@ -289,7 +332,9 @@ def outcome(killed: Killed) -> object:
 
 
 @pytest.mark.faults
-def test_killed_at_any_commit_it_does_what_is_left_the_next_time(store: Store, client: MlflowClient) -> None:
+def test_killed_at_any_commit_it_does_what_is_left_the_next_time(
+    store: Store, client: MlflowClient, record_fault: RecordFault
+) -> None:
     whole = Killed(store, client, "never killed")
     wreck(whole)
     commits = ended_with(store, whole.name, 0)
@@ -301,7 +346,8 @@ def test_killed_at_any_commit_it_does_what_is_left_the_next_time(store: Store, c
         wreck(killed)
         assert ended_with(store, killed.name, number) == -signal.SIGKILL
 
-        reconcile(killed.ledger, killed.tracker)
+        reconcile(killed.ledger, killed.runs)
 
         assert outcome(killed) == outcome(whole)
-        assert reconcile(killed.ledger, killed.tracker) == []
+        assert reconcile(killed.ledger, killed.runs) == []
+    record_fault("SIGKILL of the next start while it mends what a kill left", "I1 I2 I3", commits, {"opening": commits})

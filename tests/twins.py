@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -67,7 +67,8 @@ def toy_result(spec: TrialSpec, state: TrialState, epochs: int, reason: FailReas
 
 def toy_training(spec: TrialSpec, fate: Fate | None) -> Generator[EpochReport, bool | None, TrialResult | Fate]:
     """Yield a report for each epoch, take whether to prune, and return the result; LOST and STUCK as they are."""
-    for epoch in range(1, spec.hyperparameters.epochs + 1):
+    done = 0 if spec.continues is None else spec.continues.epochs
+    for epoch in range(done + 1, spec.hyperparameters.epochs + 1):
         if (yield toy_report(spec, epoch)):
             return toy_result(spec, TrialState.PRUNED, epoch)
         match fate:
@@ -155,6 +156,16 @@ class MemoryExecutor:
         return [end if isinstance(end, TrialResult) else AttemptLost(*spec.key, "signal SIGKILL")]
 
 
+class FailingStore(MemoryExecutor):
+    """Blame the store for every attempt that is lost."""
+
+    def _end(self, spec: TrialSpec, end: TrialResult | Fate) -> list[Event]:
+        return [
+            replace(event, by_store=True) if isinstance(event, AttemptLost) else event
+            for event in super()._end(spec, end)
+        ]
+
+
 @dataclass
 class MemoryRun:
     """Hold what a tracking store would show of one attempt's run."""
@@ -209,6 +220,11 @@ class MemoryTracker:
         self._running(run_id).epochs.append(report)
         self._journal.append(f"log {report.number}/{report.attempt} epoch {report.epoch}")
 
+    def record_result(self, spec: TrialSpec, result: TrialResult) -> None:
+        """Keep a result with its run, which stays open."""
+        self._running(spec.run_id).result = result
+        self._journal.append(f"record {spec.number}/{spec.attempt}")
+
     def close_trial(self, spec: TrialSpec, result: TrialResult) -> None:
         """End a run with its result."""
         run = self._running(spec.run_id)
@@ -239,6 +255,7 @@ class RecordingObserver:
     """Remember what a person would have been shown."""
 
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     started: list[Key] = field(default_factory=list)
     epochs: list[tuple[int, int, int]] = field(default_factory=list)
     closed: list[tuple[int, TrialState, tuple[int, float] | None]] = field(default_factory=list)
@@ -251,6 +268,10 @@ class RecordingObserver:
     def note(self, text: str) -> None:
         """Remember a line."""
         self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        """Remember a line."""
+        self.warnings.append(text)
 
     def trial_started(self, spec: TrialSpec) -> None:
         """Remember an attempt."""

@@ -25,6 +25,7 @@ from fashion_study.executors.local import MALLOC, default_workers, threads_per_w
 from fashion_study.holdout import load_holdout
 from fashion_study.reproduction import SCALES, Figures, Reproduction, Scale
 from fashion_study.tracking.champions import Champions, LostRaceError, PromotionRunningError, only_promotion
+from fashion_study.tracking.failures import store_failures
 from fashion_study.tracking.ownership import sole_owner
 from fashion_study.tracking.registry import Candidate, Registry, Version
 from fashion_study.tracking.runs import code_commit, code_digest
@@ -68,6 +69,7 @@ def reproduce_baseline(config: BaselineConfig) -> Reproduction:
 
     Raises:
         StudyError: a training process was killed, or a training diverged.
+        StoreError: the store gives up.
     """
     source = config.source
     store = open_store(config.store)
@@ -76,7 +78,11 @@ def reproduce_baseline(config: BaselineConfig) -> Reproduction:
     # The lock says that these runs have a living owner, for as long as they have.
     lock = f"reproduction-{uuid4().hex}"
     tags = {"kind": "baseline reproduction", "lock": lock}
-    with sole_owner(store.root, lock), _run(client, experiment_id, "baseline reproduction", tags) as run_id:
+    with (
+        store_failures(store, "What was trained before is kept; reproduce the baseline again when it answers."),
+        sole_owner(store.root, lock),
+        _run(client, experiment_id, "baseline reproduction", tags) as run_id,
+    ):
         jobs = [
             _Job(scale, seed, source, store.tracking_uri, experiment_id, run_id)
             for seed in range(config.seeds)
@@ -90,7 +96,10 @@ def reproduce_baseline(config: BaselineConfig) -> Reproduction:
         figures = {scale: tuple(found[scale, seed] for seed in range(config.seeds)) for scale in SCALES}
         _log_metrics(client, run_id, _summary(figures))
     # The trainings are done, whatever becomes of the registration.
-    version = _register(client, store.root, source, figures["raw"]) if config.register else None
+    version = None
+    if config.register:
+        with store_failures(store, f"The trainings are kept in MLflow's run {run_id}; register again when it answers."):
+            version = _register(client, store.root, source, figures["raw"])
     return Reproduction(source, run_id, figures, version)
 
 

@@ -4,21 +4,30 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fashion_study.errors import BadInputError
-from fashion_study.space import SearchSpace, Value
+from fashion_study.space import Int, SearchSpace, Value
 from fashion_study.space_file import load_space
 
+EngineName = Literal["optuna", "keras-tuner"]
 SamplerName = Literal["tpe", "random", "qmc", "grid"]
+KerasTunerSampler = Literal["hyperband", "bayesian", "random", "grid"]
+AnySampler = Literal["tpe", "random", "qmc", "grid", "hyperband", "bayesian"]
 PrunerName = Literal["successive-halving", "hyperband", "median", "none"]
 DatasetChoice = Literal["auto", "fashion-mnist", "digits"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 
+# The first one is the engine's default.
+SAMPLERS: dict[EngineName, tuple[str, ...]] = {
+    "optuna": get_args(SamplerName),
+    "keras-tuner": get_args(KerasTunerSampler),
+}
 MAX_GRID = 100_000
 DURATIONS = ("timeout", "trial_timeout")
 UNITS = "KMGT"
@@ -34,13 +43,14 @@ def _checked_study_name(name: str | None) -> str | None:
 class StudyConfig(BaseModel):
     """Describe one study; the defaults are those of `python -m experiments.run_study`.
 
-    `trials` is a total: a study that has some already is continued to it. `timeout` is in seconds: after it no
-    trial is started, and the running ones end. `workers` defaults to one per GPU, else one per usable core.
-    A trial that takes longer than `trial_timeout` seconds, or more than `worker_memory` bytes, fails. With
-    `keep_models` the model files of the best so many trials are kept, and those of the others taken away.
-    The best `finalists` trials are trained again `repeats` times; left out, 3 and 3 as far as that takes no more
-    epochs than the trials did. `try_points` are tried first, after the baseline; what a point leaves out comes from
-    the baseline.
+    `trials` is a total: a study that has some already is continued to it. `epoch_budget` is a total too: when all
+    trials together have taken so many epochs, none is started and the running ones end. So it is after `timeout`
+    seconds. `workers` defaults to one per GPU, else one per usable core. A trial that takes longer than `trial_timeout`
+    seconds, or more than `worker_memory` bytes, fails. With `keep_models` the model files of the best so many trials
+    are kept, and those of the others taken away. The best `finalists` trials are trained again `repeats` times; left
+    out, 3 and 3 as far as that takes no more epochs than the trials did. `try_points` are tried first, after the
+    baseline; what a point leaves out comes from the baseline. The default `sampler` is the `engine`'s: tpe of Optuna,
+    hyperband of KerasTuner, which has no pruners.
 
     Raises:
         BadInputError: a field is unknown or out of its range.
@@ -52,11 +62,13 @@ class StudyConfig(BaseModel):
     dataset: DatasetChoice = "auto"
     data_dir: Path | None = None
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    epoch_budget: Annotated[int, Field(ge=1)] | None = None
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     trial_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     worker_memory: Annotated[int, Field(gt=0)] | None = None
-    sampler: SamplerName = "tpe"
+    engine: EngineName = "optuna"
+    sampler: AnySampler = "tpe"
     pruner: PrunerName = "successive-halving"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     study: Annotated[str | None, AfterValidator(_checked_study_name)] = None
@@ -70,7 +82,7 @@ class StudyConfig(BaseModel):
 
     def __init__(self, **fields: Any) -> None:
         try:
-            super().__init__(**fields)
+            super().__init__(**_with_defaults_of_its_engine(fields))
         except ValidationError as error:
             raise BadInputError(_readable(error)) from None
 
@@ -78,9 +90,11 @@ class StudyConfig(BaseModel):
         """Refuse what does not fit the search space, without opening or importing anything; return the space.
 
         Raises:
-            BadInputError: the space's file, a point to try, or a grid that the space does not have.
+            BadInputError: the space's file, a point to try, a sampler or pruner that the engine does not have, or one
+                that the space does not fit.
         """
         space = load_space(self.space)
+        self._check_engine(space)
         for point in self.try_points:
             space.complete(point)
         if self.sampler == "grid" and (size := math.prod(len(values) for values in space.grid.values())) > MAX_GRID:
@@ -89,6 +103,22 @@ class StudyConfig(BaseModel):
                 "State fewer grid values in the space's file, or take another sampler."
             )
         return space
+
+    def _check_engine(self, space: SearchSpace) -> None:
+        if self.sampler not in (known := SAMPLERS[self.engine]):
+            raise BadInputError(
+                f"--sampler {self.sampler} is none of --engine {self.engine}. Expected one of {', '.join(known)}."
+            )
+        if self.engine == "keras-tuner" and self.pruner != "none":
+            raise BadInputError(
+                f"Found --pruner {self.pruner} beside --engine keras-tuner, which has no pruners. "
+                "Leave it out: of its samplers, hyperband gives most trials few epochs."
+            )
+        if self.sampler == "hyperband" and not isinstance(space.parameters.get("epochs"), Int):
+            raise BadInputError(
+                f"--sampler hyperband decides how many epochs a trial takes, and space {space.name!r} does not search "
+                "them in a range. Expected `epochs` under `parameters` with `type: int`; or take another sampler."
+            )
 
     def command(self, interpreter: str = "python", always: tuple[str, ...] = ()) -> str:
         """Write the command line that asks for this study, without the defaults but for those in `always`."""
@@ -100,6 +130,14 @@ class StudyConfig(BaseModel):
             elif value != field.default or name in always:
                 words += [f"--{name.replace('_', '-')}", _typed(name, value)]
         return shlex.join(words)
+
+
+def _with_defaults_of_its_engine(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is not decided, and put in what KerasTuner's default is where it differs from Optuna's."""
+    given = {name: value for name, value in fields.items() if value is not None or name not in ("sampler", "pruner")}
+    if given.get("engine") == "keras-tuner":
+        return {"sampler": SAMPLERS["keras-tuner"][0], "pruner": "none"} | given
+    return given
 
 
 def parse_duration(text: str, option: str = "--timeout") -> float:

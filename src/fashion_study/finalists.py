@@ -11,9 +11,11 @@ from typing import Any
 from scipy.stats import t as student_t
 
 from fashion_study.engines.ledger import MAX_RETURNS, TrialRecord
+from fashion_study.errors import StudyError
 from fashion_study.executors.executor import Event, Executor
 from fashion_study.progress import Observer
 from fashion_study.space import SearchSpace
+from fashion_study.tracking.failures import Patience
 from fashion_study.tracking.tracker import RepeatRun, RepeatTracker
 from fashion_study.trial import (
     AttemptLost,
@@ -208,6 +210,7 @@ class Repeats:
         self._attempts: Counter[int] = Counter()
         self._lost: Counter[tuple[int, int]] = Counter()
         self._open: list[tuple[int, int]] = []
+        self._patience = Patience()
 
     @property
     def left(self) -> int:
@@ -218,6 +221,9 @@ class Repeats:
         """Train what is missing and return every trial that has been trained again, the best first.
 
         Those of earlier starts count too: what was measured stays, whatever came after it.
+
+        Raises:
+            StudyError: no worker can start, or the store fails the workers.
         """
         known = self._tracker.repeats()
         self._take_up(known)
@@ -225,12 +231,11 @@ class Repeats:
         if self._open:
             title = f"finalists: the best {len(self._plan.trials)} trained again, {self._plan.repeats} times each"
             self._observer.begin(title, done, self._plan.total, "repeats")
-        while (self._open or self._running) and not self._interrupted():
-            self._fill_slots()
-            if not self._running:
-                break
-            for event in self._executor.wait(TICK_SECONDS):
-                self._handle(event)
+        try:
+            self._train()
+        except StudyError:
+            self._wind_up()
+            raise
         self._wind_up()
         return self._results(self._tracker.repeats())
 
@@ -250,6 +255,14 @@ class Repeats:
         # Round by round, so that a study that is stopped has as many repeats of each finalist as it can.
         wanted = [(number, repeat) for repeat in range(1, self._plan.repeats + 1) for number in planned]
         self._open = [key for key in wanted if key not in ended]
+
+    def _train(self) -> None:
+        while (self._open or self._running) and not self._interrupted():
+            self._fill_slots()
+            if not self._running:
+                break
+            for event in self._executor.wait(TICK_SECONDS):
+                self._handle(event)
 
     def _fill_slots(self) -> None:
         is_late = self._deadline is not None and time.monotonic() >= self._deadline
@@ -283,13 +296,17 @@ class Repeats:
                 del self._running[spec.key]
                 self._tracker.close_trial(spec, event)
                 self._observer.trial_closed(spec, event, None)
+                if event.state is TrialState.COMPLETE:
+                    self._patience.has_answered()
             case AttemptLost():
                 del self._running[spec.key]
-                self._lose(spec, event.cause)
+                self._lose(spec, event.cause, event.by_store)
+                if event.by_store:
+                    self._patience.has_failed(spec.label, event.cause)
 
-    def _lose(self, spec: TrialSpec, cause: str) -> None:
+    def _lose(self, spec: TrialSpec, cause: str, by_store: bool) -> None:
         key = spec.number, spec.repeat
-        self._lost[key] += 1
+        self._lost[key] += not by_store
         is_given_up = self._lost[key] > MAX_RETURNS
         state = TrialState.FAILED if is_given_up else TrialState.WAITING
         self._tracker.interrupt_trial(spec.number, spec.run_id, cause, state)

@@ -32,9 +32,11 @@ class Plan:
         config = self.config
         fallback = " (FALLBACK: Fashion-MNIST could not be had)" if self.source.is_fallback else ""
         workers = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
+        optuna = config.engine == "optuna"
+        proposing = f"{config.sampler} / {config.pruner}" if optuna else f"{config.engine} {config.sampler}"
         return (
             f"study {self.name}: space {self.space.name}, data {self.source.name}{fallback}, "
-            f"{config.sampler} / {config.pruner}, seed {config.seed}, {workers}, {precision}"
+            f"{proposing}, seed {config.seed}, {workers}, {precision}"
         )
 
     def card(self, precision: Precision) -> StudyCard:
@@ -54,9 +56,11 @@ class Plan:
                 "training_version": TRAINING_VERSION,
             },
             settings={
+                "engine": config.engine,
                 "sampler": config.sampler,
                 "pruner": config.pruner,
                 "trials": config.trials,
+                "epoch_budget": config.epoch_budget,
                 "timeout": config.timeout,
                 "trial_timeout": config.trial_timeout,
                 "workers": self.workers,

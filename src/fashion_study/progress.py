@@ -26,6 +26,10 @@ class Observer(Protocol):
         """Show a line that matters."""
         ...
 
+    def warn(self, text: str) -> None:
+        """Show that something is worse than it should be, where errors are shown."""
+        ...
+
     def trial_started(self, spec: TrialSpec) -> None:
         """Show an attempt that a worker has taken up."""
         ...
@@ -50,6 +54,9 @@ class Silent:
         """Show nothing."""
 
     def note(self, text: str) -> None:
+        """Show nothing."""
+
+    def warn(self, text: str) -> None:
         """Show nothing."""
 
     def trial_started(self, spec: TrialSpec) -> None:
@@ -93,6 +100,10 @@ class PlainLines(Silent):
         """Print a line that matters."""
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
+    def warn(self, text: str) -> None:
+        """Print a line on standard error."""
+        Console(stderr=True).print(f"Warning: {text}", highlight=False, soft_wrap=True, markup=False)
+
     def trial_started(self, spec: TrialSpec) -> None:
         """Print what is tried."""
         again = f" (attempt {spec.attempt})" if spec.attempt > 1 and not spec.repeat else ""
@@ -135,6 +146,8 @@ class LiveDisplay(PlainLines):
             console=console,
             expand=True,
             refresh_per_second=4,
+            # Above the bars where both are shown in one place; else it goes where the user has sent it.
+            redirect_stderr=sys.stderr.isatty(),
         )
         self._study_bar: TaskID | None = None
         self._trial_bars: dict[tuple[int, int], TaskID] = {}

@@ -4,13 +4,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fashion_study.engines.ledger import MAX_RETURNS, STATES, Ledger, TrialRecord
+from fashion_study.engines.ledger import MAX_RETURNS, TOKEN, Ledger, TrialRecord
 from fashion_study.finding import Finding, Kind
 from fashion_study.trial import TrialState
 
 if TYPE_CHECKING:
     from fashion_study.tracking.attempts import Attempt, StudyRuns
-    from fashion_study.tracking.runs import MlflowTracker
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
 # A fact of the study: the trials that ended and whose runs were deleted for good.
@@ -18,15 +17,12 @@ LOST_RUNS = "lost_runs"
 CAUSE = "the coordinator died"
 
 
-def reconcile(ledger: Ledger, tracker: "MlflowTracker") -> list[str]:
+def reconcile(ledger: Ledger, runs: "StudyRuns") -> list[str]:
     """Mend what disagrees between a study's ledger and its runs, and say in a line each what was done.
 
     The caller holds the study's lock, so whatever is marked as running has no owner. Killed at any point, it does
     what is left the next time; where nothing disagrees it does nothing.
     """
-    from fashion_study.tracking.attempts import StudyRuns
-
-    runs = StudyRuns(tracker._client, tracker._experiment_id, tracker._study_run_id)
     return [f"{found.where} {found.what}; {found.repair()}" for found in disagreements(ledger, runs) if found.repair]
 
 
@@ -39,14 +35,16 @@ def disagreements(ledger: Ledger, runs: "StudyRuns") -> Iterator[Finding]:
     by_run = {attempt.run_id: attempt for attempt in attempts}
     for record in ledger.records():
         attempt = (by_run.get(record.run_id) or runs.find(record.run_id)) if record.run_id else None
-        if attempt is not None and attempt.is_deleted:
+        if attempt is not None and attempt.is_deleted and record.state not in ENDED:
             yield _deleted(runs, attempt)
             attempt = runs.find(attempt.run_id)
+        # What was put into the bin after its end stays there, as somebody has decided; the ledger has the result.
         if attempt is None or not attempt.is_deleted:
             yield from _of_trial(ledger, runs, record, attempt)
     yield from _unnamed(ledger, runs, [attempt for attempt in attempts if not attempt.repeat])
     yield from _repeats(runs, [attempt for attempt in attempts if attempt.repeat])
     yield from _best(ledger, runs)
+    yield from (_nameless(runs, run_id) for run_id in runs.unnamed(ledger.facts.get(TOKEN)))
 
 
 def _deleted(runs: "StudyRuns", attempt: "Attempt") -> Finding:
@@ -54,7 +52,7 @@ def _deleted(runs: "StudyRuns", attempt: "Attempt") -> Finding:
         runs.restore(attempt.run_id)
         return "it is restored now"
 
-    what = f"has its run {attempt.run_id} in MLflow's bin"
+    what = f"is not finished, and has its run {attempt.run_id} in MLflow's bin"
     return Finding(Kind.DELETED_RUN, attempt.label, what, "restores the run", repair)
 
 
@@ -94,9 +92,7 @@ def _without_run(ledger: Ledger, record: TrialRecord) -> Iterator[Finding]:
     if record.run_id is not None:
 
         def forget() -> str:
-            trial_id = ledger.trial(record.number)._trial_id
-            ledger.study._storage.set_trial_user_attr(trial_id, "run_id", None)
-            ledger.withdraw(record.number)
+            ledger.forget_run(record.number)
             return "it waits for a new one now"
 
         what = f"is {record.state}, and its run {record.run_id} is gone"
@@ -128,17 +124,9 @@ def _untold(ledger: Ledger, runs: "StudyRuns", record: TrialRecord, attempt: "At
 
 
 def _settle(ledger: Ledger, record: TrialRecord, attempt: "Attempt", verdict: TrialState) -> None:
-    storage, trial_id = ledger.study._storage, ledger.trial(record.number)._trial_id
-    storage.set_trial_user_attr(trial_id, "epochs_run", attempt.epochs_run)
-    if attempt.seconds is not None:
-        storage.set_trial_user_attr(trial_id, "seconds", attempt.seconds)
-    if verdict is TrialState.FAILED and attempt.reason is not None:
-        storage.set_trial_user_attr(trial_id, "reason", attempt.reason.value)
     values = {TrialState.COMPLETE: attempt.objective, TrialState.PRUNED: record.curve.get(attempt.epochs_run)}
-    value = values.get(verdict)
-    # State and value in one transaction, from WAITING too, which `tell` would refuse.
-    state = next(theirs for theirs, ours in STATES.items() if ours is verdict)
-    storage.set_trial_state_values(trial_id, state, None if value is None else [value])
+    reason = attempt.reason if verdict is TrialState.FAILED else None
+    ledger.take_over(record.number, verdict, attempt.epochs_run, attempt.seconds, values.get(verdict), reason)
 
 
 def _cut_off(ledger: Ledger, runs: "StudyRuns", record: TrialRecord, attempt: "Attempt") -> Finding:
@@ -149,7 +137,7 @@ def _cut_off(ledger: Ledger, runs: "StudyRuns", record: TrialRecord, attempt: "A
         runs.interrupt(attempt, state, CAUSE)
         return f"it is {state} now"
 
-    gives_up = record.state is TrialState.RUNNING and record.attempt > MAX_RETURNS
+    gives_up = record.state is TrialState.RUNNING and record.losses > MAX_RETURNS
     remedy = "gives the trial up" if gives_up else "sends the trial back to waiting"
     kind = Kind.ZOMBIE_TRIAL if record.state is TrialState.RUNNING else Kind.ZOMBIE_RUN
     what = f"was cut off in attempt {record.attempt}"
@@ -242,6 +230,15 @@ def _best(ledger: Ledger, runs: "StudyRuns") -> Iterator[Finding]:
 
     what = f"shows {'nothing' if shown is None else f'{shown:.4f}'} as its best objective"
     yield Finding(Kind.BEHIND, "the study's run", what, f"logs {objective:.4f}", repair)
+
+
+def _nameless(runs: "StudyRuns", run_id: str) -> Finding:
+    def repair() -> str:
+        runs.discard(run_id, CAUSE)
+        return "it is ended and marked as an orphan now"
+
+    what = "was opened for the study, which has another one"
+    return Finding(Kind.ORPHAN, f"run {run_id}", what, "ends the run, marks it as an orphan", repair)
 
 
 def _name(record: TrialRecord) -> str:

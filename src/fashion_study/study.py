@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from signal import Signals
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from fashion_study.config import StudyConfig
+from fashion_study.config import KerasTunerSampler, SamplerName, StudyConfig
 from fashion_study.coordinator import Assignment, Coordinator
 from fashion_study.datasets import load_study_data
+from fashion_study.engines.engine import Engine
 from fashion_study.engines.ledger import Ledger, TrialRecord
 from fashion_study.engines.optuna_engine import BASELINE_NUMBER, OptunaEngine
+from fashion_study.errors import StoreError, StudyError
 from fashion_study.executors.executor import Executor
 from fashion_study.executors.local import Limits, LocalExecutor, threads_per_worker
 from fashion_study.finalists import (
@@ -32,8 +34,10 @@ from fashion_study.progress import Observer, Silent
 from fashion_study.reconcile import reconcile
 from fashion_study.study_figures import study_figures
 from fashion_study.tracking.addresses import moves, rebase
+from fashion_study.tracking.failures import store_failures
 from fashion_study.tracking.ownership import sole_owner
 from fashion_study.tracking.store import Store, open_store
+from fashion_study.tracking.waits import Waits, watch_waits
 from fashion_study.trial import DataSource, Precision, TrialState, WorkerSettings
 
 if TYPE_CHECKING:
@@ -46,6 +50,7 @@ FALLBACK = (
     "Fashion-MNIST is neither on disk nor can it be downloaded: FALLING BACK to scikit-learn's digits. "
     "These results say nothing about Fashion-MNIST. Name its folder with --data-dir or FASHION_MNIST_DIR."
 )
+GOES_ON = "Every result that was shown is kept. Free space, or see to the store; the same command goes on."
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class _Session:
     executor: Executor
     observer: Observer
     interrupts: Interrupts
+    waits: Waits
     precision: Precision
     validation_images: int
     deadline: float | None
@@ -128,21 +134,26 @@ def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyRes
     Raises:
         BadInputError: the config does not fit, or the stored study is another one.
         DataError: the images are missing or damaged.
-        StoreError: the store cannot be used, or another process runs this study.
+        StoreError: the store cannot be used or gives up, or another process runs this study.
     """
     observer = observer or Silent()
     plan = plan_study(config)
     if plan.source.is_fallback:
-        observer.note(FALLBACK)
+        observer.warn(FALLBACK)
     store = open_store(config.store)
     started = time.monotonic()
-    with sole_owner(store.root, plan.name), Interrupts(observer.note) as interrupts:
+    with (
+        store_failures(store, GOES_ON),
+        sole_owner(store.root, plan.name),
+        Interrupts(observer.note) as interrupts,
+        watch_waits(observer.warn) as waits,
+    ):
         ledger = Ledger(store.optuna_storage(), plan.name)
         _refuse_another_study(plan, ledger)
         began_with = ledger.counted()
         exhausted = None
         if began_with < config.trials or not _is_published(plan, ledger):
-            exhausted = _run(plan, store, ledger, observer, interrupts)
+            exhausted = _run(plan, store, ledger, observer, interrupts, waits)
         elif config.keep_models is not None:
             _model_keeper(store.client(), ledger, config, observer).sweep()
         facts = ledger.facts
@@ -183,16 +194,19 @@ def _publication(plan: Plan, ledger: Ledger) -> list[int | None]:
     return [ledger.counted(), plan.config.finalists, plan.config.repeats]
 
 
-def _run(plan: Plan, store: Store, ledger: Ledger, observer: Observer, interrupts: Interrupts) -> str | None:
+def _run(
+    plan: Plan, store: Store, ledger: Ledger, observer: Observer, interrupts: Interrupts, waits: Waits
+) -> str | None:
     """Train what is left of the budget and publish the study; return why nothing more could be proposed."""
     config = plan.config
     settings = WorkerSettings(plan.source, config.limit_train, threads_per_worker(plan.workers), store.tracking_uri)
     limits = Limits(config.trial_timeout, config.worker_memory)
     with closing_workers(LocalExecutor(settings, plan.workers, store.root / "logs" / plan.name, limits)) as executor:
         observer.note(f"starting {plan.workers} worker{'s' if plan.workers > 1 else ''}: TensorFlow takes some seconds")
-        session = _open(plan, store, ledger, executor, observer, interrupts)
-        exhausted = _search(session)
-        final = _train_finalists(session)
+        session = _open(plan, store, ledger, executor, observer, interrupts, waits)
+        with _closing_its_run(session):
+            exhausted = _search(session)
+            final = _train_finalists(session)
     observer.note("writing the study's figures")
     _publish(session, final)
     return exhausted
@@ -208,10 +222,16 @@ def closing_workers(executor: LocalExecutor) -> Iterator[LocalExecutor]:
 
 
 def _open(
-    plan: Plan, store: Store, ledger: Ledger, executor: Executor, observer: Observer, interrupts: Interrupts
+    plan: Plan,
+    store: Store,
+    ledger: Ledger,
+    executor: Executor,
+    observer: Observer,
+    interrupts: Interrupts,
+    waits: Waits,
 ) -> _Session:
     """Open the stores and bring them together, while the workers import TensorFlow."""
-    from fashion_study.tracking.attempts import find_run
+    from fashion_study.tracking.attempts import StudyRuns, find_run
     from fashion_study.tracking.runs import MlflowTracker
 
     config = plan.config
@@ -223,7 +243,7 @@ def _open(
     client = store.client()
     for move in moves(store):
         backup = rebase(store, move)
-        observer.note(
+        observer.warn(
             f"the store was moved from {move.old}: its addresses point here now; a copy from before is {backup}"
         )
     experiment_id = store.experiment_id(client, plan.source.name)
@@ -232,14 +252,26 @@ def _open(
     known = ledger.facts.get("run_id")
     if known and (run := find_run(client, known)) is not None and run.info.lifecycle_stage != "active":
         client.restore_run(known)
-    run_id = tracker.open_study(plan.card(precision), data_cards(data), known)
+    run_id = tracker.open_study(plan.card(precision), data_cards(data), known, ledger.token)
     # Unpublished until the end, so that the next start takes up what a kill leaves, whatever its total.
     ledger.remember(run_id=run_id, experiment_id=experiment_id, published=None)
-    for line in reconcile(ledger, tracker):
+    for line in reconcile(ledger, StudyRuns(client, experiment_id, run_id)):
         observer.note(line)
     deadline = None if config.timeout is None else time.monotonic() + config.timeout
     images = len(data.validation.labels)
-    return _Session(plan, ledger, client, tracker, executor, observer, interrupts, precision, images, deadline)
+    return _Session(plan, ledger, client, tracker, executor, observer, interrupts, waits, precision, images, deadline)
+
+
+@contextmanager
+def _closing_its_run(session: _Session) -> Iterator[None]:
+    """Let no study look alive that has ended with an error; where it is the store's, the next start sees to that."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except StudyError:
+        session.tracker.close_study("FAILED", {})
+        raise
 
 
 def _precision(config: StudyConfig, ledger: Ledger, executor: Executor, observer: Observer) -> Precision:
@@ -262,8 +294,8 @@ def _search(session: _Session) -> str | None:
     keeper.sweep()
     session.observer.begin(plan.title(session.precision), ledger.counted(), config.trials)
     coordinator = Coordinator(
-        Assignment(plan.space, config.seed, session.precision, config.trials, session.deadline),
-        OptunaEngine(ledger, plan.space, config.sampler, config.pruner, config.seed, plan.points),
+        Assignment(plan.space, config.seed, session.precision, config.trials, session.deadline, config.epoch_budget),
+        _engine(plan, ledger),
         ledger,
         session.executor,
         session.tracker,
@@ -275,10 +307,21 @@ def _search(session: _Session) -> str | None:
     return coordinator.exhausted.reason if coordinator.exhausted else None
 
 
+def _engine(plan: Plan, ledger: Ledger) -> Engine:
+    config = plan.config
+    if config.engine == "optuna":
+        sampler = cast(SamplerName, config.sampler)
+        return OptunaEngine(ledger, plan.space, sampler, config.pruner, config.seed, plan.points)
+    # Not before it is asked for: it brings TensorFlow.
+    from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
+
+    return KerasTunerEngine(ledger, plan.space, cast(KerasTunerSampler, config.sampler), config.seed, plan.points)
+
+
 def _model_keeper(client: "MlflowClient", ledger: Ledger, config: StudyConfig, observer: Observer) -> "ModelKeeper":
     from fashion_study.model_keeping import ModelKeeper
 
-    return ModelKeeper(client, ledger, config.keep_models, observer.note)
+    return ModelKeeper(client, ledger, config.keep_models, observer.warn)
 
 
 def _train_finalists(session: _Session) -> _Final:
@@ -330,6 +373,8 @@ def _publish(session: _Session, final: _Final) -> None:
     for name, figure in study_figures(ledger.study):
         tracker.log_figure(figure, name)
     tags = {"trials_counted": str(ledger.counted())}
+    if session.waits.count:
+        tags["server_waits"] = str(session.waits.count)
     if (best := ledger.best()) is not None and best.run_id is not None:
         tags |= {"best_trial": str(best.number), "best_run": best.run_id}
     if not session.is_interrupted():

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from optuna.storages import InMemoryStorage, RDBStorage
 
-from fashion_study.config import PrunerName, SamplerName
-from fashion_study.engines.engine import Engine, Exhausted, Proposal
+from fashion_study.config import KerasTunerSampler, PrunerName, SamplerName
+from fashion_study.engines.engine import Engine, Exhausted, Proposal, Wait
+from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
 from fashion_study.engines.ledger import Ledger
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.space import SearchSpace
@@ -55,9 +56,9 @@ KINDS["mixed"] = (
 )
 
 
-def canonical(kind: str) -> SearchSpace:
+def canonical(kind: str, **more: dict[str, Any]) -> SearchSpace:
     """Build a space of one kind, with three epochs and each parameter's lowest or first value as its baseline."""
-    parameters = {name: spec | {"why": "A test."} for name, spec in KINDS[kind].items()}
+    parameters = {name: spec | {"why": "A test."} for name, spec in (KINDS[kind] | more).items()}
     fixed = Hyperparameters(epochs=3).model_dump()
     return SearchSpace.model_validate(
         {
@@ -100,14 +101,17 @@ class EngineContract(ABC):
         ledger: Ledger,
         space: SearchSpace,
         seed: int = 0,
-        pruner: PrunerName = "none",
         try_points: tuple[Point, ...] = (),
     ) -> Engine:
         """Make the engine under test on an open ledger."""
 
+    def space(self, kind: str) -> SearchSpace:
+        """Make a space of the kit, with what the engine needs besides."""
+        return canonical(kind)
+
     @pytest.mark.parametrize("kind", KINDS)
     def test_every_suggestion_lies_inside_the_space(self, kind: str, quick_ledger: Ledger) -> None:
-        space = canonical(kind)
+        space = self.space(kind)
         engine = self.make(quick_ledger, space)
 
         suggestions = [proposal.params for proposal in proposals(engine, quick_ledger, space, self.trials)]
@@ -118,7 +122,7 @@ class EngineContract(ABC):
             assert space.hyperparameters(params).model_dump() | params == space.hyperparameters(params).model_dump()
 
     def test_numbers_count_from_zero_and_attempts_from_one(self, ledger: Ledger) -> None:
-        space = canonical("mixed")
+        space = self.space("mixed")
 
         found = proposals(self.make(ledger, space), ledger, space, 3)
 
@@ -126,7 +130,7 @@ class EngineContract(ABC):
         assert {proposal.superseded_run_id for proposal in found} == {None}
 
     def test_points_to_try_come_right_after_the_baseline(self, ledger: Ledger) -> None:
-        space = canonical("mixed")
+        space = self.space("mixed")
         points = tuple(space.complete(point) for point in ({"optimizer": "rmsprop"}, {"dense_units": 11}))
         engine = self.make(ledger, space, try_points=points)
 
@@ -135,22 +139,8 @@ class EngineContract(ABC):
         assert suggestions[:3] == [space.baseline, *points]
         assert suggestions[3] not in suggestions[:3]
 
-    def test_the_baseline_is_never_pruned(self, ledger: Ledger) -> None:
-        space = canonical("mixed")
-        engine = self.make(ledger, space, pruner="median")
-        baseline = asked(engine, ledger)
-        for _ in range(6):
-            good = asked(engine, ledger)
-            assert [engine.report(good.number, epoch, 0.9) for epoch in (1, 2, 3)] == [False] * 3
-            engine.tell(completed(good, 0.9))
-        bad = asked(engine, ledger)
-
-        assert [engine.report(baseline.number, epoch, 0.1) for epoch in (1, 2, 3)] == [False] * 3
-        verdicts = [engine.report(bad.number, epoch, 0.1) for epoch in (1, 2)]
-        assert any(verdicts)
-
     def test_the_same_seed_gives_the_same_trials_and_another_one_others(self) -> None:
-        space = canonical("mixed")
+        space = self.space("mixed")
 
         def params(seed: int) -> list[Point]:
             own = Ledger(InMemoryStorage(), "quick")
@@ -161,9 +151,9 @@ class EngineContract(ABC):
         assert params(6) != first
 
     def test_a_resumed_ledger_goes_on_as_if_nothing_had_happened(self, ledger: Ledger, tmp_path: Path) -> None:
-        space = canonical("mixed")
+        space = self.space("mixed")
         tried = (space.complete({"dense_units": 10}),)
-        whole = proposals(self.make(ledger, space, 5, "hyperband", tried), ledger, space, self.trials)
+        whole = proposals(self.make(ledger, space, 5, tried), ledger, space, self.trials)
 
         resumed: list[Proposal] = []
         for total in (1, self.trials - 1, self.trials):
@@ -172,7 +162,7 @@ class EngineContract(ABC):
             for record in own.records():
                 if record.state is TrialState.RUNNING:
                     own.release(record.number)
-            engine = self.make(own, space, 5, "hyperband", tried)
+            engine = self.make(own, space, 5, tried)
             resumed += proposals(engine, own, space, total - own.counted())
             asked(engine, own)
 
@@ -180,7 +170,7 @@ class EngineContract(ABC):
         assert [proposal.number for proposal in resumed] == list(range(self.trials))
 
     def test_a_trial_that_waits_is_proposed_before_any_other(self, ledger: Ledger) -> None:
-        space = canonical("mixed")
+        space = self.space("mixed")
         engine = self.make(ledger, space)
         proposals(engine, ledger, space, 2)
         first = asked(engine, ledger)
@@ -191,7 +181,7 @@ class EngineContract(ABC):
         assert again == Proposal(first.number, 2, first.params, run_id(first))
 
     def test_failed_trials_do_not_stop_it(self, ledger: Ledger) -> None:
-        space = canonical("mixed")
+        space = self.space("mixed")
         engine = self.make(ledger, space)
         seen = []
         for reason in itertools.islice(itertools.cycle(FailReason), self.trials):
@@ -203,7 +193,7 @@ class EngineContract(ABC):
         assert {record.state for record in ledger.records()} == {TrialState.FAILED}
 
     def test_a_point_that_was_tried_already_is_not_tried_again(self, ledger: Ledger) -> None:
-        space = canonical("mixed")
+        space = self.space("mixed")
         first = proposals(self.make(ledger, space), ledger, space, 2)
 
         engine = self.make(ledger, space, try_points=tuple(proposal.params for proposal in first))
@@ -212,7 +202,7 @@ class EngineContract(ABC):
         assert asked(engine, ledger).params not in [proposal.params for proposal in first]
 
     def test_a_small_space_is_tried_to_its_last_point_and_no_point_twice(self, ledger: Ledger) -> None:
-        space = canonical("countable")
+        space = self.space("countable")
         engine = self.make(ledger, space)
 
         suggestions = [proposal.params for proposal in proposals(engine, ledger, space, 100)]
@@ -234,7 +224,7 @@ class EngineContract(ABC):
     def test_a_point_that_runs_is_not_proposed_beside_it_and_comes_again_when_it_is_sent_back(
         self, ledger: Ledger
     ) -> None:
-        space = canonical("categorical")
+        space = self.space("categorical")
         engine = self.make(ledger, space)
         running = [asked(engine, ledger) for _ in range(3)]
         assert isinstance(engine.ask(), Exhausted)
@@ -245,7 +235,7 @@ class EngineContract(ABC):
         assert engine.ask() == Proposal(1, 2, running[1].params, run_id(running[1]))
 
     def test_reports_and_ends_reach_the_ledger(self, ledger: Ledger) -> None:
-        engine = self.make(ledger, canonical("mixed"))
+        engine = self.make(ledger, self.space("mixed"))
         complete, pruned = asked(engine, ledger), asked(engine, ledger)
         for epoch, value in ((1, 0.25), (2, 0.5)):
             engine.report(complete.number, epoch, value)
@@ -267,10 +257,24 @@ class OptunaContract(EngineContract):
         ledger: Ledger,
         space: SearchSpace,
         seed: int = 0,
-        pruner: PrunerName = "none",
         try_points: tuple[Point, ...] = (),
+        pruner: PrunerName = "hyperband",
     ) -> Engine:
         return OptunaEngine(ledger, space, self.sampler, pruner, seed, try_points)
+
+    def test_the_baseline_is_never_pruned(self, ledger: Ledger) -> None:
+        space = self.space("mixed")
+        engine = self.make(ledger, space, pruner="median")
+        baseline = asked(engine, ledger)
+        for _ in range(6):
+            good = asked(engine, ledger)
+            assert [engine.report(good.number, epoch, 0.9) for epoch in (1, 2, 3)] == [False] * 3
+            engine.tell(completed(good, 0.9))
+        bad = asked(engine, ledger)
+
+        assert [engine.report(baseline.number, epoch, 0.1) for epoch in (1, 2, 3)] == [False] * 3
+        verdicts = [engine.report(bad.number, epoch, 0.1) for epoch in (1, 2)]
+        assert any(verdicts)
 
 
 class TestTpe(OptunaContract):
@@ -313,6 +317,74 @@ class TestGrid(OptunaContract):
         answer = engine.ask()
         assert isinstance(answer, Exhausted)
         assert answer.reason
+
+
+class KerasTunerContract(EngineContract):
+    sampler: KerasTunerSampler
+    trials = 4
+
+    def make(
+        self,
+        ledger: Ledger,
+        space: SearchSpace,
+        seed: int = 0,
+        try_points: tuple[Point, ...] = (),
+    ) -> Engine:
+        return KerasTunerEngine(ledger, space, self.sampler, seed, try_points)
+
+
+class TestKerasTunerRandom(KerasTunerContract):
+    sampler = "random"
+
+
+class TestKerasTunerBayesian(KerasTunerContract):
+    sampler = "bayesian"
+
+
+class TestKerasTunerGrid(KerasTunerContract):
+    sampler = "grid"
+
+    test_every_point_is_proposed_once_and_then_it_is_exhausted = (
+        TestGrid.test_every_point_is_proposed_once_and_then_it_is_exhausted
+    )
+
+
+class TestKerasTunerHyperband(KerasTunerContract):
+    sampler = "hyperband"
+    trials = 16  # The baseline, a first bracket of 9 + 3 + 1 trials, and two of the next one.
+
+    def space(self, kind: str) -> SearchSpace:
+        return canonical(kind, epochs={"type": "int", "low": 1, "high": 9})
+
+    def test_a_small_space_is_tried_to_its_last_point_and_no_point_twice(self, ledger: Ledger) -> None:
+        space = self.space("countable")
+        engine = self.make(ledger, space)
+
+        suggestions = [proposal.params for proposal in proposals(engine, ledger, space, 100)]
+
+        configurations = {(point["optimizer"], point["filters_1"], point["decay"]) for point in suggestions}
+        assert len(configurations) == 12
+        assert len({tuple(point.values()) for point in suggestions}) == len(suggestions)
+        answer = self.make(ledger, space).ask()
+        assert isinstance(answer, Exhausted)
+        assert answer.reason
+        assert len(ledger.records()) == len(suggestions)
+
+    def test_a_point_that_runs_is_not_proposed_beside_it_and_comes_again_when_it_is_sent_back(
+        self, ledger: Ledger
+    ) -> None:
+        engine = self.make(ledger, self.space("categorical"))
+        running = []
+        while isinstance(answer := engine.ask(), Proposal):
+            ledger.begin_attempt(answer.number, answer.attempt, run_id(answer))
+            running.append(answer)
+        # What ends next may be promoted.
+        assert isinstance(answer, Wait)
+
+        ledger.release(running[1].number)
+
+        assert {str(proposal.params["optimizer"]) for proposal in running} == {"sgd", "adam", "rmsprop"}
+        assert engine.ask() == Proposal(1, 2, running[1].params, run_id(running[1]))
 
 
 def asked(engine: Engine, ledger: Ledger) -> Proposal:

@@ -368,6 +368,18 @@ class TestLocalExecutor(ExecutorContract):
         executor.submit(spec(1))
         assert end_of(executor) == toy_result(spec(1), TrialState.COMPLETE, 2)
 
+    def test_memory_that_an_attempt_has_left_behind_is_not_charged_to_the_next_one(self, make: MakeLocal) -> None:
+        executor = make(1, {(0, 1): "keeping"}, Limits(memory=450 * MEBIBYTE))
+        alive = [workers_of(os.getpid())]
+        for number in (0, 1, 2):
+            executor.submit(spec(number, epochs=1))
+            assert end_of(executor) == toy_result(spec(number, epochs=1), TrialState.COMPLETE, 1)
+            alive.append(workers_of(os.getpid()))
+
+        first, second, third, last = alive
+        assert first != second
+        assert second == third == last
+
     def test_a_limit_in_which_no_worker_can_start_is_refused(
         self, make: MakeLocal, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -2,7 +2,7 @@
 
 `TOY_FATES` maps attempts to fates, as JSON: `{"3/1": "lost"}`; beside those of `Fate` a real process can meet the ones
 below. `TOY_BROKEN` keeps the trainer from starting; with `SIGKILL` it takes the process along, with `hang` it never
-comes to an end. `TOY_SLOW` is the seconds that a start takes.
+comes to an end. `TOY_SLOW` is the seconds that a start takes, `TOY_EPOCH` those that an epoch takes.
 """
 
 import ctypes
@@ -20,6 +20,7 @@ from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialResu
 from tests.twins import PROBED, Fate, toy_training
 
 HUNGER = 256 * 2**20
+KEPT: list[bytes] = []
 
 
 def _crash() -> None:
@@ -32,6 +33,10 @@ def _eat() -> None:
     while True:
         eaten[:: 2**12] = bytes(len(eaten[:: 2**12]))
         time.sleep(0.1)
+
+
+def _keep() -> None:
+    KEPT.append(b"x" * HUNGER)
 
 
 def _sleep_in_native_code() -> None:
@@ -49,6 +54,7 @@ ENDS: dict[str, Callable[[], object]] = {
     "exit": lambda: os._exit(3),
     "exit 0": lambda: os._exit(0),
     "hungry": _eat,
+    "keeping": _keep,
     "native": _sleep_in_native_code,
     "stuck": lambda: time.sleep(600),
     "stopped": _stop,
@@ -77,6 +83,7 @@ class ToyTrainer:
         training = toy_training(spec, Fate(name) if name in set(Fate) else None)
         verdict = None
         while True:
+            time.sleep(float(os.environ.get("TOY_EPOCH", "0")))
             try:
                 verdict = not go_on(training.send(verdict))
             except StopIteration as end:
@@ -84,13 +91,18 @@ class ToyTrainer:
                     return end.value
                 ENDS[name]()
             if name == "store":
-                return AttemptLost(*spec.key, "the store failed: disk full")
+                return AttemptLost(*spec.key, "the store failed: disk full", by_store=True)
             if name not in set(Fate):
                 ENDS.get(name, bool)()
 
 
-if __name__ == "__main__":
-    trainer = ModuleType("fashion_study.training.trainer")
-    trainer.Trainer = ToyTrainer  # type: ignore[attr-defined]
-    sys.modules[trainer.__name__] = trainer
+def work_with(trainer: type[ToyTrainer]) -> None:
+    """Be a worker process that trains with a toy."""
+    module = ModuleType("fashion_study.training.trainer")
+    module.Trainer = trainer  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
     worker.main()
+
+
+if __name__ == "__main__":
+    work_with(ToyTrainer)

@@ -112,6 +112,17 @@ def server(studies: Studies) -> Iterator[Server]:
             yield server
 
 
+def post(server: Server, path: str, body: object) -> tuple[int, bytes]:
+    host, port = server.address.removeprefix("http://").split(":")
+    connection = HTTPConnection(host, int(port), timeout=PATIENCE)
+    try:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
 def request(server: Server, method: str, path: str, **headers: str) -> tuple[int, bytes]:
     host, port = server.address.removeprefix("http://").split(":")
     connection = HTTPConnection(host, int(port), timeout=PATIENCE)
@@ -162,6 +173,18 @@ def test_jobs_pickles_and_telemetry_are_off_whatever_the_user_has_set(server: Se
         assert {name: settings.get(name) for name in SAFE_SETTINGS} == SAFE_SETTINGS
         assert not settings.keys() & (DANGEROUS.keys() - SAFE_SETTINGS.keys() - {"MLFLOW_SERVER_ALLOWED_HOSTS"})
     assert not [process for process in processes if "huey" in " ".join(process.cmdline())]
+
+
+def test_a_job_that_is_asked_for_is_refused(server: Server) -> None:
+    status, answer = post(server, "/ajax-api/3.0/jobs/", {"job_name": "invoke_genai_evaluate", "params": {}})
+    # It knows no job by name, or says that it runs none.
+    assert status >= 400
+    assert b"job execution feature is not enabled" in answer or b"Invalid job name" in answer
+
+
+def test_usage_that_a_page_reports_is_not_taken(server: Server) -> None:
+    status, answer = post(server, "/ajax-api/3.0/mlflow/ui-telemetry", {"records": []})
+    assert (status, json.loads(answer)) == (200, {"status": "disabled"})
 
 
 def test_it_listens_on_this_machine_only(server: Server) -> None:

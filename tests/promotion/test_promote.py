@@ -24,6 +24,7 @@ from fashion_study.promotion.promote import NothingToGoBackToError, promote
 from fashion_study.tracking.champions import LostRaceError
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, Version
 from fashion_study.trial import DataSource
+from tests.faults.table import RecordFault
 from tests.model_store import ModelStore, digits, trained
 
 ROOT = Path(__file__).parents[2]
@@ -509,7 +510,7 @@ def promote_at(scene: Scene) -> Iterator[Callable[[], list[str]]]:
 
 @pytest.mark.faults
 def test_of_two_promotions_at_once_one_wins_and_tells_the_other(
-    scene: Scene, promote_at: Callable[[], list[str]]
+    scene: Scene, promote_at: Callable[[], list[str]], record_fault: RecordFault
 ) -> None:
     version = scene.challenger()
     refused, promoted = promote_at()
@@ -517,6 +518,7 @@ def test_of_two_promotions_at_once_one_wins_and_tells_the_other(
     assert refused.startswith("3 Another promotion is running")
     assert scene.aliases()[CHAMPION] == version.number
     assert scene.readings(scene.study_run) == 1
+    record_fault("two promotions at once", "I4 I6 I8")
 
 
 def test_a_reproduced_baseline_can_be_beaten(scene: Scene) -> None:

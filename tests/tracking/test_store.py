@@ -113,9 +113,10 @@ def test_a_server_that_is_not_there_is_refused_without_its_password(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
 
     with pytest.raises(StoreError, match=f"http://127.0.0.1:{port} does not answer: Connection refused") as caught:
-        open_store(tmp_path).client()
+        open_store(tmp_path / "store")
 
     assert "secret" not in str(caught.value)
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_server_that_cannot_answer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

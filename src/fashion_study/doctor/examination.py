@@ -1,16 +1,15 @@
 """The examination: everything that can disagree in a store, in the order in which it has to be mended."""
 
 import os
-import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fashion_study.errors import BadInputError, StoreError
+from fashion_study.errors import BadInputError
 from fashion_study.finding import Finding, Kind
 from fashion_study.tracking.addresses import Move, moves, rebase
+from fashion_study.tracking.failures import store_failures
 from fashion_study.tracking.store import Store, open_store
 
 
@@ -49,7 +48,7 @@ def examine(root: Path, fix: bool = False) -> Examination:
     """
     store = _existing(root)
     notes: list[str] = []
-    with _saying_what_the_store_says(store):
+    with store_failures(store, "What was mended before stays mended; call the doctor again when it answers."):
         results = tuple(
             Treated(found, found.repair() if fix and found.repair else None) for found in _findings(store, notes)
         )
@@ -59,8 +58,9 @@ def examine(root: Path, fix: bool = False) -> Examination:
 def _existing(root: Path) -> Store:
     # Path.expanduser would fail for an account without a home.
     folder = Path(os.path.expanduser(root))  # noqa: PTH111
-    has_server = bool(os.environ.get("MLFLOW_TRACKING_URI")) and folder.is_dir()
-    if not has_server and not any((folder / name).is_file() for name in ("mlflow.db", "optuna.db")):
+    # Path.is_dir and Path.is_file would fail for a name that no file can have.
+    has_server = bool(os.environ.get("MLFLOW_TRACKING_URI")) and os.path.isdir(folder)  # noqa: PTH112
+    if not has_server and not any(os.path.isfile(folder / name) for name in ("mlflow.db", "optuna.db")):  # noqa: PTH113
         raise BadInputError(
             f"There is no store in {root}: it has neither mlflow.db nor optuna.db. Expected the folder of an earlier "
             "study. Name it with --store."
@@ -115,19 +115,3 @@ def _of_open_store(store: Store, notes: list[str]) -> Iterator[Finding]:
         return
     yield from damaged_files(case)
     yield from damaged_registry(case)
-
-
-@contextmanager
-def _saying_what_the_store_says(store: Store) -> Iterator[None]:
-    from mlflow.exceptions import MlflowException
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, StorageInternalError, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        reason = next(iter(str(error).splitlines()), repr(error)).rstrip(".")
-        raise StoreError(
-            f"The store {store.root} gave up: {reason}. Expected it to answer. What was mended before stays mended; "
-            "call the doctor again when it answers."
-        ) from error

@@ -57,6 +57,9 @@ def _abandoned(case: Case, run: Run) -> Finding:
 
 def orphans(case: Case) -> Iterator[Finding]:
     """Find the runs of studies, trials and finalists that no study of the ledger has anything to do with."""
+    if deleted := sum(run.info.lifecycle_stage != "active" for run in case.runs()):
+        # Somebody's decision, and no damage.
+        case.notes.append(f"{deleted} runs lie in MLflow's bin: left there.")
     if not case.store.is_embedded or not (case.store.root / "optuna.db").is_file():
         return
     for run in case.runs():

@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from mlflow.entities import Run
-
 from fashion_study.doctor.case import Case
-from fashion_study.engines.ledger import Ledger
+from fashion_study.engines.ledger import TOKEN, Ledger
 from fashion_study.finding import Finding, Kind
 from fashion_study.reconcile import CAUSE, disagreements
 from fashion_study.tracking.attempts import StudyRuns, find_run
@@ -41,23 +39,16 @@ def _damaged_study(case: Case, ledger: Ledger) -> Iterator[Finding]:
         yield Finding(Kind.LOST_RUN, ledger.name, what, remedy)
         return
     if run.info.lifecycle_stage != "active":
-        yield _deleted(case, ledger.name, run)
-        if case.client.get_run(run_id).info.lifecycle_stage != "active":
-            return
-    for found in disagreements(ledger, StudyRuns(case.client, ledger.facts["experiment_id"], run_id)):
+        # Somebody's decision, and no damage: run_study takes it out again where the study goes on.
+        case.notes.append(f"Study {ledger.name} is in MLflow's bin: left there.")
+        return
+    runs = StudyRuns(case.client, ledger.facts["experiment_id"], run_id)
+    case.families.update(runs.unnamed(ledger.facts.get(TOKEN)))
+    for found in disagreements(ledger, runs):
         yield replace(found, where=f"{ledger.name}, {found.where}")
     # The study's own run last: killed before, the rest is found again under a study without a process.
     if run.info.status == "RUNNING":
         yield _abandoned(case, ledger.name, run_id)
-
-
-def _deleted(case: Case, name: str, run: Run) -> Finding:
-    def repair() -> str:
-        case.client.restore_run(run.info.run_id)
-        return "restored"
-
-    what = f"has its run {run.info.run_id} in MLflow's bin"
-    return Finding(Kind.DELETED_RUN, name, what, "restores the run", repair)
 
 
 def _abandoned(case: Case, name: str, run_id: str) -> Finding:

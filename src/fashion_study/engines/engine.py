@@ -3,17 +3,21 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from fashion_study.trial import ParamValue, TrialResult
+from fashion_study.trial import Continuation, ParamValue, TrialResult
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Ask for one attempt at a trial. `attempt` counts from 1; `superseded_run_id` is the run of the last one."""
+    """Ask for one attempt at a trial. `attempt` counts from 1; `superseded_run_id` is the run of the last one.
+
+    With `continues` the trial goes on from an earlier one's model.
+    """
 
     number: int
     attempt: int
     params: dict[str, ParamValue]
     superseded_run_id: str | None = None
+    continues: Continuation | None = None
 
 
 @dataclass(frozen=True)

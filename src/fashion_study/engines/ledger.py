@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -23,6 +24,8 @@ STATES = {
     OptunaState.PRUNED: TrialState.PRUNED,
     OptunaState.FAIL: TrialState.FAILED,
 }
+# The fact that tells a study from any other.
+TOKEN = "token"
 COUNTED = (OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.FAIL)
 
 
@@ -43,6 +46,12 @@ class TrialRecord:
     curve: dict[int, float] = field(default_factory=dict)
     reason: FailReason | None = None
     seconds: float | None = None
+    spared: int = 0
+
+    @property
+    def losses(self) -> int:
+        """Count the attempts, the latest included, that count against the trial where they are stopped from outside."""
+        return self.attempt - self.spared
 
 
 class Ledger:
@@ -64,6 +73,13 @@ class Ledger:
     def facts(self) -> Mapping[str, Any]:
         """Return what was remembered of the study: its identity, its run, its precision."""
         return self.study.user_attrs
+
+    @property
+    def token(self) -> str:
+        """Return what tells this study from any other, whatever their names."""
+        if TOKEN not in self.facts:
+            self.remember(**{TOKEN: uuid4().hex})
+        return str(self.facts[TOKEN])
 
     def remember(self, **facts: Any) -> None:
         """Keep facts (JSON values) with the study."""
@@ -115,8 +131,9 @@ class Ledger:
 
     def begin_attempt(self, number: int, attempt: int, run_id: str) -> None:
         """Count an attempt (from 1) that a worker takes up, and name its MLflow run."""
-        self._set_attr(number, "run_id", run_id)
+        # The number first: a kill in between leaves a run that no trial names, and a number that never comes again.
         self._set_attr(number, "attempt", attempt)
+        self._set_attr(number, "run_id", run_id)
 
     def record_value(self, number: int, epoch: int, value: float) -> None:
         """Keep the objective after `epoch`; a later attempt's value replaces an earlier one's."""
@@ -126,9 +143,15 @@ class Ledger:
         """Keep that the pruner ends a trial after `epoch`, whichever attempt comes there."""
         self._set_attr(number, "pruned_at", epoch)
 
-    def release(self, number: int) -> TrialState:
-        """Send a trial that was stopped from outside back to waiting; give it up after too many returns."""
-        if int(self.trial(number).user_attrs.get("attempt", 0)) > MAX_RETURNS:
+    def release(self, number: int, *, spared: bool = False) -> TrialState:
+        """Send a trial that was stopped from outside back to waiting; give it up after too many returns.
+
+        One that is `spared` was failed by the store, or no worker has begun with it: that return does not count.
+        """
+        record = _record(self.trial(number))
+        if spared:
+            self._set_attr(number, "spared", record.spared + 1)
+        elif record.losses > MAX_RETURNS:
             self._set_attr(number, "reason", FailReason.INTERRUPTED.value)
             self._storage.set_trial_state_values(self._id(number), OptunaState.FAIL)
             return TrialState.FAILED
@@ -138,6 +161,32 @@ class Ledger:
     def withdraw(self, number: int) -> None:
         """Send a proposal that no worker has begun back to waiting."""
         self._storage.set_trial_state_values(self._id(number), OptunaState.WAITING)
+
+    def forget_run(self, number: int) -> None:
+        """Let a trial whose run is gone wait for a new one."""
+        self._set_attr(number, "run_id", None)
+        self.withdraw(number)
+
+    def take_over(
+        self,
+        number: int,
+        state: TrialState,
+        epochs_run: int,
+        seconds: float | None,
+        value: float | None,
+        reason: FailReason | None,
+    ) -> None:
+        """Record how a trial ended by what its run says, from wherever a kill has left the trial.
+
+        `value` is the objective of a complete trial, and what a pruned one had reached.
+        """
+        facts = {"epochs_run": epochs_run, "seconds": seconds, "reason": reason and reason.value}
+        for key, fact in facts.items():
+            if fact is not None:
+                self._set_attr(number, key, fact)
+        # State and value in one transaction, from WAITING too, which `tell` would refuse.
+        ended = next(theirs for theirs, ours in STATES.items() if ours is state)
+        self._storage.set_trial_state_values(self._id(number), ended, None if value is None else [value])
 
     def close(self, result: TrialResult) -> None:
         """Record how a trial ended."""
@@ -190,4 +239,5 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         curve={epoch: value for epoch, value in sorted(trial.intermediate_values.items()) if epoch <= epochs_run},
         reason=FailReason(reason) if reason else None,
         seconds=end.get("seconds"),
+        spared=int(trial.user_attrs.get("spared", 0)),
     )

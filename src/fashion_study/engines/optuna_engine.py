@@ -31,7 +31,8 @@ from optuna.trial import TrialState as OptunaState
 from fashion_study.config import MAX_GRID, PrunerName, SamplerName
 from fashion_study.engines.engine import Exhausted, Proposal, Wait
 from fashion_study.engines.ledger import Ledger
-from fashion_study.space import Categorical, Float, Int, Parameter, SearchSpace
+from fashion_study.engines.points import Point, distributions_of, key_of
+from fashion_study.space import SearchSpace
 from fashion_study.trial import ParamValue, TrialResult, trial_seed
 
 BASELINE_NUMBER = 0
@@ -44,8 +45,6 @@ RANDOM_DRAWS = 200
 
 # The attribute that keeps how far a trial has come in the sampler's sequence.
 PLACE = "qmc_place"
-
-Point = dict[str, ParamValue]
 
 
 class OptunaEngine:
@@ -67,12 +66,12 @@ class OptunaEngine:
         self._study = ledger.study
         self._sampler_name = sampler
         self._seed = seed
-        self._distributions = {name: _distribution(spec) for name, spec in space.parameters.items()}
+        self._distributions = distributions_of(space)
         # The points that can be counted: those of the grid, or all of a small space.
         self._points = _shuffled_grid(space, seed) if sampler == "grid" else _every_point(self._distributions)
         self._attempt_curves: dict[int, dict[int, float]] = {}
         self._study.pruner = _pruner(pruner, space.max_epochs)
-        self._known = {_key(trial.params) for trial in ledger.trials()}
+        self._known = {key_of(trial.params) for trial in ledger.trials()}
         for point in (space.baseline, *try_points):
             if self._is_new(point):
                 ledger.enqueue(point, self._distributions)
@@ -131,7 +130,7 @@ class OptunaEngine:
             yield from (self._draw(sampler, number) for _ in range(SAMPLER_DRAWS))
             anywhere = RandomSampler(seed)
             yield from (self._draw(anywhere, number) for _ in range(RANDOM_DRAWS))
-        elif any(_key(point) not in self._known for point in self._points):
+        elif any(key_of(point) not in self._known for point in self._points):
             yield from (self._draw(sampler, number) for _ in range(SAMPLER_DRAWS))
             yield from random.Random(seed).sample(self._points, len(self._points))
 
@@ -156,7 +155,7 @@ class OptunaEngine:
 
     def _is_new(self, point: Mapping[str, ParamValue]) -> bool:
         """Say whether a point is none of the ledger's, and take it for one from now on."""
-        key = _key(point)
+        key = key_of(point)
         if key in self._known:
             return False
         self._known.add(key)
@@ -168,13 +167,6 @@ class OptunaEngine:
         if self._points is not None:
             return f"all {len(self._points):,} points of the space have been proposed. A wider space can go on"
         return f"{SAMPLER_DRAWS + RANDOM_DRAWS} draws in a row found no new point. A wider space can go on"
-
-
-def _key(params: Mapping[str, ParamValue]) -> tuple[tuple[str, ParamValue], ...]:
-    """Name a point by its values, floats up to what rounding makes of a step."""
-    return tuple(
-        (name, float(f"{value:.12g}") if isinstance(value, float) else value) for name, value in sorted(params.items())
-    )
 
 
 def _every_point(distributions: Mapping[str, BaseDistribution]) -> list[Point] | None:
@@ -211,16 +203,6 @@ def _shuffled_grid(space: SearchSpace, seed: int) -> list[dict[str, ParamValue]]
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     random.Random(seed).shuffle(points)
     return points
-
-
-def _distribution(spec: Parameter) -> BaseDistribution:
-    match spec:
-        case Int():
-            return IntDistribution(spec.low, spec.high, log=spec.log, step=spec.step)
-        case Float():
-            return FloatDistribution(spec.low, spec.high, log=spec.log, step=spec.step)
-        case Categorical():
-            return CategoricalDistribution(spec.choices)
 
 
 def _sampler(name: SamplerName, study_seed: int, number: int, places: Iterator[int]) -> BaseSampler:

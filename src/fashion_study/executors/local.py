@@ -54,6 +54,9 @@ SAMPLE_SECONDS = 0.5
 LONGEST_TICK = 5.0
 # The kernel strikes between two samples: so near to its limit it was memory that a killed worker lacked.
 NEAR_THE_LIMIT = 0.9
+# A process keeps what an attempt has freed. Where that is more than this share of the room below the limit, the next
+# attempt gets a new process: it would be blamed for memory that another one took.
+LEFT_OVER = 0.5
 # Where memory runs out the kernel should end a worker before the coordinator or anything else of the user's.
 OOM_SCORE = "500"
 
@@ -80,6 +83,7 @@ class _Worker:
     clock: float = 0.0
     epochs: int = 0
     memory: int = 0
+    memory_at_start: int = 0
 
     def give(self, spec: TrialSpec) -> None:
         """Hand over an attempt; while the worker still imports, it is not begun."""
@@ -210,6 +214,7 @@ class LocalExecutor:
             case WorkerReady():
                 self._failed_starts = 0
                 worker.is_ready, worker.clock = True, 0.0
+                worker.memory_at_start = _memory_of(worker.process.pid)
                 return []
             case EpochReport():
                 worker.epochs = message.epoch
@@ -217,7 +222,7 @@ class LocalExecutor:
                 if isinstance(message, TrialResult):
                     message = replace(message, seconds=worker.clock)
                 worker.spec = None
-                if worker.attempts_left <= 0:
+                if worker.attempts_left <= 0 or self._is_left_full(worker):
                     worker.end()
                     self._replace(worker)
         return [message]
@@ -236,6 +241,12 @@ class LocalExecutor:
             return [worker.failure(FailReason.OOM, f"The kernel killed the worker for its memory{_last_seen(worker)}.")]
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return [AttemptLost(*worker.spec.key, cause)]
+
+    def _is_left_full(self, worker: _Worker) -> bool:
+        if self._limits.memory is None:
+            return False
+        left_over = _memory_of(worker.process.pid) - worker.memory_at_start
+        return left_over > LEFT_OVER * (self._limits.memory - worker.memory_at_start)
 
     def _was_memory(self, worker: _Worker) -> bool:
         limit = self._limits.memory

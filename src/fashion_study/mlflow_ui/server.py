@@ -17,10 +17,10 @@ from urllib.parse import quote
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fashion_study.errors import BadInputError, StoreError
+from fashion_study.tracking.failures import store_failures
 from fashion_study.tracking.store import Store
 
 HOST = "127.0.0.1"
@@ -76,7 +76,7 @@ def find_pages(store: Store, study: str | None = None) -> Pages:
         StoreError: it has none at all, or cannot be read.
     """
     client = store.client()
-    try:
+    with store_failures(store, "Open the UI again when it answers."):
         run = _study_run(client, study)
         trials = client.search_runs(
             [run.info.experiment_id],
@@ -85,8 +85,6 @@ def find_pages(store: Store, study: str | None = None) -> Pages:
             order_by=["metrics.objective DESC"],
             max_results=COMPARED,
         )
-    except MlflowException as error:
-        raise StoreError(f"MLflow cannot read its store at {store.tracking_uri}: {error.message}") from error
     experiment = run.info.experiment_id
     ids = [trial.info.run_id for trial in trials]
     comparison = f"/#/compare-runs?runs={_in_url(ids)}&experiments={_in_url([experiment])}"

@@ -18,6 +18,7 @@ from fashion_study.datasets import CLASS_NAMES
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.pictures import PictureError, read_picture
+from fashion_study.tracking.failures import store_failures
 from fashion_study.tracking.registry import CHAMPION, Registry, Stored, Version, registered_name
 from fashion_study.tracking.store import Store
 from fashion_study.wording import printable
@@ -79,15 +80,16 @@ def predict(pictures: Sequence[Path], store: Store, model_uri: ModelUri | None =
 
     Raises:
         BadInputError: there is no model at `model_uri`.
-        StoreError: the store has no champion.
+        StoreError: the store has no champion, or gives up.
         DamagedModelError: the model's file is not the one that was logged, or not one of this project.
     """
     images, errors = _read(pictures)
     if not images:
         return Predictions(None, tuple(Prediction(path, error=errors[path]) for path in pictures))
-    client = store.client()
-    model, dataset = _champion(Registry(client)) if model_uri is None else _at(client, model_uri)
-    rows = _probabilities(Registry(client), model, np.stack(list(images.values())))
+    with store_failures(store, "Predict again when it answers."):
+        client = store.client()
+        model, dataset = _champion(Registry(client)) if model_uri is None else _at(client, model_uri)
+        rows = _probabilities(Registry(client), model, np.stack(list(images.values())))
     guesses = {path: _best(row, CLASS_NAMES[dataset]) for path, row in zip(images, rows, strict=True)}
     found = (Prediction(path, guesses.get(path, ()), errors.get(path)) for path in pictures)
     return Predictions(_described(model), tuple(found))
@@ -192,10 +194,10 @@ def _described(model: Stored) -> str:
 
 def _probabilities(registry: Registry, model: Stored, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the probability of each class, (n, classes)."""
+    from fashion_study.quiet_import import import_quietly
     from fashion_study.training.model_file import load_model_file
-    from fashion_study.training.quiet_import import import_tensorflow
 
-    import_tensorflow()
+    import_quietly("tensorflow")
     with TemporaryDirectory(prefix="fashion-study-") as folder:
         loaded = load_model_file(registry.fetch(model, Path(folder)))
         return np.asarray(loaded.predict(images.astype(np.float32), batch_size=BATCH, verbose=0))

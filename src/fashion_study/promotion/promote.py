@@ -1,7 +1,6 @@
 """The promotion: a challenger becomes champion when the evidence says so, and the decision is kept."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -13,15 +12,15 @@ from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 from fashion_study.datasets import locate
-from fashion_study.errors import DamagedModelError, DataError, ExitCode, StoreError, StudyError
+from fashion_study.errors import DamagedModelError, DataError, ExitCode, StudyError
 from fashion_study.promotion.contenders import as_contender, baseline_of, choose_challenger, choose_name, family_run
 from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
 from fashion_study.promotion.evidence import Examiner, check_signature
 from fashion_study.promotion.view import decision_page
 from fashion_study.tracking.champions import Champions, LostRaceError, only_promotion
 from fashion_study.tracking.existing import find_store
+from fashion_study.tracking.failures import store_failures
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
-from fashion_study.tracking.store import Store
 from fashion_study.training.messages import tensorflow_messages_into
 from fashion_study.trial import DataSource
 
@@ -29,6 +28,8 @@ DatasetName = Literal["fashion-mnist", "digits"]
 DATASETS: tuple[DatasetName, ...] = ("fashion-mnist", "digits")
 # What a forced promotion does not ask.
 STATISTICS = ("accuracy", "recall per class", "parameters", "latency", "fidelity")
+
+PROMOTE_AGAIN = "What was decided before is recorded there; promote again when it answers."
 
 
 class NothingToGoBackToError(StudyError):
@@ -46,7 +47,7 @@ def promote(config: PromotionConfig) -> Decision:
 
     Raises:
         BadInputError: the options do not fit, or nothing in the store fits them.
-        StoreError: there is no store, another promotion is running, or a model's file is damaged.
+        StoreError: there is no store or it gives up, another promotion is running, or a model's file is damaged.
         DataError: the images are not those that the challenger was trained on.
         StudyError: there is nobody to compare with or to go back to, or another command moved the alias.
     """
@@ -54,7 +55,7 @@ def promote(config: PromotionConfig) -> Decision:
     store = find_store(config.store)
     # Before the lock: where no server answers, nothing is made.
     store.require_server()
-    with only_promotion(store.root), _saying_what_the_store_says(store):
+    with store_failures(store, PROMOTE_AGAIN), only_promotion(store.root):
         client = store.client()
         if config.rollback:
             return _roll_back(client, choose_name(Registry(client), config.study))
@@ -226,15 +227,3 @@ def _dataset(version: Version) -> DatasetName:
             "Run its study again, which registers it anew."
         )
     return known
-
-
-@contextmanager
-def _saying_what_the_store_says(store: Store) -> Iterator[None]:
-    try:
-        yield
-    except MlflowException as error:
-        reason = next(iter(str(error).splitlines()), repr(error)).rstrip(".")
-        raise StoreError(
-            f"MLflow's store at {store.tracking_uri} gave up: {reason}. Expected it to answer. What was decided before "
-            "is recorded there; promote again when it answers."
-        ) from error

@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from fashion_study.tracking.runs import RUN_STATUS, run_name
+from fashion_study.tracking.runs import LEDGER, RUN_STATUS, run_name
 from fashion_study.trial import FailReason, TrialResult, TrialState
 
 ORPHAN = "orphan"
@@ -80,6 +80,22 @@ class StudyRuns:
     def restore(self, run_id: str) -> None:
         """Take a deleted run out of MLflow's bin."""
         self._client.restore_run(run_id)
+
+    def unnamed(self, ledger: str | None) -> list[str]:
+        """Return the runs that were opened for the study as a whole, are not its run, and do not say so.
+
+        They carry the token of its ledger; None: the study is older than those tokens.
+        """
+        if ledger is None:
+            return []
+        found = search_runs(self._client, [self._experiment_id], f"tags.{LEDGER} = '{ledger}'")
+        others = (run for run in found if run.info.run_id != self.run_id and run.info.lifecycle_stage == "active")
+        return [run.info.run_id for run in others if ORPHAN not in run.data.tags or run.info.status == "RUNNING"]
+
+    def discard(self, run_id: str, cause: str) -> None:
+        """Say on a run that was opened for the study as a whole that it is not the study's, and end it."""
+        self._log_tags(run_id, {ORPHAN: "true", "cause": cause})
+        self._client.set_terminated(run_id, "KILLED")
 
     def interrupt(self, attempt: Attempt, state: TrialState, cause: str) -> None:
         """End the run of an attempt that nobody works on; `state` is where that leaves the trial."""

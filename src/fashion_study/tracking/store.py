@@ -3,7 +3,7 @@
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -18,15 +18,22 @@ from filelock import FileLock, Timeout
 
 from fashion_study.errors import StoreError
 from fashion_study.tracking.filesystems import mounts, refuse_network
+from fashion_study.tracking.passwords import hide_login, without_passwords
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from optuna.storages import RDBStorage
+    from sqlalchemy import Engine
 
 # What MLflow would otherwise do behind a user's back in every process that imports it.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# A server that is gone is asked again after 0, 2, 4, ... 64 s, for 126 s in all: long enough for a restart. One that
+# takes the question and never answers, or whose machine is off, is given up after six minutes instead of twenty.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 # Longer than any write of ours takes, shorter than a user's patience: the MLflow UI may be reading.
 BUSY_SECONDS = 60
@@ -57,6 +64,8 @@ class Store:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
+        # It tells of migrations, and shows the traceback of what it then raises, which is said in a message.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         with _opening("MLflow", self.tracking_uri, MlflowException):
             if self.is_embedded:
                 self._migrate_mlflow()
@@ -75,6 +84,7 @@ class Store:
         from optuna.storages import RDBStorage
 
         with _opening("Optuna", self.optuna_uri), self._migration_lock("optuna"):
+            _make_whole(self.root / "optuna.db", lambda uri: RDBStorage(uri).engine)
             storage = RDBStorage(self.optuna_uri, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
             _use_write_ahead_log(self.root / "optuna.db")
             return storage
@@ -98,10 +108,10 @@ class Store:
     def _migrate_mlflow(self) -> None:
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         with self._migration_lock("mlflow"):
             artifacts = self.root / "artifacts"
             artifacts.mkdir(exist_ok=True)
+            _make_whole(self.root / "mlflow.db", lambda uri: SqlAlchemyStore(uri, artifacts.as_uri()).engine)
             SqlAlchemyStore(self.tracking_uri, artifacts.as_uri())
             _use_write_ahead_log(self.root / "mlflow.db")
 
@@ -117,7 +127,7 @@ def open_store(root: Path | str, *, makes_folder: bool = True) -> Store:
     database in it is taken from the working directory, as MLflow takes it, and made absolute.
 
     Raises:
-        StoreError: the folder cannot be made or written, or lies on a network file system.
+        StoreError: the folder cannot be made or written, or lies on a network file system; the server does not answer.
     """
     # Path.expanduser would fail for an account without a home.
     folder = Path(os.path.expanduser(root)).resolve()  # noqa: PTH111
@@ -127,13 +137,17 @@ def open_store(root: Path | str, *, makes_folder: bool = True) -> Store:
             "Expected a path without them. Name another folder with --store."
         )
     refuse_network(folder, mounts())
-    if makes_folder:
-        _make(folder)
-    return Store(
+    hide_login()
+    store = Store(
         root=folder,
         tracking_uri=_absolute(os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(folder / "mlflow.db")),
         optuna_uri=_sqlite_uri(folder / "optuna.db"),
     )
+    if makes_folder:
+        # Asked first: where no server answers, nothing is made.
+        store.require_server()
+        _make(folder)
+    return store
 
 
 def _make(folder: Path) -> None:
@@ -156,8 +170,7 @@ def _refuse_dead_server(uri: str) -> None:
     server = urlsplit(uri)
     if server.scheme not in ("http", "https"):
         return
-    # Without a name and a password: these are not for messages, and the question needs none.
-    address = f"{server.scheme}://{server.netloc.rpartition('@')[2]}{server.path.rstrip('/')}"
+    address = uri.rstrip("/")
     try:
         with urlopen(f"{address}/health", timeout=ANSWER_SECONDS):
             return
@@ -195,8 +208,9 @@ def _opening(library: str, uri: str, *more: type[Exception]) -> Iterator[None]:
 def _cannot_open(library: str, uri: str, error: Exception) -> StoreError:
     reason = next(iter(str(error).splitlines()), repr(error)).rstrip(".")
     return StoreError(
-        f"{library} cannot open its store at {uri}: {reason}. Expected a store that {library} made itself. "
-        "Restore it from a copy, or name another one with --store or MLFLOW_TRACKING_URI."
+        without_passwords(f"{library} cannot open its store at {uri}: {reason}. ")
+        + f"Expected a store that {library} made itself. "
+        "Free space if it is full, restore it from a copy, or name another one with --store or MLFLOW_TRACKING_URI."
     )
 
 
@@ -210,6 +224,20 @@ def _absolute(uri: str) -> str:
     if not uri.startswith("sqlite:///") or path in ("", ":memory:") or path.startswith("file:"):
         return uri
     return f"{_sqlite_uri(Path(path).resolve())}{mark}{query}"
+
+
+def _make_whole(database: Path, make: Callable[[str], "Engine"]) -> None:
+    """Make a database that is not there beside its place, and put it there once it is whole.
+
+    Killed in the middle, a library would find tables that it did not expect, and refuse the database for ever.
+    """
+    if database.exists():
+        return
+    unfinished = database.with_name(f".{database.name}.part")
+    for leftover in database.parent.glob(f"{unfinished.name}*"):
+        leftover.unlink()
+    make(_sqlite_uri(unfinished)).dispose()
+    unfinished.replace(database)
 
 
 def _use_write_ahead_log(path: Path) -> None:

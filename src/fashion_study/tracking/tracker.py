@@ -56,8 +56,12 @@ class Tracker(Protocol):
         """Add one epoch to the curves of a run."""
         ...
 
+    def record_result(self, spec: TrialSpec, result: TrialResult) -> None:
+        """Log the final metrics and how the attempt ended, at once: enough to take a result over after a kill."""
+        ...
+
     def close_trial(self, spec: TrialSpec, result: TrialResult) -> None:
-        """Log the final metrics and give the run its status and its readable name."""
+        """Give the run its status and its readable name, and log the result where that is not done yet."""
         ...
 
     def interrupt_trial(self, number: int, run_id: str, cause: str, state: TrialState) -> None:

@@ -76,16 +76,18 @@ def fit(
     params: Hyperparameters,
     seed: int,
     on_epoch: Callable[[Epoch], bool],
+    epochs_done: int = 0,
 ) -> FitOutcome:
-    """Train a compiled model for `params.epochs`, or until `on_epoch` answers False or the loss diverges.
+    """Train a compiled model up to `params.epochs`, or until `on_epoch` answers False or the loss diverges.
 
+    A model that was trained already for `epochs_done` goes on with the next one.
     `on_epoch` sees every epoch that ended with finite losses. Within an epoch a loss that is NaN or infinite
     ends the fit. The order of the images depends on `seed` alone and differs from epoch to epoch.
     """
     batches = _batches(train, params.batch_size, shuffle_seed=seed)
     checks = None if validation is None else _batches(validation, VALIDATION_BATCH)
     epochs: list[Epoch] = []
-    for number in range(1, params.epochs + 1):
+    for number in range(epochs_done + 1, params.epochs + 1):
         epoch = _run_epoch(model, number, batches, len(train.labels), checks)
         epochs.append(epoch)
         # A last step can ruin the weights after its own loss was taken: only validation shows it.

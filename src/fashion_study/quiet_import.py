@@ -4,10 +4,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 
-def import_tensorflow() -> None:
-    """Import TensorFlow, keeping what it writes to standard error meanwhile away from the user.
+def import_quietly(library: str) -> None:
+    """Import TensorFlow, or what brings it, keeping what it writes to standard error meanwhile away from the user.
 
     It says there, past Python and past its own setting of a level, that it found no GPU. What goes wrong is raised.
     It takes GPU memory as it needs it: a study may be training on the same one.
@@ -15,7 +16,7 @@ def import_tensorflow() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     with _standard_error_closed():
-        import tensorflow  # noqa: F401
+        import_module(library)
 
 
 @contextmanager

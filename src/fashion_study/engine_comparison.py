@@ -1,0 +1,281 @@
+"""Which engine finds the better model for the same number of epochs: whole studies, several seeds, one table."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+from fashion_study.config import DatasetChoice, PrecisionChoice, StudyConfig
+from fashion_study.errors import BadInputError, ExitCode, StudyError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from fashion_study.engines.ledger import TrialRecord
+    from fashion_study.progress import Observer
+    from fashion_study.study import StudyResult
+
+# Each engine with its defaults, KerasTuner's other learning sampler, and random search that ends no trial early.
+CONTENDERS: Mapping[str, Mapping[str, Any]] = {
+    "optuna-tpe": {"engine": "optuna"},
+    "keras-tuner-hyperband": {"engine": "keras-tuner"},
+    "keras-tuner-bayesian": {"engine": "keras-tuner", "sampler": "bayesian"},
+    "random": {"engine": "optuna", "sampler": "random", "pruner": "none"},
+}
+REFERENCE = "random"
+MOST_TRIALS = 1_000_000
+# Apart from the user's own: every study registers its best model, and none of these is meant for use.
+STORE = Path("mlruns/comparison")
+# The exact test looks at 2 to the power of so many ways to swap.
+MOST_SEEDS = 16
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """Say on what the engines are compared: a study for each of them and each seed, of so many epochs."""
+
+    space: str = "baseline"
+    dataset: DatasetChoice = "auto"
+    data_dir: Path | None = None
+    epochs: int = 200
+    seeds: int = 5
+    workers: int | None = None
+    precision: PrecisionChoice = "auto"
+    limit_train: int | None = None
+    store: Path = STORE
+
+    def check(self) -> None:
+        """Refuse what no comparison can be made of, before anything is opened.
+
+        Raises:
+            BadInputError: too few seeds or epochs, or a space that a contender cannot search.
+        """
+        if not 2 <= self.seeds <= MOST_SEEDS:
+            raise BadInputError(f"--seeds is {self.seeds}. Expected 2 to {MOST_SEEDS}: one study of each says nothing.")
+        for contender in CONTENDERS:
+            space = self.study(contender, 0).check()
+            if self.epochs < space.max_epochs:
+                raise BadInputError(
+                    f"--epochs is {self.epochs}. Expected at least {space.max_epochs}, what one trial of space "
+                    f"{space.name!r} can take."
+                )
+
+    def study(self, contender: str, seed: int) -> StudyConfig:
+        """Describe one of the studies."""
+        return StudyConfig(
+            space=self.space,
+            dataset=self.dataset,
+            data_dir=self.data_dir,
+            trials=MOST_TRIALS,
+            epoch_budget=self.epochs,
+            workers=self.workers,
+            precision=self.precision,
+            limit_train=self.limit_train,
+            store=self.store,
+            finalists=0,
+            seed=seed,
+            study=f"compare-{Path(self.space).stem}-{self.epochs}-{contender}-{seed}",
+            **CONTENDERS[contender],
+        )
+
+
+@dataclass(frozen=True)
+class Search:
+    """Show one study: the best objective after each complete trial, by the epochs that all trials took until then."""
+
+    contender: str
+    seed: int
+    trials: int
+    best_after: tuple[tuple[int, float], ...]
+
+    @property
+    def best(self) -> float:
+        """Return the best objective within the budget."""
+        return self.best_after[-1][1]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Show one contender over all seeds, and how far it is from another, seed by seed.
+
+    `interval` holds the mean difference with 95 % confidence (Student's t over the pairs); `p` is that of the exact
+    two-sided test that swaps the members of each pair: with five seeds it cannot fall below 0.0625.
+    """
+
+    contender: str
+    best: tuple[float, ...]
+    trials: float
+    difference: float
+    interval: tuple[float, float]
+    p: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Hold all searches, the standings against random search and against the winner, and the MLflow run of both."""
+
+    config: ComparisonConfig
+    searches: tuple[Search, ...]
+    against_random: tuple[Standing, ...]
+    against_winner: tuple[Standing, ...]
+    run_id: str
+
+    @property
+    def winner(self) -> str:
+        """Name the contender with the best mean."""
+        return self.against_random[0].contender
+
+
+def compare_engines(config: ComparisonConfig, observer: "Observer") -> Comparison:
+    """Run, or continue, every study of a comparison, and record what they say as an MLflow run beside them.
+
+    The contenders take turns seed by seed, so that what the machine does meanwhile meets all of them.
+
+    Raises:
+        BadInputError: the comparison cannot be made.
+        StudyError: it was stopped; the same command goes on.
+    """
+    from fashion_study.study import run_study
+
+    config.check()
+    searches, result = [], None
+    for seed, contender in itertools.product(range(config.seeds), CONTENDERS):
+        observer.note(f"comparison: {contender}, seed {seed}")
+        result = run_study(config.study(contender, seed), observer)
+        if result.stopped_by is not None:
+            raise _StoppedError(result)
+        searches.append(search_within(contender, seed, result.records, config.epochs))
+    assert result is not None
+    best = {name: tuple(search.best for search in searches if search.contender == name) for name in CONTENDERS}
+    trials = {name: mean(search.trials for search in searches if search.contender == name) for name in CONTENDERS}
+    against_random = standings(best, trials, REFERENCE)
+    against_winner = standings(best, trials, against_random[0].contender)
+    run_id = _record(config, result, searches, against_random, against_winner)
+    return Comparison(config, tuple(searches), against_random, against_winner, run_id)
+
+
+class _StoppedError(StudyError):
+    """Say that a comparison was stopped within one of its studies."""
+
+    def __init__(self, result: "StudyResult") -> None:
+        assert result.stopped_by is not None
+        self.exit_code = ExitCode(128 + result.stopped_by)
+        super().__init__(f"The comparison was stopped in study {result.name}. The same command goes on from there.")
+
+
+def search_within(contender: str, seed: int, records: "Sequence[TrialRecord]", budget: int) -> Search:
+    """Follow a study trial by trial, in the order in which they began, as far as the budget goes."""
+    epochs, trials, best, found = 0, 0, 0.0, []
+    for record in sorted(records, key=lambda record: record.number):
+        epochs += len(record.curve)
+        if epochs > budget:
+            break
+        trials += 1
+        best = max(best, record.objective or 0.0)
+        found.append((epochs, best))
+    return Search(contender, seed, trials, tuple(found))
+
+
+def standings(
+    best: Mapping[str, tuple[float, ...]], trials: Mapping[str, float], reference: str
+) -> tuple[Standing, ...]:
+    """Compare each contender's best objectives with a reference's, the best mean first."""
+    found = []
+    for name, values in best.items():
+        differences = [ours - theirs for ours, theirs in zip(values, best[reference], strict=True)]
+        found.append(
+            Standing(name, values, trials[name], mean(differences), _interval(differences), _swapped(differences))
+        )
+    return tuple(sorted(found, key=lambda standing: -mean(standing.best)))
+
+
+def _interval(differences: Sequence[float]) -> tuple[float, float]:
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.975, len(differences) - 1)) * stdev(differences) / len(differences) ** 0.5
+    return mean(differences) - half, mean(differences) + half
+
+
+def _swapped(differences: Sequence[float]) -> float:
+    """Return how many of all 2^n ways to swap the pairs give a mean at least as far from 0."""
+    found = abs(sum(differences)) - 1e-12
+    signs = list(itertools.product((1, -1), repeat=len(differences)))
+    return mean(abs(sum(sign * each for sign, each in zip(way, differences, strict=True))) >= found for way in signs)
+
+
+def table(standings: Sequence[Standing]) -> "pd.DataFrame":
+    """Lay standings out, in points of 100."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "contender": standing.contender,
+            "mean best": round(100 * mean(standing.best), 2),
+            "lowest": round(100 * min(standing.best), 2),
+            "highest": round(100 * max(standing.best), 2),
+            "trials": round(standing.trials, 1),
+            "difference": round(100 * standing.difference, 2),
+            "95 % from": round(100 * standing.interval[0], 2),
+            "95 % to": round(100 * standing.interval[1], 2),
+            "p": round(standing.p, 4),
+        }
+        for standing in standings
+    )
+
+
+def _record(
+    config: ComparisonConfig,
+    last: "StudyResult",
+    searches: Sequence[Search],
+    against_random: Sequence[Standing],
+    against_winner: Sequence[Standing],
+) -> str:
+    """Write a comparison down as a run beside the studies that it is made of."""
+    from mlflow.entities import Metric, Param
+
+    client = last.store.client()
+    name = f"engine comparison {config.space}"
+    tags = {"kind": "engine comparison", "mlflow.runName": name, "winner": against_random[0].contender}
+    run_id = str(client.create_run(last.experiment_id, tags=tags).info.run_id)
+    asked = {"space": config.space, "epochs": config.epochs, "seeds": config.seeds, "limit_train": config.limit_train}
+    params = [Param(key, str(value)) for key, value in asked.items()]
+    metrics = [Metric(f"best_{each.contender}", mean(each.best), 0, 0) for each in against_random]
+    client.log_batch(run_id, metrics, params)
+    client.log_text(run_id, table(against_random).to_csv(index=False), "against_random.csv")
+    client.log_text(run_id, table(against_winner).to_csv(index=False), "against_winner.csv")
+    studies = {str(config.study(search.contender, search.seed).study): search.best_after for search in searches}
+    client.log_dict(run_id, studies, "searches.json")
+    client.log_figure(run_id, figure(searches, config.epochs), "best_by_epochs.png")
+    client.set_terminated(run_id)
+    return run_id
+
+
+def figure(searches: Sequence[Search], budget: int) -> "Figure":
+    """Draw the best objective so far over the epochs taken: the mean over the seeds, and the lowest to the highest."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(7, 4), layout="constrained")
+    axes = drawn.subplots()
+    epochs = np.arange(1, budget + 1)
+    for name in CONTENDERS:
+        curves = np.array([_stairs(each, epochs) for each in searches if each.contender == name])
+        # Before a seed's first complete trial there is no mean of all.
+        (line,) = axes.plot(epochs, 100 * curves.mean(axis=0), label=name)
+        axes.fill_between(
+            epochs, 100 * curves.min(axis=0), 100 * curves.max(axis=0), color=line.get_color(), alpha=0.15
+        )
+    axes.set(xlabel="epochs of all trials", ylabel="best validation accuracy so far (%)")
+    axes.legend(frameon=False)
+    return drawn
+
+
+def _stairs(search: Search, epochs: Any) -> Any:
+    import numpy as np
+
+    steps = np.array([step for step, _ in search.best_after])
+    values = np.array([np.nan, *(value if value > 0 else np.nan for _, value in search.best_after)])
+    return values[np.searchsorted(steps, epochs, side="right")]

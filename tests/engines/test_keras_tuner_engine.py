@@ -1,0 +1,239 @@
+"""What the KerasTuner engine promises beyond the contract: rungs, continuations, and one truth in the ledger."""
+
+from pathlib import Path
+
+import pytest
+from optuna.storages import InMemoryStorage
+
+from fashion_study.config import KerasTunerSampler
+from fashion_study.coordinator import Assignment, Coordinator
+from fashion_study.engines.engine import Engine, Exhausted, Proposal, Wait
+from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
+from fashion_study.engines.ledger import MAX_RETURNS, Ledger
+from fashion_study.engines.optuna_engine import OptunaEngine
+from fashion_study.space import SearchSpace
+from fashion_study.trial import Continuation, ParamValue, Precision, TrialResult, TrialState
+from tests.engines.test_engine_contract import asked, canonical, completed, proposals, run_id
+from tests.twins import MemoryExecutor, MemoryTracker, RecordingObserver, memory_storage
+
+
+def nine_epochs(kind: str = "float_log", low: int = 1) -> SearchSpace:
+    return canonical(kind, epochs={"type": "int", "low": low, "high": 9})
+
+
+def in_memory(name: str = "study") -> Ledger:
+    return Ledger(InMemoryStorage(), name)
+
+
+def on_disk(folder: Path) -> Ledger:
+    """Open the same ledger with objects of its own each time, as a new process does."""
+    from optuna.storages import RDBStorage
+
+    ledger = Ledger(RDBStorage(f"sqlite:///{folder / 'optuna.db'}"), "study")
+    for record in ledger.records():
+        if record.state is TrialState.RUNNING:
+            ledger.release(record.number)
+    return ledger
+
+
+def test_hyperband_promotes_the_best_of_a_rung_and_goes_on_from_its_run() -> None:
+    ledger, space = in_memory(), nine_epochs(low=5)
+
+    found = proposals(KerasTunerEngine(ledger, space), ledger, space, 14)
+
+    epochs = [proposal.params["epochs"] for proposal in found]
+    # The baseline; then nine configurations for one epoch, the best three for three, the best of these for nine.
+    assert epochs == [5] + 9 * [1] + 3 * [3] + [9]
+    objectives = {record.number: record.objective or 0.0 for record in ledger.records()}
+    best_three = sorted(range(1, 10), key=lambda number: -objectives[number])[:3]
+    assert [proposal.continues for proposal in found[10:13]] == [
+        Continuation(number, f"run-{number}-1", 1) for number in best_three
+    ]
+    winner = found[13].continues
+    assert winner is not None
+    assert (winner.number, winner.epochs) == (10, 3)
+    for proposal in found[10:]:
+        assert proposal.continues is not None
+        earlier = found[proposal.continues.number]
+        assert proposal.params["learning_rate"] == earlier.params["learning_rate"]
+    assert [proposal.continues for proposal in found[:10]] == [None] * 10
+
+
+def test_a_promoted_trial_that_was_interrupted_goes_on_from_the_same_run_again(tmp_path: Path) -> None:
+    space = nine_epochs()
+    ledger = on_disk(tmp_path)
+    engine = KerasTunerEngine(ledger, space)
+    proposals(engine, ledger, space, 10)
+    promoted = asked(engine, ledger)
+    assert promoted.continues is not None
+
+    again = KerasTunerEngine(on_disk(tmp_path), space).ask()
+
+    assert again == Proposal(promoted.number, 2, promoted.params, run_id(promoted), promoted.continues)
+
+
+def test_hyperband_waits_where_only_the_end_of_a_trial_brings_something_new() -> None:
+    ledger, space = in_memory(), nine_epochs("categorical")
+    engine = KerasTunerEngine(ledger, space)
+    running = [asked(engine, ledger) for _ in range(3)]
+    assert isinstance(engine.ask(), Wait)
+
+    for proposal in running:
+        engine.tell(completed(proposal, 0.5))
+
+    # A rung of nine cannot be filled from three configurations.
+    assert isinstance(engine.ask(), Exhausted)
+
+
+def test_a_trial_that_is_given_up_keeps_nothing_waiting(tmp_path: Path) -> None:
+    space = nine_epochs("categorical")
+    ledger = on_disk(tmp_path)
+    engine = KerasTunerEngine(ledger, space)
+    for proposal in (asked(engine, ledger), asked(engine, ledger)):
+        engine.tell(completed(proposal, 0.5))
+    for _ in range(MAX_RETURNS + 1):
+        proposal = asked(engine, ledger)
+        ledger.release(proposal.number)
+
+    assert ledger.records()[proposal.number].state is TrialState.FAILED
+    assert isinstance(engine.ask(), Exhausted)
+
+
+class KilledError(Exception):
+    """Stand for the end of the process."""
+
+
+@pytest.mark.parametrize("sampler", ["hyperband", "bayesian", "random", "grid"])
+def test_a_kill_before_a_proposal_is_written_down_costs_nothing(
+    sampler: KerasTunerSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KilledError
+
+    space = nine_epochs("mixed" if sampler != "grid" else "grid")
+    storage = memory_storage()
+    ledger = Ledger(storage, "study")
+    proposals(KerasTunerEngine(ledger, space, sampler), ledger, space, 3)
+    dying = Ledger(storage, "study")
+    monkeypatch.setattr(dying, "add", die)
+    with pytest.raises(KilledError):
+        KerasTunerEngine(dying, space, sampler).ask()
+    never = in_memory()
+    undisturbed = proposals(KerasTunerEngine(never, space, sampler), never, space, 6)
+
+    resumed = proposals(KerasTunerEngine(ledger, space, sampler), ledger, space, 3)
+
+    assert [proposal.params for proposal in resumed] == [proposal.params for proposal in undisturbed[3:]]
+    assert [proposal.number for proposal in resumed] == [3, 4, 5]
+
+
+def test_a_bayesian_study_goes_on_from_its_model_after_a_kill_with_a_trial_running(tmp_path: Path) -> None:
+    space = canonical("float_log")  # Three trials of one dimension, and the model takes over.
+
+    def overlapping(engine: Engine, ledger: Ledger, running: list[Proposal], count: int) -> list[ParamValue]:
+        """Ask one ahead, as the coordinator does, so that the model has to guess what runs."""
+        rates = []
+        for _ in range(count):
+            running.append(asked(engine, ledger))
+            rates.append(running[-1].params["learning_rate"])
+            if len(running) > 1:
+                proposal = running.pop(0)
+                engine.tell(completed(proposal, 0.5 - float(proposal.params["learning_rate"])))
+        return rates
+
+    never = in_memory()
+    undisturbed = overlapping(KerasTunerEngine(never, space, "bayesian"), never, [], 8)
+    first, second = on_disk(tmp_path), None
+    before = overlapping(KerasTunerEngine(first, space, "bayesian"), first, [], 6)
+    second = on_disk(tmp_path)
+    after = overlapping(KerasTunerEngine(second, space, "bayesian"), second, [], 3)
+
+    assert before == undisturbed[:6]
+    assert after == undisturbed[5:]
+
+
+def test_the_bayesian_model_learns_from_trials_that_it_did_not_propose() -> None:
+    space = canonical("float_log")
+
+    def fifth(best: float) -> ParamValue:
+        ledger = in_memory()
+        points = tuple({"learning_rate": rate} for rate in (1e-4, 1e-3, 1e-2))
+        engine = KerasTunerEngine(ledger, space, "bayesian", try_points=points)
+        for _ in range(4):
+            proposal = asked(engine, ledger)
+            engine.tell(completed(proposal, 0.9 if proposal.params["learning_rate"] == best else 0.1))
+        return asked(engine, ledger).params["learning_rate"]
+
+    # What is drawn at random, before the model takes over, depends on no objective.
+    assert fifth(1e-4) != fifth(1e-2)
+
+
+def test_a_study_can_change_its_engine_and_its_sampler_and_repeats_nothing() -> None:
+    ledger, space = in_memory(), nine_epochs("grid")
+    engines: list[Engine] = []
+    for make in (
+        lambda: OptunaEngine(ledger, space, "random"),
+        lambda: KerasTunerEngine(ledger, space, "hyperband"),
+        lambda: KerasTunerEngine(ledger, space, "random"),
+        lambda: KerasTunerEngine(ledger, space, "hyperband"),
+        lambda: OptunaEngine(ledger, space, "tpe"),
+    ):
+        engines.append(make())
+        assert len(proposals(engines[-1], ledger, space, 5)) == 5
+
+    points = [tuple(sorted(record.params.items())) for record in ledger.records()]
+    assert len(points) == len(set(points)) == 25
+
+
+def test_a_failed_trial_is_never_promoted() -> None:
+    ledger, space = in_memory(), nine_epochs()
+    engine = KerasTunerEngine(ledger, space)
+    engine.tell(completed(asked(engine, ledger), 0.5))
+    for place in range(9):
+        proposal = asked(engine, ledger)
+        if place < 2:
+            engine.tell(TrialResult(proposal.number, proposal.attempt, TrialState.FAILED, 0))
+        else:
+            engine.tell(completed(proposal, place / 10))
+
+    promoted = asked(engine, ledger)
+
+    assert promoted.continues is not None
+    assert promoted.continues.number == 9
+
+
+@pytest.mark.parametrize("sampler", ["hyperband", "bayesian", "random", "grid"])
+def test_an_oracle_prints_nothing_and_writes_no_file(
+    sampler: KerasTunerSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ledger, space = in_memory(), nine_epochs("grid")
+
+    found = proposals(KerasTunerEngine(ledger, space, sampler), ledger, space, 5)
+
+    assert len(found) == 5
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_study_keeps_two_workers_busy_through_the_rungs_and_says_from_where_a_trial_goes_on() -> None:
+    ledger, space, tracker, executor = on_one_connection(), nine_epochs(), MemoryTracker(), MemoryExecutor(slots=2)
+    observer = RecordingObserver()
+    assignment = Assignment(space, 0, Precision.FLOAT32, trials=14)
+
+    Coordinator(assignment, KerasTunerEngine(ledger, space), ledger, executor, tracker, observer).run()
+
+    assert [record.state for record in ledger.records()] == [TrialState.COMPLETE] * 14
+    assert executor.most_at_once == 2
+    promoted = [spec for spec in executor.submitted if spec.continues is not None]
+    assert promoted
+    for spec in promoted:
+        assert spec.continues is not None
+        tags = tracker.runs[spec.run_id].tags
+        assert tags["continues_run"] == spec.continues.run_id == f"run-{tags['continues_trial']}-1"
+        first, last = spec.continues.epochs + 1, spec.hyperparameters.epochs
+        assert sorted(ledger.records()[spec.number].curve) == list(range(first, last + 1))
+
+
+def on_one_connection() -> Ledger:
+    return Ledger(memory_storage(), "study")

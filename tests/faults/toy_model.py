@@ -1,0 +1,29 @@
+"""Make a real model's folder for toy workers to log: `python -m tests.faults.toy_model FOLDER`."""
+
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from fashion_study.tracking.addresses import local_path
+from fashion_study.tracking.store import open_store
+from fashion_study.training.model import build_model, float32_twin
+from fashion_study.training.record import record_model
+from tests.model_store import SMALL
+
+
+def main() -> None:
+    with TemporaryDirectory() as scratch:
+        store = open_store(scratch)
+        client = store.client()
+        run_id = client.create_run(store.experiment_id(client, "digits")).info.run_id
+        logged = record_model(client, run_id, float32_twin(build_model(SMALL), SMALL), SMALL)
+        folder = local_path(client.get_logged_model(logged.model_id).artifact_location)
+        assert folder is not None
+        unfinished = Path(f"{sys.argv[1]}.part")
+        shutil.copytree(folder, unfinished)
+        unfinished.rename(sys.argv[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from fashion_study.errors import ExitCode, StudyError
+from fashion_study.interrupts import Terminated
 from fashion_study.tracking.passwords import without_passwords
 
 
@@ -36,8 +37,8 @@ def _saying_when_stopped(main: Callable[..., None]) -> Callable[..., None]:
     def command(*args: Any, **options: Any) -> None:
         try:
             main(*args, **options)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             print("Stopped at once.", file=sys.stderr)
-            sys.exit(ExitCode.INTERRUPTED)
+            sys.exit(ExitCode.TERMINATED if isinstance(stop, Terminated) else ExitCode.INTERRUPTED)
 
     return command

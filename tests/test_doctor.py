@@ -499,3 +499,56 @@ def test_over_a_tracking_server_it_says_what_it_cannot_see(ward: Ward, monkeypat
     assert {served.get_run(run_id).info.status for run_id in (stranger, other)} == {"RUNNING"}
     assert any("are not looked at" in note for note in examination.notes)
     assert any(stranger in note for note in examination.notes)
+
+
+def test_a_store_whose_study_was_killed_before_it_had_a_run_is_not_damaged(tmp_path: Path) -> None:
+    optuna.create_study(study_name=STUDY, storage=f"sqlite:///{tmp_path}/optuna.db")
+
+    seen = examine(tmp_path)
+
+    assert seen.results == ()
+    assert any("run_study goes on" in note for note in seen.notes)
+
+
+def test_a_run_that_names_another_trial_is_led_back_to_its_own(ward: Ward) -> None:
+    trial = ward.best()
+    ward.client.set_tag(ward.run_of(trial).info.run_id, "trial", "9")
+
+    mended = examine(ward.root, fix=True)
+
+    assert [result.finding.kind for result in mended.results] == [Kind.UNLIKE]
+    assert ward.run_of(trial).data.tags["trial"] == str(trial.number)
+    assert examine(ward.root).results == ()
+
+
+def test_altered_numbers_of_a_run_and_of_a_trial_leave_the_rest_to_be_examined(ward: Ward) -> None:
+    trial = ward.best()
+    ward.client.set_tag(ward.run_of(trial).info.run_id, "attempt", "9" * 4_500)
+    with closing(sqlite3.connect(ward.root / "optuna.db")) as database, database:
+        database.execute("UPDATE trial_user_attributes SET value_json = '\"x\"' WHERE key = 'attempt'")
+
+    assert examine(ward.root).results == ()
+
+
+def test_a_study_whose_facts_are_altered_is_named(ward: Ward) -> None:
+    with closing(sqlite3.connect(ward.root / "optuna.db")) as database, database:
+        database.execute("UPDATE study_user_attributes SET value_json = '5' WHERE key = 'run_id'")
+
+    findings = [result.finding for result in examine(ward.root).results]
+
+    assert (Kind.DATABASE, STUDY) in [(finding.kind, finding.where) for finding in findings]
+
+
+def test_a_moved_store_brings_nothing_along_from_outside(ward: Ward, tmp_path: Path) -> None:
+    outside = ward.root.parent / "outside"
+    outside.mkdir()
+    climbing = f"{(ward.root / 'artifacts').as_uri()}/../../outside"
+    run_id = ward.run_of(ward.best()).info.run_id
+    with closing(sqlite3.connect(ward.root / "mlflow.db")) as database, database:
+        database.execute("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", (climbing, run_id))
+    copy = tmp_path / "elsewhere" / "store"
+    shutil.copytree(ward.root, copy)
+
+    examine(copy, fix=True)
+
+    assert not (copy.parent / "outside").exists()

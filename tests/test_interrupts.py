@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from fashion_study.interrupts import Interrupts
+from fashion_study.interrupts import Interrupts, Terminated
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -62,3 +62,10 @@ def test_outside_the_main_thread_nothing_is_changed() -> None:
     thread.join()
 
     assert seen == [before, None]
+
+
+def test_a_second_sigterm_says_that_it_was_one() -> None:
+    with Interrupts():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)

@@ -1,5 +1,9 @@
 """The promises about model files that make room: on a real store, with real models that nobody had to train."""
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
@@ -37,7 +41,7 @@ class Bench:
 
     def keeper(self, keep: int | None) -> ModelKeeper:
         self.notes: list[str] = []
-        return ModelKeeper(self.client, self.ledger, keep, self.notes.append)
+        return ModelKeeper(self.client, self.ledger, keep, self.store.root / "artifacts", self.notes.append)
 
     def with_files(self) -> set[int]:
         """Return the trials whose model files lie on disk."""
@@ -194,3 +198,21 @@ def test_the_seconds_of_a_trial_hold_its_training(ended: StudyResult) -> None:
     for record in ended.records:
         assert record.seconds is not None
         assert record.seconds >= client.get_run(str(record.run_id)).data.metrics["train_seconds"]
+
+
+def test_nothing_outside_the_store_is_taken_away_whatever_its_database_says(bench: Bench, tmp_path: Path) -> None:
+    for objective in (0.5, 0.1, 0.6):
+        bench.add(objective)
+    victim = tmp_path / "models" / bench.model_id(1) / "artifacts"
+    victim.mkdir(parents=True)
+    with closing(sqlite3.connect(bench.store.root / "mlflow.db")) as database, database:
+        database.execute(
+            "UPDATE logged_models SET artifact_location = ? WHERE model_id = ?", (victim.as_uri(), bench.model_id(1))
+        )
+
+    bench.keeper(1).sweep()
+
+    assert victim.is_dir()
+    (note,) = bench.notes
+    assert "the model files of trial 001 stay" in note
+    assert bench.said_to_be_gone() == set()

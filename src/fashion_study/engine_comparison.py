@@ -26,7 +26,6 @@ CONTENDERS: Mapping[str, Mapping[str, Any]] = {
     "random": {"engine": "optuna", "sampler": "random", "pruner": "none"},
 }
 REFERENCE = "random"
-MOST_TRIALS = 1_000_000
 # Apart from the user's own: every study registers its best model, and none of these is meant for use.
 STORE = Path("mlruns/comparison")
 # The exact test looks at 2 to the power of so many ways to swap.
@@ -69,7 +68,8 @@ class ComparisonConfig:
             space=self.space,
             dataset=self.dataset,
             data_dir=self.data_dir,
-            trials=MOST_TRIALS,
+            # More than the budget allows: a trial takes an epoch at least.
+            trials=self.epochs + 1,
             epoch_budget=self.epochs,
             workers=self.workers,
             precision=self.precision,

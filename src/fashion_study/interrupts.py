@@ -7,6 +7,10 @@ from types import FrameType, TracebackType
 from typing import Self
 
 
+class Terminated(KeyboardInterrupt):
+    """Say that it was SIGTERM, not Ctrl-C, that ends the process at once."""
+
+
 class Interrupts:
     """Note the first signal for the coordinator to see; raise KeyboardInterrupt on the second.
 
@@ -31,7 +35,7 @@ class Interrupts:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
         self.received = signal.Signals(number)
         if self._say is not None:
             self._say("stopping: unfinished trials go back to waiting; Ctrl-C again ends at once")

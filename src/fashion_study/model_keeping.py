@@ -1,6 +1,7 @@
 """Model files: those of the best trials are kept, the others make room as the study goes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
@@ -11,7 +12,9 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from fashion_study.engines.ledger import Ledger
 from fashion_study.engines.optuna_engine import BASELINE_NUMBER
 from fashion_study.leaderboard import rank
+from fashion_study.tracking.addresses import local_path
 from fashion_study.trial import TrialState
+from fashion_study.wording import printable
 
 # A run with this tag says with it why its model is gone; everything else of it stays.
 REMOVED = "model_removed"
@@ -22,15 +25,22 @@ class ModelKeeper:
 
     Three more stay: what the registry names; the baseline trial's, which a study's first model is compared with on the
     holdout before it is promoted; and those of the finalists' repeats, since more repeats can make another one the
-    median that is registered. `note` is told what could not be taken away.
+    median that is registered. `artifacts` is where the files of an embedded store lie: nothing outside is touched,
+    whatever a database says. `note` is told what could not be taken away.
     """
 
     def __init__(
-        self, client: MlflowClient, ledger: Ledger, keep: int | None, note: Callable[[str], None] = lambda _: None
+        self,
+        client: MlflowClient,
+        ledger: Ledger,
+        keep: int | None,
+        artifacts: Path | None = None,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._client = client
         self._ledger = ledger
         self._keep = keep
+        self._artifacts = artifacts
         self._note = note
         self._settled: set[int] = set()
 
@@ -62,11 +72,16 @@ class ModelKeeper:
         model = self._logged_model(run_id)
         if model is None:
             return
+        if not _is_own(folder := _folder(model), model.model_id, self._artifacts):
+            self._note(
+                f"the model files of trial {number:03d} stay: {printable(folder)} is not where this store keeps them"
+            )
+            return
         # Said before it is done: a kill in between leaves files that the next sweep finds, and no model missing
         # without a word.
         self._client.set_tag(run_id, REMOVED, f"not among the best {self._keep} trials (--keep-models {self._keep})")
         try:
-            get_artifact_repository(_folder(model), tracking_uri=self._client.tracking_uri).delete_artifacts()
+            get_artifact_repository(folder, tracking_uri=self._client.tracking_uri).delete_artifacts()
         except (MlflowException, NotImplementedError, OSError) as error:
             self._client.delete_tag(run_id, REMOVED)
             self._note(f"the model files of trial {number:03d} cannot be taken away, and stay: {error}")
@@ -88,3 +103,11 @@ def _folder(model: LoggedModel) -> str:
     location = str(model.artifact_location)
     own = f"/{model.model_id}/artifacts"
     return location.removesuffix("/artifacts") if location.endswith(own) else location
+
+
+def _is_own(address: str, model_id: str, artifacts: Path | None) -> bool:
+    """Say whether an address, which a database may have from anybody, is that of one model's files and no more."""
+    if not address.rstrip("/").endswith(f"/models/{model_id}"):
+        return False
+    path = local_path(address)
+    return path is None or artifacts is None or path.resolve().is_relative_to(artifacts.resolve())

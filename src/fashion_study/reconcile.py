@@ -156,7 +156,11 @@ def _proposed(ledger: Ledger, record: TrialRecord) -> Finding:
 def _unnamed(ledger: Ledger, runs: "StudyRuns", attempts: list["Attempt"]) -> Iterator[Finding]:
     """Find the runs that no trial names and that do not say why."""
     named = {record.number: record.run_id for record in ledger.records()}
+    owners = {run_id: number for number, run_id in named.items() if run_id is not None}
     for attempt in attempts:
+        if (owner := owners.get(attempt.run_id, attempt.trial)) != attempt.trial:
+            yield _misnamed(runs, attempt, owner)
+            continue
         current = named.get(attempt.trial)
         if attempt.run_id == current or attempt.is_deleted:
             continue
@@ -165,6 +169,15 @@ def _unnamed(ledger: Ledger, runs: "StudyRuns", attempts: list["Attempt"]) -> It
         elif attempt.is_current:
             others = [other for other in attempts if other.trial == attempt.trial and other.status != "RUNNING"]
             yield _two_current(runs, attempt, _successor(attempt, others, str(current)))
+
+
+def _misnamed(runs: "StudyRuns", attempt: "Attempt", owner: int) -> Finding:
+    def repair() -> str:
+        runs.name_trial(attempt.run_id, owner)
+        return f"it says so now: trial {owner:03d}"
+
+    what = f"says that it is of {attempt.label}, and trial {owner:03d} names it"
+    return Finding(Kind.UNLIKE, f"run {attempt.run_id}", what, f"lets the run name trial {owner:03d}", repair)
 
 
 def _orphan(runs: "StudyRuns", attempt: "Attempt") -> Finding:

@@ -99,6 +99,7 @@ class _Session:
     """Hold a study that is open: its stores, its workers, and until when it may start something."""
 
     plan: Plan
+    store: Store
     ledger: Ledger
     client: "MlflowClient"
     tracker: "MlflowTracker"
@@ -155,7 +156,7 @@ def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyRes
         if began_with < config.trials or not _is_published(plan, ledger):
             exhausted = _run(plan, store, ledger, observer, interrupts, waits)
         elif config.keep_models is not None:
-            _model_keeper(store.client(), ledger, config, observer).sweep()
+            _model_keeper(store, store.client(), ledger, config, observer).sweep()
         facts = ledger.facts
         return StudyResult(
             name=plan.name,
@@ -259,7 +260,9 @@ def _open(
         observer.note(line)
     deadline = None if config.timeout is None else time.monotonic() + config.timeout
     images = len(data.validation.labels)
-    return _Session(plan, ledger, client, tracker, executor, observer, interrupts, waits, precision, images, deadline)
+    return _Session(
+        plan, store, ledger, client, tracker, executor, observer, interrupts, waits, precision, images, deadline
+    )
 
 
 @contextmanager
@@ -290,7 +293,7 @@ def _precision(config: StudyConfig, ledger: Ledger, executor: Executor, observer
 def _search(session: _Session) -> str | None:
     """Run trials to the end of the budget; return why nothing more could be proposed."""
     plan, config, ledger = session.plan, session.plan.config, session.ledger
-    keeper = _model_keeper(session.client, ledger, config, session.observer)
+    keeper = _model_keeper(session.store, session.client, ledger, config, session.observer)
     keeper.sweep()
     session.observer.begin(plan.title(session.precision), ledger.counted(), config.trials)
     coordinator = Coordinator(
@@ -318,10 +321,13 @@ def _engine(plan: Plan, ledger: Ledger) -> Engine:
     return KerasTunerEngine(ledger, plan.space, cast(KerasTunerSampler, config.sampler), config.seed, plan.points)
 
 
-def _model_keeper(client: "MlflowClient", ledger: Ledger, config: StudyConfig, observer: Observer) -> "ModelKeeper":
+def _model_keeper(
+    store: Store, client: "MlflowClient", ledger: Ledger, config: StudyConfig, observer: Observer
+) -> "ModelKeeper":
     from fashion_study.model_keeping import ModelKeeper
 
-    return ModelKeeper(client, ledger, config.keep_models, observer.warn)
+    artifacts = store.root / "artifacts" if store.is_embedded else None
+    return ModelKeeper(client, ledger, config.keep_models, artifacts, observer.warn)
 
 
 def _train_finalists(session: _Session) -> _Final:

@@ -156,7 +156,7 @@ class EngineContract(ABC):
         whole = proposals(self.make(ledger, space, 5, tried), ledger, space, self.trials)
 
         resumed: list[Proposal] = []
-        for total in (1, self.trials - 1, self.trials):
+        for total in (1, self.trials // 2, self.trials - 1, self.trials):
             # Objects of their own each time, as in a new process; what was running is sent back as reconcile does.
             own = Ledger(RDBStorage(f"sqlite:///{tmp_path / 'optuna.db'}"), ledger.name)
             for record in own.records():

@@ -1,5 +1,6 @@
 """What the KerasTuner engine promises beyond the contract: rungs, continuations, and one truth in the ledger."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -138,7 +139,7 @@ def test_a_bayesian_study_goes_on_from_its_model_after_a_kill_with_a_trial_runni
             rates.append(running[-1].params["learning_rate"])
             if len(running) > 1:
                 proposal = running.pop(0)
-                engine.tell(completed(proposal, 0.5 - float(proposal.params["learning_rate"])))
+                engine.tell(completed(proposal, 0.5 - 0.05 * math.log10(float(proposal.params["learning_rate"]))))
         return rates
 
     never = in_memory()
@@ -155,17 +156,17 @@ def test_a_bayesian_study_goes_on_from_its_model_after_a_kill_with_a_trial_runni
 def test_the_bayesian_model_learns_from_trials_that_it_did_not_propose() -> None:
     space = canonical("float_log")
 
-    def fifth(best: float) -> ParamValue:
+    def fifth(slope: float) -> ParamValue:
         ledger = in_memory()
         points = tuple({"learning_rate": rate} for rate in (1e-4, 1e-3, 1e-2))
         engine = KerasTunerEngine(ledger, space, "bayesian", try_points=points)
         for _ in range(4):
             proposal = asked(engine, ledger)
-            engine.tell(completed(proposal, 0.9 if proposal.params["learning_rate"] == best else 0.1))
+            engine.tell(completed(proposal, 0.5 + slope * math.log10(float(proposal.params["learning_rate"]))))
         return asked(engine, ledger).params["learning_rate"]
 
     # What is drawn at random, before the model takes over, depends on no objective.
-    assert fifth(1e-4) != fifth(1e-2)
+    assert fifth(0.05) != fifth(-0.05)
 
 
 def test_a_study_can_change_its_engine_and_its_sampler_and_repeats_nothing() -> None:

@@ -50,8 +50,8 @@ class Row:
 class FaultTable:
     """Gather what the tests of every process have recorded."""
 
-    def __init__(self, is_full: bool) -> None:
-        self._is_full = is_full
+    def __init__(self, is_to_be_written: bool) -> None:
+        self._is_to_be_written = is_to_be_written
         self._began = time.monotonic()
         self._rows: dict[str, Row] = {}
 
@@ -70,7 +70,7 @@ class FaultTable:
         terminalreporter.section("faults")
         for line in self._lines():
             terminalreporter.write_line(line)
-        if self._is_full and exitstatus == pytest.ExitCode.OK:
+        if self._is_to_be_written and exitstatus == pytest.ExitCode.OK:
             page = PAGE.read_text(encoding="utf-8")
             written = "\n".join(("", *self._lines(), "", ""))
             PAGE.write_text(TABLE.sub(lambda found: found[1] + written + found[2], page), encoding="utf-8")
@@ -101,7 +101,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Gather in the process that the user has started: with pytest-xdist the others send it their reports."""
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(FaultTable(config.getoption("--faults-full")))
+        # A part of the tests must not write down a part of the table.
+        is_all = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+        config.pluginmanager.register(FaultTable(is_all and config.getoption("--faults-full")))
 
 
 @pytest.fixture

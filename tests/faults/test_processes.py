@@ -258,6 +258,7 @@ def test_eight_processes_can_open_an_empty_store_at_once(tmp_path: Path, record_
     record_fault("8 processes open an empty store at once", "I6")
 
 
+@pytest.mark.timeout(3600)
 def test_a_store_whose_making_was_killed_is_made_the_next_time(
     tmp_path: Path, record_fault: RecordFault, is_full: bool
 ) -> None:

@@ -106,3 +106,15 @@ def test_the_word_of_a_dead_owner_keeps_nobody_off(tmp_path: Path) -> None:
 
     with claim(tmp_path, "toy") as holder:
         assert holder is None
+
+
+@pytest.mark.parametrize("name", ["../../outside", "a/b", "n" * 400, "two\nlines", ""])
+def test_a_name_that_is_a_path_is_locked_inside_the_store(name: str, tmp_path: Path) -> None:
+    store = tmp_path / "deep" / "store"
+    store.mkdir(parents=True)
+
+    with claim(store, name) as first, claim(store, name) as second:
+        assert first is None
+        assert second is not None
+
+    assert {path.parent for path in tmp_path.rglob("*.lock")} == {store / "locks"}

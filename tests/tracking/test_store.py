@@ -180,3 +180,10 @@ def test_an_address_that_mlflow_does_not_know_is_refused(tmp_path: Path, monkeyp
 
     with pytest.raises(StoreError, match="gopher://nowhere"):
         open_store(tmp_path).client()
+
+
+def test_a_path_that_would_break_a_line_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="an invisible character"):
+        open_store(tmp_path / "two\nlines")
+
+    assert list(tmp_path.iterdir()) == []

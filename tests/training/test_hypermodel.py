@@ -14,12 +14,8 @@ from fashion_study.datasets import StudyData
 from fashion_study.space_file import load_space
 from fashion_study.training.hypermodel import FashionHyperModel
 
-pytestmark = [
-    # KerasTuner takes its lock with calls that Python has deprecated.
-    pytest.mark.filterwarnings("ignore:(currentThread|getName)\\(\\) is deprecated:DeprecationWarning"),
-    # And loads weights that it stored with an optimizer into a model that was never trained.
-    pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning"),
-]
+# KerasTuner takes its lock with calls that Python has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:(currentThread|getName)\\(\\) is deprecated:DeprecationWarning")
 
 PAGE = Path(experiments.__file__).parents[1] / "docs/keras-tuner.md"
 

@@ -9,7 +9,8 @@ from fashion_study.errors import StoreError
 from fashion_study.finding import Finding, Kind
 from fashion_study.tracking.store import BUSY_SECONDS, Store
 
-RESTORE = "nothing: restore the file from a copy, or save what can be read with `sqlite3 FILE .recover`"
+RESTORE = "nothing: restore the file from a copy"
+RECOVER = f"{RESTORE}, or save what can be read with `sqlite3 FILE .recover`"
 
 
 def damaged_databases(store: Store) -> Iterator[Finding]:
@@ -19,14 +20,19 @@ def damaged_databases(store: Store) -> Iterator[Finding]:
         StoreError: a file is no database, or cannot be read.
     """
     runs, ledger = store.root / "mlflow.db", store.root / "optuna.db"
+    damaged = list(_check(ledger)) if ledger.is_file() else []
     if store.is_embedded:
         if runs.is_file():
             yield from _check(runs)
-        else:
+        elif not damaged and has_runs(store):
             what = "is gone, and with it the runs of the ledger's studies"
             yield Finding(Kind.DATABASE, runs.name, what, RESTORE)
-    if ledger.is_file():
-        yield from _check(ledger)
+    yield from damaged
+
+
+def has_runs(store: Store) -> bool:
+    """Say whether a study of the ledger has got as far as a run; a kill may have come before."""
+    return any("run_id" in study.user_attrs for study in store.optuna_storage().get_all_studies())
 
 
 def _check(path: Path) -> Iterator[Finding]:
@@ -41,4 +47,4 @@ def _check(path: Path) -> Iterator[Finding]:
             ) from error
         lines = [str(error)]
     if lines != ["ok"]:
-        yield Finding(Kind.DATABASE, path.name, "; ".join(lines), RESTORE)
+        yield Finding(Kind.DATABASE, path.name, "; ".join(lines), RECOVER)

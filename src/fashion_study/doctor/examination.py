@@ -79,6 +79,9 @@ def _findings(store: Store, notes: list[str]) -> Iterator[Finding]:
     if not is_readable:
         notes.append("Nothing else was looked at: a damaged database tells nothing that can be trusted.")
         return
+    if store.is_embedded and not (store.root / "mlflow.db").is_file():
+        notes.append("No study of this store has got as far as a run: run_study goes on with it.")
+        return
     for move in moves(store):
         yield _moved(store, move)
     yield from _of_open_store(store, notes)

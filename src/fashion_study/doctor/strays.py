@@ -7,7 +7,7 @@ from mlflow.entities import Run
 from fashion_study.doctor.case import Case, family
 from fashion_study.finding import Finding, Kind
 from fashion_study.tracking.attempts import ORPHAN
-from fashion_study.tracking.ownership import claim
+from fashion_study.tracking.ownership import claim, lock_file
 
 REPRODUCTION = "baseline reproduction"
 # On the run of a reproduction: the lock that its process holds.
@@ -29,7 +29,7 @@ def damaged_reproductions(case: Case) -> Iterator[Finding]:
 def _open_reproduction(case: Case, parent: Run, open_runs: list[Run]) -> Iterator[Finding]:
     run_id, lock = parent.info.run_id, parent.data.tags.get(LOCK, "")
     case.families.add(run_id)
-    if not (case.store.root / "locks" / f"{lock}.lock").is_file():
+    if not lock or not lock_file(case.store.root, lock).is_file():
         if not case.store.is_embedded:
             # Of another store or another machine, whose locks cannot be seen from here.
             case.alive.add(run_id)

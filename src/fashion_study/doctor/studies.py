@@ -9,6 +9,10 @@ from fashion_study.finding import Finding, Kind
 from fashion_study.reconcile import CAUSE, disagreements
 from fashion_study.tracking.attempts import StudyRuns, find_run
 from fashion_study.tracking.ownership import claim
+from fashion_study.wording import printable
+
+# What every study with a run remembers of it.
+FACTS = ("run_id", "experiment_id")
 
 
 def damaged_studies(case: Case) -> Iterator[Finding]:
@@ -21,6 +25,10 @@ def damaged_studies(case: Case) -> Iterator[Finding]:
         ledger = Ledger(storage, name)
         if "run_id" not in ledger.facts:
             continue  # Killed before it had anything, or somebody else's.
+        if unreadable := [fact for fact in FACTS if not isinstance(ledger.facts.get(fact), str)]:
+            what = f"has no {' and no '.join(unreadable)} that can be read"
+            yield Finding(Kind.DATABASE, printable(name), what, "nothing: restore optuna.db from a copy")
+            continue
         case.families.add(ledger.facts["run_id"])
         with claim(case.store.root, name) as holder:
             if holder is None:

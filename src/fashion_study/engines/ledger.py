@@ -233,11 +233,16 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         number=trial.number,
         state=STATES[trial.state],
         params=trial.params,
-        attempt=int(trial.user_attrs.get("attempt", 0)),
+        attempt=_whole(trial.user_attrs.get("attempt")),
         run_id=trial.user_attrs.get("run_id"),
         objective=trial.value if trial.state is OptunaState.COMPLETE else None,
         curve={epoch: value for epoch, value in sorted(trial.intermediate_values.items()) if epoch <= epochs_run},
         reason=FailReason(reason) if reason else None,
         seconds=end.get("seconds"),
-        spared=int(trial.user_attrs.get("spared", 0)),
+        spared=_whole(trial.user_attrs.get("spared")),
     )
+
+
+def _whole(value: object) -> int:
+    """Read a count that was kept; one that is missing or altered counts nothing."""
+    return value if isinstance(value, int) else 0

@@ -117,10 +117,18 @@ def _bring_along(connection: sqlite3.Connection, move: Move) -> None:
             source, target = local_path(address), local_path(move.new + address[len(move.old) :])
             if source is None or target is None or target.exists() or not source.is_dir():
                 continue
+            # An address may climb: nothing comes from elsewhere, and nothing goes elsewhere.
+            if not (_lies_in(source, move.old) and _lies_in(target, move.new)):
+                continue
             unfinished = target.with_name(f"{target.name}.part")
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.copytree(source, unfinished)
             unfinished.rename(target)
+
+
+def _lies_in(path: Path, folder: str) -> bool:
+    whole = local_path(folder)
+    return whole is not None and path.resolve().is_relative_to(whole.resolve())
 
 
 def _connect(store: Store) -> sqlite3.Connection:

@@ -13,6 +13,8 @@ from fashion_study.tracking.runs import LEDGER, RUN_STATUS, run_name
 from fashion_study.trial import FailReason, TrialResult, TrialState
 
 ORPHAN = "orphan"
+# Of digits in a tag; Python refuses to read a few thousand of them, and somebody may have written those.
+LONGEST_NUMBER = 10
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,10 @@ class StudyRuns:
         """Say on the run of an earlier attempt which run took its place."""
         self._log_tags(run_id, {"superseded_by": by})
 
+    def name_trial(self, run_id: str, trial: int) -> None:
+        """Say on a run which trial names it."""
+        self._log_tags(run_id, {"trial": str(trial)})
+
     def mark_orphan(self, attempt: Attempt) -> None:
         """Say on a run that no trial names it, and end it where it is open."""
         self._log_tags(attempt.run_id, {ORPHAN: "true"})
@@ -187,4 +193,4 @@ def read_attempt(run: Run) -> Attempt:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text is not None and text.isdecimal() else 0
+    return int(text) if text is not None and len(text) <= LONGEST_NUMBER and text.isdecimal() else 0

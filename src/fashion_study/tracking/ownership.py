@@ -1,6 +1,8 @@
 """Who owns what is open: one process at a time owns a study, and others can see which."""
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from fashion_study.errors import StoreError
 
 # A process that was given the number of an earlier one started at another time; clocks are read to the second.
 SAME_START_SECONDS = 2.0
+# A database may have been handed over, with names in it that are paths.
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,12 @@ class Holder:
         return f"process {self.pid} ({self.command})" if self.pid else "another process"
 
 
+def lock_file(root: Path, name: str) -> Path:
+    """Return the file whose lock stands for `name`; where that is no plain name, the file has its digest."""
+    is_plain = PLAIN_NAME.fullmatch(name)
+    return root / "locks" / f"{name if is_plain else hashlib.sha256(name.encode()).hexdigest()}.lock"
+
+
 @contextmanager
 def claim(root: Path, name: str) -> Iterator[Holder | None]:
     """Own `name` in the store at `root` while the block runs, and yield None.
@@ -33,10 +43,10 @@ def claim(root: Path, name: str) -> Iterator[Holder | None]:
     Where another process owns it already, yield who that is. The operating system frees the lock when its owner dies,
     so an owner is alive, however old its word is.
     """
-    folder = root / "locks"
-    folder.mkdir(exist_ok=True)
-    word = folder / f"{name}.json"
-    lock = FileLock(folder / f"{name}.lock", timeout=0)
+    file = lock_file(root, name)
+    file.parent.mkdir(exist_ok=True)
+    word = file.with_name(f"{file.name.removesuffix('.lock')}.json")
+    lock = FileLock(file, timeout=0)
     try:
         lock.acquire()
     except Timeout:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from fashion_study.errors import StoreError
 from fashion_study.tracking.filesystems import mounts, refuse_network
 from fashion_study.tracking.passwords import hide_login, without_passwords
+from fashion_study.wording import printable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -131,10 +132,11 @@ def open_store(root: Path | str, *, makes_folder: bool = True) -> Store:
     """
     # Path.expanduser would fail for an account without a home.
     folder = Path(os.path.expanduser(root)).resolve()  # noqa: PTH111
-    if any(character in str(folder) for character in "?%"):
+    if any(character in "?%" or not character.isprintable() for character in str(folder)):
         raise StoreError(
-            f"The store {folder} has a '?' or a '%' in its path, which mean something else in a database's address. "
-            "Expected a path without them. Name another folder with --store."
+            f"The store {printable(str(folder))} has a '?', a '%' or an invisible character in its path, which mean "
+            "something else in a database's address or on a terminal. Expected a path without them. Name another "
+            "folder with --store."
         )
     refuse_network(folder, mounts())
     hide_login()

@@ -26,7 +26,10 @@ class FashionHyperModel(keras_tuner.HyperModel):
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """Declare the space and build the compiled model of one of its points."""
-        return build_model(self._hyperparameters(hp), classes=self._classes)
+        model = build_model(self._hyperparameters(hp), classes=self._classes)
+        # A tuner loads an earlier trial's weights into it, which it has stored with their optimizer's state.
+        model.optimizer.build(model.trainable_variables)
+        return model
 
     def fit(self, hp: keras_tuner.HyperParameters, model: keras.Model, *args: Any, **kwargs: Any) -> Any:
         """Train with the batch size and the epochs of the same point; return Keras's history."""

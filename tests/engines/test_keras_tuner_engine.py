@@ -139,7 +139,9 @@ def test_a_bayesian_study_goes_on_from_its_model_after_a_kill_with_a_trial_runni
             rates.append(running[-1].params["learning_rate"])
             if len(running) > 1:
                 proposal = running.pop(0)
-                engine.tell(completed(proposal, 0.5 - 0.05 * math.log10(float(proposal.params["learning_rate"]))))
+                engine.tell(
+                    completed(proposal, 0.9 - 0.05 * (math.log10(float(proposal.params["learning_rate"])) + 3) ** 2)
+                )
         return rates
 
     never = in_memory()
@@ -151,6 +153,20 @@ def test_a_bayesian_study_goes_on_from_its_model_after_a_kill_with_a_trial_runni
 
     assert before == undisturbed[:6]
     assert after == undisturbed[5:]
+
+
+def test_a_grid_goes_on_beside_a_trial_that_an_interruption_sent_back(tmp_path: Path) -> None:
+    space = canonical("grid")
+    ledger = on_disk(tmp_path)
+    engine = KerasTunerEngine(ledger, space, "grid")
+    proposals(engine, ledger, space, 2)
+    interrupted = asked(engine, ledger)
+
+    resumed = on_disk(tmp_path)
+    engine = KerasTunerEngine(resumed, space, "grid")
+
+    assert asked(engine, resumed).params == interrupted.params
+    assert asked(engine, resumed).number == interrupted.number + 1
 
 
 def test_the_bayesian_model_learns_from_trials_that_it_did_not_propose() -> None:

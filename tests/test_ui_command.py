@@ -82,7 +82,7 @@ def test_it_prints_the_pages_of_the_study_and_a_signal_leaves_nothing_behind(
             children = psutil.Process(process.pid).children(recursive=True)
             assert len(children) >= 2
             process.send_signal(number)
-            assert process.wait(timeout=60) == exit_code
+            assert process.wait(timeout=120) == exit_code
     assert not [child for child in children if child.is_running()]
     assert choose_port(port) == port
 

@@ -297,7 +297,7 @@ class TestLocalExecutor(ExecutorContract):
         executor = make(1, {(0, 1): fate})
         executor.submit(spec(0))
 
-        assert end_of(executor) == AttemptLost(0, 1, cause)
+        assert end_of(executor) == AttemptLost(0, 1, cause, by_store=fate == "store")
 
         executor.submit(spec(0, attempt=2))
         assert end_of(executor) == toy_result(spec(0, attempt=2), TrialState.COMPLETE, 2)

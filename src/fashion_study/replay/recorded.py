@@ -16,7 +16,6 @@ from fashion_study.replay.choice import refuse_without_end
 from fashion_study.tracking.attempts import Attempt, find_run, read_attempt, search_runs
 from fashion_study.tracking.runs import provenance
 from fashion_study.trial import (
-    CONTINUED,
     TRAINING_VERSION,
     Continuation,
     Hyperparameters,
@@ -152,11 +151,6 @@ def _attempt(run: Run, study: str | None) -> Attempt:
         raise BadInputError(f"The run {run.info.run_id} belongs to study {tags['study']!r}, not to {study!r}.")
     label = f"{attempt.label} of study {tags['study']} (run {run.info.run_id[:8]})"
     refuse_without_end(label, attempt.verdict, attempt.reason)
-    if CONTINUED in tags:
-        raise BadInputError(
-            f"{label} went on after epoch {tags[CONTINUED]} from the model of trial {tags['continues_trial']}. "
-            f"Expected one that was trained from its first epoch, as trial {tags['continues_trial']} may be."
-        )
     return attempt
 
 

@@ -80,7 +80,7 @@ audit: .venv/.locked-dev .venv/.project ## look both locks up among the publishe
 lock: ## bring both locks in line with pyproject.toml, with uv; ARGS=--upgrade takes newer versions
 	@command -v uv >/dev/null || { echo "make lock needs uv, found none on the PATH: python3 -m pip install uv" >&2; exit 1; }
 	@$(lock) --output-file requirements.lock
-	@$(lock) --group dev --group bench --constraint requirements.lock --output-file requirements-dev.lock
+	@$(lock) --all-extras --group dev --group bench --constraint requirements.lock --output-file requirements-dev.lock
 
 clean: ## remove .venv and every cache; mlruns/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

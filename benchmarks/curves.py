@@ -44,7 +44,8 @@ class Curve:
 class Design:
     """Say what makes curves comparable, and so must not change when a table is continued.
 
-    The training's version is not here but with each session: what trains to other last bits is as good as another seed.
+    The training's version and its precision are not here but with each session: what trains to other last bits is as
+    good as another seed.
     """
 
     space: str
@@ -53,7 +54,6 @@ class Design:
     data_digest: str
     train_images: int
     split_digest: str
-    precision: str
     seed: int
 
 

@@ -67,7 +67,7 @@ def main(
     configurations: Annotated[int, typer.Option(min=1, help="How many, beside the baseline.")] = 200,
     dataset: Annotated[DatasetName, typer.Option(help="The digits to try it out.")] = "fashion-mnist",
     images: Annotated[int, typer.Option(help="Training images.")] = 20_000,
-    precision: Annotated[Precision, typer.Option(help="Of the training step; the faster one here.")] = Precision.FLOAT32,
+    precision: Annotated[Precision, typer.Option(help="Of the training step: what is fast here.")] = Precision.FLOAT32,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = default_workers(),
     output: Annotated[Path, typer.Option(help="The table, begun or continued.")] = TABLE,
 ) -> None:

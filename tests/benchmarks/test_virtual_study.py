@@ -22,7 +22,7 @@ FULL = SearchSpace.model_validate(
         "fixed": SPACE.fixed | {"epochs": 20},
     }
 )
-DESIGN = Design("baseline", SPACE.digest, 20, "data", 100, "split", "float32", 0)
+DESIGN = Design("baseline", SPACE.digest, 20, "data", 100, "split", 0)
 SECONDS = 2.0
 
 

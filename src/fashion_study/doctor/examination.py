@@ -89,7 +89,8 @@ def _findings(store: Store, notes: list[str]) -> Iterator[Finding]:
 
 def _moved(store: Store, move: Move) -> Finding:
     def repair() -> str:
-        copy = rebase(store, move)
+        if (copy := rebase(store, move)) is None:
+            return "they point here: another process has seen to it"
         return f"they point here; {copy.relative_to(store.root)} is the database as it was"
 
     what = f"{move.addresses} addresses of artifacts point to {move.old}"

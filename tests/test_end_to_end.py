@@ -611,12 +611,15 @@ def test_workers_do_not_outlive_a_coordinator_that_is_killed(killed: Ending) -> 
 
 
 @pytest.mark.faults
-def test_the_start_after_a_kill_says_what_it_found_and_takes_it_up_again(killed: Ending, terminated: Ending) -> None:
+def test_the_start_after_a_kill_says_what_it_found_and_takes_it_up_again(
+    killed: Ending, terminated: Ending, record_fault: RecordFault
+) -> None:
     cut_off = [number for number, trial in killed.evidence.trials.items() if trial.state is TrialState.RUNNING]
     for number in cut_off:
         assert re.search(rf"trial {number:03d} was cut off in attempt \d; it is waiting now", terminated.output)
     restarted = re.findall(r"trial (\d{3}) started \(attempt \d\)", terminated.output)
     assert min(cut_off) == int(restarted[0])
+    record_fault("SIGKILL of a real Keras study", "I8", phases={"tell": 1})
 
 
 @pytest.mark.faults

@@ -199,6 +199,14 @@ def missing_evidence(ward: Ward) -> None:
     (folder / "confusion_matrix.json").unlink()
 
 
+def altered_evidence(ward: Ward) -> None:
+    folder = local_path(ward.run_of(ward.best()).info.artifact_uri)
+    assert folder is not None
+    table = json.loads((folder / "confusion_matrix.json").read_text())
+    table["counts"][0][0] += 1
+    (folder / "confusion_matrix.json").write_text(json.dumps(table, indent=2))
+
+
 def half_written_model(ward: Ward) -> None:
     ward.client.create_logged_model(ward.experiment, name="model", source_run_id=ward.run_of(ward.best()).info.run_id)
 
@@ -245,6 +253,7 @@ DAMAGES: list[tuple[Callable[[Ward], None], set[Kind]]] = [
     (forgotten_best, {Kind.BEHIND}),
     (altered_model, {Kind.FILES}),
     (missing_evidence, {Kind.FILES}),
+    (altered_evidence, {Kind.FILES}),
     (half_written_model, {Kind.HALF_WRITTEN}),
     (abandoned_reproduction, {Kind.ZOMBIE_RUN}),
     (dangling_alias, {Kind.ALIAS}),

@@ -142,13 +142,13 @@ class Trainer:
         )
 
     def _write_down(self, spec: TrialSpec, evaluation: Evaluation, model: keras.Model) -> dict[str, str]:
-        """Log figures, tables and the model; return the tags that name it."""
+        """Log figures, tables and the model; return the tags that name it, and everything by its digest."""
         if not self._records:
             return {}
         with _blaming_the_store():
-            record_evaluation(self._client, spec.run_id, evaluation, self._data.validation, spec.seed)
+            sums = record_evaluation(self._client, spec.run_id, evaluation, self._data.validation, spec.seed)
             logged = record_model(self._client, spec.run_id, model, spec.hyperparameters)
-        return {"model_uri": logged.uri, "model_sha256": logged.sha256}
+        return {"model_uri": logged.uri, "model_sha256": logged.sha256, "evidence_sha256": sums}
 
 
 class _StoreFailedError(Exception):

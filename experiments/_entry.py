@@ -4,13 +4,27 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from fashion_study.errors import ExitCode, StudyError
+from experiments import expect_ctrl_c
+from fashion_study.errors import BadInputError, ExitCode, StudyError
 from fashion_study.interrupts import Terminated
 from fashion_study.tracking.passwords import without_passwords
+
+
+def _store(folder: str | Path) -> Path:
+    if folder == "":
+        # As a path it would be the working directory: a script's variable that is not set.
+        raise BadInputError("--store is ''. Expected a folder; for the working directory say --store=.")
+    return Path(folder)
+
+
+StoreFolder = Annotated[
+    Path, typer.Option(parser=_store, metavar="FOLDER", help="Folder of MLflow's and Optuna's data.")
+]
 
 
 def run(main: Callable[..., None]) -> None:
@@ -36,9 +50,13 @@ def _saying_when_stopped(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def command(*args: Any, **options: Any) -> None:
         try:
+            expect_ctrl_c()
             main(*args, **options)
         except KeyboardInterrupt as stop:
             print("Stopped at once.", file=sys.stderr)
+            # Where it left code that a library had written as a string, as for a named tuple, Python would end by the
+            # signal rather than with a code. The next such code makes it forget.
+            exec("")
             sys.exit(ExitCode.TERMINATED if isinstance(stop, Terminated) else ExitCode.INTERRUPTED)
 
     return command

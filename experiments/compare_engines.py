@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Option
 
-from experiments._entry import run
+from experiments._entry import StoreFolder, run
 from fashion_study.config import DatasetChoice, PrecisionChoice
 from fashion_study.engine_comparison import STORE, ComparisonConfig, compare_engines, table
 
@@ -21,7 +21,7 @@ def main(
     workers: Annotated[int | None, Option(help="Processes that train; default one per GPU, else per core.")] = None,
     precision: Annotated[PrecisionChoice, Option(help="auto: the faster one on this machine.")] = "auto",
     limit_train: Annotated[int | None, Option(help="Train on this many images only.")] = None,
-    store: Annotated[Path, Option(help="Folder of MLflow's and Optuna's data.")] = STORE,
+    store: StoreFolder = STORE,
 ) -> None:
     """Run a study of the same space and budget for each engine and seed, and say which found the better model.
 

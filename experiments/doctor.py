@@ -6,7 +6,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Exit, Option
 
-from experiments._entry import run
+from experiments._entry import StoreFolder, run
 from fashion_study.doctor.examination import examine
 from fashion_study.doctor.view import show_examination
 from fashion_study.errors import ExitCode
@@ -14,12 +14,12 @@ from fashion_study.errors import ExitCode
 
 def main(
     fix: Annotated[bool, Option("--fix", help="Mend what can be mended; no result is deleted.")] = False,
-    store: Annotated[Path, Option(help="Folder of MLflow's and Optuna's data.")] = Path("mlruns"),
+    store: StoreFolder = Path("mlruns"),
 ) -> None:
     """List what disagrees between the Optuna studies, the MLflow runs, the model registry and the files of a store.
 
     A study that a process is running is left alone. Exit code 0: nothing is wrong, or everything is mended;
-    1: something is; 2: there is no store; 3: it cannot be read.
+    1: something is; 3: there is no store, or it cannot be read.
 
     Examples:
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Exit, Option
 
-from experiments._entry import run
+from experiments._entry import StoreFolder, run
 from fashion_study.errors import ExitCode
 from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.pictures import find_pictures
@@ -24,7 +24,7 @@ def main(
         str | None, Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-ID; default the champion.")
     ] = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON for programs instead of a table.")] = False,
-    store: Annotated[Path, Option(help="Folder of MLflow's and Optuna's data.")] = Path("mlruns"),
+    store: StoreFolder = Path("mlruns"),
 ) -> None:
     """Predict what pictures show: the best three classes of each, with their probability.
 

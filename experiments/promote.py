@@ -6,7 +6,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Exit, Option
 
-from experiments._entry import run
+from experiments._entry import StoreFolder, run
 from fashion_study.errors import ExitCode
 from fashion_study.promotion.decision import PromotionConfig
 from fashion_study.tracking.existing import find_store
@@ -23,7 +23,7 @@ def main(
         str | None, Option(metavar="REASON", help="Skip the statistics, for a reason that is recorded.")
     ] = None,
     rollback: Annotated[bool, Option("--rollback", help="Make the previous champion the champion again.")] = False,
-    store: Annotated[Path, Option(help="Folder of MLflow's data.")] = Path("mlruns"),
+    store: StoreFolder = Path("mlruns"),
     data_dir: Annotated[
         Path | None, Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")
     ] = None,

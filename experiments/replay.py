@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option
 
-from experiments._entry import run
+from experiments._entry import StoreFolder, run
 from fashion_study.errors import ExitCode
 from fashion_study.replay.request import ReplayConfig
 from fashion_study.tracking.existing import find_store
@@ -16,7 +16,7 @@ def main(
     study: Annotated[
         str | None, Option(help="Name of the study; default the one worked on last.", show_default=False)
     ] = None,
-    store: Annotated[Path, Option(help="Folder of MLflow's and Optuna's data.")] = Path("mlruns"),
+    store: StoreFolder = Path("mlruns"),
     data_dir: Annotated[
         Path | None, Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")
     ] = None,

@@ -5,13 +5,13 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from experiments._entry import run
+from experiments._entry import StoreFolder, run
 from fashion_study.report.publish import publish_report
 
 
 def main(
     study: Annotated[str, Argument(help="Name of the study, such as fashion-mnist-baseline.")],
-    store: Annotated[Path, Option(help="Folder of MLflow's and Optuna's data.")] = Path("mlruns"),
+    store: StoreFolder = Path("mlruns"),
     output: Annotated[Path | None, Option(help="File to write; default STUDY.html in the working directory.")] = None,
     data_dir: Annotated[
         Path | None,

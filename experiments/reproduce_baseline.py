@@ -6,7 +6,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
-from experiments._entry import run
+from experiments._entry import StoreFolder, run
 from fashion_study.config import DatasetChoice
 from fashion_study.datasets import locate
 
@@ -17,7 +17,7 @@ def main(
     data_dir: Annotated[
         Path | None, Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")
     ] = None,
-    store: Annotated[Path, Option(help="Folder of MLflow's data.")] = Path("mlruns"),
+    store: StoreFolder = Path("mlruns"),
     workers: Annotated[
         int | None, Option(min=1, help="Processes that train; default one per GPU, else per core.")
     ] = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Exit, Option
 
-from experiments._entry import run
+from experiments._entry import StoreFolder, run
 from fashion_study.config import (
     AnySampler,
     DatasetChoice,
@@ -47,7 +47,7 @@ def main(
     ] = None,
     seed: Annotated[int, Option(help="Every other seed derives from this one.")] = 0,
     study: Annotated[str | None, Option(help="Name of the study; default DATASET-SPACE.")] = None,
-    store: Annotated[Path, Option(help="Folder of MLflow's and Optuna's data.")] = Path("mlruns"),
+    store: StoreFolder = Path("mlruns"),
     precision: Annotated[PrecisionChoice, Option(help="auto: the faster one on this machine.")] = "auto",
     limit_train: Annotated[int | None, Option(help="Train on this many images only.")] = None,
     finalists: Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from typer import Exit, Option
 
-from experiments._entry import run
+from experiments._entry import StoreFolder, run
 from fashion_study.errors import ExitCode
 from fashion_study.tracking.existing import find_store
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main(
-    store: Annotated[Path, Option(help="Folder of MLflow's and Optuna's data.")] = Path("mlruns"),
+    store: StoreFolder = Path("mlruns"),
     port: Annotated[int, Option(min=1024, max=65535, help="Another free one is taken where this is not free.")] = 5000,
     study: Annotated[str | None, Option(help="Name of the study; default the latest.", show_default=False)] = None,
 ) -> None:

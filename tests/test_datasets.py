@@ -24,6 +24,7 @@ from fashion_study import datasets
 from fashion_study.datasets import DownloadError, StudyData
 from fashion_study.errors import BadInputError, DataError, ExitCode
 from fashion_study.trial import DataSource
+from tests.faults.table import RecordFault
 
 NOWHERE = "http://127.0.0.1:9/"
 TRAIN = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
@@ -449,7 +450,7 @@ def downloading(cache: Path, site: Site, expected: dict[str, str]) -> subprocess
 
 @pytest.mark.faults
 def test_a_kill_in_mid_download_leaves_no_partial_file_and_the_next_download_brings_all(
-    tmp_path: Path, site: Site
+    tmp_path: Path, site: Site, record_fault: RecordFault
 ) -> None:
     cache, expected = tmp_path / "cache", sha256(site.files)
     site.stalled.add(TRAIN[0])
@@ -464,10 +465,13 @@ def test_a_kill_in_mid_download_leaves_no_partial_file_and_the_next_download_bri
     datasets.download(cache, site.url, expected)
 
     assert {name: (cache / name).read_bytes() for name in expected} == site.files
+    record_fault("SIGKILL in the middle of a download", "I6")
 
 
 @pytest.mark.faults
-def test_two_processes_that_download_at_once_both_end_with_the_whole_files(tmp_path: Path, site: Site) -> None:
+def test_two_processes_that_download_at_once_both_end_with_the_whole_files(
+    tmp_path: Path, site: Site, record_fault: RecordFault
+) -> None:
     cache, expected = tmp_path / "cache", sha256(site.files)
     site.stalled.add(TRAIN[0])
     with downloading(cache, site, expected) as first:
@@ -481,6 +485,7 @@ def test_two_processes_that_download_at_once_both_end_with_the_whole_files(tmp_p
     assert first.returncode == 0
 
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == site.files
+    record_fault("two downloads at once", "I6")
 
 
 def test_two_downloads_at_once_end_with_the_same_whole_files(tmp_path: Path, site: Site) -> None:

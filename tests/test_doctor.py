@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fashion_study.config import StudyConfig
 from fashion_study.doctor.examination import Examination, examine
-from fashion_study.errors import BadInputError, StoreError
+from fashion_study.errors import StoreError
 from fashion_study.finding import Kind
 from fashion_study.study import run_study
 from fashion_study.tracking.addresses import local_path, moves, rebase
@@ -199,6 +199,14 @@ def missing_evidence(ward: Ward) -> None:
     (folder / "confusion_matrix.json").unlink()
 
 
+def altered_evidence(ward: Ward) -> None:
+    folder = local_path(ward.run_of(ward.best()).info.artifact_uri)
+    assert folder is not None
+    table = json.loads((folder / "confusion_matrix.json").read_text())
+    table["counts"][0][0] += 1
+    (folder / "confusion_matrix.json").write_text(json.dumps(table, indent=2))
+
+
 def half_written_model(ward: Ward) -> None:
     ward.client.create_logged_model(ward.experiment, name="model", source_run_id=ward.run_of(ward.best()).info.run_id)
 
@@ -245,6 +253,7 @@ DAMAGES: list[tuple[Callable[[Ward], None], set[Kind]]] = [
     (forgotten_best, {Kind.BEHIND}),
     (altered_model, {Kind.FILES}),
     (missing_evidence, {Kind.FILES}),
+    (altered_evidence, {Kind.FILES}),
     (half_written_model, {Kind.HALF_WRITTEN}),
     (abandoned_reproduction, {Kind.ZOMBIE_RUN}),
     (dangling_alias, {Kind.ALIAS}),
@@ -472,13 +481,13 @@ def test_a_database_that_is_gone_is_named(name: str, ward: Ward) -> None:
 
 
 def test_a_folder_that_no_file_system_can_have_has_no_store(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="There is no store"):
+    with pytest.raises(StoreError, match="There is no store"):
         examine(tmp_path / ("x" * 300))
 
 
 def test_where_there_is_no_store_nothing_is_made(tmp_path: Path) -> None:
     for root in (tmp_path, tmp_path / "store"):
-        with pytest.raises(BadInputError, match="--store"):
+        with pytest.raises(StoreError, match="--store"):
             examine(root)
     assert list(tmp_path.iterdir()) == []
 

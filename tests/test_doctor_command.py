@@ -1,7 +1,6 @@
 """The promises of `python -m experiments.doctor`, on a study that was killed for real."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -92,7 +91,7 @@ def test_after_a_kill_it_lists_mends_and_lets_the_study_finish(killed: Path, rec
 
     found = doctor(killed)
     assert found.returncode == 1, found.stdout + found.stderr
-    assert "trial 001 was" in re.sub(r"\s*[│┃]\s*", " ", found.stdout)
+    assert "trial 001: was" in found.stdout
     assert "study without a process" in found.stdout
     assert "experiments.doctor --fix" in found.stdout
     assert "RUNNING" in statuses(killed)
@@ -116,13 +115,6 @@ def test_after_a_kill_it_lists_mends_and_lets_the_study_finish(killed: Path, rec
     record_fault("SIGKILL of a real Keras study", "I1 I2 I5 I6", phases={"epoch": 1})
 
 
-def test_without_a_store_it_ends_with_2_at_once_and_makes_nothing(tmp_path: Path) -> None:
-    done = doctor(tmp_path / "nothing")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("Error: There is no store in ")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_store_that_cannot_be_read_ends_with_3(tmp_path: Path) -> None:
     (tmp_path / "optuna.db").write_text("no database " * 1000)
     (tmp_path / "mlflow.db").write_text("no database " * 1000)
@@ -142,4 +134,4 @@ except Exception as error:
     print(type(error).__name__, sorted({"keras", "mlflow", "optuna", "tensorflow"} & set(sys.modules)))
 """
     done = run([sys.executable, "-c", code, str(tmp_path / "nothing")])
-    assert done.stdout == "BadInputError []\n", done.stderr
+    assert done.stdout == "StoreError []\n", done.stderr

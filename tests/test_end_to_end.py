@@ -566,10 +566,15 @@ def terminated(killed: Ending) -> Ending:
 
 
 @pytest.fixture(scope="module")
-def finished(terminated: Ending) -> Start:
-    total = len(terminated.evidence.trials)
-    copy_to = terminated.store.parent / "finished"
-    return start(terminated.store, copy_to, "--trials", str(total), "--workers", "1")
+def terminated_twice(terminated: Ending) -> Ending:
+    return end_with(terminated.store, signal.SIGTERM, signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def finished(terminated_twice: Ending) -> Start:
+    total = len(terminated_twice.evidence.trials)
+    copy_to = terminated_twice.store.parent / "finished"
+    return start(terminated_twice.store, copy_to, "--trials", str(total), "--workers", "1")
 
 
 @pytest.mark.faults
@@ -606,12 +611,15 @@ def test_workers_do_not_outlive_a_coordinator_that_is_killed(killed: Ending) -> 
 
 
 @pytest.mark.faults
-def test_the_start_after_a_kill_says_what_it_found_and_takes_it_up_again(killed: Ending, terminated: Ending) -> None:
+def test_the_start_after_a_kill_says_what_it_found_and_takes_it_up_again(
+    killed: Ending, terminated: Ending, record_fault: RecordFault
+) -> None:
     cut_off = [number for number, trial in killed.evidence.trials.items() if trial.state is TrialState.RUNNING]
     for number in cut_off:
         assert re.search(rf"trial {number:03d} was cut off in attempt \d; it is waiting now", terminated.output)
     restarted = re.findall(r"trial (\d{3}) started \(attempt \d\)", terminated.output)
     assert min(cut_off) == int(restarted[0])
+    record_fault("SIGKILL of a real Keras study", "I8", phases={"tell": 1})
 
 
 @pytest.mark.faults
@@ -622,6 +630,18 @@ def test_sigterm_ends_a_study_cleanly_with_its_own_exit_code(terminated: Ending,
     assert terminated.states()[TrialState.RUNNING] == 0
     assert terminated.statuses()["RUNNING"] == 0
     record_fault("SIGTERM", "I2 I6 I8", phases={"tell": 1})
+
+
+@pytest.mark.faults
+def test_a_second_sigterm_ends_it_at_once_with_its_own_exit_code(
+    terminated_twice: Ending, record_fault: RecordFault
+) -> None:
+    assert terminated_twice.exit_code == 143
+    assert "Stopped at once" in terminated_twice.errors
+    assert "Traceback" not in terminated_twice.errors
+    assert "MLflow UI" not in terminated_twice.output
+    assert terminated_twice.surviving_workers == []
+    record_fault("SIGTERM twice", "I6", phases={"tell": 1})
 
 
 @pytest.mark.faults

@@ -251,7 +251,7 @@ def test_a_real_page_says_what_its_runs_say(real: Real) -> None:
     assert study.best.repeat in (1, 2)
     run_of_best = real.client.get_run(study.best.run_id)
     assert run_of_best.data.metrics["objective"] == pytest.approx(study.best.accuracy)
-    assert f"Best {100 * study.best.accuracy:.2f} %" in real.page.text
+    assert f"Best model {100 * study.best.accuracy:.2f} %" in real.page.text
     assert "paired, image by image" in real.page.text
     assert "--space smoke" in real.page.text
     assert real.result.run_id in real.page.text

@@ -16,6 +16,7 @@ from fashion_study.reproduction import Figures, Reproduction, comparison
 from fashion_study.tracking.champions import only_promotion
 from fashion_study.tracking.store import open_store
 from fashion_study.trial import DataSource, Hyperparameters
+from tests.faults.table import RecordFault
 
 ROOT = Path(__file__).parents[1]
 
@@ -137,7 +138,7 @@ def test_several_seeds_are_shown_as_mean_and_standard_deviation() -> None:
 
 
 @pytest.mark.faults
-def test_ctrl_c_ends_the_trainings_and_leaves_no_run_open(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_trainings_and_leaves_no_run_open(tmp_path: Path, record_fault: RecordFault) -> None:
     with subprocess.Popen(
         command(tmp_path, "--seeds", "50"),
         cwd=ROOT,
@@ -156,6 +157,7 @@ def test_ctrl_c_ends_the_trainings_and_leaves_no_run_open(tmp_path: Path) -> Non
     _, runs = runs_in(tmp_path)
     assert {run.info.status for run in runs} <= {"KILLED", "FINISHED"}
     assert {run.info.status for run in runs if run.data.tags["kind"] == "baseline reproduction"} == {"KILLED"}
+    record_fault("Ctrl-C in a reproduction of the baseline", "I2 I6", phases={"epoch": 1})
 
 
 def test_the_process_that_starts_the_trainings_loads_no_tensorflow() -> None:
@@ -166,7 +168,7 @@ def test_the_process_that_starts_the_trainings_loads_no_tensorflow() -> None:
 
 @pytest.mark.faults
 def test_while_a_promotion_is_running_the_model_is_registered_and_nobody_is_crowned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_fault: RecordFault
 ) -> None:
     monkeypatch.setattr("fashion_study.baseline.PROMOTION_SECONDS", 0.0)
     with only_promotion(tmp_path):
@@ -175,6 +177,7 @@ def test_while_a_promotion_is_running_the_model_is_registered_and_nobody_is_crow
     client, runs = runs_in(tmp_path)
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert "champion" not in client.get_registered_model("digits-cnn").aliases
+    record_fault("a promotion while a reproduction registers its model", "I2 I8")
 
 
 def test_a_folder_without_the_images_is_refused_before_a_store_is_made(tmp_path: Path) -> None:

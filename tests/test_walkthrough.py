@@ -73,10 +73,21 @@ def test_the_walk_through_has_the_commands_of_the_whole_way() -> None:
     assert modules >= {"reproduce_baseline", "run_study", "promote", "report", "predict"}
 
 
+def test_the_report_speaks_of_the_best_trial_as_the_study_s_summary_does() -> None:
+    shown = {shlex.split(step.command)[2]: " ".join(step.answer) for step in steps()}
+    require_the_same_best(shown["experiments.run_study"], shown["experiments.report"])
+
+
+def require_the_same_best(summary: str, report: str) -> None:
+    (best,) = re.findall(r"(?<=Best: )trial \d+ with .* against the baseline trial \([\d.]+\)", summary)
+    assert f"best {best}" in report
+
+
 # One test for all of them, since each needs what those before it left.
 @pytest.mark.timeout(900)
 def test_every_command_answers_what_the_readme_shows(desk: Path) -> None:
     environment = os.environ | {"COLUMNS": "100", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    answers = {}
     for step in steps():
         words = shlex.split(step.command)
         done = subprocess.run(
@@ -89,8 +100,10 @@ def test_every_command_answers_what_the_readme_shows(desk: Path) -> None:
             check=False,
         )
         assert done.returncode in (0, 1), f"{step.command}:\n{done.stdout}{done.stderr}"
+        answers[words[2]] = done.stdout
         shown = plain((done.stdout + done.stderr).splitlines())
         place = 0
         for part in parts(step.answer):
             assert part in shown[place:], f"{step.command} does not answer {part!r}:\n{done.stdout}{done.stderr}"
             place = shown.index(part, place) + len(part)
+    require_the_same_best(answers["experiments.run_study"], answers["experiments.report"])

@@ -243,10 +243,10 @@ def _open(
     ledger.remember(identity=plan.identity, split=split)
     client = store.client()
     for move in moves(store):
-        backup = rebase(store, move)
-        observer.warn(
-            f"the store was moved from {move.old}: its addresses point here now; a copy from before is {backup}"
-        )
+        if (backup := rebase(store, move)) is not None:
+            observer.warn(
+                f"the store was moved from {move.old}: its addresses point here now; a copy from before is {backup}"
+            )
     experiment_id = store.experiment_id(client, plan.source.name)
     tracker = MlflowTracker(client, experiment_id)
     precision = _precision(config, ledger, executor, observer)

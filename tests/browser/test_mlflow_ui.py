@@ -2,9 +2,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.entities import Run
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
 
@@ -131,3 +135,49 @@ def test_the_page_of_the_registered_model_shows_its_aliases(page: Page, finished
     row = page.get_by_role("row").filter(has=page.get_by_role("link", name="Version 1"))
     for alias in (CHALLENGER, CHAMPION):
         expect(row.get_by_role("status", name=alias)).to_be_visible()
+
+
+ASK = """
+async ([address, mode]) => {
+    const body = JSON.stringify({name: `made by ${location.origin} with ${mode}`});
+    const headers = {"Content-Type": mode === "cors" ? "application/json" : "text/plain"};
+    try {
+        const path = "/ajax-api/2.0/mlflow/experiments/create";
+        return String((await fetch(address + path, {method: "POST", mode, headers, body})).status);
+    } catch (error) { return error.name; }
+}
+"""
+READ = """
+async (address) => {
+    try {
+        return String((await fetch(address + "/ajax-api/2.0/mlflow/experiments/search?max_results=9")).status);
+    } catch (error) { return error.name; }
+}
+"""
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[str]:
+    """Serve a page at another port of this machine."""
+    (tmp_path / "index.html").write_text("<!doctype html><title>another page</title>")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        Thread(target=other.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{other.server_port}"
+        other.shutdown()
+
+
+def test_a_page_of_another_port_neither_writes_nor_reads_and_the_uis_own_pages_do_both(
+    page: Page, finished: Finished, elsewhere: str
+) -> None:
+    address = finished.server.address
+    page.goto(elsewhere)
+    # Without CORS a browser sends at once and hides the answer, with it it asks first.
+    assert page.evaluate(ASK, [address, "no-cors"]) == "0"
+    assert page.evaluate(ASK, [address, "cors"]) == "TypeError"
+    assert page.evaluate(READ, address) == "TypeError"
+    page.goto(address)
+    assert page.evaluate(READ, address) == "200"
+    assert page.evaluate(ASK, [address, "cors"]) == "200"
+    made = MlflowClient(address).search_experiments(filter_string="name LIKE 'made by%'")
+    assert [experiment.name for experiment in made] == [f"made by {address} with cors"]

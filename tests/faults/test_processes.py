@@ -144,10 +144,11 @@ def test_a_worker_that_was_stopped_and_goes_on_without_its_coordinator_changes_n
     ("signals", "code", "name"),
     [
         ([signal.SIGTERM], 143, "SIGTERM"),
+        ([signal.SIGTERM, signal.SIGTERM], 143, "SIGTERM twice"),
         ([signal.SIGINT], 130, "Ctrl-C once"),
         ([signal.SIGINT, signal.SIGINT], 130, "Ctrl-C twice"),
     ],
-    ids=["SIGTERM", "Ctrl-C once", "Ctrl-C twice"],
+    ids=["SIGTERM", "SIGTERM twice", "Ctrl-C once", "Ctrl-C twice"],
 )
 def test_a_study_that_is_asked_to_stop_does_and_goes_on_the_next_time(
     signals: list[signal.Signals], code: int, name: str, launch: Launch, new_store: NewStore, record_fault: RecordFault
@@ -157,6 +158,8 @@ def test_a_study_that_is_asked_to_stop_does_and_goes_on_the_next_time(
         (worker,) = workers_of(process.pid)
         for number in signals:
             os.kill(process.pid or 0, number)
+            # Two that come before the first is taken note of are one to the kernel.
+            until(lambda: "stopping:" in life().shown, process)
         process.join()
         lives = [life(), finish(launcher, root, trials=2)]
 

@@ -219,7 +219,7 @@ def test_a_study_waits_for_its_server_and_goes_on(
         assert life().shown.count("the MLflow server does not answer") == 1
     (study,) = (run for run in Found(root, STUDY).all_runs if run.data.tags["kind"] == "study")
     assert study.data.tags["server_waits"] == "1"
-    record_fault("tracking server gone for a while", PROMISES)
+    record_fault(f"tracking server gone for {seconds} s", PROMISES)
 
 
 def test_a_server_that_stays_away_ends_the_study_and_the_same_command_goes_on(

@@ -4,12 +4,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from http.client import HTTPConnection
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from urllib.parse import parse_qs
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.mlflow_ui.server import SAFE_SETTINGS, Server, choose_port, find_pages, serve
@@ -112,27 +114,30 @@ def server(studies: Studies) -> Iterator[Server]:
             yield server
 
 
-def post(server: Server, path: str, body: object) -> tuple[int, bytes]:
+@contextmanager
+def asked(server: Server, method: str, path: str, body: object, headers: dict[str, str]) -> Iterator[HTTPResponse]:
     host, port = server.address.removeprefix("http://").split(":")
-    connection = HTTPConnection(host, int(port), timeout=PATIENCE)
-    try:
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
+    with closing(HTTPConnection(host, int(port), timeout=PATIENCE)) as connection:
+        sent = None if body is None else json.dumps(body)
+        connection.request(method, path, sent, {"Content-Type": "application/json", **headers})
+        yield connection.getresponse()
+
+
+def post(server: Server, path: str, body: object) -> tuple[int, bytes]:
+    with asked(server, "POST", path, body, {}) as response:
         return response.status, response.read()
-    finally:
-        connection.close()
 
 
 def request(server: Server, method: str, path: str, **headers: str) -> tuple[int, bytes]:
-    host, port = server.address.removeprefix("http://").split(":")
-    connection = HTTPConnection(host, int(port), timeout=PATIENCE)
-    try:
-        body = json.dumps({"name": f"made by {headers.get('Origin', 'nobody')}"}) if method == "POST" else None
-        connection.request(method, path, body, {"Content-Type": "application/json", **headers})
-        response = connection.getresponse()
+    body = {"name": f"made by {headers.get('Origin', 'nobody')}"} if method == "POST" else None
+    with asked(server, method, path, body, headers) as response:
         return response.status, response.read()
-    finally:
-        connection.close()
+
+
+def answer(server: Server, method: str, path: str, **headers: str) -> tuple[int, list[str]]:
+    """Return the status and the names of the headers."""
+    with asked(server, method, path, None, headers) as response:
+        return response.status, list(response.headers)
 
 
 def test_the_ui_and_the_artifacts_of_runs_are_served(server: Server, studies: Studies) -> None:
@@ -150,19 +155,48 @@ def test_another_hosts_name_is_refused(host: str, server: Server) -> None:
     assert request(server, "GET", "/ajax-api/2.0/mlflow/experiments/search?max_results=1", Host=named)[0] == 403
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "https://evil.example:5000", "null"])
-def test_a_write_from_another_origin_is_refused(origin: str, server: Server, studies: Studies) -> None:
-    for api in ("api", "ajax-api"):
-        assert request(server, "POST", f"/{api}/2.0/mlflow/experiments/create", Origin=origin)[0] == 403
+def places(server: Server) -> tuple[str, ...]:
+    """Name where a page may come from that is none of the server's own, another port of this machine among them."""
+    port = server.address.rpartition(":")[2]
+    others = ("http://localhost:9999", "http://127.0.0.1:9999", "http://localhost", "http://[::1]:9999")
+    return (*others, f"https://127.0.0.1:{port}", f"http://localhost:{port}", "http://evil.example", "null")
+
+
+def test_a_write_from_another_origin_is_refused(server: Server, studies: Studies) -> None:
+    paths = ("/api/2.0/mlflow/experiments/create", "/ajax-api/2.0/mlflow/experiments/create", "/graphql", "/v1/traces")
+    for origin in places(server):
+        for path in paths:
+            assert request(server, "POST", path, Origin=origin)[0] == 403, (origin, path)
+    for method in ("PUT", "PATCH", "DELETE"):
+        assert request(server, method, paths[0], Origin="http://localhost:9999")[0] == 403, method
     assert not studies.client.search_experiments(filter_string="name LIKE 'made by%'")
 
 
+def test_another_origins_page_is_not_told_that_it_may_read_or_write(server: Server) -> None:
+    path = "/ajax-api/2.0/mlflow/experiments/search?max_results=1"
+    for origin in places(server):
+        status, headers = answer(server, "GET", path, Origin=origin)
+        assert status == 200
+        _, more = answer(server, "OPTIONS", path, Origin=origin, **{"Access-Control-Request-Method": "POST"})
+        assert not [name for name in (*headers, *more) if name.lower().startswith("access-control")], origin
+
+
+def test_mlflows_own_client_reads_and_writes(server: Server, studies: Studies) -> None:
+    client = MlflowClient(server.address)
+    made = client.create_experiment("made by a client")
+    assert studies.client.get_experiment(made).name == "made by a client"
+    client.delete_experiment(made)
+
+
 def test_a_write_from_its_own_pages_is_taken(server: Server, studies: Studies) -> None:
-    assert request(server, "POST", "/ajax-api/2.0/mlflow/experiments/create", Origin=server.address)[0] == 200
-    (made,) = studies.client.search_experiments(filter_string="name LIKE 'made by%'")
-    assert made.name == f"made by {server.address}"
-    assert str(made.artifact_location).startswith(studies.store.root.as_uri())
-    studies.client.delete_experiment(made.experiment_id)
+    port = server.address.rpartition(":")[2]
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        own = {"Host": host, "Origin": f"http://{host}"}
+        assert request(server, "POST", "/ajax-api/2.0/mlflow/experiments/create", **own)[0] == 200
+        (made,) = studies.client.search_experiments(filter_string="name LIKE 'made by%'")
+        assert made.name == f"made by http://{host}"
+        assert str(made.artifact_location).startswith(studies.store.root.as_uri())
+        studies.client.delete_experiment(made.experiment_id)
 
 
 def test_jobs_pickles_and_telemetry_are_off_whatever_the_user_has_set(server: Server) -> None:

@@ -34,7 +34,7 @@ class Recorded:
         model.train_on_batch(data.train.images[:64], data.train.labels[:64])
         self.model = float32_twin(model, PARAMS)
         self.evaluation: Evaluation = evaluate(self.model, data.validation, data.class_names)
-        record_evaluation(self.client, self.run_id, self.evaluation, data.validation, seed=0)
+        self.sums = record_evaluation(self.client, self.run_id, self.evaluation, data.validation, seed=0)
         self.logged: RecordedModel = record_model(self.client, self.run_id, self.model, PARAMS)
         self.folder = Path(self.client.download_artifacts(self.run_id, "", str(root)))
         location = self.client.get_logged_model(self.logged.model_id).artifact_location
@@ -70,6 +70,9 @@ def test_a_run_holds_the_figures_and_tables_of_its_evaluation(recorded: Recorded
     }
     for name in ("confusion_matrix.png", "predictions.png"):
         assert (recorded.folder / name).read_bytes().startswith(b"\x89PNG")
+    files = sorted(recorded.folder / name for name in found)
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert recorded.sums.splitlines() == [f"{digest}  {file.name}" for digest, file in zip(digests, files, strict=True)]
 
 
 def test_the_tables_say_what_the_evaluation_says(recorded: Recorded, digits: StudyData) -> None:

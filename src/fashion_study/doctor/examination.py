@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fashion_study.errors import BadInputError
+from fashion_study.errors import StoreError
 from fashion_study.finding import Finding, Kind
 from fashion_study.tracking.addresses import Move, moves, rebase
 from fashion_study.tracking.failures import store_failures
 from fashion_study.tracking.store import Store, open_store
+from fashion_study.wording import printable
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,7 @@ def examine(root: Path, fix: bool = False) -> Examination:
     left alone.
 
     Raises:
-        BadInputError: there is no store; nothing is made.
-        StoreError: the store cannot be read.
+        StoreError: there is no store, and nothing is made; or it cannot be read.
     """
     store = _existing(root)
     notes: list[str] = []
@@ -61,9 +61,9 @@ def _existing(root: Path) -> Store:
     # Path.is_dir and Path.is_file would fail for a name that no file can have.
     has_server = bool(os.environ.get("MLFLOW_TRACKING_URI")) and os.path.isdir(folder)  # noqa: PTH112
     if not has_server and not any(os.path.isfile(folder / name) for name in ("mlflow.db", "optuna.db")):  # noqa: PTH113
-        raise BadInputError(
-            f"There is no store in {root}: it has neither mlflow.db nor optuna.db. Expected the folder of an earlier "
-            "study. Name it with --store."
+        raise StoreError(
+            f"There is no store in {printable(str(folder))}: it has neither mlflow.db nor optuna.db. Expected the "
+            "folder of an earlier study. Name it with --store."
         )
     return open_store(root)
 
@@ -89,7 +89,8 @@ def _findings(store: Store, notes: list[str]) -> Iterator[Finding]:
 
 def _moved(store: Store, move: Move) -> Finding:
     def repair() -> str:
-        copy = rebase(store, move)
+        if (copy := rebase(store, move)) is None:
+            return "they point here: another process has seen to it"
         return f"they point here; {copy.relative_to(store.root)} is the database as it was"
 
     what = f"{move.addresses} addresses of artifacts point to {move.old}"

@@ -1,4 +1,4 @@
-"""The files of runs: models by their digests, the evidence of complete trials by its presence."""
+"""The files of runs: models and the evidence of complete trials, by their digests."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -51,9 +51,8 @@ def model_damage(folder: Path, sha256: str) -> str | None:
     file = folder / MODEL_FILE
     if not file.is_file():
         return f"{file.name} missing"
-    with file.open("rb") as opened:
-        if hashlib.file_digest(opened, "sha256").hexdigest() != sha256:
-            return f"{file.name} altered"
+    if _digest(file) != sha256:
+        return f"{file.name} altered"
     return None if (folder / CARD_FILE).is_file() else f"{CARD_FILE} missing"
 
 
@@ -65,12 +64,27 @@ def _damage(run: Run, models: Mapping[str, LoggedModel]) -> str | None:
     tags = run.data.tags
     found: list[str | None] = []
     if tags["kind"] in ("trial", "finalist") and tags.get("state") == TrialState.COMPLETE:
-        found += [f"{name} missing" for name in EVIDENCE if not (folder / name).is_file()]
+        found += _damaged_evidence(folder, tags.get("evidence_sha256", ""))
     if "model_sha256" in tags and REMOVED not in tags:
         model = models.get(tags.get("model_uri", "").removeprefix("models:/"))
         place = local_path(model.artifact_location) if model else None
         found.append(model_damage(place, tags["model_sha256"]) if place else "logged model missing")
     return ", ".join(filter(None, found))
+
+
+def _damaged_evidence(folder: Path, sums: str) -> Iterator[str]:
+    """Compare the evidence with the lines that were written down of it; a run of an earlier version has none."""
+    expected = {name: digest for digest, _, name in (line.partition("  ") for line in sums.splitlines())}
+    for name in EVIDENCE:
+        if not (folder / name).is_file():
+            yield f"{name} missing"
+        elif name in expected and _digest(folder / name) != expected[name]:
+            yield f"{name} altered"
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _damaged(case: Case, run: Run, damage: str) -> Finding:

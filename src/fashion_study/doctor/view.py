@@ -1,31 +1,34 @@
 """What the doctor says."""
 
+import shlex
+from textwrap import TextWrapper
+
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from fashion_study.doctor.examination import Examination, Treated
 
+INDENT = 4 * " "
+
 
 def show_examination(examination: Examination, console: Console) -> None:
-    """Print a table of what was found and what was or can be done, and a sentence on where that leaves the store."""
-    if examination.results:
-        console.print(_table(examination))
-    for note in examination.notes:
-        console.print(escape(note), highlight=False)
-    console.print(escape(_summary(examination)), highlight=False)
-
-
-def _table(examination: Examination) -> Table:
-    table = Table("kind", "where", "what", "what was done" if examination.is_fixing else "what --fix does")
+    """Print what was found and what was or can be done, and a sentence on where that leaves the store."""
+    # No table: its cells would cut the id of a run in two where a terminal is narrow.
+    paragraph = TextWrapper(
+        console.width, initial_indent=INDENT, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False
+    )
     for result in examination.results:
-        found = result.finding
-        table.add_row(*map(escape, (found.kind, found.where, found.what, _outcome(result))))
-    return table
+        console.print(Text(result.finding.kind, style="bold"))
+        for line in _lines(result, examination.is_fixing):
+            console.print(Text(paragraph.fill(line)), soft_wrap=True)
+    for line in (*examination.notes, _summary(examination)):
+        console.print(Text(line), soft_wrap=True)
 
 
-def _outcome(result: Treated) -> str:
-    return result.done or result.finding.remedy
+def _lines(result: Treated, is_fixing: bool) -> tuple[str, str]:
+    found = result.finding
+    label = "with --fix" if not is_fixing else "left" if result.done is None else "done"
+    return f"{found.where}: {found.what}", f"{label}: {result.done or found.remedy}"
 
 
 def _summary(examination: Examination) -> str:
@@ -35,5 +38,8 @@ def _summary(examination: Examination) -> str:
     if examination.is_fixing:
         return f"{count} found in {root}, {count - examination.remaining} mended, {examination.remaining} left."
     mendable = sum(result.finding.repair is not None for result in examination.results)
-    command = f"python -m experiments.doctor --fix --store {root}"
-    return f"{count} found in {root}. " + (f"{command} mends {mendable}." if mendable else "None can be mended here.")
+    if not mendable:
+        return f"{count} found in {root}. None can be mended here."
+    # On a line of its own, to be copied.
+    command = f"python -m experiments.doctor --fix --store {shlex.quote(str(root))}"
+    return f"{count} found in {root}. {mendable} can be mended:\n{INDENT}{command}"

@@ -24,6 +24,8 @@ from fashion_study.tracking.failures import store_failures
 from fashion_study.tracking.store import Store
 
 HOST = "127.0.0.1"
+# The entry point of `same_origin`, as pyproject.toml names it.
+APP = "fashion-study"
 # The comparison page shows so many of the best trials side by side.
 COMPARED = 5
 START_SECONDS = 180.0
@@ -162,6 +164,7 @@ def _command(store: Store, port: int) -> list[str]:
         "--host": HOST,
         "--port": str(port),
         "--workers": "1",
+        "--app-name": APP,
         "--allowed-hosts": f"{HOST}:{port},localhost:{port}",
         "--default-artifact-root": (store.root / "artifacts").as_uri(),
     }

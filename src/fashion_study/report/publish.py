@@ -136,9 +136,16 @@ def _contents(facts: "StudyFacts") -> str:
     """Sum up a report in a line."""
     state = "still running, " if facts.is_running else ""
     line = f"{facts.name}: {state}{facts.counted} of {facts.trials} trials done"
-    if facts.best is None:
+    first = facts.highest
+    if facts.best is None or first is None or first.objective is None:
         return f"{line}, none complete yet"
-    line += f", best trial {facts.best.trial:03d} with {facts.best.accuracy:.4f} validation accuracy"
-    if facts.baseline is None or facts.baseline.run_id == facts.best.run_id:
-        return line
-    return f"{line}, {100 * (facts.best.accuracy - facts.baseline.accuracy):+.2f} points against the baseline trial"
+    # In the words of a study's summary; what finalists are there for is another figure.
+    line += f", best trial {first.number:03d} with {first.objective:.4f} validation accuracy"
+    baseline = facts.record(facts.baseline.trial) if facts.baseline else None
+    if baseline is not None and baseline.objective is not None and baseline is not first:
+        points = 100 * (first.objective - baseline.objective)
+        line += f", {points:+.2f} points against the baseline trial ({baseline.objective:.4f})"
+    if facts.best.repeat is not None:
+        model = f"trial {facts.best.trial:03d}, repeat {facts.best.repeat}"
+        line += f"; the best model is {model}, with {facts.best.accuracy:.4f}"
+    return line

@@ -9,6 +9,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from filelock import FileLock
+
 from fashion_study.tracking.store import BUSY_SECONDS, Store
 
 # Every column of MLflow's tables that holds the address of a file.
@@ -50,12 +52,15 @@ def moves(store: Store) -> list[Move]:
         return [Move(old, new, _count(connection, old)) for old in sorted(olds)]
 
 
-def rebase(store: Store, move: Move) -> Path:
+def rebase(store: Store, move: Move) -> Path | None:
     """Let every address below the old folder point into the store, all or none, and return the copy made before.
 
-    What was logged into the old folder after the move is copied to its place here; nothing is taken from there.
+    What was logged into the old folder after the move is copied to its place here; nothing is taken from there. One
+    process does it, another waits as long as that takes, and is told None: it is done already.
     """
-    with closing(_connect(store)) as connection:
+    with FileLock(store.root / ".move.lock"), closing(_connect(store)) as connection:
+        if all(still.old != move.old for still in moves(store)):
+            return None
         copy = _back_up(store, connection)
         _bring_along(connection, move)
         with connection:

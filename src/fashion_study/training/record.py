@@ -1,6 +1,7 @@
 """The record: what a worker writes into a trial's MLflow run. It never touches the run's status."""
 
 import hashlib
+import json
 import re
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -35,19 +36,20 @@ class RecordedModel:
     sha256: str
 
 
-def record_evaluation(client: MlflowClient, run_id: str, evaluation: Evaluation, split: Split, seed: int) -> None:
-    """Log the figures and tables of an evaluation on `split` as artifacts of a run.
+def record_evaluation(client: MlflowClient, run_id: str, evaluation: Evaluation, split: Split, seed: int) -> str:
+    """Log the figures and tables of an evaluation on `split` as artifacts of a run, and return their SHA-256 sums.
+
+    The sums are lines as `sha256sum --check` reads them.
 
     `most_confused.json` names images by their index in `split`: of each pair up to six examples, and under
     `mistakes` all that are predicted wrongly, so that two models can be compared image by image.
     """
     names, confusion = evaluation.class_names, evaluation.confusion
     title = f"accuracy {evaluation.accuracy:.2%} on {len(split.labels):,} images"
-    client.log_figure(run_id, confusion_matrix_figure(confusion, names, title), "confusion_matrix.png")
     grid = prediction_grid_figure(
         split.images, split.labels, evaluation.predicted, evaluation.probabilities, names, seed
     )
-    client.log_figure(run_id, grid, "predictions.png")
+    figures = {"confusion_matrix.png": confusion_matrix_figure(confusion, names, title), "predictions.png": grid}
     tables = {
         "confusion_matrix.json": {
             "classes": list(names),
@@ -64,8 +66,14 @@ def record_evaluation(client: MlflowClient, run_id: str, evaluation: Evaluation,
             "mistakes": np.flatnonzero(evaluation.predicted != split.labels).tolist(),
         },
     }
-    for name, table in tables.items():
-        client.log_dict(run_id, table, name)
+    with TemporaryDirectory() as folder:
+        for name, figure in figures.items():
+            figure.savefig(Path(folder, name))
+        for name, table in tables.items():
+            Path(folder, name).write_text(json.dumps(table, indent=2), encoding="utf-8")
+        client.log_artifacts(run_id, folder)
+        files = sorted(Path(folder).iterdir())
+        return "\n".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in files)
 
 
 def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: Hyperparameters) -> RecordedModel:

@@ -1,7 +1,6 @@
 """Train one attempt at a trial and write down what it reached."""
 
 import hashlib
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ from fashion_study.training.continuation import Start, take_up
 from fashion_study.training.environment import environment
 from fashion_study.training.evaluation import Evaluation, evaluate
 from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, configure, fit, seed_training
+from fashion_study.training.last_words import last_words
 from fashion_study.training.model import build_model, float32_twin
 from fashion_study.training.precision import probe
 from fashion_study.training.record import final_metrics, record_evaluation, record_model
@@ -142,13 +142,13 @@ class Trainer:
         )
 
     def _write_down(self, spec: TrialSpec, evaluation: Evaluation, model: keras.Model) -> dict[str, str]:
-        """Log figures, tables and the model; return the tags that name it."""
+        """Log figures, tables and the model; return the tags that name it, and everything by its digest."""
         if not self._records:
             return {}
         with _blaming_the_store():
-            record_evaluation(self._client, spec.run_id, evaluation, self._data.validation, spec.seed)
+            sums = record_evaluation(self._client, spec.run_id, evaluation, self._data.validation, spec.seed)
             logged = record_model(self._client, spec.run_id, model, spec.hyperparameters)
-        return {"model_uri": logged.uri, "model_sha256": logged.sha256}
+        return {"model_uri": logged.uri, "model_sha256": logged.sha256, "evidence_sha256": sums}
 
 
 class _StoreFailedError(Exception):
@@ -166,7 +166,7 @@ def _blaming_the_store() -> Iterator[None]:
 
 
 def _failed(spec: TrialSpec, epochs: int, reason: FailReason) -> TrialResult:
-    return TrialResult(*spec.key, TrialState.FAILED, epochs, reason=reason, message=traceback.format_exc())
+    return TrialResult(*spec.key, TrialState.FAILED, epochs, reason=reason, message=last_words())
 
 
 def _cost(model: keras.Model, outcome: FitOutcome) -> dict[str, float]:

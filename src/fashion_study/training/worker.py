@@ -8,12 +8,12 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
 from fashion_study.errors import StudyError
+from fashion_study.training.last_words import last_words
 from fashion_study.trial import EpochReport, ProbeOrder, TrialSpec, WorkerFailed, WorkerReady, WorkerSettings
 
 PR_SET_PDEATHSIG = 1  # From <sys/prctl.h>.
@@ -35,7 +35,7 @@ def main() -> None:
         connection.send(WorkerFailed(error))
         raise
     except Exception:
-        told = StudyError(f"A worker could not begin its work:\n{traceback.format_exc()}")
+        told = StudyError(f"A worker could not begin its work:\n{last_words()}")
         connection.send(WorkerFailed(told))
         raise
     connection.send(WorkerReady())

@@ -16,7 +16,9 @@ from tests.faults.table import RecordFault
 
 ROOT = Path(__file__).parents[1]
 STUDY = "digits-smoke"
-PATIENCE = 200
+# Several starts of TensorFlow in a row, beside whatever else runs.
+PATIENCE = 600
+pytestmark = pytest.mark.timeout(1800)
 
 
 def python(module: str, *words: object) -> list[str]:

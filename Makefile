@@ -33,6 +33,9 @@ unmark = rm -f .venv/.locked .venv/.locked-dev .venv/.project
 lock = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	--python-version 3.11 $(ARGS) pyproject.toml --group build
 
+# Each starts TensorFlow several times over: on a crowded machine that takes many minutes.
+faults = -m faults --timeout 1800
+
 audit = $(bin)/python -m pip_audit --strict --disable-pip --require-hashes --progress-spinner off --requirement
 
 .PHONY: help audit study test test-faults test-faults-full bench bench-full check lock clean
@@ -48,10 +51,10 @@ test: check ## make check, then the tests; ARGS="-k space" passes options on
 	@$(bin)/python -m pytest -m "not faults" $(ARGS)
 
 test-faults: .venv/.locked-dev .venv/.project ## the tests that kill and interrupt real processes
-	@$(bin)/python -m pytest -m faults $(ARGS)
+	@$(bin)/python -m pytest $(faults) $(ARGS)
 
 test-faults-full: .venv/.locked-dev .venv/.project ## the same with hundreds of kills; writes the table of docs/reliability.md
-	@$(bin)/python -m pytest -m faults --faults-full $(ARGS)
+	@$(bin)/python -m pytest $(faults) --faults-full $(ARGS)
 
 bench: .venv/.locked-dev .venv/.project ## every benchmark in a short form, in one table; ARGS="--only overhead" picks some
 	@$(bin)/python -m benchmarks --short $(ARGS)

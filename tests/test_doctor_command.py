@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[1]
 STUDY = "digits-smoke"
 # Several starts of TensorFlow in a row, beside whatever else runs.
 PATIENCE = 600
-pytestmark = pytest.mark.timeout(1800)
 
 
 def python(module: str, *words: object) -> list[str]:

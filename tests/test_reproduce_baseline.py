@@ -150,7 +150,7 @@ def test_ctrl_c_ends_the_trainings_and_leaves_no_run_open(tmp_path: Path, record
         assert process.stdout.readline().startswith(("raw, seed 0", "unit, seed 0"))
         trainings = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
     assert process.returncode == 130
     assert trainings
     assert psutil.wait_procs(trainings, timeout=30)[1] == []

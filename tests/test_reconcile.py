@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
 from optuna.distributions import FloatDistribution
 
 from fashion_study.engines.ledger import MAX_RETURNS, Ledger
@@ -102,6 +103,23 @@ def test_what_has_ended_is_left_alone(killed: Killed) -> None:
     assert reconcile(killed.ledger, killed.runs) == []
 
     assert killed.ledger.records() == before
+
+
+def test_a_model_whose_logging_was_cut_off_is_given_up_and_those_of_others_are_left_alone(
+    killed: Killed, store: Store, client: MlflowClient
+) -> None:
+    _, run_id = killed.begin()
+    cut_off = client.create_logged_model(killed.experiment_id, name="model", source_run_id=run_id)
+    other = Killed(store, client, "another study")
+    _, run_of_other = other.begin()
+    of_other = client.create_logged_model(other.experiment_id, name="model", source_run_id=run_of_other)
+
+    lines = reconcile(killed.ledger, killed.runs)
+
+    assert lines[1:] == [f"model {cut_off.model_id} of run {run_id} was cut off while it was logged; it is FAILED"]
+    assert client.get_logged_model(cut_off.model_id).status is LoggedModelStatus.FAILED
+    assert client.get_logged_model(of_other.model_id).status is LoggedModelStatus.PENDING
+    assert reconcile(killed.ledger, killed.runs) == []
 
 
 def test_after_three_returns_the_attempt_that_is_cut_off_is_the_last(killed: Killed) -> None:

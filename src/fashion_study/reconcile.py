@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from fashion_study.engines.ledger import MAX_RETURNS, TOKEN, Ledger, TrialRecord
@@ -23,7 +24,9 @@ def reconcile(ledger: Ledger, runs: "StudyRuns") -> list[str]:
     The caller holds the study's lock, so whatever is marked as running has no owner. Killed at any point, it does
     what is left the next time; where nothing disagrees it does nothing.
     """
-    return [f"{found.where} {found.what}; {found.repair()}" for found in disagreements(ledger, runs) if found.repair]
+    # The doctor finds the models with the other files.
+    all_found = chain(disagreements(ledger, runs), runs.half_written())
+    return [f"{found.where} {found.what}; {found.repair()}" for found in all_found if found.repair]
 
 
 def disagreements(ledger: Ledger, runs: "StudyRuns") -> Iterator[Finding]:

@@ -4,11 +4,12 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mlflow.entities import LoggedModel, LoggedModelStatus, Run
+from mlflow.entities import LoggedModel, Run
 
 from fashion_study.doctor.case import Case
 from fashion_study.finding import Finding, Kind
 from fashion_study.tracking.addresses import local_path
+from fashion_study.tracking.half_written import cut_off, half_written
 from fashion_study.tracking.registry import CARD_FILE, MODEL_FILE
 from fashion_study.trial import TrialState
 
@@ -40,10 +41,10 @@ def damaged_files(case: Case) -> Iterator[Finding]:
             yield _damaged(case, run, damage)
     if unseen:
         case.notes.append(f"The files of {unseen} runs do not lie on this machine: not looked at.")
-    for model in models.values():
+    for model in half_written(case.client, case.experiments):
         owner = runs.get(model.source_run_id or "")
-        if model.status is LoggedModelStatus.PENDING and owner is not None and not case.is_alive(owner):
-            yield _half_written(case, model, owner)
+        if owner is not None and not case.is_alive(owner):
+            yield cut_off(case.client, model)
 
 
 def model_damage(folder: Path, sha256: str) -> str | None:
@@ -99,12 +100,3 @@ def _damaged(case: Case, run: Run, damage: str) -> Finding:
     what = damage or f"its files are back, and it still says {run.data.tags[DAMAGED]!r}"
     remedy = "writes it on the run; bring the file back from a copy" if damage else "takes that from the run"
     return Finding(Kind.FILES, where, what, remedy, repair)
-
-
-def _half_written(case: Case, model: LoggedModel, run: Run) -> Finding:
-    def repair() -> str:
-        case.client.finalize_logged_model(model.model_id, "FAILED")
-        return "it is FAILED"
-
-    where = f"model {model.model_id} of run {run.info.run_id}"
-    return Finding(Kind.HALF_WRITTEN, where, "its logging was cut off", "marks the model as FAILED", repair)

@@ -9,6 +9,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from fashion_study.finding import Finding
+from fashion_study.tracking.half_written import cut_off, half_written
 from fashion_study.tracking.runs import LEDGER, RUN_STATUS, run_name
 from fashion_study.trial import FailReason, TrialResult, TrialState
 
@@ -128,6 +130,11 @@ class StudyRuns:
         if attempt.status == "RUNNING":
             self.interrupt(attempt, TrialState.WAITING, "no trial names this run")
 
+    def half_written(self) -> list[Finding]:
+        """Return the models of its attempts whose logging was cut off, while nobody works on any."""
+        found = half_written(self._client, [self._experiment_id])
+        return [cut_off(self._client, model) for model in found if self._is_below(model.source_run_id)]
+
     def best_objective(self) -> float | None:
         """Return the best objective that the study's run shows."""
         run = find_run(self._client, self.run_id)
@@ -136,6 +143,10 @@ class StudyRuns:
     def log_best(self, counted: int, objective: float) -> None:
         """Add the best objective to the study's run; the step is the number of trials counted."""
         self._log_metric(self.run_id, "best_objective", objective, counted)
+
+    def _is_below(self, run_id: str | None) -> bool:
+        run = find_run(self._client, run_id) if run_id else None
+        return run is not None and run.data.tags.get(MLFLOW_PARENT_RUN_ID) == self.run_id
 
     def _log_metric(self, run_id: str, name: str, value: float, step: int) -> None:
         self._client.log_batch(run_id, metrics=[Metric(name, value, int(time.time() * 1000), step)])

@@ -1,0 +1,30 @@
+"""Models whose logging was cut off: MLflow would call them pending for ever."""
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelStatus
+
+from fashion_study.finding import Finding, Kind
+
+
+def half_written(client: MlflowClient, experiments: list[str]) -> list[LoggedModel]:
+    """Return every logged model that is not whole yet, of a living process too."""
+    found: list[LoggedModel] = []
+    token = None
+    # MLflow keeps the status as a number, and compares it as one.
+    pending = f"status = {LoggedModelStatus.PENDING.to_proto()}"
+    while True:
+        page = client.search_logged_models(experiments, filter_string=pending, page_token=token)
+        found += page
+        if not (token := page.token):
+            return found
+
+
+def cut_off(client: MlflowClient, model: LoggedModel) -> Finding:
+    """Say that nobody completes a model."""
+
+    def repair() -> str:
+        client.finalize_logged_model(model.model_id, "FAILED")
+        return "it is FAILED"
+
+    where = f"model {model.model_id} of run {model.source_run_id}"
+    return Finding(Kind.HALF_WRITTEN, where, "was cut off while it was logged", "marks the model as FAILED", repair)

@@ -18,7 +18,7 @@ from fashion_study.tracking.store import Store
 from fashion_study.trial import DataSource, FailReason, Precision, TrialState
 
 ROOT = Path("/somewhere/my store")
-EMBEDDED = Store(ROOT, f"sqlite:///{ROOT}/mlflow.db", f"sqlite:///{ROOT}/optuna.db")
+EMBEDDED = Store(ROOT, f"sqlite:///{ROOT}/mlflow.db")
 PARAMS: dict[str, int | float | str] = {"filters_1": 8, "filters_2": 64, "learning_rate": 0.00123456, "epochs": 3}
 
 
@@ -169,7 +169,7 @@ def test_the_mlflow_ui_is_started_on_an_embedded_store() -> None:
 
 
 def test_the_mlflow_ui_of_a_server_is_already_there() -> None:
-    text = shown(result(*TWO, store=Store(ROOT, "http://tracking:5000", EMBEDDED.optuna_uri)))
+    text = shown(result(*TWO, store=Store(ROOT, "http://tracking:5000")))
 
     assert "http://tracking:5000/#/experiments/7" in text
     assert "experiments.ui" not in text

@@ -26,11 +26,14 @@ mkdir -p "$MLFLOW_DATA"
 cd "$MLFLOW_DATA"
 
 # Any account may read and write every experiment and model; to delete one takes whoever made it, or `admin`.
+# A password is looked up once a minute, not with every request: that takes longer than all else the request does. Until
+# then, one that was changed may still be taken.
 cat >basic_auth.ini <<INI
 [mlflow]
 default_permission = EDIT
 database_uri = postgresql+psycopg://mlflow@/mlflow_auth
 admin_username = admin
+auth_cache_ttl_seconds = 60
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 INI
 [ -s secret_key ] || od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >secret_key

@@ -6,7 +6,7 @@
 #
 # PGDATA  folder of the cluster; as root it belongs to the account `postgres`, which the server then runs as
 # LISTEN  address to listen at, 127.0.0.1 by default; ALLOW the network that may log in there, LISTEN/32 by default
-# PGPORT  5432 by default
+# PGPORT  5432 by default; further words go to the server: deploy/postgres.sh -c shared_buffers=1GB
 #
 # Over the network a password is always asked for (scram-sha-256). The superuser has none and comes in on this machine
 # alone, over the socket in PGDATA. Health check: pg_isready -h LISTEN -p PGPORT
@@ -41,7 +41,8 @@ if [ ! -e "$cluster/PG_VERSION" ]; then
 fi
 
 # exec: whoever ends this process ends the server. runuser would pass signals on only once its child has ended.
-set -- "$bin/postgres" -D "$cluster" -p "$port" -c listen_addresses="$listen" -c unix_socket_directories="$cluster"
+set -- "$bin/postgres" -D "$cluster" -p "$port" \
+    -c listen_addresses="$listen" -c unix_socket_directories="$cluster" "$@"
 if [ "$(id -u)" -eq 0 ]; then
     exec setpriv --reuid=postgres --regid=postgres --init-groups -- "$@"
 fi

@@ -204,7 +204,9 @@ class ProcessList:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._is_done.wait(0.2):
+        is_done = False
+        while not is_done:
+            is_done = self._is_done.wait(0.2)
             self.seen |= {" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])}
 
 

@@ -55,6 +55,7 @@ class Server:
         (server,) = psutil.Process(self._process.pid).children()
         server.send_signal(number)
         self._process.wait(PATIENCE)
+        self.stop()
 
     def stop(self) -> None:
         """Let go of the lifeline."""

@@ -67,14 +67,18 @@ class Server:
 
 
 class Postgres:
-    """A PostgreSQL server with the databases of a team, all passwords of its own."""
+    """A PostgreSQL server with the databases of a team, all passwords of its own.
 
-    def __init__(self, folder: Path) -> None:
+    One that is `is_careful` waits for the disk with every commit, as it does by default; the tests never take the power
+    from the machine.
+    """
+
+    def __init__(self, folder: Path, is_careful: bool = False) -> None:
         self.folder = folder
         self.port = choose_port(5432)
         self.passwords = {"optuna": f"o/{secrets.token_hex(12)}", "mlflow": f"m'{secrets.token_hex(12)}"}
-        # No test takes the power from the machine.
-        self._server = Server("postgres.sh", folder / "postgres.log", self._variables, "-c", "fsync=off")
+        words = () if is_careful else ("-c", "fsync=off")
+        self._server = Server("postgres.sh", folder / "postgres.log", self._variables, *words)
 
     @property
     def _variables(self) -> dict[str, str]:

@@ -41,7 +41,12 @@ class Server:
         """Start, and wait until it answers."""
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=self._environment
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=self._environment,
+                process_group=0,  # Whoever ends the tests' group must leave the lifeline to end the server.
             )
         deadline = time.monotonic() + PATIENCE
         while not is_healthy():

@@ -13,10 +13,15 @@ if TYPE_CHECKING:
 PROGRAMS = "/usr/lib/postgresql"
 
 
+def has_postgres() -> bool:
+    """Say whether Debian's package is installed."""
+    return any(Path(PROGRAMS).glob("*/bin/postgres"))
+
+
 @pytest.fixture(scope="session")
 def postgres() -> "Iterator[Postgres]":
     """Give a PostgreSQL server; skipped where there is none, but never where the variable CI is set."""
-    if not list(Path(PROGRAMS).glob("*/bin/postgres")):
+    if not has_postgres():
         message = f"there is no PostgreSQL in {PROGRAMS}"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
     # Not above: what this imports sets variables for MLflow, and the user's own are taken away first.

@@ -175,6 +175,17 @@ def test_the_mlflow_ui_of_a_server_is_already_there() -> None:
     assert "experiments.ui" not in text
 
 
+def test_every_command_after_a_study_is_told_where_its_ledger_lies() -> None:
+    config = StudyConfig(space="smoke", trials=2, study_db="postgresql://ana@host/optuna")
+
+    lines = shown(result(*TWO, config=config)).splitlines()
+
+    (report,) = (line for line in lines if "experiments.report" in line)
+    assert "OPTUNA_STORAGE=postgresql://ana@host/optuna " in report
+    (more,) = (line for line in lines if "experiments.run_study" in line)
+    assert "--study-db postgresql://ana@host/optuna" in more
+
+
 def test_results_on_other_data_than_was_wished_for_say_so() -> None:
     fallback = DataSource("digits", None, "d" * 64, is_fallback=True)
 

@@ -28,10 +28,13 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def ran(run: Command, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(run: Command, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("team")
+    # The other way to name the ledger: the commands after this one have OPTUNA_STORAGE.
+    own = {"OPTUNA_STORAGE": "", "PGPASSWORD": postgres.passwords["optuna"]}
+    words = ("--study-db", postgres.address(), "--trials", "3", "--finalists", "1", "--repeats", "1")
     with ProcessList() as processes:
-        done = run("run_study", *SMALL, "--trials", "3", "--finalists", "1", "--repeats", "1", cwd=folder)
+        done = run("run_study", *SMALL, *words, cwd=folder, environment=own)
     assert done.returncode == ExitCode.DONE, done.stdout + done.stderr
     return Ran(folder, done, processes.seen)
 
@@ -44,6 +47,14 @@ def test_ledger_runs_and_models_lie_on_the_servers_alone(ran: Ran, postgres: Pos
     assert list((postgres.folder / "mlflow" / "artifacts").rglob("model.keras"))
     assert f"MLflow UI:    {team.address}/#/experiments/" in ran.done.stdout
     assert {path.name for path in (ran.folder / "mlruns").iterdir()} <= {"logs", "locks"}
+
+
+def test_the_next_commands_name_the_ledger_and_the_study_s_run_does_not(ran: Ran, postgres: Postgres) -> None:
+    assert f"OPTUNA_STORAGE={postgres.address()} " in ran.done.stdout
+    assert f"--study-db {postgres.address()}" in ran.done.stdout
+    ((command,),) = postgres.query("SELECT value FROM tags WHERE key = 'command'", "mlflow", "mlflow")
+    assert str(command).startswith("python -m experiments.run_study ")
+    assert "postgresql" not in str(command)
 
 
 def test_what_comes_after_a_study_works_over_the_servers(ran: Ran, run: Command, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "training": (("--short",), ()),
     "overhead": (("--short",), ()),
     "scale": (("--short",), ("--full",)),
+    "sustain": (("--short",), ()),
 }
 FULL_ONLY: dict[str, tuple[str, ...]] = {"endurance": (), "first_use": ()}
 

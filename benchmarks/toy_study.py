@@ -57,8 +57,9 @@ def open_toy_study(
     epochs: int,
     sampler: SamplerName = "tpe",
     pruner: PrunerName = "successive-halving",
+    name: str = "toy",
 ) -> ToyStudy:
-    """Open the study `toy` in the store at `root`, as a study opens, all of whose trials have so many epochs."""
+    """Open the study `name` in the store at `root`, as a study opens, all of whose trials have so many epochs."""
     from fashion_study.tracking.attempts import StudyRuns
     from fashion_study.tracking.runs import MlflowTracker
 
@@ -72,7 +73,7 @@ def open_toy_study(
             trials=1_000_000,
             sampler=sampler,
             pruner=pruner,
-            study="toy",
+            study=name,
             store=root,
         )
     )

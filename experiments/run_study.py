@@ -48,6 +48,14 @@ def main(
     seed: Annotated[int, Option(help="Every other seed derives from this one.")] = 0,
     study: Annotated[str | None, Option(help="Name of the study; default DATASET-SPACE.")] = None,
     store: StoreFolder = Path("mlruns"),
+    study_db: Annotated[
+        str | None,
+        Option(
+            help="Keep the trials in a PostgreSQL database, postgresql://ROLE@HOST/NAME; default OPTUNA_STORAGE, else "
+            "a file in --store. No password here: PGPASSWORD, ~/.pgpass or OPTUNA_STORAGE has it.",
+            show_default=False,
+        ),
+    ] = None,
     precision: Annotated[PrecisionChoice, Option(help="auto: the faster one on this machine.")] = "auto",
     limit_train: Annotated[int | None, Option(help="Train on this many images only.")] = None,
     finalists: Annotated[
@@ -93,6 +101,7 @@ def main(
         seed=seed,
         study=study,
         store=store,
+        study_db=study_db,
         precision=precision,
         limit_train=limit_train,
         finalists=finalists,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.faults.table"]
+pytest_plugins = ["tests.deploy.fixtures", "tests.faults.table"]
 
-OWN_SETTINGS = ("MLFLOW_", "OPTUNA_", "KERAS_")
+OWN_SETTINGS = ("MLFLOW_", "OPTUNA_", "KERAS_", "PG")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -12,7 +12,7 @@ from fashion_study.finding import Finding, Kind
 from fashion_study.tracking.store import Store
 
 RUN, OTHER = "9f5fd2250a1b4c6e8d7f3a2b1c0d9e8f", "46834ddc9c8b7a695847362514039281"
-STORE = Store(Path("/data/studies/of the spring/mlruns"), "sqlite://", "sqlite://")
+STORE = Store(Path("/data/studies/of the spring/mlruns"), "sqlite://")
 FOUND = (
     Finding(Kind.ZOMBIE_STUDY, "digits-smoke", f"run {RUN} is RUNNING, and no process runs the study", "ends it", str),
     Finding(Kind.TWO_CURRENT, f"run {RUN} of trial 001", "is current too", f"marks it as superseded by {OTHER}", str),

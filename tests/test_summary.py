@@ -18,7 +18,7 @@ from fashion_study.tracking.store import Store
 from fashion_study.trial import DataSource, FailReason, Precision, TrialState
 
 ROOT = Path("/somewhere/my store")
-EMBEDDED = Store(ROOT, f"sqlite:///{ROOT}/mlflow.db", f"sqlite:///{ROOT}/optuna.db")
+EMBEDDED = Store(ROOT, f"sqlite:///{ROOT}/mlflow.db")
 PARAMS: dict[str, int | float | str] = {"filters_1": 8, "filters_2": 64, "learning_rate": 0.00123456, "epochs": 3}
 
 
@@ -169,10 +169,21 @@ def test_the_mlflow_ui_is_started_on_an_embedded_store() -> None:
 
 
 def test_the_mlflow_ui_of_a_server_is_already_there() -> None:
-    text = shown(result(*TWO, store=Store(ROOT, "http://tracking:5000", EMBEDDED.optuna_uri)))
+    text = shown(result(*TWO, store=Store(ROOT, "http://tracking:5000")))
 
     assert "http://tracking:5000/#/experiments/7" in text
     assert "experiments.ui" not in text
+
+
+def test_every_command_after_a_study_is_told_where_its_ledger_lies() -> None:
+    config = StudyConfig(space="smoke", trials=2, study_db="postgresql://ana@host/optuna")
+
+    lines = shown(result(*TWO, config=config)).splitlines()
+
+    (report,) = (line for line in lines if "experiments.report" in line)
+    assert "OPTUNA_STORAGE=postgresql://ana@host/optuna " in report
+    (more,) = (line for line in lines if "experiments.run_study" in line)
+    assert "--study-db postgresql://ana@host/optuna" in more
 
 
 def test_results_on_other_data_than_was_wished_for_say_so() -> None:

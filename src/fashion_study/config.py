@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from fashion_study.database_address import ledger_address
 from fashion_study.errors import BadInputError
 from fashion_study.space import Int, SearchSpace, Value
 from fashion_study.space_file import load_space
@@ -49,11 +50,12 @@ class StudyConfig(BaseModel):
     seconds, or more than `worker_memory` bytes, fails. With `keep_models` the model files of the best so many trials
     are kept, and those of the others taken away. The best `finalists` trials are trained again `repeats` times; left
     out, 3 and 3 as far as that takes no more epochs than the trials did. `try_points` are tried first, after the
-    baseline; what a point leaves out comes from the baseline. The default `sampler` is the `engine`'s: tpe of Optuna,
-    hyperband of KerasTuner, which has no pruners.
+    baseline; what a point leaves out comes from the baseline. `study_db` is the address of a PostgreSQL database for
+    the ledger of trials, without a password; left out, it is `OPTUNA_STORAGE`, else a file in `store`. The default
+    `sampler` is the `engine`'s: tpe of Optuna, hyperband of KerasTuner, which has no pruners.
 
     Raises:
-        BadInputError: a field is unknown or out of its range.
+        BadInputError: a field is unknown or out of its range, or `study_db` holds a password.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +75,7 @@ class StudyConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     study: Annotated[str | None, AfterValidator(_checked_study_name)] = None
     store: Path = Path("mlruns")
+    study_db: str | None = None
     precision: PrecisionChoice = "auto"
     limit_train: Annotated[int, Field(ge=1)] | None = None
     finalists: Annotated[int, Field(ge=0, le=100)] | None = None
@@ -81,6 +84,8 @@ class StudyConfig(BaseModel):
     try_points: tuple[dict[str, Value], ...] = ()
 
     def __init__(self, **fields: Any) -> None:
+        # Here, so that no config holds a password: it is shown, and written down as a command line.
+        ledger_address(fields.get("study_db"))
         try:
             super().__init__(**_with_defaults_of_its_engine(fields))
         except ValidationError as error:

@@ -77,7 +77,7 @@ class Plan:
     def _reproducing(self, precision: Precision) -> StudyConfig:
         """Write out what was found, and leave out where things lie on this machine."""
         found = {"dataset": self.source.name, "precision": precision.value}
-        places = {name: StudyConfig.model_fields[name].default for name in ("store", "data_dir")}
+        places = {name: StudyConfig.model_fields[name].default for name in ("store", "study_db", "data_dir")}
         return self.config.model_copy(update=found | places)
 
 

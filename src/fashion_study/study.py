@@ -1,7 +1,7 @@
 """Run a study from a config to its last figure: the table of contents of the main job."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from signal import Signals
@@ -11,7 +11,7 @@ from fashion_study.config import KerasTunerSampler, SamplerName, StudyConfig
 from fashion_study.coordinator import Assignment, Coordinator
 from fashion_study.datasets import load_study_data
 from fashion_study.engines.engine import Engine
-from fashion_study.engines.ledger import Ledger, TrialRecord
+from fashion_study.engines.ledger import TRACKED_AT, Ledger, TrialRecord
 from fashion_study.engines.optuna_engine import BASELINE_NUMBER, OptunaEngine
 from fashion_study.errors import StoreError, StudyError
 from fashion_study.executors.executor import Executor
@@ -35,8 +35,8 @@ from fashion_study.reconcile import reconcile
 from fashion_study.study_figures import study_figures
 from fashion_study.tracking.addresses import moves, rebase
 from fashion_study.tracking.failures import store_failures
-from fashion_study.tracking.ownership import sole_owner
 from fashion_study.tracking.store import Store, open_store
+from fashion_study.tracking.study_owner import sole_coordinator
 from fashion_study.tracking.waits import Waits, watch_waits
 from fashion_study.trial import DataSource, Precision, TrialState, WorkerSettings
 
@@ -107,12 +107,18 @@ class _Session:
     observer: Observer
     interrupts: Interrupts
     waits: Waits
+    require_ownership: Callable[[], None]
     precision: Precision
     validation_images: int
     deadline: float | None
 
     def is_interrupted(self) -> bool:
-        """Say whether the user wants the study to end."""
+        """Say whether the user wants the study to end.
+
+        Raises:
+            StoreError: another coordinator may own the study by now; whoever asks begins nothing more.
+        """
+        self.require_ownership()
         return self.interrupts.received is not None
 
 
@@ -141,20 +147,21 @@ def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyRes
     plan = plan_study(config)
     if plan.source.is_fallback:
         observer.warn(FALLBACK)
-    store = open_store(config.store)
+    store = open_store(config.store, study_db=config.study_db)
     started = time.monotonic()
     with (
         store_failures(store, GOES_ON),
-        sole_owner(store.root, plan.name),
+        store.ledger_storage() as storage,
+        sole_coordinator(store, storage, plan.name) as require_ownership,
         Interrupts(observer.note) as interrupts,
         watch_waits(observer.warn) as waits,
     ):
-        ledger = Ledger(store.optuna_storage(), plan.name)
+        ledger = Ledger(storage, plan.name)
         _refuse_another_study(plan, ledger)
         began_with = ledger.counted()
         exhausted = None
         if began_with < config.trials or not _is_published(plan, ledger):
-            exhausted = _run(plan, store, ledger, observer, interrupts, waits)
+            exhausted = _run(plan, store, ledger, observer, interrupts, waits, require_ownership)
         elif config.keep_models is not None:
             _model_keeper(store, store.client(), ledger, config, observer).sweep()
         facts = ledger.facts
@@ -196,7 +203,13 @@ def _publication(plan: Plan, ledger: Ledger) -> list[int | None]:
 
 
 def _run(
-    plan: Plan, store: Store, ledger: Ledger, observer: Observer, interrupts: Interrupts, waits: Waits
+    plan: Plan,
+    store: Store,
+    ledger: Ledger,
+    observer: Observer,
+    interrupts: Interrupts,
+    waits: Waits,
+    require_ownership: Callable[[], None],
 ) -> str | None:
     """Train what is left of the budget and publish the study; return why nothing more could be proposed."""
     config = plan.config
@@ -204,7 +217,7 @@ def _run(
     limits = Limits(config.trial_timeout, config.worker_memory)
     with closing_workers(LocalExecutor(settings, plan.workers, store.root / "logs" / plan.name, limits)) as executor:
         observer.note(f"starting {plan.workers} worker{'s' if plan.workers > 1 else ''}: TensorFlow takes some seconds")
-        session = _open(plan, store, ledger, executor, observer, interrupts, waits)
+        session = _open(plan, store, ledger, executor, observer, interrupts, waits, require_ownership)
         with _closing_its_run(session):
             exhausted = _search(session)
             final = _train_finalists(session)
@@ -230,6 +243,7 @@ def _open(
     observer: Observer,
     interrupts: Interrupts,
     waits: Waits,
+    require_ownership: Callable[[], None],
 ) -> _Session:
     """Open the stores and bring them together, while the workers import TensorFlow."""
     from fashion_study.tracking.attempts import StudyRuns, find_run
@@ -251,18 +265,44 @@ def _open(
     tracker = MlflowTracker(client, experiment_id)
     precision = _precision(config, ledger, executor, observer)
     known = ledger.facts.get("run_id")
-    if known and (run := find_run(client, known)) is not None and run.info.lifecycle_stage != "active":
-        client.restore_run(known)
+    run = find_run(client, known) if known else None
+    if known and run is None:
+        _refuse_another_place(plan.name, ledger, store)
+    if run is not None and run.info.lifecycle_stage != "active":
+        client.restore_run(run.info.run_id)
     run_id = tracker.open_study(plan.card(precision), data_cards(data), known, ledger.token)
     # Unpublished until the end, so that the next start takes up what a kill leaves, whatever its total.
     ledger.remember(run_id=run_id, experiment_id=experiment_id, published=None)
+    if store.database is not None:
+        ledger.remember(**{TRACKED_AT: store.tracked_at})
     for line in reconcile(ledger, StudyRuns(client, experiment_id, run_id)):
         observer.note(line)
     deadline = None if config.timeout is None else time.monotonic() + config.timeout
     images = len(data.validation.labels)
     return _Session(
-        plan, store, ledger, client, tracker, executor, observer, interrupts, waits, precision, images, deadline
+        plan,
+        store,
+        ledger,
+        client,
+        tracker,
+        executor,
+        observer,
+        interrupts,
+        waits,
+        require_ownership,
+        precision,
+        images,
+        deadline,
     )
+
+
+def _refuse_another_place(name: str, ledger: Ledger, store: Store) -> None:
+    """Refuse to go on without a study's runs, where the ledger on a server says that they are kept elsewhere."""
+    if (place := ledger.facts.get(TRACKED_AT)) not in (None, store.tracked_at):
+        raise StoreError(
+            f"Study {name!r} keeps its runs at {place}, and its own run is not at {store.tracked_at}. "
+            "Expected the same place for all of them. Set MLFLOW_TRACKING_URI, or name the folder with --store."
+        )
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fashion_study.config import StudyConfig
+from fashion_study.database_address import VARIABLE
 from fashion_study.engines.ledger import TrialRecord
 from fashion_study.finalists import choose
 from fashion_study.progress import duration
@@ -177,7 +178,10 @@ def _named_once(config: StudyConfig) -> StudyConfig:
 
 def _command(result: StudyResult, name: str, *words: str) -> str:
     store = [] if result.config.store == Path("mlruns") else ["--store", str(result.config.store)]
-    return shlex.join([_interpreter(), "-m", f"experiments.{name}", *words, *store])
+    command = shlex.join([_interpreter(), "-m", f"experiments.{name}", *words, *store])
+    database = result.config.study_db
+    # The other commands know the variable alone; what it holds here has no password.
+    return command if database is None else f"{VARIABLE}={shlex.quote(database)} {command}"
 
 
 def _interpreter() -> str:

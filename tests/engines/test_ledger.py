@@ -1,19 +1,28 @@
 """The promises of the ledger: what it is told it keeps, across processes and interruptions."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
 
+from fashion_study.database_address import DatabaseAddress
 from fashion_study.engines.ledger import MAX_RETURNS, Ledger
+from fashion_study.tracking.postgres import open_storage
 from fashion_study.trial import FailReason, TrialResult, TrialState
 from tests.twins import memory_storage
 
 
-@pytest.fixture(scope="module")
-def storage() -> RDBStorage:
-    return memory_storage()
+@pytest.fixture(scope="module", params=["SQLite", "PostgreSQL"])
+def storage(request: pytest.FixtureRequest) -> Iterator[RDBStorage]:
+    if request.param == "SQLite":
+        yield memory_storage()
+        return
+    postgres = request.getfixturevalue("postgres")
+    storage = open_storage(DatabaseAddress(postgres.driver_address(), postgres.passwords["optuna"]))
+    yield storage
+    storage.engine.dispose()
 
 
 @pytest.fixture

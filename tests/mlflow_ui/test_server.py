@@ -252,7 +252,7 @@ def test_a_server_that_ends_by_itself_is_reported(studies: Studies) -> None:
 
 def test_a_server_that_cannot_start_is_reported_with_what_it_printed(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("This was a database once; something else has been written over it.")
-    store = Store(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", f"sqlite:///{tmp_path}/optuna.db")
+    store = Store(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(StoreError, match=r"mlflow-server\.log"), serve(store, choose_port(5000)):
         pytest.fail("it has started")
     assert "database" in (tmp_path / "logs" / "mlflow-server.log").read_text()

@@ -36,7 +36,7 @@ def ask_a_damaged_mlflow(store: Store) -> None:
 
 def write_to_a_held_optuna(store: Store) -> None:
     store.optuna_storage()
-    storage = RDBStorage(store.optuna_uri, engine_kwargs={"connect_args": {"timeout": 0.1}})
+    storage = RDBStorage(f"sqlite:///{store.ledger_file}", engine_kwargs={"connect_args": {"timeout": 0.1}})
     with closing(sqlite3.connect(store.root / "optuna.db")) as holder:
         holder.execute("BEGIN EXCLUSIVE")
         storage.create_new_study([StudyDirection.MAXIMIZE], "kept waiting")
@@ -51,7 +51,7 @@ def lose_the_folder(store: Store) -> None:
 
 
 def ask_a_server_that_is_gone(store: Store) -> None:
-    away = Store(store.root, "http://127.0.0.1:9", store.optuna_uri)
+    away = Store(store.root, "http://127.0.0.1:9")
     from mlflow import MlflowClient
 
     MlflowClient(away.tracking_uri).search_experiments()

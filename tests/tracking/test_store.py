@@ -45,8 +45,8 @@ def test_everything_lies_in_the_folder_whatever_the_working_directory(
     assert list(tmp_path.iterdir()) == []
     (note,) = store.root.glob("artifacts/digits/**/note.txt")
     assert note.read_text() == "evidence"
-    for uri in (store.tracking_uri, store.optuna_uri):
-        assert Path(uri.removeprefix("sqlite:///")).is_absolute()
+    for path in (store.tracking_uri.removeprefix("sqlite:///"), store.ledger_file):
+        assert Path(path).is_absolute()
 
 
 def test_opening_a_store_leaves_the_default_of_this_process_alone(store: Store) -> None:
@@ -102,7 +102,7 @@ def test_the_user_s_own_server_is_honoured(status: int, tmp_path: Path, monkeypa
 
     assert store.tracking_uri == client.tracking_uri == address
     assert not store.is_embedded
-    assert store.optuna_uri == f"sqlite:///{tmp_path / 'optuna.db'}"
+    assert store.ledger_file == tmp_path / "optuna.db"
     assert list(tmp_path.iterdir()) == []
 
 

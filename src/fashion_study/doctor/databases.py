@@ -16,15 +16,17 @@ RECOVER = f"{RESTORE}, or save what can be read with `sqlite3 FILE .recover`"
 def damaged_databases(store: Store) -> Iterator[Finding]:
     """Let SQLite check the files of a store; in a damaged one nothing else can be trusted.
 
+    What lies on a server is the server's to check.
+
     Raises:
         StoreError: a file is no database, or cannot be read.
     """
-    runs, ledger = store.root / "mlflow.db", store.root / "optuna.db"
-    damaged = list(_check(ledger)) if ledger.is_file() else []
+    runs, ledger = store.root / "mlflow.db", store.ledger_file
+    damaged = list(_check(ledger)) if store.database is None and ledger.is_file() else []
     if store.is_embedded:
         if runs.is_file():
             yield from _check(runs)
-        elif not damaged and has_runs(store):
+        elif not damaged and store.database is None and has_runs(store):
             what = "is gone, and with it the runs of the ledger's studies"
             yield Finding(Kind.DATABASE, runs.name, what, RESTORE)
     yield from damaged
@@ -32,7 +34,8 @@ def damaged_databases(store: Store) -> Iterator[Finding]:
 
 def has_runs(store: Store) -> bool:
     """Say whether a study of the ledger has got as far as a run; a kill may have come before."""
-    return any("run_id" in study.user_attrs for study in store.optuna_storage().get_all_studies())
+    with store.ledger_storage() as storage:
+        return any("run_id" in study.user_attrs for study in storage.get_all_studies())
 
 
 def _check(path: Path) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fashion_study.database_address import VARIABLE
 from fashion_study.errors import StoreError
 from fashion_study.finding import Finding, Kind
 from fashion_study.tracking.addresses import Move, moves, rebase
@@ -59,7 +60,8 @@ def _existing(root: Path) -> Store:
     # Path.expanduser would fail for an account without a home.
     folder = Path(os.path.expanduser(root))  # noqa: PTH111
     # Path.is_dir and Path.is_file would fail for a name that no file can have.
-    has_server = bool(os.environ.get("MLFLOW_TRACKING_URI")) and os.path.isdir(folder)  # noqa: PTH112
+    is_there = os.path.isdir(folder) or bool(os.environ.get(VARIABLE))  # noqa: PTH112
+    has_server = bool(os.environ.get("MLFLOW_TRACKING_URI")) and is_there
     if not has_server and not any(os.path.isfile(folder / name) for name in ("mlflow.db", "optuna.db")):  # noqa: PTH113
         raise StoreError(
             f"There is no store in {printable(str(folder))}: it has neither mlflow.db nor optuna.db. Expected the "

@@ -60,7 +60,8 @@ def orphans(case: Case) -> Iterator[Finding]:
     if deleted := sum(run.info.lifecycle_stage != "active" for run in case.runs()):
         # Somebody's decision, and no damage.
         case.notes.append(f"{deleted} runs lie in MLflow's bin: left there.")
-    if not case.store.is_embedded or not (case.store.root / "optuna.db").is_file():
+    # A ledger elsewhere may be another one than that of these runs.
+    if not case.store.is_embedded or case.store.database is not None or not case.store.has_ledger:
         return
     for run in case.runs():
         is_ours = run.data.tags["kind"] in ("study", "trial", "finalist") and run.info.lifecycle_stage == "active"

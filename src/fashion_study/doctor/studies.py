@@ -2,14 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fashion_study.doctor.case import Case
-from fashion_study.engines.ledger import TOKEN, Ledger
+from fashion_study.engines.ledger import TOKEN, TRACKED_AT, Ledger
 from fashion_study.finding import Finding, Kind
 from fashion_study.reconcile import CAUSE, disagreements
 from fashion_study.tracking.attempts import StudyRuns, find_run
-from fashion_study.tracking.ownership import claim
+from fashion_study.tracking.study_owner import claim_study
 from fashion_study.wording import printable
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
 
 # What every study with a run remembers of it.
 FACTS = ("run_id", "experiment_id")
@@ -17,25 +21,32 @@ FACTS = ("run_id", "experiment_id")
 
 def damaged_studies(case: Case) -> Iterator[Finding]:
     """Compare every study with its runs, but for those that a process is running."""
-    if not (case.store.root / "optuna.db").is_file():
+    if not case.store.has_ledger:
         yield from _without_ledger(case)
         return
-    storage = case.store.optuna_storage()
-    for name in sorted(study.study_name for study in storage.get_all_studies()):
-        ledger = Ledger(storage, name)
-        if "run_id" not in ledger.facts:
-            continue  # Killed before it had anything, or somebody else's.
-        if unreadable := [fact for fact in FACTS if not isinstance(ledger.facts.get(fact), str)]:
-            what = f"has no {' and no '.join(unreadable)} that can be read"
-            yield Finding(Kind.DATABASE, printable(name), what, "nothing: restore optuna.db from a copy")
-            continue
-        case.families.add(ledger.facts["run_id"])
-        with claim(case.store.root, name) as holder:
-            if holder is None:
-                yield from _damaged_study(case, ledger)
-            else:
-                case.alive.add(ledger.facts["run_id"])
-                case.notes.append(f"Study {name} is being run by {holder}: left alone.")
+    with case.store.ledger_storage() as storage:
+        for name in sorted(study.study_name for study in storage.get_all_studies()):
+            yield from _of_study(case, storage, name)
+
+
+def _of_study(case: Case, storage: "RDBStorage", name: str) -> Iterator[Finding]:
+    ledger = Ledger(storage, name)
+    if "run_id" not in ledger.facts:
+        return  # Killed before it had anything, or somebody else's.
+    if unreadable := [fact for fact in FACTS if not isinstance(ledger.facts.get(fact), str)]:
+        what = f"has no {' and no '.join(unreadable)} that can be read"
+        yield Finding(Kind.DATABASE, printable(name), what, "nothing: restore the ledger from a copy")
+        return
+    if (elsewhere := ledger.facts.get(TRACKED_AT)) not in (None, case.store.tracked_at):
+        case.notes.append(f"Study {printable(name)} keeps its runs at {printable(str(elsewhere))}: not looked at.")
+        return
+    case.families.add(ledger.facts["run_id"])
+    with claim_study(case.store, storage, name) as holder:
+        if holder is None:
+            yield from _damaged_study(case, ledger)
+        else:
+            case.alive.add(ledger.facts["run_id"])
+            case.notes.append(f"Study {name} is being run by {holder}: left alone.")
 
 
 def _damaged_study(case: Case, ledger: Ledger) -> Iterator[Finding]:
@@ -76,4 +87,7 @@ def _without_ledger(case: Case) -> Iterator[Finding]:
         what = f"is gone, and with it the ledger of {names}"
         yield Finding(Kind.DATABASE, "optuna.db", what, "nothing: restore the file from a copy")
     elif not case.store.is_embedded:
-        case.notes.append(f"There is no ledger in {case.store.root}: only the registry is looked at.")
+        case.notes.append(
+            f"There is no ledger in {case.store.root}, and OPTUNA_STORAGE names none elsewhere: only the registry is "
+            "looked at."
+        )

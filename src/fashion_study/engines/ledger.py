@@ -26,6 +26,8 @@ STATES = {
 }
 # The fact that tells a study from any other.
 TOKEN = "token"
+# And where its runs are kept, which a ledger that lies elsewhere cannot know otherwise.
+TRACKED_AT = "tracked_at"
 COUNTED = (OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.FAIL)
 
 

@@ -30,8 +30,10 @@ def run_of_trial(store: Store, number: int, study: str | None) -> str:
         BadInputError: there is no such study or trial, or the trial has no end that could be compared.
         StoreError: the store has no ledger.
     """
-    ledger = _open_ledger(store, study)
-    records = {record.number: record for record in ledger.records()}
+    _require_ledger(store)
+    with store.ledger_storage() as storage:
+        ledger = _ledger(store, storage, study)
+        records = {record.number: record for record in ledger.records()}
     label = f"trial {number:03d} of study {ledger.name}"
     if number not in records:
         found = f"it has the trials 0 to {max(records)}" if records else "it has none yet"
@@ -61,19 +63,21 @@ def refuse_without_end(label: str, state: TrialState | None, reason: FailReason 
     )
 
 
-def _open_ledger(store: Store, study: str | None) -> Ledger:
-    if not (store.root / "optuna.db").is_file():
+def _require_ledger(store: Store) -> None:
+    if not store.has_ledger:
         raise StoreError(
             f"There is no ledger in {store.root}: it has no optuna.db. Expected the folder of an earlier study. "
-            "Name it with --store, or name a run instead of a trial's number."
+            "Name it with --store, set OPTUNA_STORAGE, or name a run instead of a trial's number."
         )
-    storage = store.optuna_storage()
+
+
+def _ledger(store: Store, storage: "RDBStorage", study: str | None) -> Ledger:
     known = optuna.get_all_study_names(storage)
     if not known:
-        raise BadInputError(f"There is no study in {store.root}. Run one with python -m experiments.run_study.")
+        raise BadInputError(f"There is no study in {store.ledger_at}. Run one with python -m experiments.run_study.")
     if study is not None and study not in known:
         raise BadInputError(
-            f"There is no study {shown(study)} in {store.root}{did_you_mean(study, dict.fromkeys(known))}. "
+            f"There is no study {shown(study)} in {store.ledger_at}{did_you_mean(study, dict.fromkeys(known))}. "
             f"Expected one of: {shown_list(tuple(known))}. Name another store with --store."
         )
     return Ledger(storage, study or max(known, key=lambda name: _worked_on(storage, name)))

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fashion_study.database_address import ledger_address
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.tracking.failures import store_failures
 from fashion_study.tracking.store import Store, open_store
 from fashion_study.wording import did_you_mean, printable, shown, shown_list
 
 if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
     from fashion_study.engines.ledger import Ledger
     from fashion_study.report.facts import StudyFacts
 
@@ -40,15 +43,16 @@ def publish_report(study: str, store: Path | str, output: Path | None = None, da
     """
     output = None if output is None else _expanded(output)
     _require_place(output)
-    _require_data(_expanded(store))
+    if ledger_address(None) is None:
+        _require_data(_expanded(store))
     opened = open_store(store)
-    ledger = _ledger(study, opened)
-    # Imported here: they bring MLflow and Matplotlib, and a refusal must not wait for those.
-    from fashion_study.report.collect import collect
-    from fashion_study.report.page import render
+    with store_failures(opened, AGAIN), opened.ledger_storage() as storage:
+        ledger = _ledger(study, opened, storage)
+        # Imported here: they bring MLflow and Matplotlib, and a refusal must not wait for those.
+        from fashion_study.report.collect import collect
+        from fashion_study.report.page import render
 
-    path = output or _default_place(study)
-    with store_failures(opened, AGAIN):
+        path = output or _default_place(study)
         facts = collect(ledger, opened, data_dir)
     page = render(facts, Path(store))
     try:
@@ -109,18 +113,17 @@ def _require_data(store: Path) -> None:
         )
 
 
-def _ledger(study: str, store: Store) -> "Ledger":
+def _ledger(study: str, store: Store, storage: "RDBStorage") -> "Ledger":
     """Open the ledger of a study that is there and has a run."""
     import optuna
 
     from fashion_study.engines.ledger import Ledger
 
-    storage = store.optuna_storage()
     known = optuna.get_all_study_names(storage)
     if study not in known:
         listed = shown_list(tuple(known)) if known else "none at all"
         raise BadInputError(
-            f"There is no study {shown(study)} in {store.root}{did_you_mean(study, dict.fromkeys(known))}. "
+            f"There is no study {shown(study)} in {store.ledger_at}{did_you_mean(study, dict.fromkeys(known))}. "
             f"Expected one of: {listed}. Name another store with --store."
         )
     ledger = Ledger(storage, study)

@@ -41,12 +41,9 @@ def store_failures(store: Store, advice: str) -> Iterator[None]:
     except Exception as error:
         if (failure := _failure_behind(error, store.root)) is None:
             raise
-        from mlflow.exceptions import MlflowException
-
-        is_server = isinstance(error, MlflowException) and not store.is_embedded
-        where = without_passwords(store.tracking_uri) if is_server else store.root
         raise StoreError(
-            f"The store {where} gave up: {_reason(failure)}. Expected it to take what is written. {advice}"
+            f"The store {_place(error, store)} gave up: {_reason(failure)}. "
+            f"Expected it to take what is written. {advice}"
         ) from error
 
 
@@ -75,6 +72,20 @@ class Patience:
                 f"The workers cannot write down what they have trained: {cause}. Expected the store to take it. "
                 "No trial has lost an attempt by it. Free space, or see to the store; the same command goes on."
             )
+
+
+def _place(error: Exception, store: Store) -> str:
+    """Name the part of a store that has failed."""
+    from mlflow.exceptions import MlflowException
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if isinstance(error, MlflowException) and not store.is_embedded:
+        return without_passwords(store.tracking_uri)
+    # What MLflow's own database raises comes as an exception of MLflow's.
+    if store.database is not None and isinstance(error, StorageInternalError | SQLAlchemyError):
+        return f"at {store.database}"
+    return str(store.root)
 
 
 def _failure_behind(error: BaseException | None, root: Path) -> BaseException | None:

@@ -102,6 +102,8 @@ class Registry:
             source=logged.artifact_location,
             run_id=candidate.run_id,
             model_id=model_id,
+            # A version is there as soon as it is made; a server's would be waited for, with a line about it.
+            await_creation_for=0,
             tags={key: str(value) for key, value in candidate.tags.items()} | {"model_sha256": candidate.sha256},
         )
         return self._version(made)

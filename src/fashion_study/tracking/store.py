@@ -16,9 +16,11 @@ from urllib.request import urlopen
 
 from filelock import FileLock, Timeout
 
+from fashion_study.database_address import DatabaseAddress, ledger_address
 from fashion_study.errors import StoreError
 from fashion_study.tracking.filesystems import mounts, refuse_network
 from fashion_study.tracking.passwords import hide_login, without_passwords
+from fashion_study.tracking.postgres import open_storage
 from fashion_study.wording import printable
 
 if TYPE_CHECKING:
@@ -44,16 +46,39 @@ ANSWER_SECONDS = 10
 
 @dataclass(frozen=True)
 class Store:
-    """Name where the evidence lies. All addresses are absolute, so they hold from any working directory."""
+    """Name where the evidence lies. All addresses are absolute, so they hold from any working directory.
+
+    `database` is PostgreSQL's where that has the ledger; None: a file in the folder has it.
+    """
 
     root: Path
     tracking_uri: str
-    optuna_uri: str
+    database: DatabaseAddress | None = None
 
     @property
     def is_embedded(self) -> bool:
         """Say whether MLflow's data lies in this folder rather than on a server of the user's."""
         return self.tracking_uri == _sqlite_uri(self.root / "mlflow.db")
+
+    @property
+    def tracked_at(self) -> str:
+        """Name the place of the runs, without a password."""
+        return without_passwords(self.tracking_uri)
+
+    @property
+    def ledger_file(self) -> Path:
+        """Return the file that has the ledger where no database on a server has it."""
+        return self.root / "optuna.db"
+
+    @property
+    def ledger_at(self) -> str:
+        """Name the place of the ledger, without a password."""
+        return str(self.database or self.root)
+
+    @property
+    def has_ledger(self) -> bool:
+        """Say whether there is a ledger, or a server to ask for one; nothing is made."""
+        return self.database is not None or self.ledger_file.is_file()
 
     def client(self) -> "MlflowClient":
         """Open MLflow's client on this store, creating or migrating the embedded database first.
@@ -82,13 +107,25 @@ class Store:
 
     def optuna_storage(self) -> "RDBStorage":
         """Open Optuna's storage on this store, creating or migrating its database first."""
+        if self.database is not None:
+            return open_storage(self.database)
         from optuna.storages import RDBStorage
 
-        with _opening("Optuna", self.optuna_uri), self._migration_lock("optuna"):
-            _make_whole(self.root / "optuna.db", lambda uri: RDBStorage(uri).engine)
-            storage = RDBStorage(self.optuna_uri, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
-            _use_write_ahead_log(self.root / "optuna.db")
+        uri = _sqlite_uri(self.ledger_file)
+        with _opening("Optuna", uri), self._migration_lock("optuna"):
+            _make_whole(self.ledger_file, lambda unfinished: RDBStorage(unfinished).engine)
+            storage = RDBStorage(uri, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
+            _use_write_ahead_log(self.ledger_file)
             return storage
+
+    @contextmanager
+    def ledger_storage(self) -> "Iterator[RDBStorage]":
+        """Open Optuna's storage on this store while the block runs, and close its connections after it."""
+        storage = self.optuna_storage()
+        try:
+            yield storage
+        finally:
+            storage.engine.dispose()
 
     def experiment_id(self, client: "MlflowClient", name: str) -> str:
         """Return the id of the MLflow experiment `name` (one per data set), made where there is none."""
@@ -121,13 +158,15 @@ class Store:
         return FileLock(self.root / f".{database}-migration.lock", timeout=BUSY_SECONDS)
 
 
-def open_store(root: Path | str, *, makes_folder: bool = True) -> Store:
+def open_store(root: Path | str, *, study_db: str | None = None, makes_folder: bool = True) -> Store:
     """Make the folder where there is none, unless that is not wanted, and name what lies in it.
 
     `MLFLOW_TRACKING_URI` is honoured where the user set it: the runs then go to that server. The path of an SQLite
-    database in it is taken from the working directory, as MLflow takes it, and made absolute.
+    database in it is taken from the working directory, as MLflow takes it, and made absolute. The ledger lies in the
+    PostgreSQL database that `study_db` or else `OPTUNA_STORAGE` names.
 
     Raises:
+        BadInputError: `study_db` or `OPTUNA_STORAGE` is not the address of such a database.
         StoreError: the folder cannot be made or written, or lies on a network file system; the server does not answer.
     """
     # Path.expanduser would fail for an account without a home.
@@ -143,7 +182,7 @@ def open_store(root: Path | str, *, makes_folder: bool = True) -> Store:
     store = Store(
         root=folder,
         tracking_uri=_absolute(os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(folder / "mlflow.db")),
-        optuna_uri=_sqlite_uri(folder / "optuna.db"),
+        database=ledger_address(study_db),
     )
     if makes_folder:
         # Asked first: where no server answers, nothing is made.

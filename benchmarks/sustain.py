@@ -1,0 +1,176 @@
+"""Measure how many trials and reports a second one coordinator takes in, on SQLite and on servers.
+
+`python -m benchmarks.sustain` runs toy trials through the real coordinator, engine, ledger and tracker, with simulated
+workers that answer at once, in turn for every number of workers. The servers are those of `deploy/`, on this machine,
+so that they and the coordinator share its processor.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from benchmarks.processes import in_a_fresh_process
+from benchmarks.sheet import Line, print_table, publish, table_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fashion_study.executors.executor import Executor
+
+WORKERS, SHORT_WORKERS = (1, 16, 64, 256), (1, 16)
+# Two lengths of the same number of trials tell what a trial costs from what a report does.
+EPOCHS = (1, 6)
+FEWEST_TRIALS = 32
+REPEATS, SHORT_REPEATS = 3, 1
+EMBEDDED, LEDGER, SERVERS = "SQLite", "ledger on PostgreSQL", "PostgreSQL and MLflow server"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Hold what a number of trials took, by the wall and of the coordinator's processor time."""
+
+    trials: int
+    reports: int
+    wall: float
+    processor: float
+
+
+def main(
+    short: Annotated[bool, typer.Option("--short", help="1 and 16 workers, each once.")] = False,
+    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("benchmarks-sustain.json"),
+) -> None:
+    """Measure every place and number of workers in turn, and print what a coordinator sustains."""
+    repeats = SHORT_REPEATS if short else REPEATS
+    workers = SHORT_WORKERS if short else WORKERS
+    found: dict[tuple[str, int], list[dict[str, float]]] = {}
+    with _places() as places, tempfile.TemporaryDirectory() as folder:
+        for repeat in range(repeats):
+            for count in workers:
+                for place, environment in places.items():
+                    root = Path(folder, f"{place}-{count}-{repeat}".replace(" ", "-"))
+                    spent = [
+                        in_a_fresh_process(_spend, root.with_name(f"{root.name}-{epochs}"), environment, count, epochs)
+                        for epochs in EPOCHS
+                    ]
+                    found.setdefault((place, count), []).append(_rates(*spent))
+                    print_table(_table(found))
+    rows = [{"place": place, "workers": count, "measured": each} for (place, count), each in found.items()]
+    publish("sustain", [], _lines(found), {"rows": rows}, repeats, output)
+
+
+@contextmanager
+def _places() -> Iterator[dict[str, dict[str, str]]]:
+    """Start the servers and yield what the environment says of each place, as whoever runs studies there sets it."""
+    from tests.deploy.fixtures import has_postgres
+    from tests.deploy.servers import Postgres, TeamMlflow, server_folder
+
+    if not has_postgres():
+        print("There is no PostgreSQL here (Debian's package postgresql): SQLite alone is measured.", file=sys.stderr)
+        yield {EMBEDDED: {}}
+        return
+    with ExitStack() as stack:
+        folder = stack.enter_context(server_folder())
+        postgres = Postgres(folder, is_careful=True)
+        stack.callback(postgres.stop)
+        postgres.start()
+        postgres.make_databases()
+        mlflow = TeamMlflow(folder, postgres)
+        stack.callback(mlflow.stop)
+        mlflow.start()
+        assert mlflow.make_account().returncode == 0
+        ledger = {"OPTUNA_STORAGE": postgres.address(), "PGPASSWORD": postgres.passwords["optuna"]}
+        tracking = {
+            "MLFLOW_TRACKING_URI": mlflow.address,
+            "MLFLOW_TRACKING_USERNAME": mlflow.account,
+            "MLFLOW_TRACKING_PASSWORD": mlflow.password,
+        }
+        yield {EMBEDDED: {}, LEDGER: ledger, SERVERS: ledger | tracking}
+
+
+def _spend(root: Path, environment: Mapping[str, str], workers: int, epochs: int) -> Spent:
+    """Run trials of so many epochs in a study of their own."""
+    os.environ |= environment
+    from benchmarks.toy_study import open_toy_study
+
+    study = open_toy_study(root, epochs, name=root.name)
+    executor = _executor(workers)
+    # Libraries and tables are there once something was written.
+    study.run(2, _executor(1))
+    trials = max(FEWEST_TRIALS, workers)
+    wall, processor = time.perf_counter(), time.process_time()
+    study.run(trials, executor)
+    return Spent(trials, trials * epochs, time.perf_counter() - wall, time.process_time() - processor)
+
+
+def _executor(workers: int) -> "Executor":
+    from benchmarks.toy_study import METRICS, TAGS
+    from fashion_study.executors.executor import Event
+    from fashion_study.trial import AttemptLost, EpochReport
+    from tests.twins import MemoryExecutor
+
+    class RisingExecutor(MemoryExecutor):
+        """Answer with as much as a real worker, and with a later trial always the better one: none is pruned."""
+
+        def wait(self, timeout: float) -> list[Event]:
+            return [self._risen(event) for event in super().wait(timeout)]
+
+        def _risen(self, event: Event) -> Event:
+            height = event.number * 1e-6
+            match event:
+                case EpochReport():
+                    return replace(event, val_accuracy=height + event.epoch * 1e-8)
+                case AttemptLost():
+                    return event
+            return replace(event, objective=height, metrics=METRICS, tags=TAGS)
+
+    return RisingExecutor(workers)
+
+
+def _rates(short: Spent, long: Spent) -> dict[str, float]:
+    """Tell a trial from a report: both ran as many trials, and differ in their reports alone."""
+    reports = long.reports - short.reports
+    rates: dict[str, float] = {}
+    for name in ("wall", "processor"):
+        report = (getattr(long, name) - getattr(short, name)) / reports
+        rates[f"report_{name}_ms"] = 1000 * report
+        rates[f"trial_{name}_ms"] = 1000 * (getattr(short, name) - short.reports * report) / short.trials
+    return rates
+
+
+def _table(found: Mapping[tuple[str, int], list[dict[str, float]]]) -> "Table":
+    headings = ("workers", "trials/s", "reports/s", "processor: ms a trial", "ms a report", "n")
+    table = table_of("what one coordinator sustains, medians", *headings)
+    for (place, count), measured in found.items():
+        middle = {name: median(each[name] for each in measured) for name in measured[0]}
+        table.add_row(
+            place,
+            str(count),
+            f"{1000 / middle['trial_wall_ms']:.1f}",
+            f"{1000 / middle['report_wall_ms']:.0f}",
+            f"{middle['trial_processor_ms']:.1f}",
+            f"{middle['report_processor_ms']:.1f}",
+            str(len(measured)),
+        )
+    return table
+
+
+def _lines(found: Mapping[tuple[str, int], list[dict[str, Any]]]) -> list[Line]:
+    lines = []
+    for (place, count), measured in found.items():
+        trial, report = (median(each[f"{name}_wall_ms"] for each in measured) for name in ("trial", "report"))
+        what = f"{place}, {count} workers"
+        lines.append(Line(what, f"{1000 / trial:.1f} trials/s, {1000 / report:.0f} reports/s"))
+    return lines
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,49 @@
+#!/bin/sh
+# A PostgreSQL server in the foreground, its cluster made first where there is none. Whoever has a server already needs
+# databases.sh alone.
+#
+#   PGDATA=/srv/postgres LISTEN=10.0.0.5 deploy/postgres.sh
+#
+# PGDATA  folder of the cluster; as root it belongs to the account `postgres`, which the server then runs as
+# LISTEN  address to listen at, 127.0.0.1 by default; ALLOW the network that may log in there, LISTEN/32 by default
+# PGPORT  5432 by default; further words go to the server: deploy/postgres.sh -c shared_buffers=1GB
+#
+# Over the network a password is always asked for (scram-sha-256). The superuser has none and comes in on this machine
+# alone, over the socket in PGDATA. Health check: pg_isready -h LISTEN -p PGPORT
+set -eu
+: "${PGDATA:?name the folder of the cluster}"
+listen=${LISTEN:-127.0.0.1}
+allow=${ALLOW:-$listen/32}
+port=${PGPORT:-5432}
+
+# Debian keeps a version's programs beside each other; the newest one is meant where PGBIN names none.
+bin=${PGBIN:-$(find /usr/lib/postgresql -mindepth 2 -maxdepth 2 -name bin 2>/dev/null | sort -V | tail -n 1)}
+if [ ! -x "$bin/postgres" ]; then
+    echo "There is no PostgreSQL in ${bin:-/usr/lib/postgresql}. Expected Debian's package postgresql, or PGBIN." >&2
+    exit 1
+fi
+
+as_owner() { "$@"; }
+cluster=$PGDATA
+if [ "$(id -u)" -eq 0 ]; then
+    as_owner() { runuser -u postgres -- "$@"; }
+    install -d -o postgres -g postgres -m 700 "$cluster"
+fi
+# The working directory may be closed to the server's account.
+cd /
+
+if [ ! -e "$cluster/PG_VERSION" ]; then
+    as_owner "$bin/initdb" --pgdata="$cluster" --encoding=UTF8 --locale=C.UTF-8 --data-checksums \
+        --auth-local=peer --auth-host=scram-sha-256 >/dev/null
+    if [ "$allow" != 127.0.0.1/32 ]; then
+        as_owner sh -c 'echo "host all all $1 scram-sha-256" >>"$2/pg_hba.conf"' - "$allow" "$cluster"
+    fi
+fi
+
+# exec: whoever ends this process ends the server. runuser would pass signals on only once its child has ended.
+set -- "$bin/postgres" -D "$cluster" -p "$port" \
+    -c listen_addresses="$listen" -c unix_socket_directories="$cluster" "$@"
+if [ "$(id -u)" -eq 0 ]; then
+    exec setpriv --reuid=postgres --regid=postgres --init-groups -- "$@"
+fi
+exec "$@"

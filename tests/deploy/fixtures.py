@@ -1,0 +1,51 @@
+"""Servers for every test that asks for them: once for each process of pytest-xdist."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.deploy.servers import Postgres, TeamMlflow
+
+PROGRAMS = "/usr/lib/postgresql"
+
+
+def has_postgres() -> bool:
+    """Say whether Debian's package is installed."""
+    return any(Path(PROGRAMS).glob("*/bin/postgres"))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> "Iterator[Postgres]":
+    """Give a PostgreSQL server; skipped where there is none, but never where the variable CI is set."""
+    if not has_postgres():
+        message = f"there is no PostgreSQL in {PROGRAMS}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    # Not above: what this imports sets variables for MLflow, and the user's own are taken away first.
+    from tests.deploy.servers import Postgres, server_folder
+
+    with server_folder() as folder:
+        server = Postgres(folder)
+        try:
+            server.start()
+            server.make_databases()
+            yield server
+        finally:
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def team(postgres: "Postgres") -> "Iterator[TeamMlflow]":
+    """Give an MLflow server on it, with an account."""
+    from tests.deploy.servers import TeamMlflow
+
+    server = TeamMlflow(postgres.folder, postgres)
+    try:
+        server.start()
+        assert server.make_account().returncode == 0
+        yield server
+    finally:
+        server.stop()

@@ -1,0 +1,237 @@
+"""The servers of a team, started from the files in `deploy/` on free ports, and gone with their owner."""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from urllib.request import ProxyHandler, build_opener
+
+import psutil
+
+from fashion_study.mlflow_ui.server import choose_port
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+HOST = "127.0.0.1"
+# Not a measure of anything: how long a start may take on a busy machine before something must be wrong.
+PATIENCE = 300
+# Not through a proxy that the environment may name.
+OPENER = build_opener(ProxyHandler({}))
+
+
+class Server:
+    """Run one of the files in `deploy/` in the foreground of a process that ends with this one."""
+
+    def __init__(self, file: str, log: Path, environment: Mapping[str, str], *words: str) -> None:
+        self._command = [sys.executable, "-m", "fashion_study.mlflow_ui.lifeline", str(DEPLOY / file), *words]
+        self.log = log
+        self._environment = {**clean_environment(), "PYTHONPATH": f"{ROOT / 'src'}", **environment}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, is_healthy: Callable[[], bool]) -> None:
+        """Start, and wait until it answers."""
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=self._environment,
+                process_group=0,  # Whoever ends the tests' group must leave the lifeline to end the server.
+            )
+        deadline = time.monotonic() + PATIENCE
+        while not is_healthy():
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the server itself, and wait until it has ended."""
+        assert self._process is not None
+        (server,) = psutil.Process(self._process.pid).children()
+        server.send_signal(number)
+        self._process.wait(PATIENCE)
+        self.stop()
+
+    def stop(self) -> None:
+        """Let go of the lifeline."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait(PATIENCE)
+            self._process = None
+
+
+class Postgres:
+    """A PostgreSQL server with the databases of a team, all passwords of its own.
+
+    One that is `is_careful` waits for the disk with every commit, as it does by default; the tests never take the power
+    from the machine.
+    """
+
+    def __init__(self, folder: Path, is_careful: bool = False) -> None:
+        self.folder = folder
+        self.port = choose_port(5432)
+        self.passwords = {"optuna": f"o/{secrets.token_hex(12)}", "mlflow": f"m'{secrets.token_hex(12)}"}
+        words = () if is_careful else ("-c", "fsync=off")
+        self._server = Server("postgres.sh", folder / "postgres.log", self._variables, *words)
+
+    @property
+    def _variables(self) -> dict[str, str]:
+        return {"PGDATA": str(self.folder / "cluster"), "PGPORT": str(self.port)}
+
+    @property
+    def log(self) -> str:
+        """Return what the server has written."""
+        return (self.folder / "postgres.log").read_text()
+
+    def start(self) -> None:
+        """Start, and wait until it takes connections."""
+        self._server.start(self.is_healthy)
+
+    def make_databases(self) -> "subprocess.CompletedProcess[str]":
+        """Make what is not there yet, and set the passwords."""
+        own = {f"{role.upper()}_DB_PASSWORD": password for role, password in self.passwords.items()}
+        # The superuser comes in over the socket alone.
+        where = {"PGHOST": str(self.folder / "cluster"), "PGPORT": str(self.port)}
+        command = [str(DEPLOY / "databases.sh")]
+        environment = clean_environment() | own | where
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+
+    def is_healthy(self) -> bool:
+        """Ask as an operator would."""
+        words = ["pg_isready", "--quiet", "--host", HOST, "--port", str(self.port)]
+        return subprocess.run(words, check=False).returncode == 0
+
+    def address(self, database: str = "optuna", role: str = "optuna") -> str:
+        """Return the address of a database, with no password in it."""
+        return f"postgresql://{role}@{HOST}:{self.port}/{database}"
+
+    def driver_address(self) -> str:
+        """Return the address of the ledger's database as SQLAlchemy wants it."""
+        return self.address().replace("postgresql:", "postgresql+psycopg:", 1)
+
+    def query(self, words: str, database: str = "optuna", role: str = "optuna") -> list[tuple[object, ...]]:
+        """Ask a database as one of its roles."""
+        import psycopg
+
+        with psycopg.connect(self.address(database, role), password=self.passwords[role]) as connection:
+            cursor = connection.execute(words.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def die(self) -> None:
+        """Be gone at once."""
+        self._server.signal(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End, and wait for it."""
+        self._server.stop()
+
+
+class TeamMlflow:
+    """An MLflow server on a PostgreSQL server, with one account that is no administrator's."""
+
+    account = "ana"
+
+    def __init__(self, folder: Path, postgres: Postgres) -> None:
+        self.port = choose_port(5000)
+        self.admin_password, self.password = (f"p@{secrets.token_hex(12)}" for _ in range(2))
+        variables = {
+            "MLFLOW_DATA": str(folder / "mlflow"),
+            "PGHOST": HOST,
+            "PGPORT": str(postgres.port),
+            "PGPASSWORD": postgres.passwords["mlflow"],
+            "MLFLOW_AUTH_ADMIN_PASSWORD": self.admin_password,
+            "PORT": str(self.port),
+            "WORKERS": "1",
+            "PYTHON": sys.executable,
+        }
+        self._server = Server("mlflow.sh", folder / "mlflow.log", variables)
+
+    @property
+    def address(self) -> str:
+        """Return where it answers."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def log(self) -> str:
+        """Return what the server has written."""
+        return self._server.log.read_text()
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        self._server.start(self.is_healthy)
+
+    def make_account(self) -> "subprocess.CompletedProcess[str]":
+        """Make the account, or give it its password again."""
+        own = {
+            "MLFLOW_TRACKING_URI": self.address,
+            "MLFLOW_AUTH_ADMIN_PASSWORD": self.admin_password,
+            "ACCOUNT_PASSWORD": self.password,
+        }
+        command = [sys.executable, str(DEPLOY / "account.py"), self.account]
+        environment = clean_environment() | own
+        return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+
+    def is_healthy(self) -> bool:
+        """Ask as an operator would."""
+        try:
+            with OPENER.open(f"{self.address}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """End, and wait for it."""
+        self._server.stop()
+
+
+class ProcessList:
+    """Read the command lines of every process of this machine while the block runs."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self._is_done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "ProcessList":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        is_done = False
+        while not is_done:
+            is_done = self._is_done.wait(0.2)
+            self.seen |= {" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])}
+
+
+@contextmanager
+def server_folder() -> Iterator[Path]:
+    """Give a folder that PostgreSQL's own account may enter, as pytest's are not."""
+    folder = Path(tempfile.mkdtemp(prefix="fashion-study-servers-"))
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment without what names another server."""
+    foreign = ("PG", "MLFLOW_", "OPTUNA_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}

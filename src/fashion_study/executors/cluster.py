@@ -12,6 +12,11 @@ from tempfile import mkdtemp
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+# Read when Ray is imported. What happens to its nodes and workers it would print into the study's display, at length.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
 import ray
 from joblib import cpu_count
 from ray.exceptions import RayError
@@ -136,7 +141,6 @@ def _own_cluster() -> Iterator[None]:
 
 @contextmanager
 def _connection(what_failed: str, **options: Any) -> Iterator[None]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)

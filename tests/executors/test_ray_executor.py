@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fashion_study.errors import BadInputError
 from fashion_study.executors.cluster import Cluster, Demand, connected
 from fashion_study.executors.executor import Executor
 from fashion_study.executors.local import Limits
@@ -68,6 +70,17 @@ def kill(processes: list[psutil.Process]) -> None:
 def cluster() -> Iterator[Cluster]:
     with connected(None, SETTINGS.tracking_uri) as cluster:
         yield cluster
+
+
+def test_signals_are_the_coordinator_s_to_answer(cluster: Cluster) -> None:
+    assert cluster.room(SMALL) >= 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_worker_that_no_node_could_ever_have_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(BadInputError, match=r"takes 1024 CPUs.*no node.*--worker-cpus"):
+        cluster.refuse_without_room(Demand(1024, 0, 2**20), workers=None)
 
 
 class TestRayExecutor(ProcessContract):

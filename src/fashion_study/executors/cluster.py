@@ -22,6 +22,7 @@ from joblib import cpu_count
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fashion_study.config import ADDRESS
 from fashion_study.errors import BadInputError
 from fashion_study.executors.local import visible_gpus
 
@@ -168,7 +169,7 @@ def _hand_back(handlers: dict[signal.Signals, Any]) -> None:
 def _refuse_silence(address: str) -> None:
     """Ask whether anything like Ray listens there: Ray itself would ask for two minutes."""
     host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal() and int(port) < 2**16):
+    if not ADDRESS.fullmatch(address) or int(port) >= 2**16:
         raise BadInputError(f"The address {address!r} of a Ray cluster is not HOST:PORT. {HOW_TO_START}")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as connection:

@@ -60,8 +60,8 @@ def _on_ray(plan: Plan, store: Store, observer: Observer) -> Iterator[Executor]:
             _settings(plan, store, max(1, int(cpus))),
             _limits(plan),
             _log_dir(plan, store),
-            environment,
             local.WORKER_MODULE,
+            environment,
         )
         with closing_workers(RayExecutor(cluster, outfit, demand, plan.workers, observer.warn)) as executor:
             yield executor

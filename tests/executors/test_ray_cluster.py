@@ -150,5 +150,8 @@ def test_no_process_is_left_when_the_coordinator_is_killed(tmp_path: Path) -> No
         assert len(workers_of(coordinator.pid)) == 2
         coordinator.kill()
 
+    # Ray's own agents ask after their dead cluster for a minute; the others end within seconds.
     _, alive = psutil.wait_procs(started, PATIENCE)
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    assert {process.name() for process in alive} <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+    _, alive = psutil.wait_procs(alive, 2 * PATIENCE)
+    assert alive == []

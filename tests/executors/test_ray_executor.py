@@ -27,6 +27,7 @@ from tests.executors.test_executor_contract import (
     end_of,
     first_report,
     follow,
+    kill_the_worker,
     spec,
     workers_of,
 )
@@ -41,7 +42,7 @@ def outfit(folder: Path, fates: Mapping[Key, str], limits: Limits | None = None)
     by_name = {f"{number}/{attempt}": str(fate) for (number, attempt), fate in fates.items()}
     toys = {name: value for name, value in os.environ.items() if name.startswith("TOY_")}
     environment = toys | {"PYTHONPATH": PYTHONPATH, "TOY_FATES": json.dumps(by_name)}
-    return Outfit(SETTINGS, limits or Limits(), folder / "logs", environment, TOY)
+    return Outfit(SETTINGS, limits or Limits(), folder / "logs", TOY, environment)
 
 
 def await_slots(executor: Executor, slots: int) -> None:
@@ -132,3 +133,35 @@ class TestRayExecutor(ProcessContract):
         executor.submit(spec(0))
 
         assert end_of(executor) == toy_result(spec(0), TrialState.COMPLETE, 2)
+
+    def test_a_worker_that_died_between_two_attempts_costs_none(self, make: MakeProcesses) -> None:
+        executor = make(1, {})
+        executor.submit(spec(0))
+        end_of(executor)
+        kill_the_worker()
+
+        executor.submit(spec(1))
+
+        assert end_of(executor) == toy_result(spec(1), TrialState.COMPLETE, 2)
+
+    def test_the_time_between_two_attempts_is_charged_to_none(self, make: MakeProcesses) -> None:
+        executor = make(1, {}, Limits(seconds=1))
+        for number in (0, 1):
+            executor.submit(spec(number))
+            assert end_of(executor) == toy_result(spec(number), TrialState.COMPLETE, 2)
+            time.sleep(1.5)
+
+    def test_what_travels_reaches_the_worker_and_stands_in_no_process_list_and_no_log(
+        self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOY_PASSWORD", "hunter2")
+        executor = make(1, {})
+        executor.submit(spec(0))
+        end_of(executor)
+        (worker,), below = workers_of(os.getpid()), psutil.Process().children(recursive=True)
+
+        assert worker.environ()["TOY_PASSWORD"] == "hunter2"
+        assert not any("hunter2" in word for process in below for word in process.cmdline())
+        logs = [path for path in Path("/tmp").glob("ray-*/session_latest/logs/**/*") if path.is_file()]
+        assert logs
+        assert not any(b"hunter2" in path.read_bytes() for path in logs)

@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fashion_study.config import ADDRESS
 from fashion_study.errors import BadInputError
 from fashion_study.executors.local import visible_gpus
+from fashion_study.interrupts import Terminated
 
 ANSWER_SECONDS = 5.0
 # Ray takes 75 MiB at least; what goes through it here are messages of a few kilobytes.
@@ -144,16 +145,18 @@ def _own_cluster() -> Iterator[None]:
 def _connection(what_failed: str, **options: Any) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (RayError, OSError, RuntimeError, ValueError) as error:
-        line = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise BadInputError(
-            f"{what_failed}: {line.rstrip('.')}. Expected a cluster of the same versions of Ray and Python, with a "
-            "node on this machine, and its token in RAY_AUTH_TOKEN where it asks for one."
-        ) from error
-    finally:
-        _hand_back(handlers)
-    try:
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except SystemExit as stop:  # So Ray answers SIGTERM.
+            raise Terminated from stop
+        except (RayError, OSError, RuntimeError, ValueError) as error:
+            line = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise BadInputError(
+                f"{what_failed}: {line.rstrip('.')}. Expected a cluster of the same versions of Ray and Python, with a "
+                "node on this machine, and its token in RAY_AUTH_TOKEN where it asks for one."
+            ) from error
+        finally:
+            _hand_back(handlers)
         yield
     finally:
         ray.shutdown()

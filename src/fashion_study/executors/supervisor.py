@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -30,8 +30,8 @@ class Outfit:
     settings: WorkerSettings
     limits: Limits
     log_dir: Path
-    environment: Mapping[str, str]
     worker_module: str
+    environment: Mapping[str, str] = field(repr=False)
 
 
 class Supervisor:
@@ -42,6 +42,7 @@ class Supervisor:
 
     def __init__(self) -> None:
         self._executor: LocalExecutor
+        self._failed: WorkerFailed | None = None
 
     def begin(self, outfit: Outfit, name: str) -> Answer:
         """Start the worker process; `name` tells this supervisor from the others of its study."""
@@ -53,15 +54,22 @@ class Supervisor:
             self._executor = LocalExecutor(settings, 1, log_dir / name, outfit.limits, outfit.worker_module)
             return []
 
-        return _told(start)
+        return self._told(start)
 
     def probe(self) -> Answer:
         """Measure which precision trains faster on this machine."""
-        return _told(lambda: [self._executor.probe_precision()])
+        return self._told(lambda: [self._executor.probe_precision()])
 
-    def submit(self, spec: TrialSpec) -> None:
+    def submit(self, spec: TrialSpec) -> Answer:
         """Begin an attempt; that this returns means that it is begun."""
-        self._executor.submit(spec)
+
+        def give() -> list[Any]:
+            # Nobody has looked since the last attempt: a worker that died is replaced now, and the time is not charged.
+            self._executor.wait(0)
+            self._executor.submit(spec)
+            return []
+
+        return self._told(give)
 
     def follow(self) -> Answer:
         """Return what the attempt that runs has sent, as soon as there is anything."""
@@ -71,12 +79,21 @@ class Supervisor:
                 pass
             return list(events)
 
-        return _told(listen)
+        return self._told(listen)
 
     def answer(self, report: EpochReport, *, prune: bool) -> Answer:
         """Answer an epoch's report, and return what the attempt sends next."""
         self._executor.answer(report, prune=prune)
         return self.follow()
+
+    def _told(self, act: Callable[[], list[Any]]) -> Answer:
+        """Return an error as an answer, to this call and all later ones; it says on which machine it happened."""
+        if self._failed is None:
+            try:
+                return act()
+            except StudyError as error:
+                self._failed = WorkerFailed(type(error)(f"On {platform.node()}: {error}"))
+        return self._failed
 
 
 def _found_here(source: DataSource) -> DataSource:
@@ -84,11 +101,3 @@ def _found_here(source: DataSource) -> DataSource:
     if source.directory is None or source.directory.is_dir():
         return source
     return replace(source, directory=locate(source.name).directory)
-
-
-def _told(act: Callable[[], list[Any]]) -> Answer:
-    """Return an error as an answer: it is the user's to read, and says on which machine it happened."""
-    try:
-        return act()
-    except StudyError as error:
-        return WorkerFailed(type(error)(f"On {platform.node()}: {error}"))

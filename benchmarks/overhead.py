@@ -74,8 +74,8 @@ def coordinator_cpu(trials: int, epochs: int) -> tuple[float, int]:
     """Return the CPU seconds that a coordinator takes for so many toy trials, and the epochs that they had."""
     from benchmarks.toy_study import open_toy_study
     from fashion_study.executors import local
+    from fashion_study.executors.executor import closing_workers
     from fashion_study.executors.local import LocalExecutor
-    from fashion_study.study import closing_workers
     from fashion_study.trial import WorkerSettings
 
     local.WORKER_MODULE = "benchmarks.toy_worker"

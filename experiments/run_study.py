@@ -11,6 +11,7 @@ from fashion_study.config import (
     AnySampler,
     DatasetChoice,
     EngineName,
+    ExecutorName,
     PrecisionChoice,
     PrunerName,
     StudyConfig,
@@ -32,8 +33,20 @@ def main(
     ] = None,
     timeout: Annotated[str | None, Option(help="Start no trial after this long: 90s, 30m, 1h30m.")] = None,
     trial_timeout: Annotated[str | None, Option(help="Fail a trial that takes longer: 90s, 10m.")] = None,
-    workers: Annotated[int | None, Option(help="Processes that train; default one per GPU, else per core.")] = None,
+    workers: Annotated[
+        int | None, Option(help="Processes that train; default one per GPU, else per core; on Ray, as many as fit.")
+    ] = None,
     worker_memory: Annotated[str | None, Option(help="Fail a trial whose worker takes more: 4G, 900M.")] = None,
+    executor: Annotated[
+        ExecutorName, Option(help="Where workers are: on this machine, or on a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, Option(metavar="HOST:PORT", help="Of the Ray cluster; default RAY_ADDRESS, else one started here.")
+    ] = None,
+    worker_cpus: Annotated[float | None, Option(help="CPUs of a Ray node for each worker; default 1.")] = None,
+    worker_gpus: Annotated[
+        float | None, Option(help="GPUs, or a share of one; default 1 where the Ray cluster has any.")
+    ] = None,
     engine: Annotated[EngineName, Option(help="Whose samplers propose hyperparameters.")] = "optuna",
     sampler: Annotated[
         AnySampler | None,
@@ -95,6 +108,10 @@ def main(
         trial_timeout=None if trial_timeout is None else parse_duration(trial_timeout, "--trial-timeout"),
         workers=workers,
         worker_memory=None if worker_memory is None else parse_size(worker_memory),
+        executor=executor,
+        address=address,
+        worker_cpus=worker_cpus,
+        worker_gpus=worker_gpus,
         engine=engine,
         sampler=sampler,
         pruner=pruner,

@@ -3,6 +3,7 @@
 import inspect
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,17 @@ def test_a_size_is_written_so_that_it_is_read_back(size: int) -> None:
         ("workers", 0, "greater than or equal to 1"),
         ("worker_memory", 0, "greater than 0"),
         ("keep_models", 0, "greater than or equal to 1"),
+        ("executor", "dask", "'local' or 'ray'"),
+        ("address", "head", "expected HOST:PORT"),
+        ("address", "head:0", "expected HOST:PORT"),
+        ("address", "head:65536", "expected HOST:PORT"),
+        ("address", "ray://head:10001", "expected HOST:PORT"),
+        ("address", "user:password@head:6379", "expected HOST:PORT"),
+        ("worker_cpus", 0.0, "greater than 0"),
+        ("worker_cpus", 1.5, "a share of one, or a whole number"),
+        ("worker_gpus", -1.0, "greater than or equal to 0"),
+        ("worker_gpus", 1.5, "a share of one, or a whole number"),
+        ("worker_gpus", float("nan"), "less than or equal to 64"),
         ("sampler", "annealing", "'tpe', 'random', 'qmc', 'grid', 'hyperband' or 'bayesian'"),
         ("pruner", "axe", "'hyperband'"),
         ("dataset", "cifar", "'auto', 'fashion-mnist' or 'digits'"),
@@ -175,6 +187,21 @@ def smoke_file(folder: Path, **parameters: dict[str, object]) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("field", ["address", "worker_cpus", "worker_gpus"])
+def test_what_is_for_a_cluster_is_refused_without_one(field: str) -> None:
+    fields: dict[str, Any] = {field: "[::1]:6379" if field == "address" else 0.5}
+    with pytest.raises(BadInputError, match=f"--{field.replace('_', '-')} is for .*--executor ray"):
+        StudyConfig(**fields).check()
+    StudyConfig(executor="ray", **fields).check()
+
+
+def test_ray_is_an_extra_that_is_asked_for_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    StudyConfig().check()
+    with pytest.raises(BadInputError, match=r"pip install 'fashion-study\[ray\]'"):
+        StudyConfig(executor="ray").check()
+
+
 def test_a_grid_search_needs_values_for_every_parameter(tmp_path: Path) -> None:
     space = smoke_file(tmp_path, learning_rate={"grid": None})
 
@@ -212,6 +239,10 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         workers=3,
         worker_memory=3 * 2**30,
         epoch_budget=300,
+        executor="ray",
+        address="head:6379",
+        worker_cpus=2.0,
+        worker_gpus=0.5,
         engine="keras-tuner",
         sampler="bayesian",
         seed=5,
@@ -238,6 +269,10 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         "--workers": ["3"],
         "--worker-memory": ["3G"],
         "--epoch-budget": ["300"],
+        "--executor": ["ray"],
+        "--address": ["head:6379"],
+        "--worker-cpus": ["2.0"],
+        "--worker-gpus": ["0.5"],
         "--engine": ["keras-tuner"],
         "--sampler": ["bayesian"],
         "--pruner": ["none"],

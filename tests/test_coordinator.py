@@ -26,6 +26,7 @@ from fashion_study.trial import (
     trial_seed,
 )
 from tests.twins import (
+    ComingAndGoing,
     FailingStore,
     Fate,
     Key,
@@ -394,6 +395,47 @@ def test_interruptions_by_the_user_count_as_attempts_too() -> None:
 
     assert study.states()[0] is TrialState.FAILED
     assert study.ledger.records()[0].reason is FailReason.INTERRUPTED
+
+
+def with_workers_that_come_and_go(study: Study) -> Study:
+    study.executor = ComingAndGoing(study.slots, study.fates, study.journal)
+    return study
+
+
+def test_a_study_waits_for_its_first_worker_and_for_another_one_after_the_last_is_lost() -> None:
+    study = with_workers_that_come_and_go(Study(trials=3, fates={(1, 1): Fate.LOST, (2, 1): Fate.LOST}))
+
+    study.run()
+
+    assert study.states() == [TrialState.COMPLETE] * 3
+    assert [key for key, _, _ in study.observer.lost] == [(1, 1), (2, 1)]
+
+
+def test_a_study_without_a_worker_ends_where_nothing_is_left_to_train() -> None:
+    study = Study(trials=2)
+    study.run()
+    again = with_workers_that_come_and_go(study.again())
+
+    again.run()
+
+    assert again.executor.slots == 0
+    assert again.states() == [TrialState.COMPLETE] * 2
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["interrupted", "after its deadline"])
+def test_a_study_without_a_worker_can_be_ended_and_withdraws_what_it_proposed(
+    is_late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = with_workers_that_come_and_go(Study(trials=2, deadline=-3.5 if is_late else None))
+    # A second passes with each wait.
+    clock = SimpleNamespace(monotonic=lambda: -study.executor.absent)  # type: ignore[attr-defined]
+    monkeypatch.setattr(coordinator_module, "time", clock)
+
+    study.run(lambda: not is_late and study.executor.absent == 2)  # type: ignore[attr-defined]
+
+    assert study.executor.slots == 0
+    (withdrawn,) = study.ledger.records()
+    assert (withdrawn.state, withdrawn.attempt, withdrawn.run_id) == (TrialState.WAITING, 0, None)
 
 
 def with_failing_store(study: Study) -> Study:

@@ -14,7 +14,16 @@ from fashion_study.errors import StoreError
 from fashion_study.finalists import Budget, Finalist, FinalistPlan, Repeats, choose, plan_finalists, rank_finalists
 from fashion_study.space_file import load_space
 from fashion_study.trial import ParamValue, Precision, TrialState, trial_seed
-from tests.twins import FailingStore, Fate, Key, MemoryExecutor, MemoryTracker, RecordingObserver, toy_accuracy
+from tests.twins import (
+    ComingAndGoing,
+    FailingStore,
+    Fate,
+    Key,
+    MemoryExecutor,
+    MemoryTracker,
+    RecordingObserver,
+    toy_accuracy,
+)
 
 SMOKE = load_space("smoke")
 SEED = 7
@@ -187,6 +196,11 @@ def test_a_repeat_whose_worker_dies_is_trained_again() -> None:
     results = final.run()
     assert final.observer.lost[0][2] is TrialState.WAITING
     assert {len(result.objectives) for result in results} == {3}
+
+
+def test_repeats_wait_for_a_worker() -> None:
+    final = Final(fates={(4, 1): Fate.LOST}, make_executor=ComingAndGoing)
+    assert {len(result.objectives) for result in final.run()} == {3}
 
 
 def test_a_repeat_whose_workers_always_die_is_given_up() -> None:

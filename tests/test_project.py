@@ -43,6 +43,10 @@ def test_help_waits_for_no_slow_library(name: str) -> None:
     assert imported & {"tensorflow", "keras", "mlflow", "optuna", "matplotlib", "sklearn", "pandas"} == set()
 
 
+def test_a_study_on_this_machine_needs_no_ray() -> None:
+    assert "ray" not in imported_by("-c", "import fashion_study.study, fashion_study.workforce")
+
+
 def test_every_entry_point_is_listed_with_a_line_from_any_directory(tmp_path: Path) -> None:
     done = run(sys.executable, "-m", "experiments", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

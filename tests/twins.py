@@ -156,6 +156,25 @@ class MemoryExecutor:
         return [end if isinstance(end, TrialResult) else AttemptLost(*spec.key, "signal SIGKILL")]
 
 
+class ComingAndGoing(MemoryExecutor):
+    """Have no worker until the caller has waited five times, and none for as long after each loss."""
+
+    absent = 5
+
+    @property
+    def slots(self) -> int:
+        """Return how many attempts can run at once."""
+        return 0 if self.absent > 0 else super().slots
+
+    def wait(self, timeout: float) -> list[Event]:
+        """Return what has happened; a worker may have come or gone."""
+        self.absent -= 1
+        events = super().wait(timeout)
+        if any(isinstance(event, AttemptLost) for event in events):
+            self.absent = 5
+        return events
+
+
 class FailingStore(MemoryExecutor):
     """Blame the store for every attempt that is lost."""
 

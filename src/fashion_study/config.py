@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from fashion_study.space import Int, SearchSpace, Value
 from fashion_study.space_file import load_space
 
 EngineName = Literal["optuna", "keras-tuner"]
+ExecutorName = Literal["local", "ray"]
 SamplerName = Literal["tpe", "random", "qmc", "grid"]
 KerasTunerSampler = Literal["hyperband", "bayesian", "random", "grid"]
 AnySampler = Literal["tpe", "random", "qmc", "grid", "hyperband", "bayesian"]
@@ -33,12 +35,27 @@ MAX_GRID = 100_000
 DURATIONS = ("timeout", "trial_timeout")
 UNITS = "KMGT"
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 
 
 def _checked_study_name(name: str | None) -> str | None:
     if name is not None and not STUDY_NAME.fullmatch(name):
         raise ValueError("expected up to 100 letters, digits, '.', '_' and '-', the first a letter or digit")
     return name
+
+
+def _checked_address(address: str | None) -> str | None:
+    match = ADDRESS.fullmatch(address or "")
+    if address is not None and not (match and 0 < int(match[1]) < 2**16):
+        raise ValueError("expected HOST:PORT, as `ray start --head` shows it")
+    return address
+
+
+def _checked_share(amount: float | None) -> float | None:
+    # Ray gives nothing else.
+    if amount is not None and amount > 1 and not amount.is_integer():
+        raise ValueError("expected a share of one, or a whole number")
+    return amount
 
 
 class StudyConfig(BaseModel):
@@ -52,7 +69,9 @@ class StudyConfig(BaseModel):
     out, 3 and 3 as far as that takes no more epochs than the trials did. `try_points` are tried first, after the
     baseline; what a point leaves out comes from the baseline. `study_db` is the address of a PostgreSQL database for
     the ledger of trials, without a password; left out, it is `OPTUNA_STORAGE`, else a file in `store`. The default
-    `sampler` is the `engine`'s: tpe of Optuna, hyperband of KerasTuner, which has no pruners.
+    `sampler` is the `engine`'s: tpe of Optuna, hyperband of KerasTuner, which has no pruners. With `executor` ray the
+    workers are on the Ray cluster at `address`, or on one that is started here; each takes `worker_cpus` (1) and
+    `worker_gpus` (1 where there are any), and without `workers` there are as many as the cluster has room for.
 
     Raises:
         BadInputError: a field is unknown or out of its range, or `study_db` holds a password.
@@ -69,6 +88,10 @@ class StudyConfig(BaseModel):
     trial_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     worker_memory: Annotated[int, Field(gt=0)] | None = None
+    executor: ExecutorName = "local"
+    address: Annotated[str | None, AfterValidator(_checked_address)] = None
+    worker_cpus: Annotated[float | None, Field(gt=0, le=1024), AfterValidator(_checked_share)] = None
+    worker_gpus: Annotated[float | None, Field(ge=0, le=64), AfterValidator(_checked_share)] = None
     engine: EngineName = "optuna"
     sampler: AnySampler = "tpe"
     pruner: PrunerName = "successive-halving"
@@ -100,6 +123,7 @@ class StudyConfig(BaseModel):
         """
         space = load_space(self.space)
         self._check_engine(space)
+        self._check_executor()
         for point in self.try_points:
             space.complete(point)
         if self.sampler == "grid" and (size := math.prod(len(values) for values in space.grid.values())) > MAX_GRID:
@@ -123,6 +147,18 @@ class StudyConfig(BaseModel):
             raise BadInputError(
                 f"--sampler hyperband decides how many epochs a trial takes, and space {space.name!r} does not search "
                 "them in a range. Expected `epochs` under `parameters` with `type: int`; or take another sampler."
+            )
+
+    def _check_executor(self) -> None:
+        if self.executor == "local":
+            asked = [name for name in ("address", "worker_cpus", "worker_gpus") if getattr(self, name) is not None]
+            if asked:
+                option = f"--{asked[0].replace('_', '-')}"
+                raise BadInputError(f"{option} is for workers on a Ray cluster. Expected --executor ray beside it.")
+        elif find_spec("ray") is None:
+            raise BadInputError(
+                "--executor ray needs Ray, which is not installed. Expected the extra `ray`: "
+                "pip install 'fashion-study[ray]'; or leave the option out, to train on this machine."
             )
 
     def command(self, interpreter: str = "python", always: tuple[str, ...] = ()) -> str:

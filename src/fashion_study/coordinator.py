@@ -95,7 +95,7 @@ class Coordinator:
             self._fill_slots()
             if self._later:
                 self._later.popleft()()
-            elif not self._running:
+            elif not self._running and not self._waits_for_a_slot():
                 break
             if not self._later and self._next is None:
                 self._next = self._ask()
@@ -109,6 +109,13 @@ class Coordinator:
             if proposal is None:
                 return
             self._begin(proposal)
+
+    def _waits_for_a_slot(self) -> bool:
+        """Say whether something is left to train, and nothing to train it: a cluster may have lost its last node."""
+        if self._executor.slots > 0 or self._is_over():
+            return False
+        self._next = self._next or self._ask()
+        return self._next is not None
 
     def _ask(self) -> Proposal | None:
         in_flight = len(self._running) + self._unsettled

@@ -259,15 +259,17 @@ class Repeats:
     def _train(self) -> None:
         while (self._open or self._running) and not self._interrupted():
             self._fill_slots()
-            if not self._running:
+            if not self._running and (self._executor.slots > 0 or self._is_late()):
                 break
             for event in self._executor.wait(TICK_SECONDS):
                 self._handle(event)
 
     def _fill_slots(self) -> None:
-        is_late = self._deadline is not None and time.monotonic() >= self._deadline
-        while self._open and len(self._running) < self._executor.slots and not is_late:
+        while self._open and len(self._running) < self._executor.slots and not self._is_late():
             self._begin(*self._open.pop(0))
+
+    def _is_late(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
     def _begin(self, number: int, repeat: int) -> None:
         hyperparameters = self._space.hyperparameters(self._records[number].params)

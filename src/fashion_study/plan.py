@@ -13,30 +13,37 @@ from fashion_study.trial import TRAINING_VERSION, DataSource, ParamValue, Precis
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold what a study is about to do."""
+    """Hold what a study is about to do; without a number of `workers` there are as many as a cluster has room for."""
 
     config: StudyConfig
     space: SearchSpace
     points: tuple[dict[str, ParamValue], ...]
     source: DataSource
     name: str
-    workers: int
+    workers: int | None
 
     @property
     def identity(self) -> Identity:
         """Return what must not change when the study is continued."""
         return identity_of(self.space, self.source, self.config.seed, self.config.limit_train)
 
+    @property
+    def workforce(self) -> str:
+        """Name what trains."""
+        if self.workers is None:
+            return "workers wherever Ray has room"
+        workers = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
+        return workers if self.config.executor == "local" else f"up to {workers} on Ray"
+
     def title(self, precision: Precision) -> str:
         """Say in a line what begins."""
         config = self.config
         fallback = " (FALLBACK: Fashion-MNIST could not be had)" if self.source.is_fallback else ""
-        workers = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
         optuna = config.engine == "optuna"
         proposing = f"{config.sampler} / {config.pruner}" if optuna else f"{config.engine} {config.sampler}"
         return (
             f"study {self.name}: space {self.space.name}, data {self.source.name}{fallback}, "
-            f"{proposing}, seed {config.seed}, {workers}, {precision}"
+            f"{proposing}, seed {config.seed}, {self.workforce}, {precision}"
         )
 
     def card(self, precision: Precision) -> StudyCard:
@@ -63,7 +70,10 @@ class Plan:
                 "epoch_budget": config.epoch_budget,
                 "timeout": config.timeout,
                 "trial_timeout": config.trial_timeout,
-                "workers": self.workers,
+                "executor": config.executor,
+                "workers": "wherever there is room" if self.workers is None else self.workers,
+                "worker_cpus": config.worker_cpus,
+                "worker_gpus": config.worker_gpus,
                 "worker_memory": config.worker_memory,
                 "finalists": "default" if config.finalists is None else config.finalists,
                 "repeats": "default" if config.repeats is None else config.repeats,
@@ -77,7 +87,8 @@ class Plan:
     def _reproducing(self, precision: Precision) -> StudyConfig:
         """Write out what was found, and leave out where things lie on this machine."""
         found = {"dataset": self.source.name, "precision": precision.value}
-        places = {name: StudyConfig.model_fields[name].default for name in ("store", "study_db", "data_dir")}
+        names = ("store", "study_db", "data_dir", "address")
+        places = {name: StudyConfig.model_fields[name].default for name in names}
         return self.config.model_copy(update=found | places)
 
 
@@ -96,7 +107,8 @@ def plan_study(config: StudyConfig) -> Plan:
     if config.study and source.is_fallback:
         # A name of the user's own was meant for other data; the two never share a study.
         name = f"{name}-{source.name}"
-    return Plan(config, space, points, source, name, config.workers or default_workers())
+    workers = config.workers or (default_workers() if config.executor == "local" else None)
+    return Plan(config, space, points, source, name, workers)
 
 
 def data_cards(data: StudyData) -> tuple[DataCard, ...]:

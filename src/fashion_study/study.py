@@ -15,7 +15,6 @@ from fashion_study.engines.ledger import TRACKED_AT, Ledger, TrialRecord
 from fashion_study.engines.optuna_engine import BASELINE_NUMBER, OptunaEngine
 from fashion_study.errors import StoreError, StudyError
 from fashion_study.executors.executor import Executor
-from fashion_study.executors.local import Limits, LocalExecutor, threads_per_worker
 from fashion_study.finalists import (
     DEFAULT_FINALISTS,
     DEFAULT_REPEATS,
@@ -38,7 +37,8 @@ from fashion_study.tracking.failures import store_failures
 from fashion_study.tracking.store import Store, open_store
 from fashion_study.tracking.study_owner import sole_coordinator
 from fashion_study.tracking.waits import Waits, watch_waits
-from fashion_study.trial import DataSource, Precision, TrialState, WorkerSettings
+from fashion_study.trial import DataSource, Precision, TrialState
+from fashion_study.workforce import workforce
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -212,11 +212,7 @@ def _run(
     require_ownership: Callable[[], None],
 ) -> str | None:
     """Train what is left of the budget and publish the study; return why nothing more could be proposed."""
-    config = plan.config
-    settings = WorkerSettings(plan.source, config.limit_train, threads_per_worker(plan.workers), store.tracking_uri)
-    limits = Limits(config.trial_timeout, config.worker_memory)
-    with closing_workers(LocalExecutor(settings, plan.workers, store.root / "logs" / plan.name, limits)) as executor:
-        observer.note(f"starting {plan.workers} worker{'s' if plan.workers > 1 else ''}: TensorFlow takes some seconds")
+    with workforce(plan, store, observer) as executor:
         session = _open(plan, store, ledger, executor, observer, interrupts, waits, require_ownership)
         with _closing_its_run(session):
             exhausted = _search(session)
@@ -224,15 +220,6 @@ def _run(
     observer.note("writing the study's figures")
     _publish(session, final)
     return exhausted
-
-
-@contextmanager
-def closing_workers(executor: LocalExecutor) -> Iterator[LocalExecutor]:
-    """End every worker with the block, however it ends."""
-    try:
-        yield executor
-    finally:
-        executor.stop()
 
 
 def _open(
@@ -409,7 +396,7 @@ def _finalists_budget(session: _Session) -> Budget:
         return Budget(epochs)
     seconds = sum(record.seconds or 0.0 for record in records) / max(trained, 1)
     left = max(0.0, session.deadline - time.monotonic())
-    return Budget(epochs, epochs_in_time=left * session.plan.workers / max(seconds, 1e-9))
+    return Budget(epochs, epochs_in_time=left * max(1, session.executor.slots) / max(seconds, 1e-9))
 
 
 def _publish(session: _Session, final: _Final) -> None:

@@ -38,7 +38,7 @@ SETTINGS = WorkerSettings(DataSource("digits", None, "d" * 64), None, 1, "sqlite
 PATIENCE = 60
 
 Make = Callable[[int, Mapping[Key, Fate]], Executor]
-MakeLocal = Callable[..., LocalExecutor]
+MakeProcesses = Callable[..., Executor]
 MEBIBYTE = 2**20
 
 
@@ -175,10 +175,114 @@ def kill_the_worker() -> None:
 
 def await_the_end(worker: psutil.Process) -> None:
     """Wait for a worker's end, and leave it to the executor to bury it."""
-    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+    begun = time.monotonic()
+    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() - begun < PATIENCE
+        time.sleep(0.01)
 
 
-class TestLocalExecutor(ExecutorContract):
+class ProcessContract(ExecutorContract):
+    """Hold an executor of real worker processes to what it promises besides; `make` takes limits too.
+
+    The fates are those of the toy worker, and so is what `TOY_...` in the environment says.
+    """
+
+    def test_a_worker_that_dies_is_replaced_at_once(self, make: MakeProcesses) -> None:
+        executor = make(2, {(0, 1): Fate.LOST})
+        before = {process.pid for process in workers_of(os.getpid())}
+        executor.submit(spec(0))
+
+        follow(executor, ends=1)
+
+        after = {process.pid for process in workers_of(os.getpid())}
+        assert len(before) == len(after) == 2
+        assert len(before & after) == 1
+
+    def test_an_answer_to_a_worker_that_died_meanwhile_is_dropped(self, make: MakeProcesses) -> None:
+        executor = make(1, {})
+        executor.submit(spec(0))
+        report = first_report(executor)
+        kill_the_worker()
+
+        executor.answer(report, prune=False)
+
+        assert follow(executor, ends=1) == [AttemptLost(0, 1, "signal SIGKILL")]
+
+    def test_a_worker_that_cannot_begin_its_work_says_why(
+        self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOY_BROKEN", "1")
+        executor = make(1, {})
+
+        with pytest.raises(StudyError, match="no data for digits"):
+            executor.probe_precision()
+
+    def test_bad_data_found_by_a_worker_stay_a_matter_of_data(
+        self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOY_BROKEN", "data")
+
+        with pytest.raises(DataError, match="the images are gone"):
+            make(1, {}).probe_precision()
+
+    def test_an_attempt_is_lost_with_the_cause_of_its_worker_s_end(self, make: MakeProcesses) -> None:
+        executor = make(1, {(0, 1): "segfault", (1, 1): "store"})
+        ends = []
+        for number in (0, 1):
+            executor.submit(spec(number))
+            ends.append(end_of(executor))
+
+        assert ends == [
+            AttemptLost(0, 1, "signal SIGSEGV"),
+            AttemptLost(1, 1, "the store failed: disk full", by_store=True),
+        ]
+
+    def test_an_attempt_that_hangs_fails_by_its_own_fault_and_its_worker_is_replaced(self, make: MakeProcesses) -> None:
+        hangs_and_fails("stopped", make)
+
+    def test_an_attempt_that_takes_too_much_memory_fails_by_its_own_fault(self, make: MakeProcesses) -> None:
+        executor = make(1, {(0, 1): "hungry"}, Limits(memory=200 * MEBIBYTE))
+        executor.submit(spec(0))
+
+        end = end_of(executor)
+
+        assert isinstance(end, TrialResult)
+        assert (end.state, end.reason, end.epochs_run) == (TrialState.FAILED, FailReason.OOM, 1)
+        assert re.search(r"more than --worker-memory allows \(\d+ MiB were seen\)", end.message)
+        executor.submit(spec(1))
+        assert end_of(executor) == toy_result(spec(1), TrialState.COMPLETE, 2)
+
+    def test_stopping_ends_every_process(self, make: MakeProcesses) -> None:
+        executor = make(2, {(0, 1): Fate.STUCK})
+        executor.submit(spec(0))
+        executor.answer(first_report(executor), prune=False)
+        workers = workers_of(os.getpid())
+        assert len(workers) == 2
+
+        executor.stop()
+
+        _, alive = psutil.wait_procs(workers, PATIENCE)
+        assert alive == []
+
+
+def hangs_and_fails(fate: str, make: MakeProcesses) -> None:
+    """Let an attempt hang in this way, and see it end by its own fault and its worker replaced."""
+    executor = make(1, {(0, 1): fate}, Limits(seconds=1))
+    executor.submit(spec(0, epochs=3))
+    before = workers_of(os.getpid())
+
+    end = end_of(executor)
+
+    assert isinstance(end, TrialResult)
+    assert (end.state, end.reason, end.epochs_run) == (TrialState.FAILED, FailReason.TIMEOUT, 1)
+    assert "1 s of --trial-timeout" in end.message
+    assert end.seconds > 1
+    assert not any(worker.is_running() for worker in before)
+    executor.submit(spec(1, epochs=1))
+    assert end_of(executor) == toy_result(spec(1, epochs=1), TrialState.COMPLETE, 1)
+
+
+class TestLocalExecutor(ProcessContract):
     @pytest.fixture
     def make(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         made: list[LocalExecutor] = []
@@ -194,17 +298,6 @@ class TestLocalExecutor(ExecutorContract):
         yield start
         for executor in made:
             executor.stop()
-
-    def test_a_worker_that_dies_is_replaced_at_once(self, make: Make) -> None:
-        executor = make(2, {(0, 1): Fate.LOST})
-        before = {process.pid for process in workers_of(os.getpid())}
-        executor.submit(spec(0))
-
-        follow(executor, ends=1)
-
-        after = {process.pid for process in workers_of(os.getpid())}
-        assert len(before) == len(after) == 2
-        assert len(before & after) == 1
 
     def test_a_worker_that_dies_between_two_attempts_costs_none(self, make: Make) -> None:
         executor = make(1, {})
@@ -228,16 +321,6 @@ class TestLocalExecutor(ExecutorContract):
 
         assert follow(executor, ends=1) == [AttemptLost(1, 1, "signal SIGKILL")]
 
-    def test_an_answer_to_a_worker_that_died_meanwhile_is_dropped(self, make: Make) -> None:
-        executor = make(1, {})
-        executor.submit(spec(0))
-        report = first_report(executor)
-        kill_the_worker()
-
-        executor.answer(report, prune=False)
-
-        assert follow(executor, ends=1) == [AttemptLost(0, 1, "signal SIGKILL")]
-
     def test_a_worker_that_cannot_start_ends_the_study_and_names_its_log(
         self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -258,21 +341,6 @@ class TestLocalExecutor(ExecutorContract):
         with pytest.raises(StudyError, match=r"worker-0\.log"):
             make(1, {}).probe_precision()
 
-    def test_a_worker_that_cannot_begin_its_work_says_why(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("TOY_BROKEN", "1")
-        executor = make(1, {})
-
-        with pytest.raises(StudyError, match="no data for digits"):
-            follow(executor, ends=1)
-
-    def test_bad_data_found_by_a_worker_stay_a_matter_of_data(
-        self, make: Make, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("TOY_BROKEN", "data")
-
-        with pytest.raises(DataError, match="the images are gone"):
-            make(1, {}).probe_precision()
-
     def test_an_attempt_that_nobody_has_begun_is_not_lost_with_its_worker(
         self, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -286,42 +354,26 @@ class TestLocalExecutor(ExecutorContract):
     @pytest.mark.parametrize(
         ("fate", "cause"),
         [
-            ("segfault", "signal SIGSEGV"),
             ("abort", "signal SIGABRT"),
             ("exit", "exit code 3"),
             ("exit 0", "exit code 0"),
-            ("store", "the store failed: disk full"),
         ],
     )
-    def test_an_attempt_is_lost_however_its_worker_ends(self, fate: str, cause: str, make: MakeLocal) -> None:
+    def test_an_attempt_is_lost_however_its_worker_ends(self, fate: str, cause: str, make: MakeProcesses) -> None:
         executor = make(1, {(0, 1): fate})
         executor.submit(spec(0))
 
-        assert end_of(executor) == AttemptLost(0, 1, cause, by_store=fate == "store")
+        assert end_of(executor) == AttemptLost(0, 1, cause)
 
         executor.submit(spec(0, attempt=2))
         assert end_of(executor) == toy_result(spec(0, attempt=2), TrialState.COMPLETE, 2)
 
-    @pytest.mark.parametrize("fate", ["stuck", "native", "stopped"])
-    def test_an_attempt_that_hangs_fails_by_its_own_fault_and_its_worker_is_replaced(
-        self, fate: str, make: MakeLocal
-    ) -> None:
-        executor = make(1, {(0, 1): fate}, Limits(seconds=1))
-        executor.submit(spec(0, epochs=3))
-        before = workers_of(os.getpid())
-
-        end = end_of(executor)
-
-        assert isinstance(end, TrialResult)
-        assert (end.state, end.reason, end.epochs_run) == (TrialState.FAILED, FailReason.TIMEOUT, 1)
-        assert "1 s of --trial-timeout" in end.message
-        assert end.seconds > 1
-        assert not any(worker.is_running() for worker in before)
-        executor.submit(spec(1, epochs=1))
-        assert end_of(executor) == toy_result(spec(1, epochs=1), TrialState.COMPLETE, 1)
+    @pytest.mark.parametrize("fate", ["stuck", "native"])
+    def test_an_attempt_that_hangs_otherwise_fails_as_well(self, fate: str, make: MakeProcesses) -> None:
+        hangs_and_fails(fate, make)
 
     def test_the_clock_of_an_attempt_starts_when_its_worker_begins_with_it(
-        self, make: MakeLocal, monkeypatch: pytest.MonkeyPatch
+        self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TOY_SLOW", "2")
         executor = make(1, {}, Limits(seconds=1.5))
@@ -334,7 +386,7 @@ class TestLocalExecutor(ExecutorContract):
         assert 0 < end.seconds < 1.5
 
     def test_an_attempt_is_not_charged_for_a_coordinator_that_stands_still(
-        self, make: MakeLocal, monkeypatch: pytest.MonkeyPatch
+        self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(local, "LONGEST_TICK", 0.1)
         executor = make(1, {}, Limits(seconds=1))
@@ -347,7 +399,7 @@ class TestLocalExecutor(ExecutorContract):
         assert end_of(executor) == toy_result(spec(0), TrialState.COMPLETE, 2)
 
     def test_a_worker_that_hangs_while_it_starts_is_replaced_and_ends_the_study_in_the_end(
-        self, make: MakeLocal, monkeypatch: pytest.MonkeyPatch
+        self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(local, "START_SECONDS", 0.5)
         monkeypatch.setattr(local, "FAILED_STARTS", 1)
@@ -356,19 +408,7 @@ class TestLocalExecutor(ExecutorContract):
         with pytest.raises(StudyError, match="not ready after"):
             make(1, {}).probe_precision()
 
-    def test_an_attempt_that_takes_too_much_memory_fails_by_its_own_fault(self, make: MakeLocal) -> None:
-        executor = make(1, {(0, 1): "hungry"}, Limits(memory=200 * MEBIBYTE))
-        executor.submit(spec(0))
-
-        end = end_of(executor)
-
-        assert isinstance(end, TrialResult)
-        assert (end.state, end.reason, end.epochs_run) == (TrialState.FAILED, FailReason.OOM, 1)
-        assert re.search(r"more than --worker-memory allows \(\d+ MiB were seen\)", end.message)
-        executor.submit(spec(1))
-        assert end_of(executor) == toy_result(spec(1), TrialState.COMPLETE, 2)
-
-    def test_memory_that_an_attempt_has_left_behind_is_not_charged_to_the_next_one(self, make: MakeLocal) -> None:
+    def test_memory_that_an_attempt_has_left_behind_is_not_charged_to_the_next_one(self, make: MakeProcesses) -> None:
         executor = make(1, {(0, 1): "keeping"}, Limits(memory=450 * MEBIBYTE))
         alive = [workers_of(os.getpid())]
         for number in (0, 1, 2):
@@ -381,7 +421,7 @@ class TestLocalExecutor(ExecutorContract):
         assert second == third == last
 
     def test_a_limit_in_which_no_worker_can_start_is_refused(
-        self, make: MakeLocal, monkeypatch: pytest.MonkeyPatch
+        self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TOY_SLOW", "30")
 
@@ -389,7 +429,7 @@ class TestLocalExecutor(ExecutorContract):
             make(1, {}, Limits(memory=MEBIBYTE)).probe_precision()
 
     def test_a_kill_by_the_kernel_for_memory_is_told_from_any_other(
-        self, make: MakeLocal, monkeypatch: pytest.MonkeyPatch
+        self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         kills = [0]
         monkeypatch.setattr(local, "OomWatch", lambda: OomWatch(lambda: kills[0]))
@@ -407,7 +447,7 @@ class TestLocalExecutor(ExecutorContract):
         assert end_of(executor) == AttemptLost(1, 1, "signal SIGKILL")
 
     def test_workers_are_renewed_after_some_attempts_between_two_of_them_and_one_by_one(
-        self, make: MakeLocal, monkeypatch: pytest.MonkeyPatch
+        self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(local, "ATTEMPTS_PER_WORKER", 2)
         executor = make(2, {})
@@ -449,7 +489,7 @@ class TestLocalExecutor(ExecutorContract):
         with pytest.raises(StudyError, match=r"worker-0\.log"):
             executor.probe_precision()
 
-    def test_stopping_ends_every_process(self, make: Make) -> None:
+    def test_stopping_returns_when_every_process_has_ended(self, make: Make) -> None:
         executor = make(3, {(0, 1): Fate.STUCK})
         executor.submit(spec(0))
         executor.answer(first_report(executor), prune=False)

@@ -1,5 +1,7 @@
 """The seam between the coordinator and the processes that train."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialResult, TrialSpec
@@ -12,7 +14,7 @@ class Executor(Protocol):
 
     @property
     def slots(self) -> int:
-        """Return how many attempts can run at once."""
+        """Return how many attempts can run at once; workers on other machines come and go, down to none."""
         ...
 
     def probe_precision(self) -> ProbeResult:
@@ -37,3 +39,12 @@ class Executor(Protocol):
     def stop(self) -> None:
         """End every worker, whatever it is doing."""
         ...
+
+
+@contextmanager
+def closing_workers(executor: Executor) -> Iterator[Executor]:
+    """End every worker with the block, however it ends."""
+    try:
+        yield executor
+    finally:
+        executor.stop()

@@ -116,8 +116,16 @@ class _Worker:
 class LocalExecutor:
     """Keep `workers` processes busy, replace one that dies or breaks a limit, and end all with the coordinator."""
 
-    def __init__(self, settings: WorkerSettings, workers: int, log_dir: Path, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        workers: int,
+        log_dir: Path,
+        limits: Limits | None = None,
+        module: str | None = None,
+    ) -> None:
         self._settings = settings
+        self._module = module or WORKER_MODULE
         self._log_dir = log_dir
         self._limits = limits or Limits()
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -184,7 +192,7 @@ class LocalExecutor:
         log = self._log_dir / f"worker-{slot}.log"
         with theirs, log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", WORKER_MODULE, str(theirs.fileno())],
+                [sys.executable, "-m", self._module, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

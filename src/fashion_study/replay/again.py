@@ -7,10 +7,10 @@ from pathlib import Path
 
 from fashion_study.datasets import load_study_data, locate
 from fashion_study.errors import DataError, StudyError
+from fashion_study.executors.executor import Executor, closing_workers
 from fashion_study.executors.local import LocalExecutor
 from fashion_study.progress import Observer
 from fashion_study.replay.recorded import Curves, Images, Recorded
-from fashion_study.study import closing_workers
 from fashion_study.trial import AttemptLost, DataSource, EpochReport, TrialResult, TrialState, WorkerSettings
 
 TICK_SECONDS = 0.25
@@ -60,7 +60,7 @@ def train_again(recorded: Recorded, source: DataSource, tracking_uri: str, obser
     return again
 
 
-def _follow(executor: LocalExecutor, recorded: Recorded, observer: Observer) -> Again:
+def _follow(executor: Executor, recorded: Recorded, observer: Observer) -> Again:
     spec = recorded.spec
     curves: dict[int, dict[str, float]] = {}
     executor.submit(spec)

@@ -1,0 +1,77 @@
+"""The promises about a Ray cluster: what cannot be used is refused within seconds."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from fashion_study.errors import BadInputError
+from fashion_study.executors.cluster import Demand, connected
+
+SQLITE = "sqlite:////here/mlflow.db"
+GIBIBYTE = 2**30
+
+
+@contextmanager
+def web_server() -> Iterator[str]:
+    """Answer as a web server does, where somebody expects Ray."""
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@contextmanager
+def closed_port() -> Iterator[str]:
+    """Name an address at which nobody listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+def refusal(address: str) -> str:
+    with pytest.raises(BadInputError) as caught, connected(address, SQLITE):
+        pass
+    return str(caught.value)
+
+
+def test_an_address_where_nobody_listens_is_refused() -> None:
+    with closed_port() as address:
+        said = refusal(address)
+    assert f"No Ray cluster answers at {address}: Connection refused" in said
+    assert "ray start --head" in said
+
+
+def test_an_address_where_something_else_listens_is_refused() -> None:
+    with web_server() as address:
+        assert f"{address}: what listens there is not Ray" in refusal(address)
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://head:10001", ":6379", "head:70000"])
+def test_what_is_no_address_is_refused_wherever_it_was_found(address: str) -> None:
+    assert "is not HOST:PORT" in refusal(address)
+
+
+@pytest.mark.parametrize(
+    ("demand", "room"),
+    [
+        (Demand(1, 0, GIBIBYTE), 4),
+        (Demand(0.1, 0, GIBIBYTE), 8),
+        (Demand(1, 0.5, GIBIBYTE), 4),
+        (Demand(0.5, 1, GIBIBYTE), 2),
+        (Demand(1, 0, 3 * GIBIBYTE), 2),
+        (Demand(5, 0, GIBIBYTE), 0),
+        (Demand(0.1, 0.1, 2**20), 20),
+    ],
+)
+def test_a_node_has_room_for_as_many_workers_as_all_that_they_take_allows(demand: Demand, room: int) -> None:
+    assert demand.room_on({"CPU": 4.0, "GPU": 2.0, "memory": 8.0 * GIBIBYTE, "node:10.0.0.1": 1.0}) == room
+
+
+def test_a_node_without_what_is_wanted_has_no_room() -> None:
+    assert Demand(1, 1, GIBIBYTE).room_on({"CPU": 4.0, "memory": 8.0 * GIBIBYTE}) == 0

@@ -1,0 +1,157 @@
+"""What a cluster of several nodes does to a study: nodes go and come, and no trial is lost or trained twice."""
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster as NodesHere
+
+from fashion_study.coordinator import Assignment, Coordinator
+from fashion_study.engines.ledger import Ledger
+from fashion_study.engines.optuna_engine import OptunaEngine
+from fashion_study.errors import BadInputError
+from fashion_study.executors.cluster import Demand, connected
+from fashion_study.executors.ray import LOST, RayExecutor
+from fashion_study.space_file import load_space
+from fashion_study.trial import Precision, TrialState
+from tests.executors.test_executor_contract import PATIENCE, PYTHONPATH, workers_of
+from tests.executors.test_ray_executor import await_slots, outfit
+from tests.twins import MemoryTracker, RecordingObserver, memory_storage
+
+pytestmark = pytest.mark.faults
+
+SERVER = "http://mlflow.invalid:5000"
+SQLITE = "sqlite:////here/mlflow.db"
+# What a node of the tests has.
+A_NODE = Demand(1, 0, 2**20)
+SMALL_STORE = 80 * 2**20
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[NodesHere]:
+    """Start a cluster of one node on this machine."""
+    nodes = NodesHere(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": SMALL_STORE})
+    yield nodes
+    nodes.shutdown()
+
+
+@pytest.fixture
+def nodes(head: NodesHere) -> Iterator[NodesHere]:
+    """Add a second node, and leave the first one alone again."""
+    add_node(head)
+    yield head
+    while head.worker_nodes:
+        remove_node(head)
+    head.wait_for_nodes()
+
+
+def add_node(nodes: NodesHere) -> None:
+    nodes.add_node(num_cpus=1, object_store_memory=SMALL_STORE)
+
+
+def remove_node(nodes: NodesHere) -> None:
+    nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+
+
+def test_a_study_takes_the_cluster_as_it_is_and_every_trial_ends_once(
+    nodes: NodesHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_EPOCH", "0.2")
+    trials = 8
+    space = load_space("smoke")
+    ledger, runs, observer = Ledger(memory_storage(), "toy"), MemoryTracker(), RecordingObserver()
+    sizes: list[int] = []
+
+    with connected(nodes.address, SERVER) as cluster:
+        executor = RayExecutor(cluster, outfit(tmp_path, {}), A_NODE, warn=observer.warn)
+
+        def shrink_and_grow() -> bool:
+            """Take a node away in the middle of two attempts, and bring another one when the loss is noticed."""
+            match sizes, executor.slots:
+                case [], 2 if len(observer.epochs) >= 3:
+                    remove_node(nodes)
+                    sizes.append(2)
+                case [2], 1:
+                    add_node(nodes)
+                    sizes.append(1)
+                case [2, 1], 2:
+                    sizes.append(2)
+            return False
+
+        Coordinator(
+            Assignment(space, 7, Precision.FLOAT32, trials),
+            OptunaEngine(ledger, space, "random", "none", 7),
+            ledger,
+            executor,
+            runs,
+            observer,
+            shrink_and_grow,
+        ).run()
+        executor.stop()
+
+    assert sizes == [2, 1, 2]
+    assert [record.state for record in ledger.records()] == [TrialState.COMPLETE] * trials
+    ((key, cause, state),) = observer.lost
+    assert (cause, state) == (LOST, TrialState.WAITING)
+    ends = Counter((run.number, run.status) for run in runs.runs.values())
+    assert ends == Counter({(number, "complete"): 1 for number in range(trials)} | {(key[0], "interrupted"): 1})
+
+
+def test_several_nodes_and_a_store_of_this_machine_do_not_go_together(nodes: NodesHere) -> None:
+    with pytest.raises(BadInputError, match=r"2 nodes.*MLFLOW_TRACKING_URI=http"), connected(nodes.address, SQLITE):
+        pass
+
+
+def test_with_a_store_of_this_machine_a_node_that_joins_later_is_left_alone(head: NodesHere, tmp_path: Path) -> None:
+    with connected(head.address, SQLITE) as cluster:
+        executor = RayExecutor(cluster, outfit(tmp_path, {}), A_NODE, workers=2)
+        add_node(head)
+        await_slots(executor, 1)
+        assert len([node for node in ray.nodes() if node["Alive"]]) == 2
+
+        for _ in range(20):
+            assert executor.wait(0.1) == []
+
+        assert executor.slots == cluster.room(A_NODE) == 1
+        executor.stop()
+    remove_node(head)
+    head.wait_for_nodes()
+
+
+def test_no_process_is_left_when_the_coordinator_is_killed(tmp_path: Path) -> None:
+    code = f"""
+        import sys, time
+        from pathlib import Path
+        from fashion_study.executors.cluster import connected
+        from fashion_study.executors.ray import RayExecutor
+        from tests.executors.test_executor_contract import spec, wait_for_report
+        from tests.executors.test_ray_executor import SMALL, await_slots, outfit
+        with connected(None, {SQLITE!r}) as cluster:
+            executor = RayExecutor(cluster, outfit(Path(sys.argv[1]), {{(0, 1): "stuck"}}), SMALL, workers=2)
+            await_slots(executor, 2)
+            executor.submit(spec(0))
+            wait_for_report(executor)
+            print("busy", flush=True)
+            time.sleep({PATIENCE})
+    """
+    command = [sys.executable, "-c", re.sub(r"^ {8}", "", code, flags=re.MULTILINE), str(tmp_path)]
+    surroundings = os.environ | {"PYTHONPATH": PYTHONPATH}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=surroundings, text=True) as coordinator:
+        assert coordinator.stdout is not None
+        assert coordinator.stdout.readline() == "busy\n"
+        started = psutil.Process(coordinator.pid).children(recursive=True)
+        assert len(workers_of(coordinator.pid)) == 2
+        coordinator.kill()
+
+    # Ray's own agents ask after their dead cluster for a minute; the others end within seconds.
+    _, alive = psutil.wait_procs(started, PATIENCE)
+    assert {process.name() for process in alive} <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+    _, alive = psutil.wait_procs(alive, 2 * PATIENCE)
+    assert alive == []

@@ -1,0 +1,167 @@
+"""The executors' contract once more, over Ray; and what only a cluster can do to a study."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fashion_study.errors import BadInputError
+from fashion_study.executors.cluster import Cluster, Demand, connected
+from fashion_study.executors.executor import Executor
+from fashion_study.executors.local import Limits
+from fashion_study.executors.ray import LOST, RayExecutor
+from fashion_study.executors.supervisor import Outfit
+from fashion_study.trial import AttemptLost, EpochReport, TrialState
+from tests.executors.test_executor_contract import (
+    PATIENCE,
+    PYTHONPATH,
+    SETTINGS,
+    TOY,
+    MakeProcesses,
+    ProcessContract,
+    end_of,
+    first_report,
+    follow,
+    kill_the_worker,
+    spec,
+    workers_of,
+)
+from tests.twins import Fate, Key, toy_result
+
+# Small enough for two on a machine with one core.
+SMALL = Demand(0.5, 0, 2**20)
+
+
+def outfit(folder: Path, fates: Mapping[Key, str], limits: Limits | None = None) -> Outfit:
+    """Equip a supervisor with the toy worker, and with what this process's environment tells that."""
+    by_name = {f"{number}/{attempt}": str(fate) for (number, attempt), fate in fates.items()}
+    toys = {name: value for name, value in os.environ.items() if name.startswith("TOY_")}
+    environment = toys | {"PYTHONPATH": PYTHONPATH, "TOY_FATES": json.dumps(by_name)}
+    return Outfit(SETTINGS, limits or Limits(), folder / "logs", TOY, environment)
+
+
+def await_slots(executor: Executor, slots: int) -> None:
+    """Wait until so many workers are there."""
+    begun = time.monotonic()
+    while executor.slots != slots:
+        assert time.monotonic() - begun < PATIENCE
+        assert executor.wait(0.1) == []
+
+
+def supervisors() -> list[psutil.Process]:
+    """Find the living supervisors below this process."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if child.is_running() and child.name().startswith("ray::Superv")]
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """Kill processes, and see them gone."""
+    for process in processes:
+        process.kill()
+    _, alive = psutil.wait_procs(processes, PATIENCE)
+    assert alive == []
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with connected(None, SETTINGS.tracking_uri) as cluster:
+        yield cluster
+
+
+def test_signals_are_the_coordinator_s_to_answer(cluster: Cluster) -> None:
+    assert cluster.room(SMALL) >= 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_worker_that_no_node_could_ever_have_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(BadInputError, match=r"takes 1024 CPUs.*no node.*--worker-cpus"):
+        cluster.refuse_without_room(Demand(1024, 0, 2**20), workers=None)
+
+
+class TestRayExecutor(ProcessContract):
+    @pytest.fixture
+    def make(self, cluster: Cluster, tmp_path: Path) -> Iterator[MakeProcesses]:
+        made: list[RayExecutor] = []
+
+        def start(workers: int, fates: Mapping[Key, str], limits: Limits | None = None) -> RayExecutor:
+            demand = Demand(min(0.5, 1 / workers), 0, SMALL.memory)
+            made.append(RayExecutor(cluster, outfit(tmp_path, fates, limits), demand, workers))
+            await_slots(made[-1], workers)
+            return made[-1]
+
+        yield start
+        for executor in made:
+            executor.stop()
+
+    def test_an_attempt_is_lost_with_its_supervisor_and_another_one_takes_its_place(self, make: MakeProcesses) -> None:
+        executor = make(1, {(0, 1): Fate.STUCK})
+        executor.submit(spec(0))
+        executor.answer(first_report(executor), prune=False)
+        (worker,) = workers_of(os.getpid())
+
+        kill(supervisors())
+
+        assert end_of(executor) == AttemptLost(0, 1, LOST)
+        assert executor.slots == 0
+        await_slots(executor, 1)
+        executor.submit(spec(0, attempt=2))
+        assert end_of(executor) == toy_result(spec(0, attempt=2), TrialState.COMPLETE, 2)
+        assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+    def test_an_attempt_that_nobody_has_begun_is_not_lost_with_the_supervisor(self, make: MakeProcesses) -> None:
+        executor = make(2, {})
+        kill(supervisors()[:1])
+
+        for number in (0, 1):
+            executor.submit(spec(number))
+
+        ends = [event for event in follow(executor, ends=2) if not isinstance(event, EpochReport)]
+        assert sorted(ends, key=lambda end: end.number) == [
+            toy_result(spec(number), TrialState.COMPLETE, 2) for number in (0, 1)
+        ]
+
+    def test_an_attempt_waits_where_the_last_worker_is_gone_before_it_began(self, make: MakeProcesses) -> None:
+        executor = make(1, {})
+        kill(supervisors())
+
+        executor.submit(spec(0))
+
+        assert end_of(executor) == toy_result(spec(0), TrialState.COMPLETE, 2)
+
+    def test_a_worker_that_died_between_two_attempts_costs_none(self, make: MakeProcesses) -> None:
+        executor = make(1, {})
+        executor.submit(spec(0))
+        end_of(executor)
+        kill_the_worker()
+
+        executor.submit(spec(1))
+
+        assert end_of(executor) == toy_result(spec(1), TrialState.COMPLETE, 2)
+
+    def test_the_time_between_two_attempts_is_charged_to_none(self, make: MakeProcesses) -> None:
+        executor = make(1, {}, Limits(seconds=1))
+        for number in (0, 1):
+            executor.submit(spec(number))
+            assert end_of(executor) == toy_result(spec(number), TrialState.COMPLETE, 2)
+            time.sleep(1.5)
+
+    def test_what_travels_reaches_the_worker_and_stands_in_no_process_list_and_no_log(
+        self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOY_PASSWORD", "hunter2")
+        executor = make(1, {})
+        executor.submit(spec(0))
+        end_of(executor)
+        (worker,), below = workers_of(os.getpid()), psutil.Process().children(recursive=True)
+
+        assert worker.environ()["TOY_PASSWORD"] == "hunter2"
+        assert not any("hunter2" in word for process in below for word in process.cmdline())
+        logs = [path for path in Path("/tmp").glob("ray-*/session_latest/logs/**/*") if path.is_file()]
+        assert logs
+        assert not any(b"hunter2" in path.read_bytes() for path in logs)

@@ -1,0 +1,85 @@
+"""The promises of what stands beside a worker on another machine, kept without Ray."""
+
+import platform
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fashion_study.errors import DataError
+from fashion_study.executors.local import Limits, LocalExecutor
+from fashion_study.executors.supervisor import Outfit, Supervisor
+from fashion_study.trial import DataSource, TrialState, WorkerFailed
+from tests.executors.test_executor_contract import PYTHONPATH, SETTINGS, TOY, spec
+from tests.twins import PROBED, toy_report, toy_result
+
+ELSEWHERE = DataSource("fashion-mnist", Path("/on/the/coordinator's/machine"), "d" * 64)
+
+
+@pytest.fixture
+def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    monkeypatch.setenv("TOY_FATES", "{}")  # Set by the supervisor for good, in a process of its own.
+    began = []
+    start = LocalExecutor.__init__
+
+    def note(executor: LocalExecutor, *arguments: Any) -> None:
+        start(executor, *arguments)
+        began.append(executor)
+
+    monkeypatch.setattr(LocalExecutor, "__init__", note)
+    yield Supervisor()
+    for executor in began:  # In a cluster they end with the supervisor's process.
+        executor.stop()
+
+
+def outfit(folder: Path, source: DataSource = SETTINGS.source) -> Outfit:
+    return Outfit(replace(SETTINGS, source=source), Limits(), folder, TOY, {"TOY_FATES": "{}"})
+
+
+def test_each_call_returns_with_what_comes_next(supervisor: Supervisor, tmp_path: Path) -> None:
+    asked = spec(0, epochs=2)
+
+    assert supervisor.begin(outfit(tmp_path), "ray-0") == []
+    assert supervisor.probe() == [PROBED]
+    assert supervisor.submit(asked) == []
+    first, second = toy_report(asked, 1), toy_report(asked, 2)
+    assert supervisor.follow() == [first]
+    assert supervisor.answer(first, prune=False) == [second]
+    assert supervisor.answer(second, prune=False) == [toy_result(asked, TrialState.COMPLETE, 2)]
+    assert (tmp_path / "ray-0" / "worker-0.log").exists()
+
+
+def test_images_that_are_not_where_the_coordinator_has_them_are_looked_for(
+    supervisor: Supervisor, fashion_mnist_dir: Path, tmp_path: Path
+) -> None:
+    assert fashion_mnist_dir.is_dir()  # FASHION_MNIST_DIR names it on this machine too.
+    assert supervisor.begin(outfit(tmp_path, ELSEWHERE), "ray-0") == []
+    assert supervisor.probe() == [PROBED]
+
+
+def test_images_that_are_nowhere_are_missed_by_the_name_of_the_machine_by_every_call(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASHION_MNIST_DIR", str(tmp_path / "nowhere"))
+
+    told = supervisor.begin(outfit(tmp_path, ELSEWHERE), "ray-0")
+
+    assert isinstance(told, WorkerFailed)
+    assert isinstance(told.error, DataError)
+    assert str(told.error).startswith(f"On {platform.node()}: ")
+    assert str(tmp_path / "nowhere") in str(told.error)
+    assert supervisor.submit(spec(0)) is supervisor.follow() is told
+
+
+def test_a_machine_without_the_coordinator_s_folders_keeps_its_logs_in_one_of_its_own(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    supervisor.begin(outfit(tmp_path / "nowhere"), "ray-3")
+
+    assert not (tmp_path / "nowhere").exists()
+    assert [log.parent.name for log in tmp_path.glob("fashion-study-logs-*/**/worker-0.log")] == ["ray-3"]

@@ -9,9 +9,10 @@ import os
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,24 +25,14 @@ from benchmarks.sheet import Line, print_table, publish, table_of
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from benchmarks.scale import Times
     from fashion_study.executors.executor import Executor
 
 WORKERS, SHORT_WORKERS = (1, 16, 64, 256), (1, 16)
-# Two lengths of the same number of trials tell what a trial costs from what a report does.
-EPOCHS = (1, 6)
+EPOCHS = 3
 FEWEST_TRIALS = 32
 REPEATS, SHORT_REPEATS = 3, 1
-EMBEDDED, LEDGER, SERVERS = "SQLite", "ledger on PostgreSQL", "PostgreSQL and MLflow server"
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Hold what a number of trials took, by the wall and of the coordinator's processor time."""
-
-    trials: int
-    reports: int
-    wall: float
-    processor: float
+EMBEDDED, SERVERS = "SQLite", "PostgreSQL and MLflow server"
 
 
 def main(
@@ -57,11 +48,8 @@ def main(
             for count in workers:
                 for place, environment in places.items():
                     root = Path(folder, f"{place}-{count}-{repeat}".replace(" ", "-"))
-                    spent = [
-                        in_a_fresh_process(_spend, root.with_name(f"{root.name}-{epochs}"), environment, count, epochs)
-                        for epochs in EPOCHS
-                    ]
-                    found.setdefault((place, count), []).append(_rates(*spent))
+                    rates = in_a_fresh_process(_rates, root, environment, count)
+                    found.setdefault((place, count), []).append(rates)
                     print_table(_table(found))
     rows = [{"place": place, "workers": count, "measured": each} for (place, count), each in found.items()]
     publish("sustain", [], _lines(found), {"rows": rows}, repeats, output)
@@ -93,22 +81,31 @@ def _places() -> Iterator[dict[str, dict[str, str]]]:
             "MLFLOW_TRACKING_USERNAME": mlflow.account,
             "MLFLOW_TRACKING_PASSWORD": mlflow.password,
         }
-        yield {EMBEDDED: {}, LEDGER: ledger, SERVERS: ledger | tracking}
+        yield {EMBEDDED: {}, SERVERS: ledger | tracking}
 
 
-def _spend(root: Path, environment: Mapping[str, str], workers: int, epochs: int) -> Spent:
-    """Run trials of so many epochs in a study of their own."""
+def _rates(root: Path, environment: Mapping[str, str], workers: int) -> dict[str, float]:
+    """Run trials in a study of their own, and tell what a trial takes from what its reports take, in milliseconds."""
     os.environ |= environment
+    from benchmarks.scale import Clocked
     from benchmarks.toy_study import open_toy_study
 
-    study = open_toy_study(root, epochs, name=root.name)
-    executor = _executor(workers)
+    study = open_toy_study(root, EPOCHS, name=root.name)
     # Libraries and tables are there once something was written.
     study.run(2, _executor(1))
     trials = max(FEWEST_TRIALS, workers)
+    # All that a report makes the coordinator do.
+    times: Times = defaultdict(list)
+    engine, tracker = Clocked(study.engine, ("report",), times), Clocked(study.tracker, ("log_epoch",), times)
     wall, processor = time.perf_counter(), time.process_time()
-    study.run(trials, executor)
-    return Spent(trials, trials * epochs, time.perf_counter() - wall, time.process_time() - processor)
+    study.run(trials, _executor(workers), engine, tracker)
+    spent = time.perf_counter() - wall, time.process_time() - processor
+    rates = {}
+    for place, name in enumerate(("wall", "processor")):
+        reports = sum(seconds[place] for calls in times.values() for seconds in calls)
+        rates[f"report_{name}_ms"] = 1000 * reports / (trials * EPOCHS)
+        rates[f"trial_{name}_ms"] = 1000 * (spent[place] - reports) / trials
+    return rates
 
 
 def _executor(workers: int) -> "Executor":
@@ -135,20 +132,10 @@ def _executor(workers: int) -> "Executor":
     return RisingExecutor(workers)
 
 
-def _rates(short: Spent, long: Spent) -> dict[str, float]:
-    """Tell a trial from a report: both ran as many trials, and differ in their reports alone."""
-    reports = long.reports - short.reports
-    rates: dict[str, float] = {}
-    for name in ("wall", "processor"):
-        report = (getattr(long, name) - getattr(short, name)) / reports
-        rates[f"report_{name}_ms"] = 1000 * report
-        rates[f"trial_{name}_ms"] = 1000 * (getattr(short, name) - short.reports * report) / short.trials
-    return rates
-
-
 def _table(found: Mapping[tuple[str, int], list[dict[str, float]]]) -> "Table":
     headings = ("workers", "trials/s", "reports/s", "processor: ms a trial", "ms a report", "n")
-    table = table_of("what one coordinator sustains, medians", *headings)
+    title = "what one coordinator sustains: nothing but trials, without their reports, or nothing but reports; medians"
+    table = table_of(title, *headings)
     for (place, count), measured in found.items():
         middle = {name: median(each[name] for each in measured) for name in measured[0]}
         table.add_row(

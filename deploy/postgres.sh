@@ -35,9 +35,11 @@ cd /
 if [ ! -e "$cluster/PG_VERSION" ]; then
     as_owner "$bin/initdb" --pgdata="$cluster" --encoding=UTF8 --locale=C.UTF-8 --data-checksums \
         --auth-local=peer --auth-host=scram-sha-256 >/dev/null
-    if [ "$allow" != 127.0.0.1/32 ]; then
-        as_owner sh -c 'echo "host all all $1 scram-sha-256" >>"$2/pg_hba.conf"' - "$allow" "$cluster"
-    fi
+fi
+# The machine itself may log in anyway.
+rule="host all all $allow scram-sha-256"
+if [ "$allow" != 127.0.0.1/32 ] && ! as_owner grep -qxF "$rule" "$cluster/pg_hba.conf"; then
+    echo "$rule" | as_owner tee -a "$cluster/pg_hba.conf" >/dev/null
 fi
 
 # exec: whoever ends this process ends the server. runuser would pass signals on only once its child has ended.

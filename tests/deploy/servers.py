@@ -87,7 +87,7 @@ class Postgres:
 
     @property
     def _variables(self) -> dict[str, str]:
-        return {"PGDATA": str(self.folder / "cluster"), "PGPORT": str(self.port)}
+        return {"PGDATA": str(self.folder / "cluster"), "PGPORT": str(self.port), "ALLOW": "127.0.0.0/8"}
 
     @property
     def log(self) -> str:

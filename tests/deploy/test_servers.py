@@ -54,6 +54,15 @@ def test_nobody_logs_in_over_the_network_without_a_password(role: str, postgres:
         psycopg.connect(postgres.address("postgres", role), password="guessed")
 
 
+def test_a_network_is_let_in_once_however_often_the_server_starts(postgres: Postgres) -> None:
+    postgres.stop()
+    postgres.start()
+
+    rules = (postgres.folder / "cluster" / "pg_hba.conf").read_text().splitlines()
+    assert rules.count("host all all 127.0.0.0/8 scram-sha-256") == 1
+    assert postgres.query("SELECT 1") == [(1,)]
+
+
 @pytest.mark.parametrize("path", ["/", EXPERIMENTS, "/api/2.0/mlflow-artifacts/artifacts", "/graphql", "/version"])
 @pytest.mark.parametrize("login", [None, "ana:guessed", "admin:password1234", "admin:"])
 def test_the_mlflow_server_answers_nobody_without_a_log_in(path: str, login: str | None, team: TeamMlflow) -> None:

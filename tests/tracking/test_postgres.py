@@ -39,7 +39,6 @@ def held(store: Store, study: str) -> Iterator[subprocess.Popen[str]]:
     """Let another process own a study, in another folder, as it would from another machine."""
     assert store.database is not None
     command = [sys.executable, "-c", HOLD, str(store.root.with_name("there")), study]
-    # psycopg itself would not know SQLAlchemy's name of the driver.
     environment = os.environ | {"OPTUNA_STORAGE": store.database.uri}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment

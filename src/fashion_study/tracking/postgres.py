@@ -29,21 +29,24 @@ UNACKNOWLEDGED_MS = 60_000
 # Making the tables takes a second; whoever waits longer for another who does waits for one that hangs.
 MAKING_SECONDS = 60
 MAKING = "making the tables"
+OWN_NAME = "fashion-study "
 # PostgreSQL cuts the name of an application after 63 bytes.
 NAME_LENGTH = 63
 
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Name the connection that owns something, by what PostgreSQL tells of it."""
+    """Name the connection that owns something; all None where it belongs to another role, or has just let go."""
 
-    application: str
-    address: str
-    since: str
+    application: str | None = None
+    address: str | None = None
+    since: str | None = None
 
     def __str__(self) -> str:
-        where = self.application.removeprefix("fashion-study ") or "another connection"
-        return f"{where} ({self.address}, connected since {self.since})"
+        if self.application is None:
+            return "another connection"
+        where = self.application.removeprefix(OWN_NAME)
+        return f"{where} ({self.address or 'by a local socket'}, connected since {self.since})"
 
 
 def open_storage(address: DatabaseAddress) -> "RDBStorage":
@@ -70,6 +73,7 @@ def claim_everywhere(storage: "RDBStorage", name: str) -> Iterator[Elsewhere | N
     Where another connection owns it already, yield whose that is.
     """
     from sqlalchemy import text
+    from sqlalchemy.exc import SQLAlchemyError
 
     key = _key(name)
     with storage.engine.begin() as connection:
@@ -80,7 +84,7 @@ def claim_everywhere(storage: "RDBStorage", name: str) -> Iterator[Elsewhere | N
     finally:
         if is_ours:
             # Where the connection is gone, so is the lock.
-            with suppress(Exception), storage.engine.begin() as connection:
+            with suppress(StoreError, SQLAlchemyError), storage.engine.begin() as connection:
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": key})
 
 
@@ -111,7 +115,7 @@ def _connect_args(address: DatabaseAddress) -> dict[str, object]:
     # What the address says itself comes first: SQLAlchemy lets these arguments win.
     own = {
         "connect_timeout": CONNECT_SECONDS,
-        "application_name": f"fashion-study process {os.getpid()} on {socket.gethostname()}"[:NAME_LENGTH],
+        "application_name": f"{OWN_NAME}process {os.getpid()} on {socket.gethostname()}"[:NAME_LENGTH],
         "tcp_user_timeout": UNACKNOWLEDGED_MS,
         "options": OF_THE_SERVER,
         **KEEPALIVES,
@@ -180,6 +184,4 @@ def _holder(connection: "Connection", key: int) -> Elsewhere:
         ),
         {"high": high, "low": low},
     ).first()
-    # None where it has just let go, or belongs to another role.
-    application, client, since = found or (None, None, None)
-    return Elsewhere(application or "", client or "by a local socket", since or "some time")
+    return Elsewhere(*found) if found else Elsewhere()

@@ -3,18 +3,29 @@
 import os
 import signal
 import sys
+from types import FrameType
 from typing import NoReturn
 
 
 def expect_ctrl_c() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt again, for a command that has begun its work and answers it itself."""
+    """Let Ctrl-C raise KeyboardInterrupt from now on, for a command that has begun its work and answers it itself."""
     if signal.getsignal(signal.SIGINT) is _stop_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
 
 
-def _stop_at_once(_number: int, _frame: object) -> NoReturn:
+def _stop_at_once(_number: int, _frame: FrameType | None) -> NoReturn:
     os.write(2, b"Stopped at once.\n")
     os._exit(130)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """Raise KeyboardInterrupt, but in the middle of an import, where some libraries swallow it, stop at once."""
+    outer = frame
+    while outer is not None:
+        if outer.f_code.co_filename.startswith("<frozen importlib"):
+            _stop_at_once(number, frame)
+        outer = outer.f_back
+    raise KeyboardInterrupt
 
 
 # From the first line on: while a command imports what it needs, Ctrl-C would end in some library's traceback.

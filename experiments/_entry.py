@@ -54,9 +54,6 @@ def _saying_when_stopped(main: Callable[..., None]) -> Callable[..., None]:
             main(*args, **options)
         except KeyboardInterrupt as stop:
             print("Stopped at once.", file=sys.stderr)
-            # Where it left code that a library had written as a string, as for a named tuple, Python would end by the
-            # signal rather than with a code. The next such code makes it forget.
-            exec("")
             sys.exit(ExitCode.TERMINATED if isinstance(stop, Terminated) else ExitCode.INTERRUPTED)
 
     return command

@@ -1,10 +1,12 @@
 """The promises about model files that make room: on a real store, with real models that nobody had to train."""
 
 import sqlite3
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from optuna.distributions import FloatDistribution
@@ -13,8 +15,11 @@ from fashion_study import StudyConfig, run_study
 from fashion_study.engines.ledger import Ledger
 from fashion_study.model_keeping import REMOVED, ModelKeeper
 from fashion_study.study import StudyResult
-from fashion_study.trial import FailReason, TrialResult, TrialState
+from fashion_study.tracking.half_written import half_written
+from fashion_study.tracking.store import open_store
+from fashion_study.trial import FailReason, TrialResult, TrialSpec, TrialState
 from tests.model_store import ModelStore, trained
+from tests.twins import RecordingObserver
 
 SPACE = {"learning_rate": FloatDistribution(0.0, 1.0)}
 
@@ -168,13 +173,28 @@ def test_files_that_cannot_be_taken_away_stay_with_a_word(bench: Bench, monkeypa
     assert bench.client.get_logged_model(bench.model_id(1)).model_id == bench.model_id(1)
 
 
+class AccidentProne(RecordingObserver):
+    """Watches a study whose worker leaves a model half-written in its second trial, as one does that dies there."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        super().__init__()
+        self._client = client
+
+    def trial_started(self, spec: TrialSpec) -> None:
+        super().trial_started(spec)
+        if spec.key == (1, 1):
+            experiment = self._client.get_run(spec.run_id).info.experiment_id
+            self._client.create_logged_model(experiment, name="model", source_run_id=spec.run_id)
+
+
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
     asked = {"space": "smoke", "dataset": "digits", "precision": "float32", "workers": 1, "trials": 4}
     limits = {"trial_timeout": 250.0, "worker_memory": 16 * 2**30, "keep_models": 1}
     finalists = {"pruner": "none", "finalists": 1, "repeats": 1}
     store = tmp_path_factory.mktemp("study") / "store"
-    return run_study(StudyConfig(**asked, **limits, **finalists, store=store))
+    observer = AccidentProne(open_store(store).client())
+    return run_study(StudyConfig(**asked, **limits, **finalists, store=store), observer)
 
 
 def test_a_study_keeps_its_best_model_its_baseline_s_and_the_registered_one(ended: StudyResult) -> None:
@@ -184,6 +204,13 @@ def test_a_study_keeps_its_best_model_its_baseline_s_and_the_registered_one(ende
     assert kept == {0, ended.best.number}
     assert len(list((ended.store.root / "artifacts").rglob("model.keras"))) == len(kept) + 1
     assert ended.version is not None
+
+
+def test_a_study_that_has_ended_leaves_no_model_half_written(ended: StudyResult) -> None:
+    client = ended.store.client()
+    models = client.search_logged_models([ended.experiment_id])
+    assert Counter(model.status.name for model in models)["FAILED"] == 1
+    assert half_written(client, [ended.experiment_id]) == []
 
 
 def test_the_study_s_run_says_what_limits_it_had(ended: StudyResult) -> None:

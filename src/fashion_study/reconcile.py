@@ -1,8 +1,7 @@
 """Bring ledger and runs together: what a kill left running is running no more, and no result is trained twice."""
 
 from collections import defaultdict
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from fashion_study.engines.ledger import MAX_RETURNS, TOKEN, Ledger, TrialRecord
@@ -24,9 +23,12 @@ def reconcile(ledger: Ledger, runs: "StudyRuns") -> list[str]:
     The caller holds the study's lock, so whatever is marked as running has no owner. Killed at any point, it does
     what is left the next time; where nothing disagrees it does nothing.
     """
-    # The doctor finds the models with the other files.
-    all_found = chain(disagreements(ledger, runs), runs.half_written())
-    return [f"{found.where} {found.what}; {found.repair()}" for found in all_found if found.repair]
+    return [*_mended(disagreements(ledger, runs)), *give_up_half_written(runs)]
+
+
+def give_up_half_written(runs: "StudyRuns") -> list[str]:
+    """Mark the models whose logging was cut off, while no worker has an attempt in hand, and say so in a line each."""
+    return _mended(runs.half_written())
 
 
 def disagreements(ledger: Ledger, runs: "StudyRuns") -> Iterator[Finding]:
@@ -48,6 +50,10 @@ def disagreements(ledger: Ledger, runs: "StudyRuns") -> Iterator[Finding]:
     yield from _repeats(runs, [attempt for attempt in attempts if attempt.repeat])
     yield from _best(ledger, runs)
     yield from (_nameless(runs, run_id) for run_id in runs.unnamed(ledger.facts.get(TOKEN)))
+
+
+def _mended(findings: Iterable[Finding]) -> list[str]:
+    return [f"{found.where} {found.what}; {found.repair()}" for found in findings if found.repair]
 
 
 def _deleted(runs: "StudyRuns", attempt: "Attempt") -> Finding:

@@ -30,7 +30,7 @@ from fashion_study.interrupts import Interrupts
 from fashion_study.leaderboard import rank, table
 from fashion_study.plan import Plan, data_cards, plan_study
 from fashion_study.progress import Observer, Silent
-from fashion_study.reconcile import reconcile
+from fashion_study.reconcile import give_up_half_written, reconcile
 from fashion_study.study_figures import study_figures
 from fashion_study.tracking.addresses import moves, rebase
 from fashion_study.tracking.failures import store_failures
@@ -412,12 +412,22 @@ def _publish(session: _Session, final: _Final) -> None:
         tags |= {"best_trial": str(best.number), "best_run": best.run_id}
     if not session.is_interrupted():
         tags |= _conclude(session, final)
+    _tidy(session)
     finished = not session.is_interrupted() or (ledger.counted() >= session.plan.config.trials and not final.left)
     tracker.close_study("FINISHED" if finished else "KILLED", tags)
     ledger.remember(repeats_left=final.left)
     in_time = session.deadline is None or time.monotonic() < session.deadline
     if in_time and not session.is_interrupted():
         ledger.remember(published=_publication(session.plan, ledger))
+
+
+def _tidy(session: _Session) -> None:
+    """Give up what workers have left half-written that were ended or died; no worker is left."""
+    from fashion_study.tracking.attempts import StudyRuns
+
+    facts = session.ledger.facts
+    for line in give_up_half_written(StudyRuns(session.client, facts["experiment_id"], facts["run_id"])):
+        session.observer.note(line)
 
 
 def _conclude(session: _Session, final: _Final) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -13,8 +14,14 @@ from fashion_study.datasets import StudyData, load_study_data, locate
 from fashion_study.trial import Hyperparameters
 
 
-def bare_rate(params: Hyperparameters, precision: str, threads: int, data: StudyData) -> float:
-    """Return the median images per second of the epochs after the first one, each without its validation."""
+def bare_rate(
+    params: Hyperparameters,
+    precision: str,
+    threads: int,
+    data: StudyData,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Return the median images per second of the epochs after the first, each without its validation, by `clock`."""
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     if precision == "bfloat16":
@@ -34,29 +41,30 @@ def bare_rate(params: Hyperparameters, precision: str, threads: int, data: Study
     )
     optimizer = keras.optimizers.RMSprop(params.learning_rate)
     model.compile(optimizer=optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    clock = _Clock()
+    stopwatch = _Stopwatch(clock)
     model.fit(
         data.train.images.astype("float32"),
         data.train.labels,
         batch_size=params.batch_size,
         epochs=params.epochs,
         validation_data=(data.validation.images.astype("float32"), data.validation.labels),
-        callbacks=[clock],
+        callbacks=[stopwatch],
         verbose=0,
     )
-    return len(data.train.labels) / median(clock.seconds[1:])
+    return len(data.train.labels) / median(stopwatch.seconds[1:])
 
 
-class _Clock(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no annotations.
-    def __init__(self) -> None:
+class _Stopwatch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no annotations.
+    def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()
+        self.clock = clock
         self.seconds: list[float] = []
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.began = time.perf_counter()
+        self.began = self.clock()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.ended = time.perf_counter()
+        self.ended = self.clock()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.seconds.append(self.ended - self.began)

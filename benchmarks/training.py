@@ -1,25 +1,31 @@
 """Compare one worker's training with bare `model.fit`, over batch sizes and filter counts, at one thread each.
 
 `python -m benchmarks.training` trains on Fashion-MNIST (FASHION_MNIST_DIR or Keras's cache). Each measurement has a
-process of its own; both sides are taken in turn, so that a drift of the machine's speed meets both. Beside the rates
-stands the share of the machine's own peak: what a large matrix product reaches on one thread at the same precision.
+process of its own; both sides are taken in turn, so that a drift of the machine's speed meets both. Seconds are those
+of the processor, which other work on the machine hardly touches: with one thread, what a quiet machine would take.
+Beside the rates stands the share of the machine's own peak: what a large matrix product reaches on one thread at the
+same precision.
 """
 
 import json
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
+from unittest import mock
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from fashion_study.executors.local import MALLOC
 from fashion_study.trial import Hyperparameters, Precision
 
 BATCHES = (64, 128, 256, 512, 1024)
@@ -83,7 +89,7 @@ def _compared(case: Case, rounds: int, peak: float) -> dict[str, Any]:
     rates: dict[str, list[float]] = {"bare": [], "worker": []}
     for _ in range(rounds):
         rates["bare"].append(_alone(_bare, case))
-        rates["worker"].append(_alone(_worker, case))
+        rates["worker"].append(_alone(_worker, case, MALLOC))
     bare, worker = median(rates["bare"]), median(rates["worker"])
     per_image = training_flops(case.params)
     return asdict(case) | {
@@ -108,9 +114,10 @@ def training_flops(params: Hyperparameters, classes: int = 10) -> float:
     return 2.0 * (2 * first + 3 * (rest + dense))
 
 
-def _alone(function: Callable[[Any], float], argument: object) -> float:
-    """Call a function in a fresh process: TensorFlow takes its threads and its policy once."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+def _alone(function: Callable[[Any], float], argument: object, environment: dict[str, str] | None = None) -> float:
+    """Call a function in a fresh process: TensorFlow takes its threads and its policy once, glibc its settings."""
+    spawn = multiprocessing.get_context("spawn")
+    with mock.patch.dict(os.environ, environment or {}), ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(function, argument).result()
 
 
@@ -118,7 +125,8 @@ def _bare(case: Case) -> float:
     from benchmarks.bare_fit import bare_rate
     from fashion_study.datasets import load_study_data, locate
 
-    return bare_rate(case.params, case.precision, 1, load_study_data(locate("fashion-mnist", None), case.images))
+    data = load_study_data(locate("fashion-mnist", None), case.images)
+    return bare_rate(case.params, case.precision, 1, data, clock=time.process_time)
 
 
 def _worker(case: Case) -> float:
@@ -129,14 +137,16 @@ def _worker(case: Case) -> float:
     configure(threads=1)
     seed_training(0)
     data = load_study_data(locate("fashion-mnist", None), case.images)
-    rates: list[float] = []
+    ends = [time.process_time()]
 
-    def on_epoch(epoch: Epoch) -> bool:
-        rates.append(epoch.images_per_second)
+    def on_epoch(_epoch: Epoch) -> bool:
+        ends.append(time.process_time())
         return True
 
-    fit(build_model(case.params, case.precision), data.train, data.validation, case.params, 0, on_epoch)
-    return median(rates[1:])
+    # Without validation, so that nothing but training lies between two ends.
+    fit(build_model(case.params, case.precision), data.train, None, case.params, 0, on_epoch)
+    seconds = [end - start for start, end in pairwise(ends)]
+    return len(data.train.labels) / median(seconds[1:])
 
 
 def _peak(precision: Precision) -> float:
@@ -155,9 +165,9 @@ def _peak(precision: Precision) -> float:
 def _seconds(call: Callable[[], object]) -> Iterator[float]:
     call()
     for _ in range(PEAK_ROUNDS):
-        started = time.perf_counter()
+        started = time.process_time()
         call()
-        yield time.perf_counter() - started
+        yield time.process_time() - started
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def test_the_run_of_the_study_says_what_was_asked_and_what_came_out(first: Start
         "seed": "0",
         "limit_train": "None",
         "precision": "float32",
-        "training_version": "1",
+        "training_version": "2",
     }
     expected = {
         "kind": "study",

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fashion_study.errors import StudyError
 
 # Raised when the same seed and parameters train to something else: part of a study's identity.
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 
 ParamValue = int | float | str
 

@@ -1,4 +1,6 @@
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -7,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from fashion_study.training.fit import seed_training
-from fashion_study.training.layers import TrainingFirstConv2D, TrainingMaxPooling2D
-from fashion_study.training.model import build_model, float32_twin
+from fashion_study.training.layers import TrainingConvPool2D
+from fashion_study.training.model import UNSEEN, build_model, float32_twin
 from fashion_study.trial import Hyperparameters
 
 SMALL = Hyperparameters(filters_1=4, filters_2=6, filters_3=8, dense_units=12, input_scale="unit")
@@ -23,24 +25,35 @@ MAPS = {
 }
 
 
-def pooled(layer: keras.layers.Layer, inputs: tf.Tensor) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return a pooling's outputs and the gradient that reaches its inputs, from a gradient of 1, 2, 3, ... above."""
+def convolved_and_pooled(layers: Sequence[keras.layers.Layer], inputs: tf.Tensor) -> list[npt.NDArray[np.float64]]:
+    """Return the layers' outputs, then the gradients of inputs, kernel and bias, from 1, 2, 3 ... above."""
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        outputs = layer(inputs)
+        outputs = inputs
+        for layer in layers:
+            outputs = layer(outputs)
     upstream = tf.cast(tf.reshape(tf.range(1, tf.size(outputs) + 1), outputs.shape), outputs.dtype)
-    gradient = tape.gradient(outputs, inputs, output_gradients=upstream)
-    return tf.cast(outputs, "float32").numpy(), tf.cast(gradient, "float32").numpy()
+    gradients = tape.gradient(outputs, [inputs, *layers[0].trainable_weights], output_gradients=upstream)
+    return [tf.cast(result, "float64").numpy() for result in (outputs, *gradients)]
 
 
-def stock_and_training_convolution() -> tuple[keras.layers.Layer, keras.layers.Layer]:
-    stock, ours = (kind(5, 3, activation="relu") for kind in (keras.layers.Conv2D, TrainingFirstConv2D))
+def errors(
+    layers: Sequence[keras.layers.Layer], inputs: tf.Tensor, expected: list[npt.NDArray[np.float64]]
+) -> list[float]:
+    """Return the largest error of each result, as a share of the largest expected value."""
+    found = convolved_and_pooled(layers, inputs)
+    return [float(np.abs(mine - true).max() / np.abs(true).max()) for mine, true in zip(found, expected, strict=True)]
+
+
+def stock_and_training_layers(
+    channels: int, filters: int, kernel: npt.NDArray[Any], bias: npt.NDArray[Any], dtype: str
+) -> tuple[list[keras.layers.Layer], list[keras.layers.Layer]]:
+    stock = keras.layers.Conv2D(filters, 3, activation="relu", dtype=dtype)
+    ours = TrainingConvPool2D(filters, 3, dtype=dtype)
     for layer in (stock, ours):
-        layer.build((None, 28, 28, 1))
-    weights = [RANDOM.normal(size=weight.shape) for weight in stock.get_weights()]
-    stock.set_weights(weights)
-    ours.set_weights(weights)
-    return stock, ours
+        layer.build((None, 12, 12, channels))
+        layer.set_weights([kernel, bias])
+    return [stock, keras.layers.MaxPooling2D(2, dtype=dtype)], [ours]
 
 
 def weight_gradients(model: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> list[npt.NDArray[np.float32]]:
@@ -50,50 +63,56 @@ def weight_gradients(model: keras.Model, images: tf.Tensor, labels: tf.Tensor) -
     return [gradient.numpy() for gradient in tape.gradient(loss, model.trainable_weights)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", MAPS)
-def test_the_pooling_is_keras_own_with_keras_own_gradient(kind: str, dtype: str) -> None:
+def test_the_layer_is_keras_own_three_with_their_gradients(kind: str, dtype: str) -> None:
     inputs = tf.cast(tf.constant(MAPS[kind]), dtype)
-    expected = pooled(keras.layers.MaxPooling2D(2, dtype=dtype), inputs)
-    found = pooled(TrainingMaxPooling2D(2, dtype=dtype), inputs)
-    for ours, stock in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(ours, stock)
+    channels = inputs.shape[-1]
+    # Whole numbers: nothing is rounded where the inputs are whole as well, so that ties stay ties.
+    kernel, bias = RANDOM.integers(-2, 3, size=(3, 3, channels, 5)), RANDOM.integers(-2, 3, size=5)
+    stock, ours = stock_and_training_layers(channels, 5, kernel, bias, dtype)
+
+    found, expected = (convolved_and_pooled(layers, inputs) for layers in (ours, stock))
+
+    assert [result.shape for result in found[1:]] == [inputs.shape, kernel.shape, bias.shape]
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
 
 
-def test_the_pooling_sends_each_gradient_to_one_place_even_where_all_values_tie() -> None:
-    outputs, gradient = pooled(TrainingMaxPooling2D(2), tf.ones((2, 11, 11, 3)))
-    assert np.count_nonzero(gradient) == outputs.size
-    assert gradient.sum() == sum(range(1, outputs.size + 1))
+def test_in_bfloat16_the_layer_is_as_near_to_float32_as_keras_own() -> None:
+    inputs = tf.constant(RANDOM.normal(size=(64, 12, 12, 4)), tf.float32)
+    kernel, bias = RANDOM.normal(size=(3, 3, 4, 8)), RANDOM.normal(size=8)
+    exact, _ = stock_and_training_layers(4, 8, kernel, bias, "float32")
+    stock, ours = stock_and_training_layers(4, 8, kernel, bias, "mixed_bfloat16")
+
+    expected = convolved_and_pooled(exact, inputs)
+    for mine, theirs in zip(errors(ours, inputs, expected), errors(stock, inputs, expected), strict=True):
+        assert mine <= 1.1 * theirs
 
 
-def test_the_pooling_works_for_any_number_of_images_inside_a_compiled_step() -> None:
-    layer = TrainingMaxPooling2D(2)
-    step = tf.function(lambda images: pooled_sum(layer, images), input_signature=[tf.TensorSpec((None, 6, 6, 2))])
+def test_the_layer_works_for_any_number_of_images_inside_a_compiled_step() -> None:
+    _, ours = stock_and_training_layers(2, 5, np.ones((3, 3, 2, 5)), np.ones(5), "float32")
+    step = tf.function(
+        lambda images: gradient_of_sum(ours[0], images), input_signature=[tf.TensorSpec((None, 6, 6, 2))]
+    )
     for images in (1, 5):
-        assert int(tf.math.count_nonzero(step(tf.ones((images, 6, 6, 2))))) == images * 9 * 2
+        assert step(tf.ones((images, 6, 6, 2))).shape == (images, 6, 6, 2)
 
 
-def pooled_sum(layer: keras.layers.Layer, images: tf.Tensor) -> tf.Tensor:
+def gradient_of_sum(layer: keras.layers.Layer, images: tf.Tensor) -> tf.Tensor:
     with tf.GradientTape() as tape:
         tape.watch(images)
         total = tf.reduce_sum(layer(images))
     return tape.gradient(total, images)
 
 
-def test_the_first_convolution_is_keras_own_with_keras_own_gradients() -> None:
-    stock, ours = stock_and_training_convolution()
-    images = tf.constant(RANDOM.integers(0, 256, size=(6, 28, 28, 1)), tf.float32)
-
-    def outputs_and_gradients(layer: keras.layers.Layer) -> list[tf.Tensor]:
-        with tf.GradientTape() as tape:
-            outputs = layer(images)
-            loss = tf.reduce_mean(outputs * outputs)
-        return [outputs, *tape.gradient(loss, layer.trainable_weights)]
-
-    expected = outputs_and_gradients(stock)
-    assert [result.shape for result in expected] == [(6, 26, 26, 5), (3, 3, 1, 5), (5,)]
-    for mine, theirs in zip(outputs_and_gradients(ours), expected, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-3 * float(tf.reduce_max(tf.abs(theirs))))
+def test_what_training_crops_reaches_nothing() -> None:
+    seed_training(3)
+    logged = float32_twin(build_model(SMALL), SMALL)
+    pixels = RANDOM.integers(0, 256, size=(4, 28, 28, 1))
+    others = pixels.copy()
+    others[:, -UNSEEN:], others[:, :, -UNSEEN:] = 255, 255
+    np.testing.assert_array_equal(logged(pixels), logged(others))
 
 
 def test_the_network_that_trains_is_the_network_that_is_logged() -> None:
@@ -112,7 +131,7 @@ def test_the_network_that_trains_is_the_network_that_is_logged() -> None:
 def test_what_is_logged_holds_stock_layers_and_loads_in_safe_mode(tmp_path: Path) -> None:
     training = build_model(SMALL)
     if not tf.config.list_physical_devices("GPU"):
-        assert {TrainingFirstConv2D, TrainingMaxPooling2D} <= {type(layer) for layer in training.layers}
+        assert TrainingConvPool2D in {type(layer) for layer in training.layers}
     twin = float32_twin(training, SMALL)
     twin.save(tmp_path / "model.keras")
 

@@ -272,6 +272,7 @@ def test_a_run_that_is_gone_for_good_costs_its_attempt_but_no_result(killed: Kil
                 "UPDATE trial_user_attributes SET value_json = ? WHERE key = 'run_id' AND trial_id = ?",
                 (json.dumps(gone), killed.ledger.trial(number)._trial_id),
             )
+    killed = Killed(killed.store, killed.client, killed.name)
 
     assert len(reconcile(killed.ledger, killed.runs)) == 4  # The runs that no trial names any more are orphans.
 
@@ -345,6 +346,7 @@ def test_killed_at_any_commit_it_does_what_is_left_the_next_time(
         killed = Killed(store, client, f"killed {number}")
         wreck(killed)
         assert ended_with(store, killed.name, number) == -signal.SIGKILL
+        killed = Killed(store, client, killed.name)
 
         reconcile(killed.ledger, killed.runs)
 

@@ -8,10 +8,11 @@ from uuid import uuid4
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
+from fashion_study.engines.mirror import Mirror
 from fashion_study.trial import FailReason, ParamValue, TrialResult, TrialState
 
 # A trial goes back to waiting this often; stopped from outside once more, it is given up.
@@ -59,10 +60,10 @@ class Ledger:
 
     def __init__(self, storage: BaseStorage, study_name: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._storage = Mirror(storage) if isinstance(storage, RDBStorage) else storage
         self.study = optuna.create_study(
-            storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
+            storage=self._storage, study_name=study_name, direction="maximize", load_if_exists=True
         )
-        self._storage = storage
 
     @property
     def name(self) -> str:
@@ -104,8 +105,10 @@ class Ledger:
 
     def best(self) -> TrialRecord | None:
         """Return the complete trial with the highest objective; the earlier one on a tie."""
-        complete = [record for record in self.records() if record.objective is not None]
-        return max(complete, key=lambda record: (record.objective, -record.number), default=None)
+        complete = (trial for trial in self.trials() if trial.state is OptunaState.COMPLETE)
+        # Of equal ones max returns the first.
+        best = max(complete, key=lambda trial: trial.value or 0.0, default=None)
+        return None if best is None else _record(best)
 
     def enqueue(self, params: Mapping[str, ParamValue], distributions: Mapping[str, BaseDistribution]) -> None:
         """Add a trial that waits to be taken."""

@@ -9,6 +9,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from fashion_study.engines.ledger import Ledger
+from fashion_study.engines.points import Point
 from fashion_study.trial import FailReason, TrialResult, TrialState
 
 DISTRIBUTIONS = {
@@ -17,7 +18,7 @@ DISTRIBUTIONS = {
     "batch_size": CategoricalDistribution((64, 128)),
     "optimizer": CategoricalDistribution(("adam", "sgd")),
 }
-POINT = {"learning_rate": 0.5, "filters_1": 24, "batch_size": 128, "optimizer": "sgd"}
+POINT: Point = {"learning_rate": 0.5, "filters_1": 24, "batch_size": 128, "optimizer": "sgd"}
 
 
 @pytest.fixture

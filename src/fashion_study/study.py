@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from signal import Signals
 from typing import TYPE_CHECKING, cast
 
@@ -38,7 +38,7 @@ from fashion_study.tracking.failures import store_failures
 from fashion_study.tracking.ownership import sole_owner
 from fashion_study.tracking.store import Store, open_store
 from fashion_study.tracking.waits import Waits, watch_waits
-from fashion_study.trial import DataSource, Precision, TrialState, WorkerSettings
+from fashion_study.trial import DataSource, Precision, TimeSpent, TrialState, WorkerSettings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,7 +58,7 @@ class StudyResult:
     """Show where a study stands after a run of it. `records` and `finalists` are ranked, the best first.
 
     `version` is the challenger in the registry, by the model's name and the number of its version; `repeats_left`
-    counts the finalists' repeats that a stop has left untrained.
+    counts the finalists' repeats that a stop has left untrained. `spent` is what the workers' time went into.
     """
 
     name: str
@@ -76,6 +76,7 @@ class StudyResult:
     finalists: tuple[Finalist, ...] = ()
     version: tuple[str, int] | None = None
     repeats_left: int = 0
+    spent: TimeSpent = field(default_factory=TimeSpent)
 
     @property
     def counted(self) -> int:
@@ -117,12 +118,21 @@ class _Session:
 
 
 @dataclass(frozen=True)
+class _Search:
+    """Hold what became of the trials: why nothing more could be proposed, and what the workers' time went into."""
+
+    exhausted: str | None = None
+    spent: TimeSpent = field(default_factory=TimeSpent)
+
+
+@dataclass(frozen=True)
 class _Final:
     """Hold what became of the finalists; `left` counts the repeats that are still to be trained."""
 
     plan: FinalistPlan
     finalists: tuple[Finalist, ...]
     left: int
+    spent: TimeSpent
 
 
 def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyResult:
@@ -152,9 +162,9 @@ def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyRes
         ledger = Ledger(store.optuna_storage(), plan.name)
         _refuse_another_study(plan, ledger)
         began_with = ledger.counted()
-        exhausted = None
+        search = _Search()
         if began_with < config.trials or not _is_published(plan, ledger):
-            exhausted = _run(plan, store, ledger, observer, interrupts, waits)
+            search = _run(plan, store, ledger, observer, interrupts, waits)
         elif config.keep_models is not None:
             _model_keeper(store, store.client(), ledger, config, observer).sweep()
         facts = ledger.facts
@@ -169,7 +179,8 @@ def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyRes
             config=config,
             began_with=began_with,
             seconds=time.monotonic() - started,
-            exhausted=exhausted,
+            exhausted=search.exhausted,
+            spent=search.spent,
             stopped_by=interrupts.received,
             finalists=tuple(Finalist.from_dict(entry) for entry in facts.get("finalists") or ()),
             repeats_left=int(facts.get("repeats_left") or 0),
@@ -195,10 +206,8 @@ def _publication(plan: Plan, ledger: Ledger) -> list[int | None]:
     return [ledger.counted(), plan.config.finalists, plan.config.repeats]
 
 
-def _run(
-    plan: Plan, store: Store, ledger: Ledger, observer: Observer, interrupts: Interrupts, waits: Waits
-) -> str | None:
-    """Train what is left of the budget and publish the study; return why nothing more could be proposed."""
+def _run(plan: Plan, store: Store, ledger: Ledger, observer: Observer, interrupts: Interrupts, waits: Waits) -> _Search:
+    """Train what is left of the budget and publish the study; the time spent is that of the finalists, too."""
     config = plan.config
     settings = WorkerSettings(plan.source, config.limit_train, threads_per_worker(plan.workers), store.tracking_uri)
     limits = Limits(config.trial_timeout, config.worker_memory)
@@ -206,11 +215,13 @@ def _run(
         observer.note(f"starting {plan.workers} worker{'s' if plan.workers > 1 else ''}: TensorFlow takes some seconds")
         session = _open(plan, store, ledger, executor, observer, interrupts, waits)
         with _closing_its_run(session):
-            exhausted = _search(session)
+            search = _search(session)
             final = _train_finalists(session)
+    search = replace(search, spent=search.spent + final.spent)
     observer.note("writing the study's figures")
+    session.tracker.log_time_spent(ledger.counted(), search.spent)
     _publish(session, final)
-    return exhausted
+    return search
 
 
 @contextmanager
@@ -290,8 +301,8 @@ def _precision(config: StudyConfig, ledger: Ledger, executor: Executor, observer
     return Precision(ledger.facts["precision"])
 
 
-def _search(session: _Session) -> str | None:
-    """Run trials to the end of the budget; return why nothing more could be proposed."""
+def _search(session: _Session) -> _Search:
+    """Run trials to the end of the budget."""
     plan, config, ledger = session.plan, session.plan.config, session.ledger
     keeper = _model_keeper(session.store, session.client, ledger, config, session.observer)
     keeper.sweep()
@@ -307,7 +318,7 @@ def _search(session: _Session) -> str | None:
         keeper.sweep,
     )
     coordinator.run()
-    return coordinator.exhausted.reason if coordinator.exhausted else None
+    return _Search(coordinator.exhausted.reason if coordinator.exhausted else None, coordinator.spent)
 
 
 def _engine(plan: Plan, ledger: Ledger) -> Engine:
@@ -357,7 +368,7 @@ def _train_finalists(session: _Session) -> _Final:
         session.is_interrupted,
         session.deadline,
     )
-    return _Final(plan, repeats.run(), repeats.left)
+    return _Final(plan, repeats.run(), repeats.left, repeats.spent)
 
 
 def _finalists_budget(session: _Session) -> Budget:

@@ -15,7 +15,7 @@ from mlflow.entities import LoggedModelStatus
 from optuna.distributions import FloatDistribution
 
 from fashion_study.engines.ledger import MAX_RETURNS, Ledger
-from fashion_study.reconcile import reconcile
+from fashion_study.reconcile import disagreements, reconcile
 from fashion_study.tracking.attempts import StudyRuns
 from fashion_study.tracking.runs import MlflowTracker, run_name
 from fashion_study.tracking.store import Store, open_store
@@ -156,7 +156,7 @@ def test_a_run_of_the_study_that_a_kill_kept_from_being_named_is_ended_and_marke
     found = killed.client.get_run(nameless)
     assert (found.info.status, found.data.tags["orphan"]) == ("KILLED", "true")
     assert killed.client.get_run(killed.study_run).info.status == "RUNNING"
-    assert reconcile(killed.ledger, killed.runs) == []
+    assert nothing_is_left(killed)
 
 
 def test_killed_while_an_attempt_begins_its_number_never_comes_again(
@@ -290,13 +290,40 @@ def test_a_run_that_is_gone_for_good_costs_its_attempt_but_no_result(killed: Kil
                 "UPDATE trial_user_attributes SET value_json = ? WHERE key = 'run_id' AND trial_id = ?",
                 (json.dumps(gone), killed.ledger.trial(number)._trial_id),
             )
+    killed = Killed(killed.store, killed.client, killed.name)
 
-    assert len(reconcile(killed.ledger, killed.runs)) == 4  # The runs that no trial names any more are orphans.
+    # The runs that no trial names any more are orphans.
+    assert len(reconcile(killed.ledger, killed.runs)) == 2
+    assert len(mend_everything(killed)) == 2
 
     first, second = killed.ledger.records()
     assert (first.state, first.objective) == (TrialState.COMPLETE, 0.5)
     assert (second.state, second.run_id) == (TrialState.WAITING, None)
+    assert nothing_is_left(killed)
+
+
+def test_what_something_else_than_a_kill_did_to_a_trial_that_has_ended_is_left_to_the_doctor(killed: Killed) -> None:
+    begun = killed.begin()
+    killed.close(begun, ENDINGS[0])
+    killed.ledger.close(ENDINGS[0])
+    killed.tracker.log_best(1, 0.5)
+    killed.client.set_tag(begun[1], "state", "pruned")
+
     assert reconcile(killed.ledger, killed.runs) == []
+    assert len(mend_everything(killed)) == 1
+
+    assert killed.status(begun[1]) == ("FINISHED", "complete")
+    assert nothing_is_left(killed)
+
+
+def mend_everything(killed: Killed) -> list[str]:
+    """Mend as the doctor does, which looks at every run."""
+    return [found.repair() for found in disagreements(killed.ledger, killed.runs) if found.repair]
+
+
+def nothing_is_left(killed: Killed) -> bool:
+    """Say whether neither the next start nor the doctor finds anything."""
+    return reconcile(killed.ledger, killed.runs) == [] == list(disagreements(killed.ledger, killed.runs))
 
 
 def reconcile_and_die(root: Path, name: str, number: int) -> None:
@@ -327,7 +354,11 @@ def ended_with(store: Store, name: str, number: int) -> int | None:
 
 
 def wreck(killed: Killed) -> None:
-    """Leave something of everything that can be cut off."""
+    """Leave something of everything that can be cut off, first a trial that is given up by it."""
+    for _ in range(MAX_RETURNS):
+        number, run_id = killed.begin()
+        killed.tracker.interrupt_trial(number, run_id, "A test.", killed.ledger.release(number))
+    killed.begin(until_superseded=False)
     killed.begin()
     for result in ENDINGS:
         begun = killed.begin()
@@ -350,6 +381,7 @@ def outcome(killed: Killed) -> object:
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(3600)
 def test_killed_at_any_commit_it_does_what_is_left_the_next_time(
     store: Store, client: MlflowClient, record_fault: RecordFault
 ) -> None:
@@ -358,14 +390,16 @@ def test_killed_at_any_commit_it_does_what_is_left_the_next_time(
     commits = ended_with(store, whole.name, 0)
     assert commits is not None
     assert commits > 20
+    whole = Killed(store, client, whole.name)
 
     for number in range(1, commits + 1):
         killed = Killed(store, client, f"killed {number}")
         wreck(killed)
         assert ended_with(store, killed.name, number) == -signal.SIGKILL
+        killed = Killed(store, client, killed.name)
 
         reconcile(killed.ledger, killed.runs)
 
         assert outcome(killed) == outcome(whole)
-        assert reconcile(killed.ledger, killed.runs) == []
+        assert nothing_is_left(killed)
     record_fault("SIGKILL of the next start while it mends what a kill left", "I1 I2 I3", commits, {"opening": commits})

@@ -15,7 +15,7 @@ from fashion_study.leaderboard import rank
 from fashion_study.study import StudyResult
 from fashion_study.summary import SHOWN, summarise
 from fashion_study.tracking.store import Store
-from fashion_study.trial import DataSource, FailReason, Precision, TrialState
+from fashion_study.trial import DataSource, FailReason, Precision, TimeSpent, TrialState
 
 ROOT = Path("/somewhere/my store")
 EMBEDDED = Store(ROOT, f"sqlite:///{ROOT}/mlflow.db")
@@ -184,6 +184,14 @@ def test_every_command_after_a_study_is_told_where_its_ledger_lies() -> None:
     assert "OPTUNA_STORAGE=postgresql://ana@host/optuna " in report
     (more,) = (line for line in lines if "experiments.run_study" in line)
     assert "--study-db postgresql://ana@host/optuna" in more
+
+
+def test_what_the_workers_did_with_their_time_is_said_where_they_trained() -> None:
+    text = shown(result(complete(0, 0.5), spent=TimeSpent(training=95, waiting=1, writing=4)))
+
+    assert "trained or evaluated 95.0 % of their time after start-up, waited 1.0 % for the coordinator" in text
+    assert "wrote 4.0 %." in text
+    assert "Workers:" not in shown(result(complete(0, 0.5)))
 
 
 def test_results_on_other_data_than_was_wished_for_say_so() -> None:

@@ -18,6 +18,7 @@ from fashion_study.trial import (
     AttemptLost,
     EpochReport,
     Precision,
+    TimeSpent,
     TrialResult,
     TrialSpec,
     TrialState,
@@ -76,6 +77,7 @@ class Coordinator:
         self._later: deque[Callable[[], None]] = deque()
         self._patience = Patience()
         self.exhausted: Exhausted | None = None
+        self.spent = TimeSpent()
 
     def run(self) -> None:
         """Run trials to the end of the budget, then return with nothing running.
@@ -161,6 +163,7 @@ class Coordinator:
             case TrialResult():
                 # One batch, a quarter of what it takes to settle a result; after a kill the next start settles it.
                 self._tracker.record_result(spec, event)
+                self.spent += event.spent
                 del self._running[spec.key]
                 self._unsettled += 1
                 self._later.append(lambda: self._settle(spec, event))

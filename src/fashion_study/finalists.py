@@ -22,6 +22,7 @@ from fashion_study.trial import (
     EpochReport,
     ParamValue,
     Precision,
+    TimeSpent,
     TrialResult,
     TrialSpec,
     TrialState,
@@ -211,6 +212,7 @@ class Repeats:
         self._lost: Counter[tuple[int, int]] = Counter()
         self._open: list[tuple[int, int]] = []
         self._patience = Patience()
+        self.spent = TimeSpent()
 
     @property
     def left(self) -> int:
@@ -297,6 +299,7 @@ class Repeats:
             case TrialResult():
                 del self._running[spec.key]
                 self._tracker.close_trial(spec, event)
+                self.spent += event.spent
                 self._observer.trial_closed(spec, event, None)
                 if event.state is TrialState.COMPLETE:
                     self._patience.has_answered()

@@ -27,24 +27,23 @@ def table(ranked: Sequence[TrialRecord]) -> "pd.DataFrame":
     """Turn ranked trials into a table, one row each, the hyperparameters as columns of their own."""
     import pandas as pd
 
-    rows = [
-        {
-            "rank": place,
-            "trial": record.number,
-            "state": record.state.value if record.reason is None else record.reason.value,
-            "objective": record.objective,
-            **record.params,
-            "epochs_run": len(record.curve),
-            "seconds": None if record.seconds is None else round(record.seconds, 1),
-            "run_id": record.run_id,
-        }
-        for place, record in enumerate(ranked, start=1)
-    ]
-    return pd.DataFrame(rows)
+    names = dict.fromkeys(name for record in ranked for name in record.params)
+    columns = {
+        "rank": range(1, len(ranked) + 1),
+        "trial": [record.number for record in ranked],
+        "state": [record.state.value if record.reason is None else record.reason.value for record in ranked],
+        "objective": [record.objective for record in ranked],
+        **{name: [record.params.get(name) for record in ranked] for name in names},
+        "epochs_run": [len(record.curve) for record in ranked],
+        "seconds": [None if record.seconds is None else round(record.seconds, 1) for record in ranked],
+        "run_id": [record.run_id for record in ranked],
+    }
+    return pd.DataFrame(columns)
 
 
 def _rank(record: TrialRecord) -> tuple[float, ...]:
+    place = ORDER.index(record.state)
+    if record.objective is not None:
+        return place, 0, -record.objective, record.number
     last = record.curve[max(record.curve)] if record.curve else 0.0
-    value = record.objective if record.objective is not None else last
-    epochs = 0 if record.state is TrialState.COMPLETE else -len(record.curve)
-    return ORDER.index(record.state), epochs, -value, record.number
+    return place, -len(record.curve), -last, record.number

@@ -1,12 +1,12 @@
 """Bring ledger and runs together: what a kill left running is running no more, and no result is trained twice."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fashion_study.engines.ledger import MAX_RETURNS, TOKEN, Ledger, TrialRecord
 from fashion_study.finding import Finding, Kind
-from fashion_study.trial import TrialState
+from fashion_study.trial import FailReason, TrialState
 
 if TYPE_CHECKING:
     from fashion_study.tracking.attempts import Attempt, StudyRuns
@@ -18,12 +18,21 @@ CAUSE = "the coordinator died"
 
 
 def reconcile(ledger: Ledger, runs: "StudyRuns") -> list[str]:
-    """Mend what disagrees between a study's ledger and its runs, and say in a line each what was done.
+    """Mend what a kill has left between a study's ledger and its runs, and say in a line each what was done.
 
     The caller holds the study's lock, so whatever is marked as running has no owner. Killed at any point, it does
     what is left the next time; where nothing disagrees it does nothing.
+
+    A kill leaves nothing wrong with a trial that the ledger calls ended: its run was closed before, and what it
+    superseded said so before it was trained. So of most trials no run is read. What something else than a kill may
+    have done to those, `disagreements` finds.
     """
-    return [*_mended(disagreements(ledger, runs)), *give_up_half_written(runs)]
+    unsettled = [record for record in ledger.records() if not _is_settled(record)]
+    attempts = runs.unsettled([record.number for record in unsettled if record.attempt > 1])
+    numbers = {record.number for record in unsettled} | {attempt.trial for attempt in attempts if not attempt.repeat}
+    records = [record for record in ledger.records() if record.number in numbers]
+    found = _disagreements(ledger, runs, records, attempts)
+    return [*_mended(found), *give_up_half_written(runs)]
 
 
 def give_up_half_written(runs: "StudyRuns") -> list[str]:
@@ -32,13 +41,23 @@ def give_up_half_written(runs: "StudyRuns") -> list[str]:
 
 
 def disagreements(ledger: Ledger, runs: "StudyRuns") -> Iterator[Finding]:
-    """Find what disagrees between a study's ledger and its runs, while the caller holds the study's lock.
+    """Find whatever disagrees between a study's ledger and its runs, while the caller holds the study's lock.
 
     Each repair leaves what comes after it to be found as if nothing had been wrong.
     """
-    attempts = runs.attempts()
+    yield from _disagreements(ledger, runs, ledger.records(), runs.attempts())
+
+
+def _is_settled(record: TrialRecord) -> bool:
+    # One is given up while it is mended, before the runs of its earlier attempts say what superseded them.
+    return record.state in ENDED and record.reason is not FailReason.INTERRUPTED
+
+
+def _disagreements(
+    ledger: Ledger, runs: "StudyRuns", records: Sequence[TrialRecord], attempts: Sequence["Attempt"]
+) -> Iterator[Finding]:
     by_run = {attempt.run_id: attempt for attempt in attempts}
-    for record in ledger.records():
+    for record in records:
         attempt = (by_run.get(record.run_id) or runs.find(record.run_id)) if record.run_id else None
         if attempt is not None and attempt.is_deleted and record.state not in ENDED:
             yield _deleted(runs, attempt)

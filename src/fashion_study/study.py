@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from signal import Signals
 from typing import TYPE_CHECKING, cast
 
@@ -37,7 +37,7 @@ from fashion_study.tracking.failures import store_failures
 from fashion_study.tracking.store import Store, open_store
 from fashion_study.tracking.study_owner import sole_coordinator
 from fashion_study.tracking.waits import Waits, watch_waits
-from fashion_study.trial import DataSource, Precision, TrialState
+from fashion_study.trial import DataSource, Precision, TimeSpent, TrialState
 from fashion_study.workforce import workforce
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class StudyResult:
     """Show where a study stands after a run of it. `records` and `finalists` are ranked, the best first.
 
     `version` is the challenger in the registry, by the model's name and the number of its version; `repeats_left`
-    counts the finalists' repeats that a stop has left untrained.
+    counts the finalists' repeats that a stop has left untrained. `spent` is what the workers' time went into.
     """
 
     name: str
@@ -76,6 +76,7 @@ class StudyResult:
     finalists: tuple[Finalist, ...] = ()
     version: tuple[str, int] | None = None
     repeats_left: int = 0
+    spent: TimeSpent = field(default_factory=TimeSpent)
 
     @property
     def counted(self) -> int:
@@ -123,12 +124,21 @@ class _Session:
 
 
 @dataclass(frozen=True)
+class _Search:
+    """Hold what became of the trials: why nothing more could be proposed, and what the workers' time went into."""
+
+    exhausted: str | None = None
+    spent: TimeSpent = field(default_factory=TimeSpent)
+
+
+@dataclass(frozen=True)
 class _Final:
     """Hold what became of the finalists; `left` counts the repeats that are still to be trained."""
 
     plan: FinalistPlan
     finalists: tuple[Finalist, ...]
     left: int
+    spent: TimeSpent
 
 
 def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyResult:
@@ -159,9 +169,9 @@ def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyRes
         ledger = Ledger(storage, plan.name)
         _refuse_another_study(plan, ledger)
         began_with = ledger.counted()
-        exhausted = None
+        search = _Search()
         if began_with < config.trials or not _is_published(plan, ledger):
-            exhausted = _run(plan, store, ledger, observer, interrupts, waits, require_ownership)
+            search = _run(plan, store, ledger, observer, interrupts, waits, require_ownership)
         elif config.keep_models is not None:
             _model_keeper(store, store.client(), ledger, config, observer).sweep()
         facts = ledger.facts
@@ -176,7 +186,8 @@ def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyRes
             config=config,
             began_with=began_with,
             seconds=time.monotonic() - started,
-            exhausted=exhausted,
+            exhausted=search.exhausted,
+            spent=search.spent,
             stopped_by=interrupts.received,
             finalists=tuple(Finalist.from_dict(entry) for entry in facts.get("finalists") or ()),
             repeats_left=int(facts.get("repeats_left") or 0),
@@ -210,16 +221,18 @@ def _run(
     interrupts: Interrupts,
     waits: Waits,
     require_ownership: Callable[[], None],
-) -> str | None:
-    """Train what is left of the budget and publish the study; return why nothing more could be proposed."""
+) -> _Search:
+    """Train what is left of the budget and publish the study; the time spent is that of the finalists, too."""
     with workforce(plan, store, observer) as executor:
         session = _open(plan, store, ledger, executor, observer, interrupts, waits, require_ownership)
         with _closing_its_run(session):
-            exhausted = _search(session)
+            search = _search(session)
             final = _train_finalists(session)
+    search = replace(search, spent=search.spent + final.spent)
     observer.note("writing the study's figures")
+    session.tracker.log_time_spent(ledger.counted(), search.spent)
     _publish(session, final)
-    return exhausted
+    return search
 
 
 def _open(
@@ -317,8 +330,8 @@ def _precision(config: StudyConfig, ledger: Ledger, executor: Executor, observer
     return Precision(ledger.facts["precision"])
 
 
-def _search(session: _Session) -> str | None:
-    """Run trials to the end of the budget; return why nothing more could be proposed."""
+def _search(session: _Session) -> _Search:
+    """Run trials to the end of the budget."""
     plan, config, ledger = session.plan, session.plan.config, session.ledger
     keeper = _model_keeper(session.store, session.client, ledger, config, session.observer)
     keeper.sweep()
@@ -334,7 +347,7 @@ def _search(session: _Session) -> str | None:
         keeper.sweep,
     )
     coordinator.run()
-    return coordinator.exhausted.reason if coordinator.exhausted else None
+    return _Search(coordinator.exhausted.reason if coordinator.exhausted else None, coordinator.spent)
 
 
 def _engine(plan: Plan, ledger: Ledger) -> Engine:
@@ -384,7 +397,7 @@ def _train_finalists(session: _Session) -> _Final:
         session.is_interrupted,
         session.deadline,
     )
-    return _Final(plan, repeats.run(), repeats.left)
+    return _Final(plan, repeats.run(), repeats.left, repeats.spent)
 
 
 def _finalists_budget(session: _Session) -> Budget:

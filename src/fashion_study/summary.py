@@ -31,7 +31,7 @@ def summarise(result: StudyResult, console: Console) -> None:
     if result.finalists:
         console.print(_finalists(result))
         console.print("lower bound of the mean: one-sided 95 %, Student's t; the highest one wins\n", highlight=False)
-    for line in (*_comparison(result), *_ending(result), *_registered(result), *_where_next(result)):
+    for line in (*_comparison(result), *_ending(result), *_workers(result), *_registered(result), *_where_next(result)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -151,6 +151,17 @@ def _ending(result: StudyResult) -> list[str]:
     elif result.counted < total:
         lines.append("The time given with --timeout is over; no further trial was started.")
     return lines
+
+
+def _workers(result: StudyResult) -> list[str]:
+    spent = result.spent
+    if not spent.total:
+        return []
+    training, waiting, writing = (100 * s / spent.total for s in (spent.training, spent.waiting, spent.writing))
+    return [
+        f"Workers: trained or evaluated {training:.1f} % of their time after start-up, waited {waiting:.1f} % for the "
+        f"coordinator, wrote {writing:.1f} %."
+    ]
 
 
 def _where_next(result: StudyResult) -> list[str]:

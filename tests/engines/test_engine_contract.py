@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna import create_study
+from optuna.samplers import TPESampler
 from optuna.storages import InMemoryStorage, RDBStorage
 
 from fashion_study.config import KerasTunerSampler, PrunerName, SamplerName
@@ -14,8 +16,9 @@ from fashion_study.engines.engine import Engine, Exhausted, Proposal, Wait
 from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
 from fashion_study.engines.ledger import Ledger
 from fashion_study.engines.optuna_engine import OptunaEngine
+from fashion_study.engines.points import distributions_of
 from fashion_study.space import SearchSpace
-from fashion_study.trial import FailReason, Hyperparameters, ParamValue, TrialResult, TrialState
+from fashion_study.trial import FailReason, Hyperparameters, ParamValue, TrialResult, TrialState, trial_seed
 from tests.twins import memory_storage, toy_accuracy
 
 Point = dict[str, ParamValue]
@@ -280,6 +283,17 @@ class OptunaContract(EngineContract):
 class TestTpe(OptunaContract):
     sampler = "tpe"
     trials = 12  # It draws at random until ten have ended.
+
+    def test_it_proposes_what_optuna_s_own_sampler_does(self, ledger: Ledger) -> None:
+        space = self.space("mixed")
+        engine = self.make(ledger, space, seed=5, pruner="none")
+        asked(engine, ledger)  # It runs all the while.
+        proposals(engine, ledger, space, self.trials)
+
+        for _ in range(3):
+            own = create_study(direction="maximize", sampler=TPESampler(seed=trial_seed(5, len(ledger.trials()))))
+            own.add_trials(ledger.trials())
+            assert asked(engine, ledger).params == own.ask(distributions_of(space)).params
 
 
 class TestRandom(OptunaContract):

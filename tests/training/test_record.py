@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.pyfunc.scoring_server import invocations
+from mlflow.utils import requirements_utils
 
 from fashion_study.datasets import StudyData
 from fashion_study.tracking.store import open_store
@@ -129,6 +130,25 @@ def test_what_the_model_needs_is_pinned(recorded: Recorded) -> None:
     found = (recorded.model_folder / "requirements.txt").read_text().split()
     assert set(found) >= {f"{name}=={version(name)}" for name in ("tensorflow", "keras", "numpy", "mlflow")}
     assert all("==" in line for line in found)
+
+
+def test_a_model_is_logged_without_a_look_at_every_installed_file(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    def look() -> dict[str, list[str]]:
+        looks.append("at every file")
+        return {}
+
+    monkeypatch.setattr(requirements_utils, "_MODULES_TO_PACKAGES", None)
+    monkeypatch.setattr("importlib_metadata.packages_distributions", look)
+    experiment_id = recorded.client.get_run(recorded.run_id).info.experiment_id
+
+    record_model(recorded.client, recorded.client.create_run(experiment_id).info.run_id, recorded.model, PARAMS)
+
+    assert looks == []
+    assert requirements_utils._MODULES_TO_PACKAGES is None
 
 
 @pytest.mark.usefixtures("default_store")

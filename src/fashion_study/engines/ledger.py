@@ -8,10 +8,11 @@ from uuid import uuid4
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
+from fashion_study.engines.mirror import Mirror
 from fashion_study.trial import FailReason, ParamValue, TrialResult, TrialState
 
 # A trial goes back to waiting this often; stopped from outside once more, it is given up.
@@ -61,10 +62,11 @@ class Ledger:
 
     def __init__(self, storage: BaseStorage, study_name: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._records: dict[int, tuple[FrozenTrial, TrialRecord]] = {}
+        self._storage = Mirror(storage) if isinstance(storage, RDBStorage) else storage
         self.study = optuna.create_study(
-            storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
+            storage=self._storage, study_name=study_name, direction="maximize", load_if_exists=True
         )
-        self._storage = storage
 
     @property
     def name(self) -> str:
@@ -102,12 +104,14 @@ class Ledger:
 
     def records(self) -> list[TrialRecord]:
         """Return every trial, by number."""
-        return [_record(trial) for trial in self.trials()]
+        return [self._record(trial) for trial in self.trials()]
 
     def best(self) -> TrialRecord | None:
         """Return the complete trial with the highest objective; the earlier one on a tie."""
-        complete = [record for record in self.records() if record.objective is not None]
-        return max(complete, key=lambda record: (record.objective, -record.number), default=None)
+        complete = (trial for trial in self.trials() if trial.state is OptunaState.COMPLETE)
+        # Of equal ones max returns the first.
+        best = max(complete, key=lambda trial: trial.value or 0.0, default=None)
+        return None if best is None else self._record(best)
 
     def enqueue(self, params: Mapping[str, ParamValue], distributions: Mapping[str, BaseDistribution]) -> None:
         """Add a trial that waits to be taken."""
@@ -150,7 +154,7 @@ class Ledger:
 
         One that is `spared` was failed by the store, or no worker has begun with it: that return does not count.
         """
-        record = _record(self.trial(number))
+        record = self._record(self.trial(number))
         if spared:
             self._set_attr(number, "spared", record.spared + 1)
         elif record.losses > MAX_RETURNS:
@@ -217,6 +221,13 @@ class Ledger:
         self.study.add_trial(
             create_trial(state=state, params=stored, distributions=dict(distributions), user_attrs=dict(attrs or {}))
         )
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        """Return a trial's record, made anew where the trial has changed, which makes it another object."""
+        known = self._records.get(trial.number)
+        if known is None or known[0] is not trial:
+            known = self._records[trial.number] = trial, _record(trial)
+        return known[1]
 
     def _set_attr(self, number: int, key: str, value: Any) -> None:
         self._storage.set_trial_user_attr(self._id(number), key, value)

@@ -113,7 +113,7 @@ class OptunaEngine:
         """Add a trial to the ledger that it has not; None where no such point is found."""
         trials = self._ledger.trials()
         places = itertools.count(1 + max((trial.user_attrs.get(PLACE, -1) for trial in trials), default=-1))
-        sampler = _sampler(self._sampler_name, self._seed, len(trials), places)
+        sampler = _sampler(self._sampler_name, self._distributions, self._seed, len(trials), places)
         point = next(filter(self._is_new, self._candidates(sampler, len(trials))), None)
         if point is None:
             return None
@@ -205,12 +205,18 @@ def _shuffled_grid(space: SearchSpace, seed: int) -> list[dict[str, ParamValue]]
     return points
 
 
-def _sampler(name: SamplerName, study_seed: int, number: int, places: Iterator[int]) -> BaseSampler:
+def _sampler(
+    name: SamplerName,
+    space: Mapping[str, BaseDistribution],
+    study_seed: int,
+    number: int,
+    places: Iterator[int],
+) -> BaseSampler:
     # Re-seeded for each trial: a sampler that lives on in a resumed study would draw its first points again.
     seed = trial_seed(study_seed, number)
     match name:
         case "tpe":
-            return _Tpe(seed=seed)
+            return _Tpe(space, seed)
         case "qmc":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
@@ -221,6 +227,14 @@ def _sampler(name: SamplerName, study_seed: int, number: int, places: Iterator[i
 
 class _Tpe(TPESampler):
     """Draw for a trial that the storage has not yet: there is no other process that has to know of it."""
+
+    def __init__(self, space: Mapping[str, BaseDistribution], seed: int) -> None:
+        super().__init__(seed=seed)
+        self._space = dict(sorted(space.items()))
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
+        """Return the study's space, which all of its trials have; Optuna would compare them all with each other."""
+        return {name: distribution for name, distribution in self._space.items() if not distribution.single()}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

@@ -13,6 +13,7 @@ import matplotlib.image
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.typing import RcKeyType
@@ -32,6 +33,8 @@ MOST_LINES = 200
 GAP = 2
 # A longer name beside a figure leaves no room for the figure.
 LONGEST_NAME = 30
+COMPLETE_STYLE: dict[str, Any] = {"color": COMPLETE, "linewidth": 1.2, "alpha": 0.9}
+OTHERS_STYLE: dict[str, Any] = {"color": PRUNED, "linewidth": 1, "alpha": 0.8}
 STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -75,14 +78,21 @@ def learning_curves(facts: StudyFacts) -> str:
     figure, axes = _figure(3.3)
     drawn = [record for record in facts.records if record.curve]
     special = {model.trial: style for model, style in _special(facts)}
-    for record in sorted(drawn, key=lambda record: (record.number in special, record.objective is not None)):
-        style = special.get(record.number) or _curve_style(record)
-        epochs = list(record.curve)
-        markers = "o" if len(epochs) == 1 else None
-        rasterized = len(drawn) > MOST_LINES and record.number not in special
-        axes.plot(epochs, list(record.curve.values()), marker=markers, markersize=4, rasterized=rasterized, **style)
-    for record, label in _one_of_each(drawn, special):
-        axes.plot([], [], label=label, **_curve_style(record))
+    ordinary = [record for record in drawn if record.number not in special]
+    complete = [record for record in ordinary if record.objective is not None]
+    others = [record for record in ordinary if record.objective is None]
+    rasterized = len(drawn) > MOST_LINES
+    kinds = [("pruned or unfinished", others, OTHERS_STYLE), ("complete", complete, COMPLETE_STYLE)]
+    for _, records, style in kinds:
+        _faint(axes, records, style, rasterized)
+    for record in sorted(drawn, key=lambda record: record.objective is not None):
+        if record.number in special:
+            marker = "o" if len(record.curve) == 1 else None
+            epochs, values = list(record.curve), list(record.curve.values())
+            axes.plot(epochs, values, marker=marker, markersize=4, **special[record.number])
+    for name, records, style in reversed(kinds):
+        if records:
+            axes.plot([], [], label=name, **style)
     axes.set(xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axes, [value for record in drawn for value in record.curve.values()])
@@ -213,18 +223,13 @@ def _mark(axes: Axes, facts: StudyFacts) -> None:
             axes.plot([record.number], [record.objective], marker, color=color, markersize=9, label=label)
 
 
-def _curve_style(record: TrialRecord) -> dict[str, Any]:
-    if record.objective is not None:
-        return {"color": COMPLETE, "linewidth": 1.2, "alpha": 0.9}
-    return {"color": PRUNED, "linewidth": 1, "alpha": 0.8}
-
-
-def _one_of_each(drawn: Sequence[TrialRecord], special: Mapping[int, Any]) -> list[tuple[TrialRecord, str]]:
-    """Give one ordinary complete trial and one other for the legend, as far as there are such."""
-    ordinary = [record for record in drawn if record.number not in special]
-    complete = [(record, "complete") for record in ordinary if record.objective is not None]
-    others = [(record, "pruned or unfinished") for record in ordinary if record.objective is None]
-    return complete[:1] + others[:1]
+def _faint(axes: Axes, records: Sequence[TrialRecord], style: dict[str, Any], rasterized: bool) -> None:
+    """Draw the curves of ordinary trials, all in one: ten thousand single lines take Matplotlib many seconds."""
+    curves = [list(record.curve.items()) for record in records]
+    axes.add_collection(LineCollection(curves, rasterized=rasterized, **style))
+    dots = [point for curve in curves if len(curve) == 1 for point in curve]
+    epochs, values = zip(*dots, strict=True) if dots else ((), ())
+    axes.plot(epochs, values, "o", markersize=4, rasterized=rasterized, **style)
 
 
 def _finish(axes: Axes, values: Sequence[float]) -> None:

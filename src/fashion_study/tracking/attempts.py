@@ -1,6 +1,7 @@
 """The runs of a study's attempts, as they are found and mended when no coordinator has them in hand."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
@@ -71,10 +72,15 @@ class StudyRuns:
 
     def attempts(self) -> list[Attempt]:
         """Return the runs of every attempt, deleted ones included, the oldest first."""
-        condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'"
-        found = search_runs(self._client, [self._experiment_id], condition)
-        attempts = [read_attempt(run) for run in found if run.data.tags.get("kind") in ("trial", "finalist")]
-        return sorted(attempts, key=lambda attempt: attempt.started)
+        return self._attempts("")
+
+    def unsettled(self, trials: Iterable[int]) -> list[Attempt]:
+        """Return the runs that are open, those of the finalists' repeats, and every run of `trials`, the oldest first.
+
+        MLflow takes a millisecond or two to read a run, and more the more there is in it.
+        """
+        of_trials = (f" and tags.trial = '{number}'" for number in trials)
+        return self._attempts(" and attributes.status = 'RUNNING'", " and tags.kind = 'finalist'", *of_trials)
 
     def find(self, run_id: str) -> Attempt | None:
         """Return one run, deleted or not; None where there is no such run."""
@@ -147,6 +153,17 @@ class StudyRuns:
     def _is_below(self, run_id: str | None) -> bool:
         run = find_run(self._client, run_id) if run_id else None
         return run is not None and run.data.tags.get(MLFLOW_PARENT_RUN_ID) == self.run_id
+
+    def _attempts(self, *conditions: str) -> list[Attempt]:
+        """Return the attempts below the study's run that fit one of the conditions."""
+        below = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'"
+        found = {
+            run.info.run_id: read_attempt(run)
+            for condition in conditions
+            for run in search_runs(self._client, [self._experiment_id], below + condition)
+            if run.data.tags.get("kind") in ("trial", "finalist")
+        }
+        return sorted(found.values(), key=lambda attempt: attempt.started)
 
     def _log_metric(self, run_id: str, name: str, value: float, step: int) -> None:
         self._client.log_batch(run_id, metrics=[Metric(name, value, int(time.time() * 1000), step)])

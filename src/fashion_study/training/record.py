@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils import requirements_utils
 
 from fashion_study.datasets import Split
 from fashion_study.training.evaluation import ConfusedPair, Evaluation, most_confused
@@ -93,7 +96,7 @@ def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: 
         model_uuid=logged.model_id,
         model_id=logged.model_id,
     )
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, _without_a_look_at_every_package():
         mlflow.keras.save_model(
             model,
             f"{folder}/model",
@@ -133,6 +136,20 @@ def _examples(evaluation: Evaluation, split: Split, pair: ConfusedPair) -> list[
     surest_first = np.argsort(-evaluation.probabilities[confused, predicted], kind="stable")
     examples: list[int] = confused[surest_first][:EXAMPLES].tolist()
     return examples
+
+
+@contextmanager
+def _without_a_look_at_every_package() -> Iterator[None]:
+    """Name the packages that MLflow compares the requirements with, which were read from them a moment before.
+
+    MLflow would find out which module is of which package, for which it reads the names of all installed files.
+    """
+    known = requirements_utils._MODULES_TO_PACKAGES
+    requirements_utils._MODULES_TO_PACKAGES = {name: [name] for name in REQUIREMENTS}  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        requirements_utils._MODULES_TO_PACKAGES = known
 
 
 def _signature(model: keras.Model) -> ModelSignature:

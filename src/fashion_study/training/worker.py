@@ -8,13 +8,23 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
 from fashion_study.errors import StudyError
 from fashion_study.training.last_words import last_words
-from fashion_study.trial import EpochReport, ProbeOrder, TrialSpec, WorkerFailed, WorkerReady, WorkerSettings
+from fashion_study.training.timesheet import Timesheet
+from fashion_study.trial import (
+    EpochReport,
+    ProbeOrder,
+    TrialResult,
+    TrialSpec,
+    WorkerFailed,
+    WorkerReady,
+    WorkerSettings,
+)
 
 PR_SET_PDEATHSIG = 1  # From <sys/prctl.h>.
 
@@ -39,17 +49,22 @@ def main() -> None:
         connection.send(WorkerFailed(told))
         raise
     connection.send(WorkerReady())
+    sheet = Timesheet()
 
     def ask_whether_to_go_on(report: EpochReport) -> bool:
         connection.send(report)
-        return not inbox.get().prune
+        with sheet.waiting():
+            return not inbox.get().prune
 
     while True:
         match inbox.get():
             case ProbeOrder():
                 connection.send(trainer.probe())
             case TrialSpec() as spec:
-                connection.send(trainer.train(spec, ask_whether_to_go_on))
+                sheet.begin(spec)
+                end = trainer.train(spec, ask_whether_to_go_on)
+                spent = sheet.end(end.spent.writing if isinstance(end, TrialResult) else 0.0)
+                connection.send(replace(end, spent=spent) if isinstance(end, TrialResult) else end)
 
 
 def _end_with_the_coordinator() -> None:

@@ -87,7 +87,7 @@ class Postgres:
 
     def __init__(self, folder: Path, is_careful: bool = False) -> None:
         self.folder = folder
-        self.port = choose_port(5432)
+        self.port = choose_port(0)
         self.passwords = {"optuna": f"o/{secrets.token_hex(12)}", "mlflow": f"m'{secrets.token_hex(12)}"}
         words = () if is_careful else ("-c", "fsync=off")
         self._server = Server("postgres.sh", folder / "postgres.log", self._variables, *words)
@@ -154,7 +154,7 @@ class TeamMlflow:
     account = "ana"
 
     def __init__(self, folder: Path, postgres: Postgres) -> None:
-        self.port = choose_port(5000)
+        self.port = choose_port(0)
         self.admin_password, self.password = (f"p@{secrets.token_hex(12)}" for _ in range(2))
         variables = {
             "MLFLOW_DATA": str(folder / "mlflow"),

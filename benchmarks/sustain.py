@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -46,9 +46,11 @@ def main(
     with _places() as places, tempfile.TemporaryDirectory() as folder:
         for repeat in range(repeats):
             for count in workers:
-                for place, environment in places.items():
+                for place, (environment, servers_seconds) in places.items():
                     root = Path(folder, f"{place}-{count}-{repeat}".replace(" ", "-"))
+                    before = servers_seconds()
                     rates = in_a_fresh_process(_rates, root, environment, count)
+                    rates["servers_ms"] = 1000 * (servers_seconds() - before) / _trials(count)
                     found.setdefault((place, count), []).append(rates)
                     print_table(_table(found))
     rows = [{"place": place, "workers": count, "measured": each} for (place, count), each in found.items()]
@@ -56,14 +58,14 @@ def main(
 
 
 @contextmanager
-def _places() -> Iterator[dict[str, dict[str, str]]]:
-    """Start the servers and yield what the environment says of each place, as whoever runs studies there sets it."""
+def _places() -> Iterator[dict[str, tuple[dict[str, str], Callable[[], float]]]]:
+    """Start the servers and yield, of each place, what the environment says and what its servers have spent."""
     from tests.deploy.fixtures import has_postgres
     from tests.deploy.servers import Postgres, TeamMlflow, server_folder
 
     if not has_postgres():
         print("There is no PostgreSQL here (Debian's package postgresql): SQLite alone is measured.", file=sys.stderr)
-        yield {EMBEDDED: {}}
+        yield {EMBEDDED: ({}, lambda: 0.0)}
         return
     with ExitStack() as stack:
         folder = stack.enter_context(server_folder())
@@ -81,7 +83,8 @@ def _places() -> Iterator[dict[str, dict[str, str]]]:
             "MLFLOW_TRACKING_USERNAME": mlflow.account,
             "MLFLOW_TRACKING_PASSWORD": mlflow.password,
         }
-        yield {EMBEDDED: {}, SERVERS: ledger | tracking}
+        spent = postgres.processor_seconds, mlflow.processor_seconds
+        yield {EMBEDDED: ({}, lambda: 0.0), SERVERS: (ledger | tracking, lambda: sum(each() for each in spent))}
 
 
 def _rates(root: Path, environment: Mapping[str, str], workers: int) -> dict[str, float]:
@@ -93,7 +96,7 @@ def _rates(root: Path, environment: Mapping[str, str], workers: int) -> dict[str
     study = open_toy_study(root, EPOCHS, name=root.name)
     # Libraries and tables are there once something was written.
     study.run(2, _executor(1))
-    trials = max(FEWEST_TRIALS, workers)
+    trials = _trials(workers)
     # All that a report makes the coordinator do.
     times: Times = defaultdict(list)
     engine, tracker = Clocked(study.engine, ("report",), times), Clocked(study.tracker, ("log_epoch",), times)
@@ -106,6 +109,10 @@ def _rates(root: Path, environment: Mapping[str, str], workers: int) -> dict[str
         rates[f"report_{name}_ms"] = 1000 * reports / (trials * EPOCHS)
         rates[f"trial_{name}_ms"] = 1000 * (spent[place] - reports) / trials
     return rates
+
+
+def _trials(workers: int) -> int:
+    return max(FEWEST_TRIALS, workers)
 
 
 def _executor(workers: int) -> "Executor":
@@ -133,7 +140,7 @@ def _executor(workers: int) -> "Executor":
 
 
 def _table(found: Mapping[tuple[str, int], list[dict[str, float]]]) -> "Table":
-    headings = ("workers", "trials/s", "reports/s", "processor: ms a trial", "ms a report", "n")
+    headings = ("workers", "trials/s", "reports/s", "processor: ms a trial", "ms a report", "servers: ms a trial", "n")
     title = "what one coordinator sustains: nothing but trials, without their reports, or nothing but reports; medians"
     table = table_of(title, *headings)
     for (place, count), measured in found.items():
@@ -145,6 +152,7 @@ def _table(found: Mapping[tuple[str, int], list[dict[str, float]]]) -> "Table":
             f"{1000 / middle['report_wall_ms']:.0f}",
             f"{middle['trial_processor_ms']:.1f}",
             f"{middle['report_processor_ms']:.1f}",
+            f"{middle['servers_ms']:.0f}",
             str(len(measured)),
         )
     return table

@@ -54,6 +54,13 @@ class Server:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)
 
+    def processor_seconds(self) -> float:
+        """Return the processor time that the server and all its processes have taken, those that ended included."""
+        assert self._process is not None
+        tree = psutil.Process(self._process.pid).children(recursive=True)
+        # The four of psutil's first fields: of a process, and of its children that have ended.
+        return sum(sum(process.cpu_times()[:4]) for process in tree)
+
     def signal(self, number: signal.Signals) -> None:
         """Signal the server itself, and wait until it has ended."""
         assert self._process is not None
@@ -80,7 +87,7 @@ class Postgres:
 
     def __init__(self, folder: Path, is_careful: bool = False) -> None:
         self.folder = folder
-        self.port = choose_port(5432)
+        self.port = choose_port(0)
         self.passwords = {"optuna": f"o/{secrets.token_hex(12)}", "mlflow": f"m'{secrets.token_hex(12)}"}
         words = () if is_careful else ("-c", "fsync=off")
         self._server = Server("postgres.sh", folder / "postgres.log", self._variables, *words)
@@ -128,6 +135,10 @@ class Postgres:
             cursor = connection.execute(words.encode())
             return cursor.fetchall() if cursor.description else []
 
+    def processor_seconds(self) -> float:
+        """Return the processor time that it has taken."""
+        return self._server.processor_seconds()
+
     def die(self) -> None:
         """Be gone at once."""
         self._server.signal(signal.SIGKILL)
@@ -143,7 +154,7 @@ class TeamMlflow:
     account = "ana"
 
     def __init__(self, folder: Path, postgres: Postgres) -> None:
-        self.port = choose_port(5000)
+        self.port = choose_port(0)
         self.admin_password, self.password = (f"p@{secrets.token_hex(12)}" for _ in range(2))
         variables = {
             "MLFLOW_DATA": str(folder / "mlflow"),
@@ -189,6 +200,10 @@ class TeamMlflow:
                 return True
         except OSError:
             return False
+
+    def processor_seconds(self) -> float:
+        """Return the processor time that it has taken."""
+        return self._server.processor_seconds()
 
     def stop(self) -> None:
         """End, and wait for it."""

@@ -8,7 +8,7 @@ import pytest
 
 pytest_plugins = ["tests.faults.table"]
 
-OWN_SETTINGS = ("MLFLOW_", "OPTUNA_", "KERAS_")
+OWN_SETTINGS = ("MLFLOW_", "OPTUNA_", "KERAS_", "RAY_")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 pytest_plugins = ["tests.deploy.fixtures", "tests.faults.table"]
 
-OWN_SETTINGS = ("MLFLOW_", "OPTUNA_", "KERAS_", "PG")
+OWN_SETTINGS = ("MLFLOW_", "OPTUNA_", "KERAS_", "PG", "RAY_")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -16,13 +16,14 @@ from ray.cluster_utils import Cluster as NodesHere
 from fashion_study.coordinator import Assignment, Coordinator
 from fashion_study.engines.ledger import Ledger
 from fashion_study.engines.optuna_engine import OptunaEngine
-from fashion_study.errors import BadInputError
+from fashion_study.errors import BadInputError, StudyError
 from fashion_study.executors.cluster import Demand, connected
+from fashion_study.executors.executor import Event
 from fashion_study.executors.ray import LOST, RayExecutor
-from fashion_study.space_file import load_space
 from fashion_study.trial import Precision, TrialState
 from tests.executors.test_executor_contract import PATIENCE, PYTHONPATH, workers_of
-from tests.executors.test_ray_executor import await_slots, outfit
+from tests.executors.test_ray_executor import SMALL, await_slots, outfit, supervisors
+from tests.test_coordinator import smoke_with
 from tests.twins import MemoryTracker, RecordingObserver, memory_storage
 
 pytestmark = pytest.mark.faults
@@ -60,29 +61,42 @@ def remove_node(nodes: NodesHere) -> None:
     nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
 
 
+class Patient(RayExecutor):
+    """Let the study wait until as many workers are there as the test wants to see."""
+
+    least = 0
+
+    def wait(self, timeout: float) -> list[Event]:
+        events = super().wait(timeout)
+        while self.slots < self.least:
+            events += super().wait(timeout)
+        return events
+
+
 def test_a_study_takes_the_cluster_as_it_is_and_every_trial_ends_once(
     nodes: NodesHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOY_EPOCH", "0.2")
     trials = 8
-    space = load_space("smoke")
+    space = smoke_with(epochs=5)
     ledger, runs, observer = Ledger(memory_storage(), "toy"), MemoryTracker(), RecordingObserver()
     sizes: list[int] = []
 
     with connected(nodes.address, SERVER) as cluster:
-        executor = RayExecutor(cluster, outfit(tmp_path, {}), A_NODE, warn=observer.warn)
+        executor = Patient(cluster, outfit(tmp_path, {}), A_NODE, warn=observer.warn)
 
         def shrink_and_grow() -> bool:
             """Take a node away in the middle of two attempts, and bring another one when the loss is noticed."""
-            match sizes, executor.slots:
-                case [], 2 if len(observer.epochs) >= 3:
-                    remove_node(nodes)
-                    sizes.append(2)
-                case [2], 1:
+            running = set(observer.started) - {(number, 1) for number, _, _ in observer.closed}
+            middle = [key for *key, epoch in observer.epochs if tuple(key) in running and epoch == 2]
+            if not sizes and executor.slots == len(middle) == 2:
+                sizes.append(2)
+                remove_node(nodes)
+            elif sizes and sizes[-1] != executor.slots:
+                sizes.append(executor.slots)
+                if sizes == [2, 1]:
                     add_node(nodes)
-                    sizes.append(1)
-                case [2, 1], 2:
-                    sizes.append(2)
+                    executor.least = 2
             return False
 
         Coordinator(
@@ -123,6 +137,19 @@ def test_with_a_store_of_this_machine_a_node_that_joins_later_is_left_alone(head
         executor.stop()
     remove_node(head)
     head.wait_for_nodes()
+
+
+def test_a_cluster_of_its_own_that_dies_ends_the_study(tmp_path: Path) -> None:
+    with connected(None, SQLITE) as cluster:
+        executor = RayExecutor(cluster, outfit(tmp_path, {}), SMALL, workers=1)
+        await_slots(executor, 1)
+        # Of this cluster: another one's processes may stand beside.
+        (supervisor,) = supervisors()
+        psutil.Process(supervisor.ppid()).kill()
+
+        with pytest.raises(StudyError, match="the same command goes on"):
+            await_slots(executor, -1)
+        executor.stop()
 
 
 def test_no_process_is_left_when_the_coordinator_is_killed(tmp_path: Path) -> None:

@@ -168,9 +168,10 @@ def test_a_trial_that_is_told_to_stop_ends_there_as_pruned(bench: Bench) -> None
 
 
 def test_a_trial_whose_loss_diverges_fails_with_that_reason(bench: Bench) -> None:
-    # Wide, so that not all its units can die before one explodes.
-    steep = {"optimizer": "sgd", "learning_rate": 10.0, "batch_size": 8, "filters_1": 64, "dense_units": 256}
-    doomed = SMALL.model_copy(update=steep)
+    # Wide, so that not all its units can die before one explodes, whatever the last bits of this machine.
+    wide = {"filters_1": 64, "filters_2": 64, "filters_3": 64, "dense_units": 1024}
+    steep = {"optimizer": "sgd", "learning_rate": 10.0, "batch_size": 8}
+    doomed = SMALL.model_copy(update=wide | steep)
 
     result, reports = bench.train(bench.spec(doomed))
 

@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fashion_study.config import ADDRESS
-from fashion_study.errors import BadInputError
+from fashion_study.errors import BadInputError, StudyError
 from fashion_study.executors.local import visible_gpus
 from fashion_study.interrupts import Terminated
 
@@ -76,8 +76,18 @@ class Cluster:
         return "SPREAD" if self._only is None else NodeAffinitySchedulingStrategy(self._only, soft=False)
 
     def room(self, demand: Demand) -> int:
-        """Count the workers for which there would be room if nobody else used the cluster."""
-        return sum(demand.room_on(resources) for resources in self._resources())
+        """Count the workers for which there would be room if nobody else used the cluster.
+
+        Raises:
+            StudyError: it was started here, and its one node has died.
+        """
+        nodes = self._resources()
+        if self._is_own and not nodes:
+            raise StudyError(
+                "The Ray cluster that was started on this machine has died. Expected it to live as long as the study. "
+                "Every result that was shown is kept; the same command goes on."
+            )
+        return sum(demand.room_on(resources) for resources in nodes)
 
     def refuse_without_room(self, demand: Demand, workers: int | None) -> None:
         """Refuse to wait for ever; where a number of workers is asked for, a cluster may grow to it.

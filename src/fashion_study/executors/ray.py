@@ -150,7 +150,8 @@ class RayExecutor:
         if now < self._look_at:
             return
         self._look_at = now + LOOK_SECONDS
-        wanted = self._workers or max(1, self._cluster.room(self._demand))
+        room = self._cluster.room(self._demand)
+        wanted = self._workers or max(1, room)
         waiting = [seat for seat in self._seats if not seat.is_ready]
         for seat in waiting[: max(0, len(self._seats) - wanted)]:
             self._remove(seat)

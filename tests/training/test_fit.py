@@ -46,7 +46,14 @@ def test_every_epoch_sees_every_image_once_in_an_order_of_its_own() -> None:
             return SimpleNamespace(history={"loss": [0.0], "accuracy": [0.0]})
 
         tf.random.set_seed(seed)
-        fit(SimpleNamespace(fit=note), numbered, None, Hyperparameters(batch_size=8, epochs=3), seed, go_on)
+        fit(
+            SimpleNamespace(fit=note, get_weights=list),
+            numbered,
+            None,
+            Hyperparameters(batch_size=8, epochs=3),
+            seed,
+            go_on,
+        )
         return seen
 
     epochs = orders(1)
@@ -130,6 +137,17 @@ def test_a_loss_that_is_no_number_ends_the_fit_within_its_epoch(digits: StudyDat
     assert int(model.optimizer.iterations) < steps_of_an_epoch
 
 
+@pytest.mark.parametrize("layer", ["conv_1", "conv_2", "conv_3", "dense"])
+def test_weights_that_are_no_numbers_count_as_diverged_though_a_relu_hides_them(digits: StudyData, layer: str) -> None:
+    seed_training(0)
+    model = build_model(SMALL)
+    kernel = model.get_layer(layer).kernel
+    kernel.assign(kernel * math.nan)
+    outcome = fit(model, digits.train, digits.validation, SMALL, 0, go_on)
+    assert outcome.end is FitEnd.DIVERGED
+    assert math.isnan(outcome.epochs[0].train_loss)
+
+
 def test_weights_that_the_last_step_ruined_count_as_diverged(digits: StudyData) -> None:
     # One step an epoch: its loss is taken before it ruins the weights.
     params = SMALL.model_copy(update={"batch_size": len(digits.train.labels)})
@@ -141,5 +159,6 @@ def test_weights_that_the_last_step_ruined_count_as_diverged(digits: StudyData) 
         metrics=["accuracy"],
     )
     outcome = fit(model, digits.train, digits.validation, params, 0, go_on)
-    assert math.isfinite(outcome.epochs[0].train_loss)
     assert outcome.end is FitEnd.DIVERGED
+    assert math.isnan(outcome.epochs[0].train_loss)
+    assert math.isnan(outcome.epochs[0].val_loss)

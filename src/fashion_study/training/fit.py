@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from fashion_study.datasets import Split
@@ -20,7 +21,8 @@ class Epoch:
     """Say what one epoch reached. `number` counts from 1; `seconds` is training time without validation.
 
     The train figures are running means over the epoch, as Keras prints them. The validation figures are NaN
-    where there are no validation images, and in an epoch that diverged before it ended.
+    where there are no validation images, and in an epoch that diverged before it ended. Both losses are NaN where the
+    epoch left weights that are not finite.
     """
 
     number: int
@@ -131,7 +133,9 @@ def _run_epoch(
         batches, epochs=number, initial_epoch=number - 1, callbacks=[stop], shuffle=False, verbose=0
     ).history
     seconds = time.perf_counter() - started
-    train_loss, train_accuracy = history["loss"][0], history["accuracy"][0]
+    train_accuracy = history["accuracy"][0]
+    # oneDNN's ReLU makes zero of NaN, so that the loss of a model with such weights can be finite again.
+    train_loss = history["loss"][0] if _has_finite_weights(model) else math.nan
     checked = {"loss": math.nan, "accuracy": math.nan}
     if checks is not None and math.isfinite(train_loss):
         checked = model.evaluate(checks, return_dict=True, verbose=0)
@@ -144,3 +148,7 @@ def _run_epoch(
         seconds=seconds,
         images_per_second=images / seconds,
     )
+
+
+def _has_finite_weights(model: keras.Model) -> bool:
+    return all(np.isfinite(weights).all() for weights in model.get_weights())

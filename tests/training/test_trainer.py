@@ -147,6 +147,7 @@ def test_a_result_says_in_what_environment_it_was_reached(bench: Bench) -> None:
     complete, _ = bench.train(bench.spec(params))
     for result in (pruned, complete):
         assert (result.tags["threads"], result.tags["device"]) == ("1", "CPU")
+        assert result.tags["onednn"] in ("1", "TensorFlow's default")
         assert (result.tags["tensorflow"], result.tags["numpy"]) == (version("tensorflow"), version("numpy"))
         assert result.tags["keras"] == version("keras")
         assert result.tags["cpu"]

@@ -36,6 +36,7 @@ ENVIRONMENT = {
     "device": "device",
     "threads": "threads",
     "instruction_sets": "instruction sets",
+    "onednn": "oneDNN's kernels",
     "cpu": "processor",
     "host": "host",
 }

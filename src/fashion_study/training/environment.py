@@ -1,5 +1,6 @@
 """The environment of a training: what decides its last bits besides parameters, seed and images."""
 
+import os
 import platform
 import re
 from pathlib import Path
@@ -21,6 +22,7 @@ def environment(threads: int) -> dict[str, str]:
         "cpu": cpu,
         "instruction_sets": instruction_sets,
         "device": _device(),
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "TensorFlow's default"),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "numpy": np.__version__,

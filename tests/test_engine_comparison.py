@@ -105,7 +105,7 @@ def test_the_studies_of_a_comparison_differ_in_what_is_compared_alone() -> None:
 
 @pytest.mark.faults
 @pytest.mark.timeout(1200)
-def test_a_comparison_leaves_a_table_a_figure_and_whole_studies_and_trains_nothing_twice(
+def test_a_comparison_leaves_a_table_a_figure_and_whole_studies_registers_nothing_and_makes_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = {name: CONTENDERS[name] for name in ("keras-tuner-hyperband", "random")}
@@ -133,6 +133,9 @@ def test_a_comparison_leaves_a_table_a_figure_and_whole_studies_and_trains_nothi
         best = mean(search.best for search in comparison.searches if search.contender == name)
         assert run.data.metrics[f"best_{name}"] == pytest.approx(best)
 
+    assert client.search_registered_models() == []
+
     observer = RecordingObserver()
-    assert compare_engines(config, observer).searches == comparison.searches
+    again = compare_engines(config, observer)
+    assert (again.searches, again.run_id) == (comparison.searches, comparison.run_id)
     assert observer.started == []

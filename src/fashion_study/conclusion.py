@@ -100,11 +100,13 @@ def _budget(session: Session) -> Budget:
 
 
 def _conclude(session: Session, final: Final) -> dict[str, str]:
-    """Log the finalists and register the challenger; return what the study's run says of it."""
+    """Log the finalists and register the challenger, where the study does; return what the study's run says of it."""
     from fashion_study.challenger import register_challenger
 
     plan, ledger, finalists = session.study.plan, session.study.ledger, final.finalists
-    version = register_challenger(session.client, plan, ledger.best(), finalists, session.validation_images)
+    version = None
+    if session.study.registers:
+        version = register_challenger(session.client, plan, ledger.best(), finalists, session.validation_images)
     winner = choose(finalists)
     if finalists:
         session.tracker.log_finalists(

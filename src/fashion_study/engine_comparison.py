@@ -13,6 +13,7 @@ from fashion_study.errors import BadInputError, ExitCode, StudyError
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from mlflow import MlflowClient
 
     from fashion_study.engines.ledger import TrialRecord
     from fashion_study.progress import Observer
@@ -26,8 +27,10 @@ CONTENDERS: Mapping[str, Mapping[str, Any]] = {
     "random": {"engine": "optuna", "sampler": "random", "pruner": "none"},
 }
 REFERENCE = "random"
-# Apart from the user's own: every study registers its best model, and none of these is meant for use.
+# Apart from the user's own: none of these studies is meant for use. So none of them registers its best model either:
+# where MLflow's data lies on a server, that would move the team's `challenger`.
 STORE = Path("mlruns/comparison")
+KIND = "engine comparison"
 # The exact test looks at 2 to the power of so many ways to swap.
 MOST_SEEDS = 16
 
@@ -144,7 +147,7 @@ def compare_engines(config: ComparisonConfig, observer: "Observer") -> Compariso
     searches, result = [], None
     for seed, contender in itertools.product(range(config.seeds), CONTENDERS):
         observer.note(f"comparison: {contender}, seed {seed}")
-        result = run_study(config.study(contender, seed), observer)
+        result = run_study(config.study(contender, seed), observer, registers=False)
         if result.stopped_by is not None:
             raise _StoppedError(result)
         searches.append(search_within(contender, seed, result.records, config.epochs))
@@ -233,17 +236,19 @@ def _record(
     against_random: Sequence[Standing],
     against_winner: Sequence[Standing],
 ) -> str:
-    """Write a comparison down as a run beside the studies that it is made of."""
-    from mlflow.entities import Metric, Param
+    """Write a comparison down as a run beside the studies that it is made of, once however often it is made."""
+    from mlflow.entities import Metric, Param, RunTag
 
     client = last.store.client()
-    name = f"engine comparison {config.space}"
-    tags = {"kind": "engine comparison", "mlflow.runName": name, "winner": against_random[0].contender}
-    run_id = str(client.create_run(last.experiment_id, tags=tags).info.run_id)
     asked = {"space": config.space, "epochs": config.epochs, "seeds": config.seeds, "limit_train": config.limit_train}
-    params = [Param(key, str(value)) for key, value in asked.items()]
+    values = {key: str(value) for key, value in asked.items()}
+    params = [Param(key, value) for key, value in values.items()]
+    run_id = _recorded(client, last.experiment_id, values)
+    if run_id is None:
+        tags = {"kind": KIND, "mlflow.runName": f"{KIND} {config.space}"}
+        run_id = str(client.create_run(last.experiment_id, tags=tags).info.run_id)
     metrics = [Metric(f"best_{each.contender}", mean(each.best), 0, 0) for each in against_random]
-    client.log_batch(run_id, metrics, params)
+    client.log_batch(run_id, metrics, params, [RunTag("winner", against_random[0].contender)])
     client.log_text(run_id, table(against_random).to_csv(index=False), "against_random.csv")
     client.log_text(run_id, table(against_winner).to_csv(index=False), "against_winner.csv")
     studies = {str(config.study(search.contender, search.seed).study): search.best_after for search in searches}
@@ -251,6 +256,12 @@ def _record(
     client.log_figure(run_id, figure(searches, config.epochs), "best_by_epochs.png")
     client.set_terminated(run_id)
     return run_id
+
+
+def _recorded(client: "MlflowClient", experiment_id: str, asked: Mapping[str, str]) -> str | None:
+    """Return the run of an earlier comparison of the same, None where there is none."""
+    runs = client.search_runs([experiment_id], f"tags.kind = '{KIND}'")
+    return next((str(run.info.run_id) for run in runs if run.data.params == asked), None)
 
 
 def figure(searches: Sequence[Search], budget: int) -> "Figure":

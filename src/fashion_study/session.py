@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OwnedStudy:
-    """Hold a study that no other process runs: its plan, its ledger, and who is told of it."""
+    """Hold a study that no other process runs: its plan, its ledger, who is told of it, whether it registers."""
 
     plan: Plan
     store: Store
@@ -39,6 +39,7 @@ class OwnedStudy:
     interrupts: Interrupts
     waits: Waits
     require_ownership: Callable[[], None]
+    registers: bool
 
     def is_interrupted(self) -> bool:
         """Say whether the user wants the study to end.

@@ -81,12 +81,13 @@ class _Search:
     spent: TimeSpent = field(default_factory=TimeSpent)
 
 
-def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyResult:
+def run_study(config: StudyConfig, observer: Observer | None = None, *, registers: bool = True) -> StudyResult:
     """Run the study that `config` describes, or continue it to its total, and return where it stands.
 
     Every trial is a run in MLflow, nested under the study's run; the ledger of trials is an Optuna study. In the
-    end the best trials are trained again, and the model of the one that wins becomes the challenger in the registry.
-    Ctrl-C or SIGTERM once ends cleanly: unfinished trials go back to waiting. A second one ends at once.
+    end the best trials are trained again, and the model of the one that wins becomes the challenger in the registry,
+    unless the study `registers` nothing. Ctrl-C or SIGTERM once ends cleanly: unfinished trials go back to waiting.
+    A second one ends at once.
 
     Raises:
         BadInputError: the config does not fit, or the stored study is another one.
@@ -107,7 +108,7 @@ def run_study(config: StudyConfig, observer: Observer | None = None) -> StudyRes
         watch_waits(observer.warn) as waits,
     ):
         ledger = Ledger(storage, plan.name)
-        study = OwnedStudy(plan, store, ledger, observer, interrupts, waits, require_ownership)
+        study = OwnedStudy(plan, store, ledger, observer, interrupts, waits, require_ownership, registers)
         study.refuse_another()
         began_with = ledger.counted()
         search = _Search()

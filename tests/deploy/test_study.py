@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fashion_study.errors import ExitCode
+from fashion_study.errors import ExitCode, StoreError
 from tests.deploy.conftest import Command
 from tests.deploy.servers import Postgres, ProcessList, TeamMlflow
 
@@ -94,6 +94,53 @@ def test_a_wrong_password_ends_with_one_message(
         assert refused.stderr.count("Error: ") == 1
         assert "Traceback" not in refused.stderr
         assert "sesame" not in refused.stdout + refused.stderr
+    assert f"refuses the account {team.account!r}: 401" in refused.stderr
+    assert "MLFLOW_TRACKING_USERNAME" in refused.stderr
+    # Refused before anything is made or started.
+    assert postgres.query("SELECT count(*) FROM studies WHERE study_name = 'wrong'") == [(0,)]
+    assert "starting" not in refused.stdout + refused.stderr
+
+
+def test_a_user_without_an_account_is_told_so_and_leaves_nothing(
+    run: Command, team: TeamMlflow, tmp_path: Path
+) -> None:
+    own = {"OPTUNA_STORAGE": "", "MLFLOW_TRACKING_URI": team.address}
+    refused = run("run_study", *SMALL, cwd=tmp_path, environment=own)
+    assert refused.returncode == ExitCode.STORE
+    assert "refuses a user who names no account: 401" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_in_in_mlflow_s_own_file_is_taken(
+    team: TeamMlflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fashion_study.tracking.store import open_store
+
+    login = f"[mlflow]\nmlflow_tracking_username = {team.account}\nmlflow_tracking_password = {team.password}\n"
+    folder = tmp_path / ".mlflow"
+    folder.mkdir()
+    (folder / "credentials").write_text(login)
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", team.address)
+    assert open_store(tmp_path / "store").client().search_experiments(max_results=1) is not None
+
+
+def test_a_password_that_is_changed_meanwhile_is_named_too(
+    team: TeamMlflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fashion_study.tracking.store import open_store
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", team.address)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", team.account)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", team.password)
+    store = open_store(tmp_path)
+    client = store.client()
+
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "sesame")
+    with pytest.raises(StoreError, match=f"refuses the account '{team.account}'.* 401 .*MLFLOW_TRACKING_PASSWORD"):
+        store.experiment_id(client, "digits")
 
 
 def test_a_password_on_the_command_line_is_refused_at_once(run: Command, tmp_path: Path) -> None:

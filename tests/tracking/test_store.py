@@ -93,7 +93,7 @@ def closed_port() -> int:
         return int(free.getsockname()[1])
 
 
-@pytest.mark.parametrize("status", [200, 401, 404])
+@pytest.mark.parametrize("status", [200, 400, 404])
 def test_the_user_s_own_server_is_honoured(status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(status) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)

@@ -6,19 +6,15 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from ssl import SSLError
 from typing import TYPE_CHECKING
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 from filelock import FileLock, Timeout
 
 from fashion_study.database_address import DatabaseAddress, ledger_address
 from fashion_study.errors import StoreError
 from fashion_study.tracking.filesystems import mounts, refuse_network
+from fashion_study.tracking.mlflow_server import login_refused, refuse_deaf_server
 from fashion_study.tracking.passwords import hide_login, without_passwords
 from fashion_study.tracking.postgres import open_storage
 from fashion_study.wording import printable
@@ -40,8 +36,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 # Longer than any write of ours takes, shorter than a user's patience: the MLflow UI may be reading.
 BUSY_SECONDS = 60
-# MLflow itself asks a server that is gone again and again, for minutes and without a word.
-ANSWER_SECONDS = 10
+# MLflow's names for what its server answers to a log-in that it does not take.
+REFUSALS = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ class Store:
         """Open MLflow's client on this store, creating or migrating the embedded database first.
 
         Raises:
-            StoreError: the database cannot be used, or the user's server does not answer.
+            StoreError: the database cannot be used, or the user's server does not answer or refuses the log-in.
         """
         self.require_server()
         from mlflow import MlflowClient
@@ -98,12 +94,13 @@ class Store:
             return MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
 
     def require_server(self) -> None:
-        """Ask the user's server, where there is one, whether it is there.
+        """Ask the user's server, where there is one, whether it is there and lets the user in.
 
         Raises:
-            StoreError: it does not answer.
+            StoreError: it does not answer, or refuses the log-in.
         """
-        _refuse_dead_server(self.tracking_uri)
+        if self.tracking_uri.startswith(("http://", "https://")):
+            refuse_deaf_server(self.tracking_uri)
 
     def optuna_storage(self) -> "RDBStorage":
         """Open Optuna's storage on this store, creating or migrating its database first."""
@@ -167,7 +164,8 @@ def open_store(root: Path | str, *, study_db: str | None = None, makes_folder: b
 
     Raises:
         BadInputError: `study_db` or `OPTUNA_STORAGE` is not the address of such a database.
-        StoreError: the folder cannot be made or written, or lies on a network file system; the server does not answer.
+        StoreError: the folder cannot be made or written, or lies on a network file system; the server does not
+            answer, or refuses the log-in.
     """
     # Path.expanduser would fail for an account without a home.
     folder = Path(os.path.expanduser(root)).resolve()  # noqa: PTH111
@@ -206,32 +204,6 @@ def _make(folder: Path) -> None:
         )
 
 
-def _refuse_dead_server(uri: str) -> None:
-    """Ask a server once whether it is there; it may answer that it does not know the question."""
-    server = urlsplit(uri)
-    if server.scheme not in ("http", "https"):
-        return
-    address = uri.rstrip("/")
-    try:
-        with urlopen(f"{address}/health", timeout=ANSWER_SECONDS):
-            return
-    except HTTPError as error:
-        with error:
-            if error.code < 500:
-                return
-            reason = f"it answers with {error.code} ({error.reason})"
-    except (OSError, HTTPException, ValueError) as error:
-        cause = error.reason if isinstance(error, URLError) else error
-        if isinstance(cause, SSLError):
-            # MLflow has settings of its own for certificates.
-            return
-        reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    raise StoreError(
-        f"The MLflow server at {address} does not answer: {reason}. Expected an answer within {ANSWER_SECONDS} s. "
-        "Start it, or correct MLFLOW_TRACKING_URI; without that variable the store's own database is used."
-    )
-
-
 @contextmanager
 def _opening(library: str, uri: str, *more: type[Exception]) -> Iterator[None]:
     """Turn what the libraries below raise for a store that cannot be used into one message."""
@@ -247,6 +219,8 @@ def _opening(library: str, uri: str, *more: type[Exception]) -> Iterator[None]:
 
 
 def _cannot_open(library: str, uri: str, error: Exception) -> StoreError:
+    if getattr(error, "error_code", None) in REFUSALS:
+        return login_refused(uri, str(error))
     reason = next(iter(str(error).splitlines()), repr(error)).rstrip(".")
     return StoreError(
         without_passwords(f"{library} cannot open its store at {uri}: {reason}. ")

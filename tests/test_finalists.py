@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -93,6 +93,12 @@ def test_a_budget_that_is_too_small_leaves_out_finalists_first_and_repeats_then(
     plan = plan_finalists(RANKED, 3, 3, Budget(epochs=epochs))
     assert (len(plan.trials), plan.repeats) == (finalists, repeats)
     assert (plan.note is None) == (epochs == 18)
+
+
+def test_a_budget_counts_the_epochs_that_a_finalist_had_from_another_trial() -> None:
+    promoted = replace(record(0, 0.9, epochs=3), curve={3: 0.9})
+    assert len(plan_finalists([promoted], 1, 2, Budget(epochs=6)).trials) == 1
+    assert plan_finalists([promoted], 1, 2, Budget(epochs=5)).trials == ()
 
 
 def test_the_time_left_limits_the_finalists_and_is_named() -> None:

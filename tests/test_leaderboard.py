@@ -35,6 +35,15 @@ def test_complete_trials_come_first_then_who_was_pruned_latest_and_best_then_the
     assert [ranked.number for ranked in rank(RECORDS)] == [3, 0, 7, 8, 5, 2, 6, 4, 1]
 
 
+def test_a_trial_that_goes_on_from_another_s_model_shows_how_far_it_came() -> None:
+    promoted = record(0, objective=0.8, curve={2: 0.7, 3: 0.8})
+    further = record(1, TrialState.PRUNED, curve={3: 0.3})
+    ranked = rank((promoted, record(2, TrialState.PRUNED, curve={1: 0.2, 2: 0.9}), further))
+
+    assert [ranked.number for ranked in ranked] == [0, 1, 2]
+    assert list(table(ranked)["epochs_run"]) == [3, 3, 2]
+
+
 def test_the_order_of_the_records_does_not_matter() -> None:
     assert rank(reversed(RECORDS)) == rank(RECORDS)
 

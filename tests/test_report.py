@@ -99,6 +99,14 @@ def test_every_reference_within_a_page_has_its_one_target(full: Page) -> None:
     assert wanted <= set(ids)
 
 
+def test_a_trial_that_goes_on_from_another_s_model_is_trained_as_far_as_was_asked() -> None:
+    rung = record(0, TrialState.COMPLETE, [0.7], epochs=1)
+    promoted = replace(record(1, TrialState.COMPLETE, [0.8], epochs=3), curve={2: 0.75, 3: 0.8})
+    page = Page(render(facts(records=(promoted, rung))))
+    assert "3 trained of 3 asked for" in page.text
+    assert "3 of 3" in page.text
+
+
 def test_headings_are_in_order_under_one_title(full: Page) -> None:
     levels = [int(tag[1]) for tag, _ in full.tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1

@@ -73,6 +73,13 @@ def test_savings_count_the_epochs_that_pruned_trials_did_not_train() -> None:
     assert found.highest_pruned == (0.84, 2)
 
 
+def test_epochs_that_a_trial_has_taken_over_are_neither_asked_nor_saved() -> None:
+    promoted = replace(record(0, TrialState.COMPLETE, [0.8], epochs=3), curve={2: 0.7, 3: 0.8})
+    stopped = replace(record(1, TrialState.PRUNED, [0.5], epochs=9), curve={4: 0.5})
+    found = savings(facts(records=(promoted, stopped)))
+    assert (found.epochs_asked, found.epochs_saved, found.ended_at) == (2 + 6, 5, {4: 1})
+
+
 def test_where_nothing_was_pruned_nothing_was_saved() -> None:
     found = savings(facts(records=()))
     assert (found.pruned, found.share, found.ended_at, found.highest_pruned) == (0, 0.0, {}, None)

@@ -69,7 +69,8 @@ def test_the_ranking_shows_each_trial_with_what_it_reached() -> None:
         result(
             complete(0, 0.5),
             trial(1, TrialState.PRUNED, curve={1: 0.25}),
-            complete(2, 0.75),
+            # It went on from another trial's model.
+            trial(2, objective=0.75, curve={2: 0.7, 3: 0.75}),
             trial(3, TrialState.FAILED, reason=FailReason.DIVERGED, seconds=None),
         )
     )

@@ -141,8 +141,9 @@ def plan_finalists(
     for fewer_repeats in range(repeats, min(repeats, 2) - 1, -1):
         for count in range(len(chosen), 0, -1):
             wanted = [(trial, repeat) for trial in chosen[:count] for repeat in range(1, fewer_repeats + 1)]
-            missing = sum(len(trial.curve) for trial, repeat in wanted if (trial.number, repeat) not in done)
-            if budget.allows(sum(len(trial.curve) for trial, _ in wanted), missing):
+            # A repeat trains what a trial has taken over, too.
+            missing = sum(trial.reached for trial, repeat in wanted if (trial.number, repeat) not in done)
+            if budget.allows(sum(trial.reached for trial, _ in wanted), missing):
                 if (count, fewer_repeats) != (len(chosen), repeats):
                     note = _shortfall(asked, f"{count} with {fewer_repeats}", budget)
                 return FinalistPlan(tuple(chosen[:count]), fewer_repeats, note)

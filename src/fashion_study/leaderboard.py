@@ -34,7 +34,7 @@ def table(ranked: Sequence[TrialRecord]) -> "pd.DataFrame":
         "state": [record.state.value if record.reason is None else record.reason.value for record in ranked],
         "objective": [record.objective for record in ranked],
         **{name: [record.params.get(name) for record in ranked] for name in names},
-        "epochs_run": [len(record.curve) for record in ranked],
+        "epochs_run": [record.reached for record in ranked],
         "seconds": [None if record.seconds is None else round(record.seconds, 1) for record in ranked],
         "run_id": [record.run_id for record in ranked],
     }
@@ -45,5 +45,5 @@ def _rank(record: TrialRecord) -> tuple[float, ...]:
     place = ORDER.index(record.state)
     if record.objective is not None:
         return place, 0, -record.objective, record.number
-    last = record.curve[max(record.curve)] if record.curve else 0.0
-    return place, -len(record.curve), -last, record.number
+    last = record.curve[record.reached] if record.curve else 0.0
+    return place, -record.reached, -last, record.number

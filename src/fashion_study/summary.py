@@ -108,7 +108,7 @@ def _columns(names: Iterable[str]) -> dict[str, list[str]]:
 
 def _epochs(record: TrialRecord) -> str:
     asked = record.params.get("epochs")
-    return f"{len(record.curve)}" if asked is None else f"{len(record.curve)} of {asked}"
+    return f"{record.reached}" if asked is None else f"{record.reached} of {asked}"
 
 
 def _accuracy(record: TrialRecord) -> str:

@@ -52,6 +52,16 @@ class TrialRecord:
     spared: int = 0
 
     @property
+    def reached(self) -> int:
+        """Return the last reported epoch, 0 where there is none."""
+        return max(self.curve, default=0)
+
+    @property
+    def taken_over(self) -> int:
+        """Count the epochs of an earlier trial that this one goes on from: its curve begins after them."""
+        return min(self.curve, default=1) - 1
+
+    @property
     def losses(self) -> int:
         """Count the attempts, the latest included, that count against the trial where they are stopped from outside."""
         return self.attempt - self.spared

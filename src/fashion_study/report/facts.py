@@ -150,7 +150,7 @@ class StudyFacts:
         return next((record for record in self.records if record.number == number), None)
 
     def epochs_asked(self, record: TrialRecord) -> int:
-        """Return how many epochs a trial would train if nothing stopped it."""
+        """Return after how many epochs a trial ends if nothing stops it, those that it has taken over included."""
         return int(record.params.get("epochs", self.space.fixed.get("epochs", 0)))
 
     def params(self, record: TrialRecord) -> dict[str, ParamValue]:

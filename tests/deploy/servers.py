@@ -184,13 +184,17 @@ class TeamMlflow:
 
     def make_account(self) -> "subprocess.CompletedProcess[str]":
         """Make the account, or give it its password again."""
+        return self.run_account(self.account)
+
+    def run_account(self, *words: str, **changes: str) -> "subprocess.CompletedProcess[str]":
+        """Run `account.py` with the administrator's environment, changed."""
         own = {
             "MLFLOW_TRACKING_URI": self.address,
             "MLFLOW_AUTH_ADMIN_PASSWORD": self.admin_password,
             "ACCOUNT_PASSWORD": self.password,
         }
-        command = [sys.executable, str(DEPLOY / "account.py"), self.account]
-        environment = clean_environment() | own
+        command = [sys.executable, str(DEPLOY / "account.py"), *words]
+        environment = clean_environment() | own | changes
         return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
 
     def is_healthy(self) -> bool:

@@ -83,6 +83,27 @@ def test_an_account_is_given_another_password(team: TeamMlflow) -> None:
     assert (again.returncode, again.stdout) == (0, f"{team.account} has a new password\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "changes", "said"),
+    [
+        (["eve"], {"MLFLOW_AUTH_ADMIN_PASSWORD": "guessed"}, "Correct MLFLOW_AUTH_ADMIN_PASSWORD"),
+        ([], {}, "python3 deploy/account.py NAME"),
+        (["eve"], {"ACCOUNT_PASSWORD": ""}, "Expected: MLFLOW_TRACKING_URI=... "),
+        (["eve"], {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}, "No MLflow server answers"),
+        (["eve"], {"MLFLOW_TRACKING_URI": "127.0.0.1:1"}, "correct MLFLOW_TRACKING_URI"),
+        (["eve"], {"ACCOUNT_PASSWORD": "short"}, "The server refuses: "),
+    ],
+)
+def test_an_account_that_cannot_be_made_is_refused_in_one_line(
+    words: list[str], changes: dict[str, str], said: str, team: TeamMlflow
+) -> None:
+    refused = team.run_account(*words, **changes)
+    assert refused.returncode == 1
+    assert said in refused.stderr
+    assert (refused.stderr.count("\n"), refused.stdout) == (1, "")
+    assert "guessed" not in refused.stderr
+
+
 def test_other_hosts_names_are_refused(team: TeamMlflow) -> None:
     own = f"{team.account}:{team.password}"
     code, said = status(team, EXPERIMENTS, own, {"max_results": 1}, host="evil.example")

@@ -1,6 +1,6 @@
 #!/bin/sh
 # An MLflow server in the foreground: runs, registry and accounts on PostgreSQL, artifacts passed through it, every
-# request but the health check with a log-in.
+# request for any of that with a log-in.
 #
 #   MLFLOW_DATA=/srv/mlflow PGHOST=10.0.0.5 PGPASSWORD=... MLFLOW_AUTH_ADMIN_PASSWORD=... deploy/mlflow.sh
 #

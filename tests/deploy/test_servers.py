@@ -69,6 +69,18 @@ def test_the_mlflow_server_answers_nobody_without_a_log_in(path: str, login: str
     assert status(team, path, login)[0] == 401
 
 
+@pytest.mark.parametrize(
+    "path", ["/health", "/api/3.0/mlflow/server-info", "/ajax-api/3.0/mlflow/server-info", "/static-files/none.js"]
+)
+def test_what_is_answered_without_a_log_in_is_known_and_names_nothing_of_the_team(
+    path: str, team: TeamMlflow, postgres: Postgres
+) -> None:
+    code, said = status(team, path)
+    assert code in (200, 404)
+    for word in (team.account, team.password, team.admin_password, *postgres.passwords.values(), str(postgres.folder)):
+        assert word not in said
+
+
 def test_an_account_may_write_experiments_and_is_no_administrator(team: TeamMlflow) -> None:
     own = f"{team.account}:{team.password}"
     assert status(team, EXPERIMENTS, own, {"max_results": 1})[0] == 200

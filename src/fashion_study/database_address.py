@@ -9,7 +9,8 @@ from fashion_study.errors import BadInputError
 OPTION, VARIABLE = "--study-db", "OPTUNA_STORAGE"
 DRIVER = "psycopg"
 EXAMPLE = "postgresql://HOST:5432/DATABASE"
-SCHEMES = ("postgresql", f"postgresql+{DRIVER}")
+SCHEMES = ("postgresql", "postgres", f"postgresql+{DRIVER}")
+ENCODED = "in a password '/', '?', '#' are written %2F, %3F, %23"
 PLACES = f"Put it into {VARIABLE}, PGPASSWORD or ~/.pgpass instead"
 
 
@@ -58,13 +59,13 @@ def _parsed(given: str, name: str) -> SplitResult:
         parts = urlsplit(given)
         _ = parts.port
     except ValueError:
-        raise _refused(name, "cannot be read as an address") from None
+        raise _refused(name, f"cannot be read as an address; {ENCODED}") from None
     if parts.scheme not in SCHEMES:
         known = parts.scheme if "://" in given else ""
         raise _refused(name, f"names {known!r}" if known else "is no address")
     if "@" in parts.path + parts.query + parts.fragment:
         # Part of a password: one of these ends the name of the host before it.
-        raise _refused(name, "has an '@' behind the host; in a password '/', '?', '#' are written %2F, %3F, %23")
+        raise _refused(name, f"has an '@' behind the host; {ENCODED}")
     if not parts.path.strip("/") or parts.fragment:
         raise _refused(name, "names no database")
     if any("password" in key for key, _ in parse_qsl(parts.query, keep_blank_values=True)):

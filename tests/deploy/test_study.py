@@ -57,7 +57,9 @@ def test_the_next_commands_name_the_ledger_and_the_study_s_run_does_not(ran: Ran
     assert "postgresql" not in str(command)
 
 
-def test_what_comes_after_a_study_works_over_the_servers(ran: Ran, run: Command, tmp_path: Path) -> None:
+def test_what_comes_after_a_study_works_over_the_servers(
+    ran: Ran, run: Command, team: TeamMlflow, tmp_path: Path
+) -> None:
     again = run("run_study", *SMALL, "--trials", "3", "--finalists", "1", "--repeats", "1", cwd=ran.folder)
     assert (again.returncode, "Nothing left to do" in again.stdout) == (0, True), again.stderr
 
@@ -79,6 +81,7 @@ def test_what_comes_after_a_study_works_over_the_servers(ran: Ran, run: Command,
     (tmp_path / "new").mkdir()
     healthy = run("doctor", cwd=tmp_path / "new")
     assert (healthy.returncode, "Nothing is wrong" in healthy.stdout) == (0, True), healthy.stdout + healthy.stderr
+    assert f"MLflow's data lie at {team.address}: " in healthy.stdout
 
 
 def test_a_wrong_password_ends_with_one_message(

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from fashion_study.database_address import VARIABLE
 from fashion_study.errors import StoreError
@@ -108,10 +107,9 @@ def _of_open_store(store: Store, notes: list[str]) -> Iterator[Finding]:
 
     case = Case(store, store.client(), notes)
     if not store.is_embedded:
-        server = urlsplit(store.tracking_uri)  # Not in full: it may hold a password.
         notes.append(
-            f"MLflow's data lie at {server.scheme}://{server.hostname}: its database, where it keeps its files, and "
-            "runs of other stores are not looked at."
+            f"MLflow's data lie at {store.tracked_at}: its database, where it keeps its files, and runs of other "
+            "stores are not looked at."
         )
     yield from damaged_studies(case)
     yield from damaged_reproductions(case)

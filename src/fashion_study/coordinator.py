@@ -134,7 +134,9 @@ class Coordinator:
         precision = self._assignment.precision
         tags = {"seed": str(seed), "precision": precision.value}
         if proposal.continues is not None:
-            tags |= {"continues_trial": str(proposal.continues.number), "continues_run": proposal.continues.run_id}
+            tags["continues_trial"] = str(proposal.continues.number)
+            if proposal.continues.run_id is not None:
+                tags["continues_run"] = proposal.continues.run_id
         params = hyperparameters.model_dump()
         run_id = self._tracker.open_trial(proposal.number, proposal.attempt, params, tags)
         self._ledger.begin_attempt(proposal.number, proposal.attempt, run_id)

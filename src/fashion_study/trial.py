@@ -72,10 +72,13 @@ class FailReason(StrEnum):
 
 @dataclass(frozen=True)
 class Continuation:
-    """Say from where a training goes on: the trial and the run that left the model, and after how many epochs."""
+    """Say from where a training goes on: the trial and the run that left the model, and after how many epochs.
+
+    `run_id` is None where the ledger has none.
+    """
 
     number: int
-    run_id: str
+    run_id: str | None
     epochs: int
 
 

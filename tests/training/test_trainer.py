@@ -274,6 +274,15 @@ def test_a_continued_trial_takes_up_the_weights_the_epochs_and_the_steps_of_an_e
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("run_id", ["0" * 32, None])
+def test_a_trial_whose_earlier_run_is_gone_begins_at_its_first_epoch_too(bench: Bench, run_id: str | None) -> None:
+    result, reports = bench.train(replace(bench.spec(), continues=Continuation(5, run_id, 1)))
+
+    assert result.state is TrialState.COMPLETE, result.message
+    assert [report.epoch for report in reports] == [1, 2, 3]
+    assert result.tags["continuation_lost"] == "trial 005: its run is gone"
+
+
 @pytest.mark.parametrize("how", ["taken away", "another file"])
 def test_a_trial_whose_earlier_model_is_gone_begins_at_its_first_epoch_and_says_so(bench: Bench, how: str) -> None:
     first = bench.spec(SMALL.model_copy(update={"epochs": 1}))

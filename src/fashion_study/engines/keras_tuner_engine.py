@@ -168,7 +168,7 @@ class KerasTunerEngine:
         if number is None:
             return None
         earlier = self._ledger.trial(number)
-        return Continuation(number, earlier.user_attrs["run_id"], earlier.params["epochs"])
+        return Continuation(number, earlier.user_attrs.get("run_id"), earlier.params["epochs"])
 
     def _why_exhausted(self) -> str:
         if self._sampler == "grid":

@@ -9,6 +9,7 @@ import keras
 from mlflow import MlflowClient
 
 from fashion_study.errors import DamagedModelError
+from fashion_study.tracking.attempts import find_run
 from fashion_study.tracking.registry import Registry
 from fashion_study.training.model_file import load_model_file
 from fashion_study.trial import CONTINUATION_LOST, CONTINUED, Continuation, Hyperparameters
@@ -27,11 +28,11 @@ def take_up(
 ) -> Start:
     """Give `model` the weights that an earlier run has left, and its optimizer the number of steps taken so far.
 
-    The optimizer's own averages begin anew: models are stored without them. Where the earlier model is gone or damaged
-    nothing is changed, and the training begins at its first epoch.
+    The optimizer's own averages begin anew: models are stored without them. Where the earlier run or model is gone, or
+    the model is damaged, nothing is changed, and the training begins at its first epoch.
     """
-    stored = _StoredModel.of(client, continues.run_id)
     try:
+        stored = _StoredModel.of(client, continues.run_id)
         with TemporaryDirectory() as folder:
             earlier = load_model_file(Registry(client).fetch(stored, Path(folder)))
     except DamagedModelError as error:
@@ -50,8 +51,11 @@ class _StoredModel:
     run_id: str
 
     @classmethod
-    def of(cls, client: MlflowClient, run_id: str) -> "_StoredModel":
-        tags = client.get_run(run_id).data.tags
+    def of(cls, client: MlflowClient, run_id: str | None) -> "_StoredModel":
+        run = None if run_id is None else find_run(client, run_id)
+        if run is None or run_id is None:
+            raise DamagedModelError("its run is gone")
+        tags = run.data.tags
         return cls(tags.get("model_uri", ""), tags.get("model_sha256", ""), run_id)
 
     def __str__(self) -> str:

@@ -236,6 +236,7 @@ def _record(
     """Write a comparison down as a run beside the studies that it is made of."""
     from mlflow.entities import Metric, Param
 
+    assert last.experiment_id is not None
     client = last.store.client()
     name = f"engine comparison {config.space}"
     tags = {"kind": "engine comparison", "mlflow.runName": name, "winner": against_random[0].contender}

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 
 import psutil
@@ -82,6 +83,30 @@ def test_signals_are_the_coordinator_s_to_answer(cluster: Cluster) -> None:
 def test_a_worker_that_no_node_could_ever_have_is_refused(cluster: Cluster) -> None:
     with pytest.raises(BadInputError, match=r"takes 1024 CPUs.*no node.*--worker-cpus"):
         cluster.refuse_without_room(Demand(1024, 0, 2**20), workers=None)
+
+
+def test_a_cluster_of_its_own_is_out_of_reach_for_other_machines(cluster: Cluster, tmp_path: Path) -> None:
+    executor = RayExecutor(cluster, outfit(tmp_path, {}), SMALL, workers=1)
+    await_slots(executor, 1)
+    me = psutil.Process()
+    below = me.children(recursive=True)
+    connections = [each for process in (me, *below) for each in process.net_connections("tcp")]
+    executor.stop()
+
+    assert {process.name() for process in below} >= {"gcs_server", "raylet"}
+    listening = {ip_address(each.laddr.ip) for each in connections if each.status == psutil.CONN_LISTEN}
+    assert listening
+    assert {getattr(address, "ipv4_mapped", None) or address for address in listening} == {ip_address("127.0.0.1")}
+
+
+def test_a_probe_that_waits_for_its_first_worker_ends_when_its_caller_says_so(cluster: Cluster, tmp_path: Path) -> None:
+    executor = RayExecutor(cluster, outfit(tmp_path, {}), Demand(1024, 0, 2**20), workers=1)
+    asked = iter([False, False, True])
+
+    assert executor.probe_precision(lambda: next(asked)) is None
+
+    assert executor.slots == 0
+    executor.stop()
 
 
 class TestRayExecutor(ProcessContract):

@@ -10,11 +10,10 @@ def half_written(client: MlflowClient, experiments: list[str]) -> list[LoggedMod
     """Return every logged model that is not whole yet, of a living process too."""
     found: list[LoggedModel] = []
     token = None
-    # MLflow keeps the status as a number, and compares it as one.
-    pending = f"status = {LoggedModelStatus.PENDING.to_proto()}"
     while True:
-        page = client.search_logged_models(experiments, filter_string=pending, page_token=token)
-        found += page
+        # No filter of MLflow's: it compares a status, which is a number, as a string, which PostgreSQL refuses.
+        page = client.search_logged_models(experiments, page_token=token)
+        found += (model for model in page if model.status == LoggedModelStatus.PENDING)
         if not (token := page.token):
             return found
 

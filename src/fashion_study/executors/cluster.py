@@ -134,7 +134,7 @@ def connected(address: str | None, tracking_uri: str) -> Iterator[Cluster]:
 
 @contextmanager
 def _on_this_machine_alone() -> Iterator[None]:
-    """Let Ray's processes listen on 127.0.0.1, as on macOS; elsewhere Ray puts an address of the network in its place."""
+    """Let Ray's processes listen on 127.0.0.1, as on macOS; elsewhere Ray replaces it by an address of the network."""
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:

@@ -3,7 +3,7 @@
 import heapq
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,9 +53,9 @@ class TableExecutor:
         """Return how many attempts can run at once."""
         return self._slots
 
-    def probe_precision(self) -> ProbeResult:
+    def probe_precision(self, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
         """Name the precision of the table's curves; nothing is measured."""
-        return ProbeResult(Precision.FLOAT32, {})
+        return None if is_over() else ProbeResult(Precision.FLOAT32, {})
 
     def submit(self, spec: TrialSpec) -> None:
         """Begin an attempt on the nearest row that is not used yet."""

@@ -69,3 +69,20 @@ def test_a_second_sigterm_says_that_it_was_one() -> None:
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(Terminated):
             signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_which_signal_was_the_second_is_known_where_a_library_answers_it_with_a_ctrl_c_of_its_own(
+    number: signal.Signals,
+) -> None:
+    def as_in_a_call_of_ray() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    with pytest.raises(KeyboardInterrupt) as end, Interrupts():
+        as_in_a_call_of_ray()
+
+    assert isinstance(end.value, Terminated) == (number is signal.SIGTERM)

@@ -208,13 +208,14 @@ def test_a_study_keeps_its_best_model_its_baseline_s_and_the_registered_one(ende
 
 def test_a_study_that_has_ended_leaves_no_model_half_written(ended: StudyResult) -> None:
     client = ended.store.client()
+    assert ended.experiment_id is not None
     models = client.search_logged_models([ended.experiment_id])
     assert Counter(model.status.name for model in models)["FAILED"] == 1
     assert half_written(client, [ended.experiment_id]) == []
 
 
 def test_the_study_s_run_says_what_limits_it_had(ended: StudyResult) -> None:
-    tags = ended.store.client().get_run(ended.run_id).data.tags
+    tags = ended.store.client().get_run(str(ended.run_id)).data.tags
     wanted = {"trial_timeout": "250.0", "worker_memory": str(16 * 2**30), "keep_models": "1"}
     assert {name: tags[name] for name in wanted} == wanted
     assert "--trial-timeout 250s --workers 1 --worker-memory 16G" in tags["command"]

@@ -225,6 +225,12 @@ class Real:
     ledger: Ledger
     page: Page
 
+    @property
+    def run_id(self) -> str:
+        """Return the study's own run."""
+        assert self.result.run_id is not None
+        return self.result.run_id
+
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
@@ -249,7 +255,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
 
 
 def test_the_file_and_the_artifact_on_the_study_run_are_the_same_page(real: Real) -> None:
-    logged = Path(real.client.download_artifacts(real.result.run_id, "report.html", str(real.root))).read_text()
+    logged = Path(real.client.download_artifacts(real.run_id, "report.html", str(real.root))).read_text()
     assert logged == real.page.html
 
 
@@ -262,7 +268,7 @@ def test_a_real_page_says_what_its_runs_say(real: Real) -> None:
     assert f"Best model {100 * study.best.accuracy:.2f} %" in real.page.text
     assert "paired, image by image" in real.page.text
     assert "--space smoke" in real.page.text
-    assert real.result.run_id in real.page.text
+    assert real.run_id in real.page.text
 
 
 def test_the_examples_are_the_images_that_the_best_model_confuses(real: Real) -> None:
@@ -375,7 +381,7 @@ def refusal(
 def test_a_study_whose_tags_were_altered_is_refused_as_a_store(
     key: str, value: str, real: Real, tmp_path: Path
 ) -> None:
-    run_id = real.result.run_id
+    run_id = real.run_id
     before = real.client.get_run(run_id).data.tags[key]
     real.client.set_tag(run_id, key, value)
     try:
@@ -418,7 +424,7 @@ def test_a_study_whose_artifacts_were_altered_is_refused_as_a_store(
 
 
 def test_a_shell_that_is_handed_the_page_s_commands_sees_one_command_each(real: Real, tmp_path: Path) -> None:
-    run_id = real.result.run_id
+    run_id = real.run_id
     before = real.client.get_run(run_id).data.tags["command"]
     real.client.set_tag(run_id, "command", f"{before} ; touch canary `touch canary`")
     try:

@@ -239,6 +239,7 @@ def _record(
     """Write a comparison down as a run beside the studies that it is made of, once however often it is made."""
     from mlflow.entities import Metric, Param, RunTag
 
+    assert last.experiment_id is not None
     client = last.store.client()
     asked = {"space": config.space, "epochs": config.epochs, "seeds": config.seeds, "limit_train": config.limit_train}
     values = {key: str(value) for key, value in asked.items()}

@@ -22,6 +22,7 @@ class Interrupts:
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self._say = say
         self.received: signal.Signals | None = None
+        self._second: signal.Signals | None = None
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> Self:
@@ -29,12 +30,18 @@ class Interrupts:
             self._previous = {number: signal.signal(number, self._note) for number in self.HANDLED}
         return self
 
-    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        # Whose call the signal has interrupted may have put an exception of its own in the place of ours, as Ray does.
+        if isinstance(error, KeyboardInterrupt) and self._second is signal.SIGTERM:
+            raise Terminated from error
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:
+            self._second = signal.Signals(number)
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
         self.received = signal.Signals(number)
         if self._say is not None:

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fashion_study.config import StudyConfig
 from fashion_study.datasets import load_study_data
 from fashion_study.engines.ledger import TRACKED_AT, Ledger
 from fashion_study.errors import StoreError, StudyError
@@ -83,8 +82,11 @@ class Session:
     deadline: float | None
 
 
-def open_session(study: OwnedStudy, executor: Executor) -> Session:
-    """Open the stores and bring them together, while the workers import TensorFlow."""
+def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
+    """Open the stores and bring them together, while the workers import TensorFlow.
+
+    Return None where the study is interrupted, or its time is over, before it is known in which precision to train.
+    """
     from fashion_study.tracking.attempts import StudyRuns, find_run
     from fashion_study.tracking.runs import MlflowTracker
 
@@ -98,7 +100,10 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session:
     _follow_a_move(store, observer)
     experiment_id = store.experiment_id(client, plan.source.name)
     tracker = MlflowTracker(client, experiment_id)
-    precision = _precision(plan.config, ledger, executor, observer)
+    deadline = None if plan.config.timeout is None else time.monotonic() + plan.config.timeout
+    precision = _precision(study, executor, deadline)
+    if precision is None:
+        return None
     known = ledger.facts.get("run_id")
     run = find_run(client, known) if known else None
     if known and run is None:
@@ -112,7 +117,6 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session:
         ledger.remember(**{TRACKED_AT: store.tracked_at})
     for line in reconcile(ledger, StudyRuns(client, experiment_id, run_id)):
         observer.note(line)
-    deadline = None if plan.config.timeout is None else time.monotonic() + plan.config.timeout
     return Session(study, client, tracker, executor, precision, len(data.validation.labels), deadline)
 
 
@@ -145,14 +149,20 @@ def _refuse_another_place(name: str, ledger: Ledger, store: Store) -> None:
         )
 
 
-def _precision(config: StudyConfig, ledger: Ledger, executor: Executor, observer: Observer) -> Precision:
+def _precision(study: OwnedStudy, executor: Executor, deadline: float | None) -> Precision | None:
     """Take the study's precision: the stored one, the one asked for, or the faster one on this machine."""
+
+    def is_over() -> bool:
+        return study.is_interrupted() or (deadline is not None and time.monotonic() >= deadline)
+
+    config, ledger = study.plan.config, study.ledger
     if "precision" not in ledger.facts:
         if config.precision != "auto":
             ledger.remember(precision=config.precision)
+        elif (probe := executor.probe_precision(is_over)) is None:
+            return None
         else:
-            probe = executor.probe_precision()
             ledger.remember(precision=probe.precision.value, precision_probe=probe.images_per_second)
             rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in probe.images_per_second.items())
-            observer.note(f"precision {probe.precision}: the faster one here (images/s: {rates})")
+            study.observer.note(f"precision {probe.precision}: the faster one here (images/s: {rates})")
     return Precision(ledger.facts["precision"])

@@ -36,15 +36,16 @@ class StudyResult:
     """Show where a study stands after a run of it. `records` and `finalists` are ranked, the best first.
 
     `version` is the challenger in the registry, by the model's name and the number of its version; `repeats_left`
-    counts the finalists' repeats that a stop has left untrained. `spent` is what the workers' time went into.
+    counts the finalists' repeats that a stop has left untrained. `spent` is what the workers' time went into. A study
+    that was stopped while its first worker was measuring the precisions has neither a run nor a precision yet.
     """
 
     name: str
     source: DataSource
     store: Store
-    run_id: str
-    experiment_id: str
-    precision: Precision
+    run_id: str | None
+    experiment_id: str | None
+    precision: Precision | None
     records: tuple[TrialRecord, ...]
     config: StudyConfig
     began_with: int
@@ -121,9 +122,9 @@ def run_study(config: StudyConfig, observer: Observer | None = None, *, register
             name=plan.name,
             source=plan.source,
             store=store,
-            run_id=facts["run_id"],
-            experiment_id=facts["experiment_id"],
-            precision=Precision(facts["precision"]),
+            run_id=facts.get("run_id"),
+            experiment_id=facts.get("experiment_id"),
+            precision=Precision(facts["precision"]) if "precision" in facts else None,
             records=rank(ledger.records()),
             config=config,
             began_with=began_with,
@@ -141,6 +142,8 @@ def _run(study: OwnedStudy) -> _Search:
     """Train what is left of the budget and publish the study; the time spent is that of the finalists, too."""
     with workforce(study.plan, study.store, study.observer) as executor:
         session = open_session(study, executor)
+        if session is None:
+            return _Search()
         with closing_its_run(session):
             search = _search(session)
             final = train_finalists(session)

@@ -166,10 +166,12 @@ def _workers(result: StudyResult) -> list[str]:
 
 def _where_next(result: StudyResult) -> list[str]:
     uri = result.store.tracking_uri
-    next_steps = {"MLflow UI:": _command(result, "ui", "--study", result.name)}
-    if uri.startswith("http"):
-        next_steps["MLflow UI:"] = f"{uri.rstrip('/')}/#/experiments/{result.experiment_id}"
-    next_steps["Report:"] = _command(result, "report", result.name)
+    next_steps = {}
+    if result.run_id is not None:
+        next_steps["MLflow UI:"] = _command(result, "ui", "--study", result.name)
+        if uri.startswith("http"):
+            next_steps["MLflow UI:"] = f"{uri.rstrip('/')}/#/experiments/{result.experiment_id}"
+        next_steps["Report:"] = _command(result, "report", result.name)
     if result.version is not None:
         next_steps["Promote:"] = _command(result, "promote", "--study", result.name)
     lines = [f"{label:<13} {step}" for label, step in next_steps.items()]

@@ -140,6 +140,9 @@ class ExecutorContract:
     def test_precision_is_probed(self, make: Make) -> None:
         assert make(1, {}).probe_precision() == PROBED
 
+    def test_a_probe_that_its_caller_does_not_want_any_more_ends_without_a_result(self, make: Make) -> None:
+        assert make(1, {}).probe_precision(lambda: True) is None
+
     def test_it_stops_in_the_middle_of_an_attempt_and_may_be_stopped_twice(self, make: Make) -> None:
         executor = make(2, {(0, 1): Fate.STUCK})
         executor.submit(spec(0))

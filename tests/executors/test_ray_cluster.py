@@ -123,6 +123,11 @@ def test_several_nodes_and_a_store_of_this_machine_do_not_go_together(nodes: Nod
         pass
 
 
+def test_a_worker_that_the_one_node_of_such_a_store_can_never_hold_is_refused(head: NodesHere) -> None:
+    with connected(head.address, SQLITE) as cluster, pytest.raises(BadInputError, match=r"takes 64 CPUs.*no node"):
+        cluster.refuse_without_room(Demand(64, 0, 2**20), workers=1)
+
+
 def test_with_a_store_of_this_machine_a_node_that_joins_later_is_left_alone(head: NodesHere, tmp_path: Path) -> None:
     with connected(head.address, SQLITE) as cluster:
         executor = RayExecutor(cluster, outfit(tmp_path, {}), A_NODE, workers=2)

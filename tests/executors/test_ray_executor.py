@@ -3,12 +3,16 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from fashion_study.errors import BadInputError
 from fashion_study.executors.cluster import Cluster, Demand, connected
@@ -82,6 +86,45 @@ def test_signals_are_the_coordinator_s_to_answer(cluster: Cluster) -> None:
 def test_a_worker_that_no_node_could_ever_have_is_refused(cluster: Cluster) -> None:
     with pytest.raises(BadInputError, match=r"takes 1024 CPUs.*no node.*--worker-cpus"):
         cluster.refuse_without_room(Demand(1024, 0, 2**20), workers=None)
+
+
+def test_a_cluster_of_its_own_is_out_of_reach_for_other_machines(cluster: Cluster, tmp_path: Path) -> None:
+    executor = RayExecutor(cluster, outfit(tmp_path, {}), SMALL, workers=1)
+    await_slots(executor, 1)
+    me = psutil.Process()
+    below = me.children(recursive=True)
+    connections = [each for process in (me, *below) for each in process.net_connections("tcp")]
+    executor.stop()
+
+    assert {process.name() for process in below} >= {"gcs_server", "raylet"}
+    listening = {ip_address(each.laddr.ip) for each in connections if each.status == psutil.CONN_LISTEN}
+    assert listening
+    assert {getattr(address, "ipv4_mapped", None) or address for address in listening} == {ip_address("127.0.0.1")}
+
+
+@pytest.mark.parametrize("own", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "0" * 64}])
+def test_a_cluster_of_its_own_lets_nobody_in_without_its_token(own: dict[str, str], cluster: Cluster) -> None:
+    assert cluster.room(SMALL) >= 2
+    # What every driver does first; `ray.init` would ask again for minutes.
+    code = "import sys; from ray._raylet import GcsClient; GcsClient(sys.argv[1]); print('in')"
+    command = [sys.executable, "-c", code, ray.get_runtime_context().gcs_address]
+
+    owner = subprocess.run(command, capture_output=True, text=True, check=False)
+    stranger = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, check=False)
+
+    assert (owner.returncode, owner.stdout) == (0, "in\n"), owner.stderr
+    assert (stranger.returncode, stranger.stdout) == (1, "")
+    assert "the token for the cluster" in stranger.stderr
+
+
+def test_a_probe_that_waits_for_its_first_worker_ends_when_its_caller_says_so(cluster: Cluster, tmp_path: Path) -> None:
+    executor = RayExecutor(cluster, outfit(tmp_path, {}), Demand(1024, 0, 2**20), workers=1)
+    asked = iter([False, False, True])
+
+    assert executor.probe_precision(lambda: next(asked)) is None
+
+    assert executor.slots == 0
+    executor.stop()
 
 
 class TestRayExecutor(ProcessContract):

@@ -19,6 +19,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from joblib import cpu_count
+from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -28,6 +29,7 @@ from fashion_study.executors.local import visible_gpus
 from fashion_study.interrupts import Terminated
 
 ANSWER_SECONDS = 5.0
+LOOPBACK = "127.0.0.1"
 # Ray takes 75 MiB at least; what goes through it here are messages of a few kilobytes.
 OBJECT_STORE = 80 * 2**20
 HOW_TO_START = (
@@ -90,18 +92,19 @@ class Cluster:
         return sum(demand.room_on(resources) for resources in nodes)
 
     def refuse_without_room(self, demand: Demand, workers: int | None) -> None:
-        """Refuse to wait for ever; where a number of workers is asked for, a cluster may grow to it.
+        """Refuse to wait for ever; where a number of workers is asked for, a cluster of many nodes may grow to it.
 
         Raises:
             BadInputError: no node is large enough for a worker.
         """
-        if self.room(demand) > 0 or (workers is not None and not self._is_own):
+        may_grow = self._only is None and not self._is_own
+        if self.room(demand) > 0 or (workers is not None and may_grow):
             return
         found = "; ".join(str(Demand.of(resources)) for resources in self._resources())
         raise BadInputError(
             f"A worker takes {demand}, and no node of the Ray cluster has as much (found {found}). Ask for less with "
             "--worker-cpus, --worker-gpus or --worker-memory"
-            + ("." if self._is_own else "; or say with --workers to how many the cluster will grow.")
+            + ("; or say with --workers to how many the cluster will grow." if may_grow else ".")
         )
 
     def has_gpus(self) -> bool:
@@ -121,12 +124,23 @@ def connected(address: str | None, tracking_uri: str) -> Iterator[Cluster]:
         BadInputError: no cluster can be used there, or it has several nodes and only this one can write the runs.
     """
     if address is None:
-        with _own_cluster():
+        with _on_this_machine_alone(), _own_cluster():
             yield Cluster(is_own=True)
         return
     _refuse_silence(address)
     with _connection(f"The Ray cluster at {address} cannot be used", address=address):
         yield Cluster(None if _can_be_shared(tracking_uri) else _the_one_node(tracking_uri))
+
+
+@contextmanager
+def _on_this_machine_alone() -> Iterator[None]:
+    """Let Ray's processes listen on 127.0.0.1, as on macOS; elsewhere Ray replaces it by an address of the network."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager
@@ -141,7 +155,7 @@ def _own_cluster() -> Iterator[None]:
             num_gpus=len(visible_gpus()),
             object_store_memory=OBJECT_STORE,
             include_dashboard=False,
-            _node_ip_address="127.0.0.1",  # Nobody else's.
+            _node_ip_address=LOOPBACK,
             _temp_dir=folder,
             # What a worker takes is watched already, and a trial that takes too much is told from others.
             _system_config={"memory_monitor_refresh_ms": 0},

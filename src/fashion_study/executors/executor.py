@@ -1,6 +1,6 @@
 """The seam between the coordinator and the processes that train."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -17,8 +17,11 @@ class Executor(Protocol):
         """Return how many attempts can run at once; workers on other machines come and go, down to none."""
         ...
 
-    def probe_precision(self) -> ProbeResult:
-        """Measure which precision trains faster on this machine."""
+    def probe_precision(self, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
+        """Measure which precision trains faster on this machine; return None if `is_over` says so before that is known.
+
+        It may take long until a worker is there, on a cluster for ever.
+        """
         ...
 
     def submit(self, spec: TrialSpec) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe
@@ -142,10 +142,10 @@ class LocalExecutor:
         """Return how many attempts can run at once."""
         return len(self._workers)
 
-    def probe_precision(self) -> ProbeResult:
-        """Let the first worker measure both precisions."""
+    def probe_precision(self, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
+        """Let the first worker measure both precisions; return None if `is_over` says so before that is known."""
         asked: _Worker | None = None
-        while True:
+        while not is_over():
             if self._workers[0] is not asked:  # At first, and where it died: its successor is asked again.
                 asked = self._workers[0]
                 asked.send(ProbeOrder())
@@ -153,6 +153,7 @@ class LocalExecutor:
                 if isinstance(message, ProbeResult):
                     return message
             self._watch()
+        return None
 
     def submit(self, spec: TrialSpec) -> None:
         """Hand an attempt to a worker that is free; a worker still importing takes it up when it is ready."""

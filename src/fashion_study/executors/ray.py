@@ -95,15 +95,16 @@ class RayExecutor:
         """Return how many attempts can run at once; it changes only in `wait`."""
         return sum(seat.is_ready for seat in self._seats)
 
-    def probe_precision(self) -> ProbeResult:
-        """Let the first worker that is there measure both precisions."""
+    def probe_precision(self, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
+        """Let the first worker that is there measure both precisions; return None if `is_over` before that is known."""
         asked: _Seat | None = None
-        while True:
+        while not is_over():
             if asked not in self._seats and (asked := self._free()) is not None:
                 asked.call = asked.actor.probe.remote()
             for message in self._wait(TICK_SECONDS):
                 if isinstance(message, ProbeResult):
                     return message
+        return None
 
     def submit(self, spec: TrialSpec) -> None:
         """Hand an attempt to a worker that is free."""

@@ -187,6 +187,23 @@ def smoke_file(folder: Path, **parameters: dict[str, object]) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("address", ["auto", "ray://head:10001", ":6379", "head:70000"])
+def test_a_cluster_that_the_environment_names_in_other_words_is_refused(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(BadInputError, match=rf"RAY_ADDRESS is '{address}': expected HOST:PORT"):
+        StudyConfig(executor="ray").check()
+    assert StudyConfig(executor="ray", address="head:6379").cluster_address() == "head:6379"
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_without_an_address_a_cluster_is_to_be_started(nothing: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if nothing is not None:
+        monkeypatch.setenv("RAY_ADDRESS", nothing)
+    assert StudyConfig(executor="ray").cluster_address() is None
+
+
 @pytest.mark.parametrize("field", ["address", "worker_cpus", "worker_gpus"])
 def test_what_is_for_a_cluster_is_refused_without_one(field: str) -> None:
     fields: dict[str, Any] = {field: "[::1]:6379" if field == "address" else 0.5}

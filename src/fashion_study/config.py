@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -160,6 +161,22 @@ class StudyConfig(BaseModel):
                 "--executor ray needs Ray, which is not installed. Expected the extra `ray`: "
                 "pip install 'fashion-study[ray]'; or leave the option out, to train on this machine."
             )
+        else:
+            self.cluster_address()
+
+    def cluster_address(self) -> str | None:
+        """Return where the Ray cluster is; None where one is to be started here.
+
+        Raises:
+            BadInputError: RAY_ADDRESS says neither.
+        """
+        found = self.address or os.environ.get("RAY_ADDRESS") or None
+        try:
+            return _checked_address(found)
+        except ValueError as error:
+            raise BadInputError(
+                f"RAY_ADDRESS is {found!r}: {error}. Correct it, or name another with --address."
+            ) from None
 
     def command(self, interpreter: str = "python", always: tuple[str, ...] = ()) -> str:
         """Write the command line that asks for this study, without the defaults but for those in `always`."""

@@ -24,12 +24,13 @@ def workforce(plan: Plan, store: Store, observer: Observer) -> Iterator[Executor
     Raises:
         BadInputError: the cluster cannot be used, or not with this store.
     """
-    observer.note(f"starting {plan.workforce}: TensorFlow takes some seconds")
+    starting = f"starting {plan.workforce}: TensorFlow takes some seconds"
     if plan.config.executor == "local":
+        observer.note(starting)
         with closing_workers(_local(plan, store)) as executor:
             yield executor
     else:
-        with _on_ray(plan, store, observer) as executor:
+        with _on_ray(plan, store, observer, starting) as executor:
             yield executor
 
 
@@ -41,18 +42,19 @@ def _local(plan: Plan, store: Store) -> LocalExecutor:
 
 
 @contextmanager
-def _on_ray(plan: Plan, store: Store, observer: Observer) -> Iterator[Executor]:
+def _on_ray(plan: Plan, store: Store, observer: Observer, starting: str) -> Iterator[Executor]:
     # Not before it is asked for: it is an extra, and takes a second.
     from fashion_study.executors.cluster import Demand, connected
     from fashion_study.executors.ray import RayExecutor
     from fashion_study.executors.supervisor import Outfit
 
     config = plan.config
-    with connected(config.address or os.environ.get("RAY_ADDRESS"), store.tracking_uri) as cluster:
+    with connected(config.cluster_address(), store.tracking_uri) as cluster:
         cpus = config.worker_cpus or 1.0
         gpus = config.worker_gpus if config.worker_gpus is not None else float(cluster.has_gpus())
         demand = Demand(cpus, gpus, config.worker_memory or int(BYTES_PER_WORKER))
         cluster.refuse_without_room(demand, plan.workers)
+        observer.note(starting)  # Not before: a cluster that cannot be used starts nothing.
         environment = {name: value for name, value in os.environ.items() if name.startswith(TRAVELS)}
         if not gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of them in sight.

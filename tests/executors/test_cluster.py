@@ -52,11 +52,6 @@ def test_an_address_where_something_else_listens_is_refused() -> None:
         assert f"{address}: what listens there is not Ray" in refusal(address)
 
 
-@pytest.mark.parametrize("address", ["auto", "ray://head:10001", ":6379", "head:70000"])
-def test_what_is_no_address_is_refused_wherever_it_was_found(address: str) -> None:
-    assert "is not HOST:PORT" in refusal(address)
-
-
 @pytest.mark.parametrize(
     ("demand", "room"),
     [

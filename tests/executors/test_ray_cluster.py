@@ -118,9 +118,14 @@ def test_a_study_takes_the_cluster_as_it_is_and_every_trial_ends_once(
     assert ends == Counter({(number, "complete"): 1 for number in range(trials)} | {(key[0], "interrupted"): 1})
 
 
-def test_several_nodes_and_a_store_of_this_machine_do_not_go_together(nodes: NodesHere) -> None:
-    with pytest.raises(BadInputError, match=r"2 nodes.*MLFLOW_TRACKING_URI=http"), connected(nodes.address, SQLITE):
+@pytest.mark.parametrize("store", [SQLITE, "postgresql://ana:sesame@db/mlflow"])
+def test_several_nodes_and_a_store_that_they_do_not_share_do_not_go_together(store: str, nodes: NodesHere) -> None:
+    with (
+        pytest.raises(BadInputError, match=r"2 nodes.*MLFLOW_TRACKING_URI=http") as refusal,
+        connected(nodes.address, store),
+    ):
         pass
+    assert "sesame" not in str(refusal.value)
 
 
 def test_a_worker_that_the_one_node_of_such_a_store_can_never_hold_is_refused(head: NodesHere) -> None:

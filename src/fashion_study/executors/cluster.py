@@ -23,10 +23,10 @@ from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fashion_study.config import ADDRESS
 from fashion_study.errors import BadInputError, StudyError
 from fashion_study.executors.local import visible_gpus
 from fashion_study.interrupts import Terminated
+from fashion_study.tracking.passwords import without_passwords
 
 ANSWER_SECONDS = 5.0
 LOOPBACK = "127.0.0.1"
@@ -196,8 +196,6 @@ def _hand_back(handlers: dict[signal.Signals, Any]) -> None:
 def _refuse_silence(address: str) -> None:
     """Ask whether anything like Ray listens there: Ray itself would ask for two minutes."""
     host, _, port = address.rpartition(":")
-    if not ADDRESS.fullmatch(address) or int(port) >= 2**16:
-        raise BadInputError(f"The address {address!r} of a Ray cluster is not HOST:PORT. {HOW_TO_START}")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as connection:
             connection.settimeout(ANSWER_SECONDS)
@@ -221,8 +219,8 @@ def _the_one_node(tracking_uri: str) -> str:
     count = sum(node["Alive"] for node in ray.nodes())
     if count > 1:
         raise BadInputError(
-            f"The Ray cluster has {count} nodes, and the runs would be kept in {tracking_uri}, which workers on other "
-            "machines cannot reach. Expected an MLflow server: start one with --serve-artifacts and name it with "
-            "MLFLOW_TRACKING_URI=http://HOST:PORT. Or leave out --address."
+            f"The Ray cluster has {count} nodes, and the runs would be kept in {without_passwords(tracking_uri)}, "
+            "which workers on other machines cannot reach. Expected an MLflow server: start one with --serve-artifacts "
+            "and name it with MLFLOW_TRACKING_URI=http://HOST:PORT. Or leave out --address."
         )
     return str(ray.get_runtime_context().get_node_id())

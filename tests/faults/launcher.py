@@ -29,6 +29,7 @@ SLOW_IMPORTS = [
     "experiments.promote",
     "experiments.run_study",
     "fashion_study.challenger",
+    "fashion_study.conclusion",
     "fashion_study.doctor.case",
     "fashion_study.doctor.files",
     "fashion_study.doctor.strays",
@@ -37,6 +38,7 @@ SLOW_IMPORTS = [
     "fashion_study.model_keeping",
     "fashion_study.promotion.promote",
     "fashion_study.reconcile",
+    "fashion_study.session",
     "fashion_study.study",
     "fashion_study.summary",
     "fashion_study.tracking.attempts",
@@ -54,7 +56,7 @@ HOURS = "FAULTS_HOURS"
 WORKER = "FAULTS_WORKER"
 # What is going on while a function of the coordinator runs; the outermost one counts.
 PHASES = (
-    ("fashion_study.study", "_open", "opening"),
+    ("fashion_study.study", "open_session", "opening"),
     ("fashion_study.engines.optuna_engine:OptunaEngine", "ask", "ask"),
     ("fashion_study.coordinator:Coordinator", "_begin", "ask"),
     ("fashion_study.engines.optuna_engine:OptunaEngine", "report", "epoch"),
@@ -173,7 +175,7 @@ def _live(command: str, words: list[str], place: Path, plan: Plan, environment: 
     local.WORKER_MODULE = environment[WORKER]
     if environment[WORKER] == RECORDING_WORKER:
         # Seconds of every start, and of no importance to any promise.
-        _replace("fashion_study.study", "study_figures", lambda _: iter(()))
+        _replace("fashion_study.conclusion", "study_figures", lambda _: iter(()))
     _watch_phases(journal)
     _watch_results(journal)
     clock, hours = _Clock(plan), float(environment.get(HOURS, "0"))

@@ -40,10 +40,14 @@ def ran(run: Command, postgres: Postgres, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_ledger_runs_and_models_lie_on_the_servers_alone(ran: Ran, postgres: Postgres, team: TeamMlflow) -> None:
-    states = [state for (state,) in postgres.query("SELECT state::text FROM trials ORDER BY number")]
+    # Other tests' studies lie on the same servers.
+    trials = postgres.query(
+        f"SELECT state::text FROM trials JOIN studies USING (study_id) WHERE study_name = '{STUDY}'"
+    )
+    states = [state for (state,) in trials]
     assert (len(states), set(states) <= {"COMPLETE", "PRUNED"}) == (3, True)
     # A run of the study, one of each trial, one of the finalist's repeat.
-    assert postgres.query("SELECT count(*) FROM runs WHERE status <> 'RUNNING'", "mlflow", "mlflow") == [(5,)]
+    assert _of_the_study("count(*)", "status <> 'RUNNING'", postgres) == [(5,)]
     assert list((postgres.folder / "mlflow" / "artifacts").rglob("model.keras"))
     assert f"MLflow UI:    {team.address}/#/experiments/" in ran.done.stdout
     assert {path.name for path in (ran.folder / "mlruns").iterdir()} <= {"logs", "locks"}
@@ -52,7 +56,9 @@ def test_ledger_runs_and_models_lie_on_the_servers_alone(ran: Ran, postgres: Pos
 def test_the_next_commands_name_the_ledger_and_the_study_s_run_does_not(ran: Ran, postgres: Postgres) -> None:
     assert f"OPTUNA_STORAGE={postgres.address()} " in ran.done.stdout
     assert f"--study-db {postgres.address()}" in ran.done.stdout
-    ((command,),) = postgres.query("SELECT value FROM tags WHERE key = 'command'", "mlflow", "mlflow")
+    ((command,),) = _of_the_study(
+        "command.value", "command.key = 'command'", postgres, "JOIN tags AS command USING (run_uuid)"
+    )
     assert str(command).startswith("python -m experiments.run_study ")
     assert "postgresql" not in str(command)
 
@@ -170,6 +176,16 @@ def test_no_password_reaches_output_tags_parameters_files_or_the_list_of_process
     assert [path for path in files if any(secret.encode() in path.read_bytes() for secret in secrets)] == []
     for text in (*_everything(postgres, "optuna", "optuna"), *_everything(postgres, "mlflow", "mlflow")):
         assert [secret for secret in secrets if secret in text] == []
+
+
+def _of_the_study(what: str, where: str, postgres: Postgres, join: str = "") -> list[tuple[object, ...]]:
+    """Ask MLflow's database about the runs of the study."""
+    return postgres.query(
+        f"SELECT {what} FROM runs JOIN tags AS study USING (run_uuid) {join} "
+        f"WHERE study.key = 'study' AND study.value = '{STUDY}' AND {where}",
+        "mlflow",
+        "mlflow",
+    )
 
 
 def _everything(postgres: Postgres, database: str, role: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from fashion_study.engines.ledger import MAX_RETURNS, TrialRecord
 from fashion_study.errors import StudyError
@@ -78,7 +78,7 @@ class Finalist:
         if self.sd is None:
             return None
         n = len(self.objectives)
-        return float(student_t.ppf(quantile, df=n - 1)) * self.sd / math.sqrt(n)
+        return float(stdtrit(n - 1, quantile)) * self.sd / math.sqrt(n)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""

@@ -28,6 +28,14 @@ def test_both_databases_let_readers_and_a_writer_work_side_by_side(name: str, st
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+def test_what_a_new_store_acknowledges_is_on_the_disk(tmp_path: Path) -> None:
+    # Making its tables does not wait for the disk; everything after it does.
+    with open_store(tmp_path / "new").ledger_storage() as storage, storage.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+    with closing(sqlite3.connect(tmp_path / "new" / "optuna.db")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
 def test_everything_lies_in_the_folder_whatever_the_working_directory(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,8 +43,9 @@ class Assignment:
 class Coordinator:
     """Keep every worker busy until the budget is spent, nothing is left to propose, or `interrupted` says stop.
 
-    Reports are answered before anything else; what goes to the stores waits in `_later` until no message does. Only a
-    result is made safe at once, before its worker is given anything else: a kill costs no more than what is running.
+    A worker waits for what its answer rests on, and for nothing more: a report for the ledger and the pruner, a result
+    until it is safe, an order until its run is open. All else that goes to the stores waits in `_later` until no
+    message does.
     `after_trial` is called when a trial has ended and everything of it is written down.
     """
 

@@ -45,7 +45,7 @@ def _empty_trials(connection: Connection, study_id: int) -> Trials:
         TrialModel._datetime_start_utc,
         TrialModel._datetime_complete_utc,
     )
-    query = select(*columns).where(TrialModel.study_id == study_id).order_by(TrialModel.trial_id)
+    query = select(*columns).where(TrialModel.study_id == study_id).order_by(TrialModel.number)
     return {
         trial_id: FrozenTrial(
             number=number,

@@ -25,6 +25,7 @@ class Mirror(BaseStorage):
 
     def __init__(self, database: RDBStorage) -> None:
         self._database = database
+        self._study_id: int | None = None
         self._trials: list[FrozenTrial] | None = None
         self._numbers: dict[int, int] = {}
 
@@ -137,8 +138,10 @@ class Mirror(BaseStorage):
 
     def _held(self, study_id: int) -> list[FrozenTrial]:
         if self._trials is None:
-            self._trials = read_trials(self._database, study_id)
+            self._study_id, self._trials = study_id, read_trials(self._database, study_id)
             self._numbers = {trial._trial_id: trial.number for trial in self._trials}
+        if study_id != self._study_id:
+            raise ValueError(f"This holds the trials of study {self._study_id}; study {study_id} needs one of its own.")
         return self._trials
 
     def _change(self, trial_id: int, name: str, more: dict[Any, Any]) -> None:

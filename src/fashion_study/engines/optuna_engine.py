@@ -73,7 +73,7 @@ class OptunaEngine:
         self._study.pruner = _pruner(pruner, space.max_epochs)
         self._known = {key_of(trial.params) for trial in ledger.trials()}
         for point in (space.baseline, *try_points):
-            if self._is_new(point):
+            if self._claim(point):
                 ledger.enqueue(point, self._distributions)
 
     def ask(self) -> Proposal | Wait | Exhausted:
@@ -111,15 +111,28 @@ class OptunaEngine:
 
     def _new_trial(self) -> FrozenTrial | None:
         """Add a trial to the ledger that it has not; None where no such point is found."""
-        trials = self._ledger.trials()
-        places = itertools.count(1 + max((trial.user_attrs.get(PLACE, -1) for trial in trials), default=-1))
-        sampler = _sampler(self._sampler_name, self._distributions, self._seed, len(trials), places)
-        point = next(filter(self._is_new, self._candidates(sampler, len(trials))), None)
+        number = len(self._ledger.trials())
+        sampler = self._sampler(number)
+        point = next(filter(self._claim, self._candidates(sampler, number)), None)
         if point is None:
             return None
-        # A sequence goes on behind the last place that a trial has taken, whatever a kill has left undone.
-        attrs = {PLACE: next(places) - 1} if isinstance(sampler, _Sobol) else {}
+        attrs = {PLACE: sampler.place} if isinstance(sampler, _Sobol) else {}
         return self._ledger.add(point, self._distributions, attrs)
+
+    def _sampler(self, number: int) -> BaseSampler:
+        # Re-seeded for each trial: a sampler that lives on in a resumed study would draw its first points again.
+        seed = trial_seed(self._seed, number)
+        match self._sampler_name:
+            case "tpe":
+                return _Tpe(self._distributions, seed)
+            case "qmc":
+                # A sequence goes on behind the last place that a trial has taken, whatever a kill has left undone.
+                taken = (trial.user_attrs.get(PLACE, -1) for trial in self._ledger.trials())
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ExperimentalWarning)
+                    return _Sobol(self._seed, seed, max(taken, default=-1))
+            case "random" | "grid":
+                return RandomSampler(seed=seed)
 
     def _candidates(self, sampler: BaseSampler, number: int) -> Iterator[Point]:
         """Yield points for a trial: drawn by the sampler, then those that can be counted, else drawn at random."""
@@ -153,8 +166,8 @@ class OptunaEngine:
                     drawn[name] = sampler.sample_independent(study, trial, name, distribution)
         return {name: drawn[name] for name in self._distributions}
 
-    def _is_new(self, point: Mapping[str, ParamValue]) -> bool:
-        """Say whether a point is none of the ledger's, and take it for one from now on."""
+    def _claim(self, point: Mapping[str, ParamValue]) -> bool:
+        """Take a point that the ledger has not yet, from now on one of its own; false where it has it."""
         key = key_of(point)
         if key in self._known:
             return False
@@ -205,26 +218,6 @@ def _shuffled_grid(space: SearchSpace, seed: int) -> list[dict[str, ParamValue]]
     return points
 
 
-def _sampler(
-    name: SamplerName,
-    space: Mapping[str, BaseDistribution],
-    study_seed: int,
-    number: int,
-    places: Iterator[int],
-) -> BaseSampler:
-    # Re-seeded for each trial: a sampler that lives on in a resumed study would draw its first points again.
-    seed = trial_seed(study_seed, number)
-    match name:
-        case "tpe":
-            return _Tpe(space, seed)
-        case "qmc":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                return _Sobol(study_seed, seed, places)
-        case "random" | "grid":
-            return RandomSampler(seed=seed)
-
-
 class _Tpe(TPESampler):
     """Draw for a trial that the storage has not yet: there is no other process that has to know of it."""
 
@@ -243,9 +236,9 @@ class _Tpe(TPESampler):
 
 
 class _Sobol(QMCSampler):
-    """Draw from one sequence at the places given; Optuna counts them in the storage, where a kill skips one."""
+    """Draw from one sequence behind a place of it; Optuna counts them in the storage, where a kill skips one."""
 
-    def __init__(self, study_seed: int, trial_seed: int, places: Iterator[int]) -> None:
+    def __init__(self, study_seed: int, trial_seed: int, place: int) -> None:
         # The sequence must stay the same one: no seed per trial.
         super().__init__(
             qmc_type="sobol",
@@ -254,10 +247,11 @@ class _Sobol(QMCSampler):
             independent_sampler=RandomSampler(trial_seed),
             warn_independent_sampling=False,
         )
-        self._places = places
+        self.place = place
 
     def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:  # noqa: ARG002
-        return next(self._places)
+        self.place += 1
+        return self.place
 
 
 def _pruner(name: PrunerName, max_epochs: int) -> BasePruner:

@@ -266,8 +266,9 @@ def _unsynced() -> Iterator[None]:
     """
     from sqlalchemy import Engine, event
 
-    def relax(connection: sqlite3.Connection, _record: object) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
+    def relax(connection: object, _record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous=OFF")
 
     event.listen(Engine, "connect", relax)
     try:

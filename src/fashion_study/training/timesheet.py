@@ -17,14 +17,15 @@ class Timesheet:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._ended = clock()
-        self._trained_repeats: bool | None = None
+        self._last: TrialSpec | None = None
         self._begun = self._before = self._answers = 0.0
 
     def begin(self, spec: TrialSpec) -> None:
         """Take note that an order has come."""
-        self._begun, is_repeat = self._clock(), bool(spec.repeat)
-        self._before = self._begun - self._ended if self._trained_repeats is is_repeat else 0.0
-        self._trained_repeats, self._answers = is_repeat, 0.0
+        self._begun, last = self._clock(), self._last
+        follows = last is not None and (last.repeat > 0) == (spec.repeat > 0)
+        self._before = self._begun - self._ended if follows else 0.0
+        self._last, self._answers = spec, 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

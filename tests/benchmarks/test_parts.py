@@ -1,5 +1,7 @@
 import inspect
 import json
+import os
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +11,7 @@ import typer
 
 from benchmarks import __main__ as everything
 from benchmarks import throughput
+from benchmarks.processes import USERS_SERVERS, use_own_stores
 from benchmarks.sheet import Line, publish
 from benchmarks.throughput import OURS, Measurement
 
@@ -27,6 +30,26 @@ def test_every_part_is_a_module_with_a_main_that_knows_its_words(name: str) -> N
 def test_a_name_that_no_part_has_is_refused_with_those_there_are() -> None:
     with pytest.raises(typer.BadParameter, match=r"found nonsense.*throughput, training-float32"):
         everything.main(short=True, only=["overhead", "nonsense"])
+
+
+def test_nothing_of_a_benchmark_goes_to_a_server_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in USERS_SERVERS:
+        monkeypatch.setenv(name, "https://example.org")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "false")
+
+    use_own_stores()
+
+    assert set(USERS_SERVERS) & set(os.environ) == set()
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+@pytest.mark.parametrize("launcher", ["optuna_workers", "keras_tuner_workers"])
+def test_a_peers_workers_wait_for_no_library_of_their_launchers(launcher: str) -> None:
+    command = [sys.executable, "-c", f"import sys, benchmarks.peers.{launcher}; print(*sys.modules)"]
+
+    imported = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    assert set(imported) & {"tensorflow", "keras", "keras_tuner", "mlflow", "optuna", "numpy"} == set()
 
 
 def test_a_sheet_says_how_often_each_line_was_measured_and_names_no_folder(

@@ -31,6 +31,8 @@ from fashion_study.trial import TrialResult, TrialSpec
 SAMPLE_SECONDS = 1.0
 # With its first attempts a worker gets libraries and compiled functions, which it has once.
 FIRST_ATTEMPTS = 5
+# Fewer behind them tell more of how an allocator breathes than of what stays.
+FEWEST_ATTEMPTS = 15
 MIB = 2**20
 
 
@@ -136,7 +138,8 @@ class Samples(Silent):
                         mib = child.memory_info().rss / MIB
                     except psutil.Error:
                         continue
-                    self.held[child.pid].append(Sample(moment, self.closed, mib))
+                    if mib:  # One that has just ended holds nothing.
+                        self.held[child.pid].append(Sample(moment, self.closed, mib))
 
         thread = threading.Thread(target=sample, daemon=True)
         thread.start()
@@ -154,7 +157,7 @@ def growth_per_attempt(held: Sequence[Sample], workers: int) -> float | None:
     """
     attempts = np.array([sample.closed - held[0].closed for sample in held]) / workers
     settled = attempts >= FIRST_ATTEMPTS
-    if attempts[-1] < 2 * FIRST_ATTEMPTS:
+    if attempts[-1] < FIRST_ATTEMPTS + FEWEST_ATTEMPTS:
         return None
     return float(np.polyfit(attempts[settled], np.array([sample.mib for sample in held])[settled], 1)[0])
 

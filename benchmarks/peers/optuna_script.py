@@ -29,6 +29,9 @@ def main(task: Task) -> None:
     mlflow.keras.autolog()
 
     def objective(trial: Trial) -> float:
+        if trial.number >= len(task.trials):  # Other processes have taken the last that were enqueued.
+            study.stop()
+            raise optuna.TrialPruned
         keras.utils.clear_session()
         params: dict[str, Any] = {
             "filters_1": trial.suggest_int("filters_1", 16, 48, step=8),
@@ -55,8 +58,9 @@ def main(task: Task) -> None:
     enough = MaxTrialsCallback(len(task.trials), states=(TrialState.COMPLETE, TrialState.RUNNING))
     study.optimize(objective, n_trials=len(task.trials), callbacks=[enough])
     client = mlflow.MlflowClient()
-    # The last process to end has the last word.
-    client.log_metric(parent, "best_val_accuracy", study.best_value)
+    # The last process to end has the last word; one that came too late for a trial may end before any is complete.
+    if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        client.log_metric(parent, "best_val_accuracy", study.best_value)
     client.set_terminated(parent)
 
 

@@ -56,7 +56,7 @@ test-faults: .venv/.locked-dev .venv/.project ## the tests that kill and interru
 test-faults-full: .venv/.locked-dev .venv/.project ## the same with hundreds of kills; writes the table of docs/reliability.md
 	@$(bin)/python -m pytest $(faults) --faults-full $(ARGS)
 
-bench: .venv/.locked-dev .venv/.project ## every benchmark in a short form, in one table; ARGS="--only overhead" picks some
+bench: .venv/.locked-dev .venv/.project ## the benchmarks in a short form, in one table; ARGS="--only overhead" picks some
 	@$(bin)/python -m benchmarks --short $(ARGS)
 
 bench-full: .venv/.locked-dev .venv/.project ## every benchmark in full: hours; the figures of docs/performance.md

@@ -8,47 +8,81 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.sheet import Line, lines_table, print_table
+from benchmarks.sheet import FOLDER, Line, lines_table, print_table
 
-# Each a module here, with the words for a short and for a full run.
-PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "throughput": (("--short",), ()),
-    "training": (("--short",), ()),
-    "overhead": (("--short",), ()),
-    "scale": (("--short",), ("--full",)),
-    "sustain": (("--short",), ()),
+Words = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Name a module here, with the words for a full and for a short run; None: it has no short one."""
+
+    module: str
+    full: Words = ()
+    short: Words | None = None
+
+
+PARTS = {
+    "throughput": Part("throughput", short=("--short",)),
+    "throughput-float32": Part("throughput", full=("--precision", "float32")),
+    "training-float32": Part("training", short=("--short",)),
+    "training-bfloat16": Part(
+        "training", full=("--precision", "bfloat16"), short=("--short", "--precision", "bfloat16")
+    ),
+    "workers": Part("workers"),
+    "accuracy-float32": Part("accuracy"),
+    "accuracy-bfloat16": Part("accuracy", full=("--precision", "bfloat16")),
+    "overhead": Part("overhead", short=("--short",)),
+    "scale": Part("scale", full=("--full",), short=("--short",)),
+    "sustain": Part("sustain", short=("--short",)),
+    "search": Part("search", short=("--short",)),
+    "endurance": Part("endurance"),
+    "first-use": Part("first_use"),
 }
-FULL_ONLY: dict[str, tuple[str, ...]] = {"endurance": (), "first_use": ()}
 
 
 def main(
-    short: Annotated[bool, typer.Option("--short", help="Every benchmark in its shortened form.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="Those that have a shortened form, in it.")] = False,
     only: Annotated[list[str] | None, typer.Option("--only", help="The name of one; all by default.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where the JSON files go.")] = Path("build/benchmarks"),
+    folder: Annotated[Path, typer.Option(help="Where the JSON files go.")] = FOLDER,
 ) -> None:
     """Run the benchmarks and print their lines; one that fails does not keep the others from running."""
-    folder.mkdir(parents=True, exist_ok=True)
-    chosen = {name: words[0 if short else 1] for name, words in PARTS.items()} | ({} if short else FULL_ONLY)
+    chosen = _chosen(short=short, only=only or [])
     lines, failed = [], []
-    for name, words in chosen.items():
-        if only and name not in only:
-            continue
+    for name, command in chosen.items():
         output = folder / f"{name}.json"
+        output.unlink(missing_ok=True)  # What another run has left there is not this one's.
         started = time.monotonic()
-        command = [sys.executable, "-m", f"benchmarks.{name}", *words, "--output", str(output)]
-        if subprocess.run(command, check=False).returncode:
+        if subprocess.run([*command, "--output", str(output)], check=False).returncode:
             failed.append(name)
-            continue
         print(f"{name}: {(time.monotonic() - started) / 60:.1f} min", file=sys.stderr)
-        lines += [Line(**line) for line in json.loads(output.read_text(encoding="utf-8")).get("lines", ())]
+        if output.exists():  # One that fails may keep what it had measured.
+            lines += [Line(**line) for line in json.loads(output.read_text(encoding="utf-8"))["lines"]]
     print_table(lines_table("all benchmarks, short" if short else "all benchmarks", lines))
     if failed:
         raise SystemExit(f"These benchmarks failed: {', '.join(failed)}.")
+
+
+def _chosen(*, short: bool, only: list[str]) -> dict[str, list[str]]:
+    """Return the commands of what is asked for, by name, in their order."""
+    words = {name: part.short if short else part.full for name, part in PARTS.items()}
+    known = {name: each for name, each in words.items() if each is not None}
+    if unknown := [name for name in only if name not in known]:
+        form = " in short" if short else ""
+        raise typer.BadParameter(
+            f"found {', '.join(unknown)}; expected names of what runs{form}: {', '.join(known)}.", param_hint="--only"
+        )
+    return {
+        name: [sys.executable, "-m", f"benchmarks.{PARTS[name].module}", *each]
+        for name, each in known.items()
+        if not only or name in only
+    }
 
 
 if __name__ == "__main__":

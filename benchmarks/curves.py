@@ -89,6 +89,12 @@ def read_table(path: Path) -> CurveTable:
     return CurveTable(designs[0], sessions, tuple(sorted(curves, key=lambda curve: curve.place)))
 
 
+def recorded_sessions(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """Return the sessions of a table, the last one last; none where there is no table."""
+    packed = path.read_bytes() if path.exists() else b""
+    return tuple(entry["session"] for entry, _ in _entries(packed) if "session" in entry)
+
+
 def continue_table(path: Path, design: Design) -> set[int]:
     """Begin a table or take one up again: cut off what a kill left half written; return the places that are recorded.
 

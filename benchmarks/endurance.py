@@ -1,41 +1,52 @@
-"""Train many real trials in a row and see whether the memory of the workers stays where it is.
+"""Train many real trials in a row and see what becomes of the memory of the workers.
 
-`python -m benchmarks.endurance` runs the smoke space on the digits through real workers, which are replaced after some
-trials, and samples what each holds in RAM.
+`python -m benchmarks.endurance` runs the smoke space on the digits through real workers and samples what each holds in
+RAM. A worker is renewed after some attempts, which keeps the memory of all flat whatever one of them gathers: what it
+gains with each attempt within its life is shown beside.
 """
 
 import os
 import tempfile
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Annotated
 
+import numpy as np
 import psutil
 import typer
 import yaml
 
-from benchmarks.sheet import Line, publish
+from benchmarks.processes import use_own_stores
+from benchmarks.sheet import FOLDER, Line, publish
 from fashion_study.config import StudyConfig
-from fashion_study.executors.local import default_workers
+from fashion_study.executors.local import ATTEMPTS_PER_WORKER, default_workers
+from fashion_study.progress import Silent
+from fashion_study.trial import TrialResult, TrialSpec
 
 SAMPLE_SECONDS = 1.0
+# With its first attempts a worker gets libraries and compiled functions, which it has once.
+FIRST_ATTEMPTS = 5
+# Fewer behind them tell more of how an allocator breathes than of what stays.
+FEWEST_ATTEMPTS = 15
 MIB = 2**20
 
 
 def main(
     trials: Annotated[int, typer.Option(min=10, help="How many in a row.")] = 200,
     workers: Annotated[int, typer.Option(min=1, help="Processes that train.")] = default_workers(),
-    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("benchmarks-endurance.json"),
+    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "endurance.json",
 ) -> None:
-    """Run the trials and print the memory of the workers early and late."""
+    """Run the trials and print the memory of the workers early and late, and what one gains with each attempt."""
     from fashion_study.study import run_study
 
-    with tempfile.TemporaryDirectory() as folder, _sampled() as samples:
+    use_own_stores()
+    samples = Samples()
+    with tempfile.TemporaryDirectory() as folder, samples.taken():
         space = Path(folder, "endurance.yaml")
         space.write_text(yaml.safe_dump(_endless_space()), encoding="utf-8")
         config = StudyConfig(
@@ -49,9 +60,11 @@ def main(
             store=Path(folder, "store"),
             precision="float32",
         )
-        result = run_study(config)
-    peaks = [max(rss for _, rss in held) / MIB for held in samples.values() if len(held) > 1]
-    totals = _totals(samples)
+        result = run_study(config, samples)
+    lives = [held for held in samples.held.values() if len(held) > 1]
+    peaks = [max(sample.mib for sample in held) for held in lives]
+    growths = [growth for held in lives if (growth := growth_per_attempt(held, workers)) is not None]
+    totals = _totals(lives)
     early, late = _quarter(totals, 1), _quarter(totals, 3)
     publish(
         "endurance",
@@ -59,12 +72,27 @@ def main(
         [
             Line(f"memory of {workers} workers, second quarter of {result.counted} trials", f"{early:,.0f} MiB"),
             Line("the same, last quarter", f"{late:,.0f} MiB, {late / early:.2f} times", "flat"),
-            Line(f"highest of any of {len(peaks)} worker processes", f"{max(peaks):,.0f} MiB"),
+            _growth_line(growths),
+            Line("highest of any worker process", f"{max(peaks):,.0f} MiB", n=len(peaks)),
         ],
-        {"trials": result.counted, "seconds": result.seconds, "peaks_mib": peaks, "totals_mib": totals},
+        {
+            "trials": result.counted,
+            "seconds": result.seconds,
+            "attempts_per_worker": ATTEMPTS_PER_WORKER,
+            "growths_mib": growths,
+            "peaks_mib": peaks,
+            "totals_mib": totals,
+        },
         1,
         output,
     )
+
+
+def _growth_line(growths: Sequence[float]) -> Line:
+    what = f"growth of a worker with each attempt; its renewal after {ATTEMPTS_PER_WORKER} bounds it"
+    if not growths:
+        return Line(what, "no life was long enough", n=0)
+    return Line(what, f"{median(growths):+.1f} MiB ({min(growths):+.1f} to {max(growths):+.1f})", n=len(growths))
 
 
 def _endless_space() -> dict[str, object]:
@@ -76,35 +104,70 @@ def _endless_space() -> dict[str, object]:
     return dict(space)
 
 
-@contextmanager
-def _sampled() -> Iterator[dict[int, list[tuple[float, int]]]]:
-    """Sample the memory of every child process until the block ends."""
-    samples: dict[int, list[tuple[float, int]]] = defaultdict(list)
-    ended = threading.Event()
+@dataclass(frozen=True)
+class Sample:
+    """Say what a worker held in RAM at a moment, and how many trials all workers had closed by then."""
 
-    def sample() -> None:
-        while not ended.wait(SAMPLE_SECONDS):
-            for child in psutil.Process(os.getpid()).children():
-                try:
-                    samples[child.pid].append((time.monotonic(), child.memory_info().rss))
-                except psutil.Error:
-                    continue
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        ended.set()
-        thread.join()
+    moment: int
+    closed: int
+    mib: float
 
 
-def _totals(samples: dict[int, list[tuple[float, int]]]) -> list[float]:
+@dataclass
+class Samples(Silent):
+    """Count the trials of a study, and sample the memory of every child process while it runs."""
+
+    closed: int = 0
+    held: dict[int, list[Sample]] = field(default_factory=lambda: defaultdict(list))
+
+    def trial_closed(self, spec: TrialSpec, result: TrialResult, best: tuple[int, float] | None) -> None:  # noqa: ARG002
+        """Count it."""
+        self.closed += 1
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Take samples until the block ends."""
+        ended = threading.Event()
+
+        def sample() -> None:
+            moment = 0
+            while not ended.wait(SAMPLE_SECONDS):
+                moment += 1
+                for child in psutil.Process(os.getpid()).children():
+                    try:
+                        mib = child.memory_info().rss / MIB
+                    except psutil.Error:
+                        continue
+                    if mib:  # One that has just ended holds nothing.
+                        self.held[child.pid].append(Sample(moment, self.closed, mib))
+
+        thread = threading.Thread(target=sample, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def growth_per_attempt(held: Sequence[Sample], workers: int) -> float | None:
+    """Return the slope of a worker's MiB over its attempts behind the first ones; None for too short a life.
+
+    Workers are equally busy: of the trials that are closed during a worker's life it has had its share.
+    """
+    attempts = np.array([sample.closed - held[0].closed for sample in held]) / workers
+    settled = attempts >= FIRST_ATTEMPTS
+    if attempts[-1] < FIRST_ATTEMPTS + FEWEST_ATTEMPTS:
+        return None
+    return float(np.polyfit(attempts[settled], np.array([sample.mib for sample in held])[settled], 1)[0])
+
+
+def _totals(lives: Sequence[Sequence[Sample]]) -> list[float]:
     """Add up what all workers hold at each moment, in MiB."""
     by_moment: dict[int, float] = defaultdict(float)
-    for held in samples.values():
-        for moment, rss in held:
-            by_moment[round(moment / SAMPLE_SECONDS)] += rss / MIB
+    for held in lives:
+        for sample in held:
+            by_moment[sample.moment] += sample.mib
     return [by_moment[moment] for moment in sorted(by_moment)]
 
 

@@ -17,8 +17,9 @@ MATRICES = ("confusion_matrix.png", "confusion_matrix.json")
 
 @dataclass(frozen=True)
 class Evidence:
-    """Say how many trials are there in full, what is missing or mislabelled, and the mean of their last accuracies."""
+    """Say how many trials ran and how many are there in full, what is wrong, and the mean of their last accuracies."""
 
+    trials: int
     complete: int
     complaints: tuple[str, ...]
     accuracy: float
@@ -51,7 +52,7 @@ def examine(tracking_uri: str, trials: Sequence[Mapping[str, Any]]) -> Evidence:
     if len(attempts) != len(trials):
         found[f"{len(attempts)} runs for {len(trials)} trials"] = 1
     complaints = tuple(f"{what} ({count} runs)" if count > 1 else what for what, count in found.items())
-    return Evidence(complete, complaints, mean(accuracies) if accuracies else 0.0)
+    return Evidence(len(attempts), complete, complaints, mean(accuracies) if accuracies else 0.0)
 
 
 def _key(params: Mapping[str, Any]) -> tuple[float, ...]:

@@ -35,13 +35,20 @@ def first_epoch_seconds(precision: str, workers: int) -> float:
         words += ["--trials", str(workers), "--workers", str(workers)]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         started = time.perf_counter()
-        with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True, env=environment) as study:
+        command = [sys.executable, *words]
+        printed: list[str] = []
+        seconds = None
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        ) as study:
             assert study.stdout is not None
-            shown = (time.perf_counter() - started for line in study.stdout if " epoch 1 of " in line)
-            seconds = next(shown)
-            study.stdout.read()
-        if study.returncode:
-            raise RuntimeError(f"the study ended with {study.returncode}")
+            for line in study.stdout:
+                printed.append(line)
+                if seconds is None and " epoch 1 of " in line:
+                    seconds = time.perf_counter() - started
+        if study.returncode or seconds is None:
+            shown = "an" if seconds is not None else "no"
+            raise RuntimeError(f"the study ended with {study.returncode} and {shown} epoch:\n{''.join(printed[-40:])}")
         return seconds - _shortest_first_epoch(Path(folder))
 
 

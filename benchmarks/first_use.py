@@ -14,7 +14,8 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.sheet import Line, publish
+from benchmarks.processes import use_own_stores
+from benchmarks.sheet import FOLDER, Line, publish
 
 PYTHON = ".venv/bin/python"
 STUDY = "--space smoke --dataset digits --trials 4 --finalists 0"
@@ -33,26 +34,33 @@ STEPS: dict[str, list[str]] = {
 
 def main(
     with_tests: Annotated[bool, typer.Option("--tests/--no-tests", help="Run the tests, too.")] = True,
-    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("benchmarks-first-use.json"),
+    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "first_use.json",
 ) -> None:
-    """Time every step on a fresh clone."""
+    """Time every step on a fresh clone; where one fails the times of the earlier ones are kept."""
+    use_own_stores()
+    seconds: dict[str, float] = {}
+    failed = None
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder, "clone")
         subprocess.run(["git", "clone", "--quiet", str(Path.cwd()), str(clone)], check=True)
         steps = {what: words for what, words in STEPS.items() if with_tests or words != ["make", "test"]}
-        seconds = {what: _seconds(what, words, clone) for what, words in steps.items()}
-    lines = [Line(what, f"{taken:.0f} s") for what, taken in seconds.items()]
-    publish("first use", [], lines, {"seconds": seconds}, 1, output)
+        for what, words in steps.items():
+            started = time.monotonic()
+            failed = None if _succeeds(words, clone) else what
+            seconds[what] = time.monotonic() - started
+            print(f"{what}: {seconds[what]:.0f} s", file=sys.stderr)
+            if failed:
+                break
+    lines = [Line(what, f"{taken:.0f} s{', failed' if what == failed else ''}") for what, taken in seconds.items()]
+    publish("first use", [], lines, {"seconds": seconds, "failed": failed}, 1, output)
+    if failed:
+        raise SystemExit(f"This step failed: {failed}. Those after it were not run.")
 
 
-def _seconds(what: str, words: list[str], clone: Path) -> float:
+def _succeeds(words: list[str], clone: Path) -> bool:
     # Another environment that is active here must not be taken for the clone's.
     environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
-    started = time.monotonic()
-    subprocess.run(words, cwd=clone, env=environment, stdout=subprocess.DEVNULL, check=True)
-    taken = time.monotonic() - started
-    print(f"{what}: {taken:.0f} s", file=sys.stderr)
-    return taken
+    return not subprocess.run(words, cwd=clone, env=environment, stdout=subprocess.DEVNULL, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import numpy as np
 import typer
 from scipy.stats import qmc
 
-from benchmarks.curves import TABLE, Curve, Design, append_curve, append_session, continue_table
+from benchmarks.curves import TABLE, Curve, Design, append_curve, append_session, continue_table, recorded_sessions
 from benchmarks.sheet import surroundings
 from fashion_study.datasets import StudyData, load_study_data, locate
 from fashion_study.errors import BadInputError
@@ -67,11 +67,14 @@ def main(
     configurations: Annotated[int, typer.Option(min=1, help="How many, beside the baseline.")] = 200,
     dataset: Annotated[DatasetName, typer.Option(help="The digits to try it out.")] = "fashion-mnist",
     images: Annotated[int, typer.Option(help="Training images.")] = 20_000,
-    precision: Annotated[Precision, typer.Option(help="Of the training step: what is fast here.")] = Precision.FLOAT32,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Of the training step: what is fast here. By default the table's last one.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = default_workers(),
     output: Annotated[Path, typer.Option(help="The table, begun or continued.")] = TABLE,
 ) -> None:
     """Train what the table lacks, in the order of the design."""
+    precision = precision or last_precision(output)
     space = load_space(SPACE)
     source = locate(dataset)
     data = load_study_data(source, images)
@@ -100,10 +103,16 @@ def main(
             for place, point in enumerate(points)
             if place not in recorded
         ]
-        print(f"{len(recorded)} of {len(points)} recorded in {output}", flush=True)
+        print(f"{len(recorded)} of {len(points)} recorded in {output}; {precision}", flush=True)
         if orders:
             append_session(output, _provenance(precision))
             _record(orders, workers, output)
+
+
+def last_precision(path: Path) -> Precision:
+    """Return the precision of a table's last recording, float32 where there is none."""
+    sessions = recorded_sessions(path)
+    return Precision(sessions[-1]["precision"]) if sessions else Precision.FLOAT32
 
 
 def _provenance(precision: Precision) -> dict[str, Any]:
@@ -163,19 +172,23 @@ def _record(orders: list[Order], workers: int, output: Path) -> None:
     os.nice(LOWEST_PRIORITY)
     os.environ.update(MALLOC)
     started = time.monotonic()
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         workers,
         mp_context=get_context("spawn"),
         initializer=_end_with_the_recorder,
         initargs=(os.getpid(),),
         max_tasks_per_child=ATTEMPTS_PER_WORKER,
-    ) as pool:
+    )
+    try:
         futures: list[Future[Curve]] = [pool.submit(_train, order) for order in orders]
         for done, future in enumerate(as_completed(futures), start=1):
             curve = future.result()
             append_curve(output, curve)
             left = (time.monotonic() - started) / done * (len(orders) - done)
             print(f"{_line(curve)}; {len(orders) - done} to go, about {timedelta(seconds=round(left))}", flush=True)
+    finally:
+        # Stopped, it waits for the curves that are being trained, not for hundreds that are not begun.
+        pool.shutdown(cancel_futures=True)
 
 
 def _line(curve: Curve) -> str:

@@ -21,7 +21,7 @@ from joblib import cpu_count
 from rich.table import Table
 
 from benchmarks.curves import TABLE, CurveTable, read_table
-from benchmarks.sheet import Line, publish, table_of
+from benchmarks.sheet import FOLDER, Line, publish, table_of
 from benchmarks.virtual_study import CANDIDATES, DEFAULT_TRIALS, Moment, OneEpoch, Outcome, Strategy, replay
 from fashion_study.config import PrunerName, SamplerName, StudyConfig
 from fashion_study.errors import BadInputError
@@ -62,7 +62,7 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="Studies of each strategy.")] = 50,
     trials: Annotated[int, typer.Option(min=1, help="The most trials of a study.")] = 100,
     table: Annotated[Path, typer.Option(help="The recorded curves.")] = TABLE,
-    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("benchmarks-search.json"),
+    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "search.json",
 ) -> None:
     """Replay every strategy with every number of workers and print how they compare."""
     seeds = min(seeds, 10) if short else seeds
@@ -83,7 +83,8 @@ def main(
         "strategies": [_plain(summary) for summary in summaries],
     }
     heading = f"{rows} rows, best {best:.4f}, n = {seeds} seeds, at most {min(trials, rows)} trials"
-    publish("search", _tables(summaries, heading), _lines(summaries, rows), figures, seeds, output)
+    lines = [*_lines(summaries, rows), *_mixture(recorded.sessions)]
+    publish("search", _tables(summaries, heading), lines, figures, seeds, output)
 
 
 @cache
@@ -226,6 +227,16 @@ def _lines(summaries: list[Summary], rows: int) -> list[Line]:
             for each, goal in ((default, GOAL), (one_epoch, ""))
         ]
     return lines
+
+
+def _mixture(sessions: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """Say so where the curves were not all trained alike: they differ by more than their configurations and seeds."""
+    found = {
+        what: list(dict.fromkeys(str(session.get(key, "unknown")) for session in sessions))
+        for what, key in (("training version", "training_version"), ("precision", "precision"))
+    }
+    mixed = [f"{what} {', '.join(values)}" for what, values in found.items() if len(values) > 1]
+    return [Line("the recordings mix", "; ".join(mixed))] if mixed else []
 
 
 def _workers(count: int) -> str:

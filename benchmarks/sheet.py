@@ -3,9 +3,10 @@
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,8 @@ from joblib import cpu_count
 from rich.console import Console
 from rich.table import Table
 
+# Where the JSON goes by default, beside other things that are made anew.
+FOLDER = Path("build/benchmarks")
 LIBRARIES = ("tensorflow", "keras", "mlflow", "optuna", "keras-tuner", "ray")
 # What decides which arithmetic is fast.
 EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -23,11 +26,15 @@ EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 @dataclass(frozen=True)
 class Line:
-    """Carry one figure in words: what was measured, how much it was, and what was wanted of it."""
+    """Carry one figure in words: what was measured, how much it was, what was wanted of it, and of how many it is.
+
+    Without an `n` of its own it was measured as often as its sheet says.
+    """
 
     what: str
     measured: str
     goal: str = ""
+    n: int | None = None
 
 
 def publish(
@@ -36,16 +43,29 @@ def publish(
     """Print the tables and the lines, and write the figures as JSON; `n` is how often each was measured."""
     for table in tables:
         print_table(table)
-    print_table(lines_table(name, lines))
+    print_table(lines_table(name, _counted(lines, n)))
+    write(name, lines, figures, n, output)
+
+
+def write(name: str, lines: Sequence[Line], figures: Mapping[str, Any], n: int, output: Path) -> None:
+    """Write the figures as JSON in the place of what was written before, so that a kill leaves either."""
+    lines = _counted(lines, n)
     sheet = {"benchmark": name, **surroundings(), "n": n, "lines": [asdict(line) for line in lines], **figures}
-    output.write_text(json.dumps(sheet, indent=1) + "\n", encoding="utf-8")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(f"{output.name}.part")
+    part.write_text(json.dumps(sheet, indent=1) + "\n", encoding="utf-8")
+    part.replace(output)
+
+
+def _counted(lines: Sequence[Line], n: int) -> list[Line]:
+    return [replace(line, n=n if line.n is None else line.n) for line in lines]
 
 
 def lines_table(title: str, lines: Sequence[Line]) -> Table:
     """Lay lines out as a table."""
-    table = table_of(title, "measured", "goal")
+    table = table_of(title, "measured", "goal", "n")
     for line in lines:
-        table.add_row(line.what, line.measured, line.goal)
+        table.add_row(line.what, line.measured, line.goal, str(line.n))
     return table
 
 
@@ -71,7 +91,7 @@ def surroundings() -> dict[str, Any]:
         "machine": machine(),
         "commit": code_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": sys.argv[1:],
+        "argv": [_without_folders(word) for word in sys.argv[1:]],
         "libraries": {name: found for name in LIBRARIES if (found := _version(name))},
     }
 
@@ -87,6 +107,10 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "load_average": os.getloadavg()[0],
     }
+
+
+def _without_folders(word: str) -> str:
+    return re.sub(r"[^=]*/", "", word)
 
 
 def _cpu_field(name: str) -> str:

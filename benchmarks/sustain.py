@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from benchmarks.processes import in_a_fresh_process
-from benchmarks.sheet import Line, print_table, publish, table_of
+from benchmarks.processes import in_a_fresh_process, use_own_stores
+from benchmarks.sheet import FOLDER, Line, print_table, publish, table_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,9 +37,10 @@ EMBEDDED, SERVERS = "SQLite", "PostgreSQL and MLflow server"
 
 def main(
     short: Annotated[bool, typer.Option("--short", help="1 and 16 workers, each once.")] = False,
-    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("benchmarks-sustain.json"),
+    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "sustain.json",
 ) -> None:
     """Measure every place and number of workers in turn, and print what a coordinator sustains."""
+    use_own_stores()
     repeats = SHORT_REPEATS if short else REPEATS
     workers = SHORT_WORKERS if short else WORKERS
     found: dict[tuple[str, int], list[dict[str, float]]] = {}

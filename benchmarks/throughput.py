@@ -7,35 +7,35 @@ in MLflow is read back, and what is missing or says something else stands below 
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
 from rich.table import Table
 
 from benchmarks.peers.task import Task
-from benchmarks.sheet import Line, publish, table_of
+from benchmarks.processes import use_own_stores
+from benchmarks.sheet import FOLDER, Line, publish, table_of, write
 from fashion_study.executors.local import default_workers, threads_per_worker
 
-if TYPE_CHECKING:
-    from benchmarks.evidence import Evidence
-
 OURS = "this project"
+# What is started for a peer at its own defaults, and what with as many workers as this project has.
 PEERS = {
-    "Optuna + MLflow autologging": "benchmarks.peers.optuna_script",
-    "KerasTuner + MLflow callback": "benchmarks.peers.keras_tuner_script",
-    "Ray Tune + MLflow callback": "benchmarks.peers.ray_tune_script",
+    "Optuna + MLflow autologging": ("optuna_script", "optuna_workers"),
+    "KerasTuner + MLflow callback": ("keras_tuner_script", "keras_tuner_workers"),
+    "Ray Tune + MLflow callback": ("ray_tune_script", "ray_tune_script"),
 }
+COLUMNS = ("defaults", "matched")
+FAILED, NOT_MEASURED = "failed", "not measured"
 NAMES = ("filters_1", "filters_2", "filters_3", "learning_rate", "batch_size", "epochs")
 # The blog's point first, as in every study; the others are spread over the space.
 TRIALS = tuple(
@@ -56,14 +56,18 @@ SHORT_TRIALS, SHORT_EPOCHS, SHORT_IMAGES = 4, 1, 6_000
 
 @dataclass(frozen=True)
 class Measurement:
-    """Say how long a contender took and what it has left. `column` is `defaults` or `matched`; ours has one."""
+    """Say how long a contender took and what it has left. `column` is one of COLUMNS, empty for ours.
+
+    `failure` says why its time does not count: it ended with an error, or another number of trials ran.
+    """
 
     contender: str
     column: str
     seconds: float
-    complete: int
-    complaints: tuple[str, ...]
-    accuracy: float
+    complete: int = 0
+    complaints: tuple[str, ...] = ()
+    accuracy: float = 0.0
+    failure: str = ""
 
 
 def main(
@@ -75,34 +79,30 @@ def main(
     limit_train: Annotated[int | None, typer.Option(help="Training images; all by default.")] = None,
     peers: Annotated[list[str] | None, typer.Option("--peer", help="A word of a peer's name; all by default.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 1,
-    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("benchmarks-throughput.json"),
+    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "throughput.json",
 ) -> None:
-    """Measure every contender in turn and print the ratios."""
+    """Measure every contender in turn and print the ratios; one that fails does not keep the others from running."""
+    use_own_stores()
     trials = [dict(trial) for trial in (TRIALS[:SHORT_TRIALS] if short else TRIALS)]
     if short:
         trials = [trial | {"epochs": SHORT_EPOCHS} for trial in trials]
         limit_train = limit_train or SHORT_IMAGES
-    chosen = {name: module for name, module in PEERS.items() if _is_chosen(name, peers)}
+    chosen = [name for name in PEERS if _is_chosen(name, peers)]
+    measured: list[list[Measurement]] = []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), trials, data_dir, limit_train, precision)
-        measured = [bench.round(chosen) for _ in range(rounds)]
-    rows = [_row(name, measured) for name in chosen]
-    publish(
-        "throughput",
-        [_table(rows, measured, bench), *_complaints(measured)],
-        [_line(row, bench.precision) for row in rows],
-        {
-            "precision": bench.precision,
-            "workers": bench.workers,
-            "threads": bench.threads,
-            "images": bench.images,
-            "trials": trials,
-            "rows": rows,
-            "measurements": [[asdict(one) for one in once] for once in measured],
-        },
-        rounds,
-        output,
-    )
+        for _ in range(rounds):
+            measured.append([])
+            for one in bench.round(chosen):
+                measured[-1].append(one)
+                # Each time anew: an interruption keeps what was measured.
+                rows = [_row(name, measured) for name in chosen]
+                lines = [_line(row, bench.precision, short=short) for row in rows]
+                figures = _figures(bench, rows, measured)
+                write("throughput", lines, figures, len(measured), output)
+    publish("throughput", [_table(rows, measured, bench), *_complaints(measured)], lines, figures, rounds, output)
+    if failed := {f"{one.contender} {one.column}".strip() for once in measured for one in once if one.failure}:
+        raise SystemExit(f"These contenders failed: {', '.join(sorted(failed))}.")
 
 
 class Bench:
@@ -120,7 +120,7 @@ class Bench:
 
         self._folder = folder
         self._folders = 0
-        self._trials = trials
+        self.trials = trials
         self._source = locate("fashion-mnist", data_dir)
         self._limit = limit_train
         self._data = load_study_data(self._source, limit_train)
@@ -133,28 +133,32 @@ class Bench:
         """Count the training images of an epoch."""
         return len(self._data.train.labels)
 
-    def round(self, peers: Mapping[str, str]) -> list[Measurement]:
-        """Measure the study, then each peer in both columns."""
-        measured = [self._study()]
-        for name, module in peers.items():
-            measured.append(self._peer(name, module, "defaults"))
-            measured.append(self._peer(name, module, "matched"))
-        return measured
+    def round(self, peers: list[str]) -> Iterator[Measurement]:
+        """Measure the study, then each peer in both columns; without the study's time there is nothing to compare."""
+        ours = self._study()
+        yield ours
+        if ours.failure:
+            return
+        for name in peers:
+            for column, module in zip(COLUMNS, PEERS[name], strict=True):
+                yield self._peer(name, column, f"benchmarks.peers.{module}")
 
     def _study(self) -> Measurement:
         folder = self._fresh_folder()
         folder.mkdir()
         space = folder / "space.yaml"
         space.write_text(yaml.safe_dump(self._space()))
-        seconds = self._run([*self._command(space), "--store", str(folder / "store")], folder)
         uri = f"sqlite:///{folder / 'store' / 'mlflow.db'}"
-        self.precision = _precision(uri)
-        return self._measured(OURS, "", seconds, uri, folder)
+        measured = self._measured(OURS, "", [*self._command(space), "--store", str(folder / "store")], uri, folder)
+        if not measured.failure:
+            self.precision = _precision(uri)
+        shutil.rmtree(folder)
+        return measured
 
     def _command(self, space: Path) -> list[str]:
-        others = self._trials[1:]
+        others = self.trials[1:]
         words = ["-m", "experiments.run_study", "--space", str(space), "--dataset", "fashion-mnist"]
-        words += ["--data-dir", str(self._source.directory), "--trials", str(len(self._trials))]
+        words += ["--data-dir", str(self._source.directory), "--trials", str(len(self.trials))]
         words += ["--pruner", "none", "--finalists", "0", "--precision", self._asked]
         if self._limit is not None:
             words += ["--limit-train", str(self._limit)]
@@ -163,46 +167,45 @@ class Bench:
     def _space(self) -> dict[str, Any]:
         """Return the baseline space, its epochs widened to those of a short run."""
         space: dict[str, Any] = yaml.safe_load(Path("search_spaces/baseline.yaml").read_text(encoding="utf-8"))
-        space["baseline"] |= self._trials[0]
+        space["baseline"] |= self.trials[0]
         space["parameters"]["epochs"] |= {"low": 1, "grid": [10]}
         return space
 
-    def _peer(self, name: str, module: str, column: str) -> Measurement:
+    def _peer(self, name: str, column: str, module: str) -> Measurement:
         folder = self._fresh_folder()
-        task = Task(folder, tuple(self._trials), self._data.class_names)
+        task = Task(folder, tuple(self.trials), self._data.class_names)
         if column == "matched":
             task = replace(task, precision=self.precision, workers=self.workers, threads=self.threads)
         train, validation = self._data.train, self._data.validation
         task.write(train.images, train.labels, validation.images, validation.labels)
-        seconds = self._run(["-m", module, str(folder)], folder)
-        return self._measured(name, column, seconds, task.tracking_uri, folder)
+        measured = self._measured(name, column, ["-m", module, str(folder)], task.tracking_uri, folder)
+        shutil.rmtree(folder)
+        return measured
 
     def _fresh_folder(self) -> Path:
         # Never the same name twice: MLflow keeps the connection to a database, even to one that was deleted.
         self._folders += 1
         return self._folder / str(self._folders)
 
-    def _run(self, words: list[str], folder: Path) -> float:
-        log = folder / "output.txt"
-        # A user's own server is not for a benchmark's runs.
-        environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-        started = time.monotonic()
-        with log.open("wb") as output:
-            ended = subprocess.run(
-                [sys.executable, *words], stdout=output, stderr=output, env=environment, check=False
-            ).returncode
-        seconds = time.monotonic() - started
-        if ended:
-            raise RuntimeError(f"{words[1]} ended with {ended}:\n{log.read_text(errors='replace')[-4000:]}")
-        print(f"{words[1]}: {seconds:.0f} s", file=sys.stderr)
-        return seconds
-
-    def _measured(self, name: str, column: str, seconds: float, uri: str, folder: Path) -> Measurement:
+    def _measured(self, name: str, column: str, words: list[str], uri: str, folder: Path) -> Measurement:
+        """Run a contender to its end, and look at what it has left."""
         from benchmarks.evidence import examine
 
-        evidence: Evidence = examine(uri, self._trials)
-        shutil.rmtree(folder)
-        return Measurement(name, column, seconds, evidence.complete, evidence.complaints, evidence.accuracy)
+        log = folder / "output.txt"
+        started = time.monotonic()
+        with log.open("wb") as output:
+            code = subprocess.run([sys.executable, *words], stdout=output, stderr=output, check=False).returncode
+        seconds = time.monotonic() - started
+        if code:
+            print(f"{words[1]} ended with {code}:\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)
+            return Measurement(name, column, seconds, failure=f"ended with {code}")
+        print(f"{words[1]}: {seconds:.0f} s", file=sys.stderr)
+        evidence = examine(uri, self.trials)
+        failure = ""
+        if evidence.trials != len(self.trials):
+            failure = f"{evidence.trials} trials ran, {len(self.trials)} were asked for"
+            print(f"{words[1]}: {failure}", file=sys.stderr)
+        return Measurement(name, column, seconds, evidence.complete, evidence.complaints, evidence.accuracy, failure)
 
 
 def _is_chosen(name: str, words: list[str] | None) -> bool:
@@ -218,43 +221,68 @@ def _precision(tracking_uri: str) -> str:
     return str(client.search_runs(experiments, "tags.kind = 'study'")[0].data.params["precision"])
 
 
+def _figures(bench: Bench, rows: list[dict[str, Any]], measured: list[list[Measurement]]) -> dict[str, Any]:
+    return {
+        "precision": bench.precision,
+        "workers": bench.workers,
+        "threads": bench.threads,
+        "images": bench.images,
+        "trials": bench.trials,
+        "rows": rows,
+        "measurements": [[asdict(one) for one in once] for once in measured],
+    }
+
+
 def _row(peer: str, measured: list[list[Measurement]]) -> dict[str, Any]:
-    """Sum up a peer: medians of its seconds, and of its ratios to the study of the same round."""
-    row: dict[str, Any] = {"peer": peer}
-    for column in ("defaults", "matched"):
-        pairs = [(once[0], one) for once in measured for one in once if (one.contender, one.column) == (peer, column)]
-        ratios = [theirs.seconds / ours.seconds for ours, theirs in pairs]
-        row[column] = {
-            "seconds": median(theirs.seconds for _, theirs in pairs),
-            "ratio": median(ratios),
-            "ratios": ratios,
-            "complete": min(theirs.complete for _, theirs in pairs),
-            "accuracy": median(theirs.accuracy for _, theirs in pairs),
-        }
-    return row
+    """Sum up a peer's columns: medians of what counts in it, nothing but why where nothing does."""
+    return {"peer": peer} | {column: _column(peer, column, measured) for column in COLUMNS}
+
+
+def _column(peer: str, column: str, measured: list[list[Measurement]]) -> dict[str, Any]:
+    pairs = [(once[0], one) for once in measured for one in once if (one.contender, one.column) == (peer, column)]
+    counted = [(ours, theirs) for ours, theirs in pairs if not theirs.failure]
+    found = {"n": len(counted), "failures": [theirs.failure for _, theirs in pairs if theirs.failure]}
+    if not counted:
+        return found
+    ratios = [theirs.seconds / ours.seconds for ours, theirs in counted]
+    return found | {
+        "seconds": median(theirs.seconds for _, theirs in counted),
+        "ratio": median(ratios),
+        "ratios": ratios,
+        "complete": min(theirs.complete for _, theirs in counted),
+        "accuracy": median(theirs.accuracy for _, theirs in counted),
+    }
 
 
 def _table(rows: list[dict[str, Any]], measured: list[list[Measurement]], bench: Bench) -> Table:
-    trials = measured[0][0].complete
     title = (
-        f"{trials} trials, {bench.images:,} images, {bench.precision}, {bench.workers} workers, {bench.threads} threads"
+        f"{len(bench.trials)} trials, {bench.images:,} images, {bench.precision}, {bench.workers} workers, "
+        f"{bench.threads} threads"
     )
     table = table_of(title, "s", "ratio", "s, matched", "ratio, matched", "complete", "accuracy")
-    ours = [once[0] for once in measured]
-    seconds = median(one.seconds for one in ours)
-    table.add_row(OURS, f"{seconds:.0f}", "1.00", "", "", str(ours[0].complete), f"{ours[0].accuracy:.4f}")
+    if ours := [once[0] for once in measured if not once[0].failure]:
+        seconds = median(one.seconds for one in ours)
+        table.add_row(OURS, f"{seconds:.0f}", "1.00", "", "", str(ours[0].complete), f"{ours[0].accuracy:.4f}")
+    else:
+        table.add_row(OURS, FAILED)
     for row in rows:
         own, matched = row["defaults"], row["matched"]
         table.add_row(
             row["peer"],
-            f"{own['seconds']:.0f}",
-            f"{own['ratio']:.2f}",
-            f"{matched['seconds']:.0f}",
-            f"{matched['ratio']:.2f}",
-            f"{own['complete']}, {matched['complete']}",
-            f"{own['accuracy']:.4f}, {matched['accuracy']:.4f}",
+            _cell(own, "seconds", ".0f"),
+            _cell(own, "ratio", ".2f"),
+            _cell(matched, "seconds", ".0f"),
+            _cell(matched, "ratio", ".2f"),
+            f"{_cell(own, 'complete', '')}, {_cell(matched, 'complete', '')}",
+            f"{_cell(own, 'accuracy', '.4f')}, {_cell(matched, 'accuracy', '.4f')}",
         )
     return table
+
+
+def _cell(column: Mapping[str, Any], name: str, form: str) -> str:
+    if column["n"]:
+        return format(column[name], form)
+    return FAILED if column["failures"] else NOT_MEASURED
 
 
 def _complaints(measured: list[list[Measurement]]) -> list[Table]:
@@ -266,10 +294,19 @@ def _complaints(measured: list[list[Measurement]]) -> list[Table]:
     return [table] if table.row_count else []
 
 
-def _line(row: Mapping[str, Any], precision: str) -> Line:
+def _line(row: Mapping[str, Any], precision: str, *, short: bool) -> Line:
+    own, matched = row["defaults"], row["matched"]
+    measured = f"{_times(own)}, {_times(matched)} matched"
+    n = min(own["n"], matched["n"])
+    if short:  # Next to nothing is trained: that says nothing about the goals, which are for studies.
+        return Line(f"start-up and logging of {SHORT_TRIALS} trials of one epoch against {row['peer']}", measured, n=n)
     goal = "3x, 1x matched" if precision == "bfloat16" else "1.5x, 1x matched"
-    measured = f"{row['defaults']['ratio']:.2f}x, {row['matched']['ratio']:.2f}x matched"
-    return Line(f"throughput against {row['peer']}", measured, goal)
+    return Line(f"throughput against {row['peer']}, {precision}", measured, goal, n)
+
+
+def _times(column: Mapping[str, Any]) -> str:
+    ratio = _cell(column, "ratio", ".2f")
+    return f"{ratio}x" if column["n"] else ratio
 
 
 if __name__ == "__main__":

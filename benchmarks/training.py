@@ -7,7 +7,6 @@ Beside the rates stands the share of the machine's own peak: what a large matrix
 same precision.
 """
 
-import json
 import multiprocessing
 import os
 import sys
@@ -22,14 +21,17 @@ from typing import Annotated, Any
 from unittest import mock
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.sheet import FOLDER, Line, publish, table_of
 from fashion_study.executors.local import MALLOC
 from fashion_study.trial import Hyperparameters, Precision
 
 BATCHES = (64, 128, 256, 512, 1024)
 FILTERS = {"small": (16, 32, 32), "blog": (32, 64, 64), "large": (48, 96, 96)}
+# The short form: the blog's filters, at the batches that stand in the lines of the full form, too.
+LINE_SIZE, LINE_BATCHES = "blog", (64, 512)
+IMAGES, SHORT_IMAGES = 10_000, 4_000
+GOAL = "1.5x"
 PEAK_SIZE, PEAK_ROUNDS = 2048, 7
 
 
@@ -53,19 +55,19 @@ class Case:
 
 
 def main(
-    short: Annotated[bool, typer.Option("--short", help="The blog's filters at three batch sizes, once each.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="The blog's filters at two batch sizes, once each.")] = False,
     precision: Annotated[Precision, typer.Option(help="Of both sides.")] = Precision.FLOAT32,
-    images: Annotated[int, typer.Option(help="Training images of an epoch.")] = 10_000,
+    images: Annotated[int | None, typer.Option(help="Training images of an epoch; 10,000, in short 4,000.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 3,
-    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("benchmarks-training.json"),
+    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "training.json",
 ) -> None:
     """Measure every case on both sides in turn and print the ratios."""
-    sizes, batches = (("blog",), (64, 512, 1024)) if short else (tuple(FILTERS), BATCHES)
+    sizes, batches = ((LINE_SIZE,), LINE_BATCHES) if short else (tuple(FILTERS), BATCHES)
     rounds = 1 if short else rounds
+    images = images or (SHORT_IMAGES if short else IMAGES)
     peak = _alone(_peak, precision)
-    table = Table(title=f"images/s of one thread, {precision}; peak {peak / 1e9:,.0f} GFLOP/s")
-    for heading in ("filters", "batch", "bare model.fit", "worker", "ratio", "bare of peak", "worker of peak"):
-        table.add_column(heading, justify="right")
+    title = f"images/s of one thread, {precision}; peak {peak / 1e9:,.0f} GFLOP/s"
+    table = table_of(title, "batch", "bare model.fit", "worker", "ratio", "bare of peak", "worker of peak")
     rows = []
     for size in sizes:
         for batch in batches:
@@ -81,8 +83,19 @@ def main(
                 f"{row['worker_of_peak']:.0%}",
             )
             print(f"{size} {batch}: {row['ratio']:.2f}", file=sys.stderr)
-    Console().print(table)
-    output.write_text(json.dumps({"peak_flops": peak, "rows": rows, "argv": sys.argv[1:]}, indent=1))
+    publish("training", [table], _lines(rows), {"peak_flops": peak, "rows": rows}, rounds, output)
+
+
+def _lines(rows: list[dict[str, Any]]) -> list[Line]:
+    return [
+        Line(
+            f"a worker against bare model.fit, {row['precision']}, batch {row['batch_size']}",
+            f"{row['ratio']:.2f}x",
+            GOAL,
+        )
+        for row in rows
+        if row["size"] == LINE_SIZE and row["batch_size"] in LINE_BATCHES
+    ]
 
 
 def _compared(case: Case, rounds: int, peak: float) -> dict[str, Any]:

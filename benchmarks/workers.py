@@ -5,7 +5,6 @@ images per second and writes them as JSON. A bare process is what a user would w
 arrays, `model.fit`. Both sides are taken twice in turn, so that a drift of the machine's speed meets both.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,14 +16,15 @@ from typing import Annotated
 
 import typer
 import yaml
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.processes import use_own_stores
+from benchmarks.sheet import FOLDER, Line, publish, table_of
 from fashion_study.config import StudyConfig
 from fashion_study.executors.local import default_workers, threads_per_worker
 from fashion_study.trial import Hyperparameters, Precision
 
 ROUNDS = 2
+GOAL = "1.5x"
 
 
 def main(
@@ -33,30 +33,38 @@ def main(
     epochs: Annotated[int, typer.Option(min=2, help="Epochs per process; the first one is not counted.")] = 4,
     images: Annotated[int, typer.Option(help="Training images.")] = 20_000,
     precision: Annotated[Precision, typer.Option(help="Of both sides.")] = Precision.FLOAT32,
-    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("benchmarks-workers.json"),
+    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "workers.json",
 ) -> None:
     """Measure both sides in turn and print their ratio."""
+    use_own_stores()
     bare: list[float] = []
     study: list[float] = []
     for _ in range(ROUNDS):
         bare.append(_bare_rate(workers, batch_size, epochs, images, precision))
         study.append(_study_rate(workers, batch_size, epochs, images, precision))
     ratio = median(study) / median(bare)
-    table = Table(title=f"{workers} processes, batch {batch_size}, {precision}, {images:,} images, {epochs} epochs")
-    for heading in ("", "images/s together", "ratio"):
-        table.add_column(heading, justify="right")
+    title = f"{workers} processes, batch {batch_size}, {precision}, {images:,} images, {epochs} epochs"
+    table = table_of(title, "images/s together", "ratio")
     table.add_row("bare model.fit", ", ".join(f"{rate:,.0f}" for rate in bare), "1.00")
     table.add_row("workers of a study", ", ".join(f"{rate:,.0f}" for rate in study), f"{ratio:.2f}")
-    Console().print(table)
-    output.write_text(json.dumps({"bare": bare, "study": study, "ratio": ratio, "argv": sys.argv[1:]}, indent=1))
+    line = Line(
+        f"{workers} workers against as many bare model.fit, {precision}, batch {batch_size}", f"{ratio:.2f}x", GOAL
+    )
+    publish("workers", [table], [line], {"bare": bare, "study": study, "ratio": ratio}, ROUNDS, output)
 
 
 def _bare_rate(workers: int, batch_size: int, epochs: int, images: int, precision: str) -> float:
     command = [sys.executable, "-m", "benchmarks.bare_fit", str(batch_size), str(epochs), str(images), precision]
     command.append(str(threads_per_worker(workers)))
     with ThreadPoolExecutor(workers) as pool:
-        answers = pool.map(lambda _: subprocess.run(command, capture_output=True, check=True), range(workers))
-        return sum(float(answer.stdout) for answer in answers)
+        return sum(pool.map(lambda _: _rate(command), range(workers)))
+
+
+def _rate(command: list[str]) -> float:
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise RuntimeError(f"{command[2]} ended with {answer.returncode}:\n{answer.stderr[-4000:]}")
+    return float(answer.stdout)
 
 
 def _study_rate(workers: int, batch_size: int, epochs: int, images: int, precision: Precision) -> float:
@@ -85,6 +93,7 @@ def _study_rate(workers: int, batch_size: int, epochs: int, images: int, precisi
                 trials=workers,
                 workers=workers,
                 pruner="none",
+                finalists=0,
                 precision=precision.value,
                 limit_train=images,
                 store=Path(folder, "store"),

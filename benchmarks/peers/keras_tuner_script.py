@@ -1,12 +1,10 @@
 """KerasTuner with MLflow's callback for Keras, one run a trial.
 
 `python -m benchmarks.peers.keras_tuner_script FOLDER`. More than one worker is what KerasTuner's guide on distributed
-tuning says: the same script as a chief and as tuners, told apart by environment variables.
+tuning says: the same script as a chief and as tuners (`benchmarks.peers.keras_tuner_workers`).
 """
 
 import os
-import socket
-import subprocess
 import sys
 from typing import Any
 
@@ -15,41 +13,16 @@ import mlflow
 
 from benchmarks.peers.task import Task, configure, open_experiment, read_task
 
-SCRIPT = "benchmarks.peers.keras_tuner_script"
-
 
 def main(task: Task) -> None:
-    """Search, in this process or in several."""
-    open_experiment(task)
-    if task.workers is None or "KERASTUNER_TUNER_ID" in os.environ:
-        search(task)
-        return
-    address = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(_free_port())}
-    names = ["chief", *(f"tuner{number}" for number in range(task.workers))]
-    chief, *tuners = (
-        subprocess.Popen(
-            [sys.executable, "-m", SCRIPT, str(task.folder)], env=os.environ | address | {"KERASTUNER_TUNER_ID": name}
-        )
-        for name in names
-    )
-    codes = [process.wait() for process in tuners]
-    # The chief looks only every 20 s whether its tuners have gone: that is not held against it.
-    chief.terminate()
-    chief.wait()
-    if any(codes):
-        raise RuntimeError("a tuner failed")
-
-
-def search(task: Task) -> None:
     """Be the chief, a tuner, or both."""
     configure(task)
+    tuner = keras_tuner.Tuner(GivenTrials(task), LoggedNetwork(task), directory=task.folder, project_name="keras_tuner")
+    if os.environ.get("KERASTUNER_TUNER_ID") == "chief":
+        tuner.search()  # It trains nothing, and needs no images.
+        return
+    open_experiment(task)
     train, validation = task.images()
-    tuner = keras_tuner.Tuner(
-        GivenTrials(task),
-        LoggedNetwork(task, validation),
-        directory=task.folder,
-        project_name="keras_tuner",
-    )
     tuner.search(*train, validation_data=validation, verbose=0)
 
 
@@ -68,10 +41,9 @@ class GivenTrials(keras_tuner.Oracle):  # type: ignore[misc]  # KerasTuner has n
 class LoggedNetwork(keras_tuner.HyperModel):  # type: ignore[misc]  # KerasTuner has no annotations.
     """Build the network and train it inside an MLflow run."""
 
-    def __init__(self, task: Task, validation: Any) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__()
         self._task = task
-        self._validation = validation
 
     def build(self, hp: Any) -> Any:
         """Declare the space and build the network."""
@@ -95,16 +67,10 @@ class LoggedNetwork(keras_tuner.HyperModel):  # type: ignore[misc]  # KerasTuner
             mlflow.log_params(hp.values)
             kwargs["callbacks"] = [*kwargs["callbacks"], mlflow.keras.MlflowCallback()]
             history = model.fit(*args, batch_size=hp.get("batch_size"), epochs=hp.get("epochs"), **kwargs)
-            figure = confusion_figure(model, self._validation, self._task.class_names)
+            figure = confusion_figure(model, kwargs["validation_data"], self._task.class_names)
             mlflow.log_figure(figure, "confusion_matrix.png")
             mlflow.keras.log_model(model, name="model")
         return history
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 if __name__ == "__main__":

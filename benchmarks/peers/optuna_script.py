@@ -1,15 +1,15 @@
 """Optuna with MLflow's autologging and Keras, as the three libraries' pages teach it.
 
 `python -m benchmarks.peers.optuna_script FOLDER`. More than one worker is what Optuna's page on parallel runs says: the
-same script several times over one study in a database.
+same script several times over one study in a database (`benchmarks.peers.optuna_workers`).
 """
 
-import subprocess
 import sys
 from typing import Any
 
 import mlflow
 import optuna
+from filelock import FileLock
 from optuna.study import MaxTrialsCallback
 from optuna.trial import Trial, TrialState
 
@@ -17,33 +17,22 @@ from benchmarks.peers.task import Task, configure, open_experiment, read_task
 
 
 def main(task: Task) -> None:
-    """Enqueue the trials, open the parent run, and train, in this process or in several."""
-    open_experiment(task)
-    study = _study(task)
-    for params in task.trials:
-        study.enqueue_trial(params)
-    with mlflow.start_run(run_name="study") as parent:
-        if task.workers is None:
-            work(task, parent.info.run_id)
-        else:
-            command = [sys.executable, "-m", "benchmarks.peers.optuna_script", str(task.folder), parent.info.run_id]
-            processes = [subprocess.Popen(command) for _ in range(task.workers)]
-            codes = [process.wait() for process in processes]
-            if any(codes):
-                raise RuntimeError("a worker failed")
-        mlflow.log_metric("best_val_accuracy", study.best_value)
-
-
-def work(task: Task, parent: str) -> None:
     """Train trials of the study until it has all of them."""
+    study, parent = begin(task, open_experiment(task))
     configure(task)
     # Imported here, behind TensorFlow's settings.
+    import keras
+
     from benchmarks.peers.network import build_network, confusion_figure
 
     train, validation = task.images()
     mlflow.keras.autolog()
 
     def objective(trial: Trial) -> float:
+        if trial.number >= len(task.trials):  # Other processes have taken the last that were enqueued.
+            study.stop()
+            raise optuna.TrialPruned
+        keras.utils.clear_session()
         params: dict[str, Any] = {
             "filters_1": trial.suggest_int("filters_1", 16, 48, step=8),
             "filters_2": trial.suggest_int("filters_2", 32, 96, step=8),
@@ -67,17 +56,26 @@ def work(task: Task, parent: str) -> None:
             return float(history.history["val_accuracy"][-1])
 
     enough = MaxTrialsCallback(len(task.trials), states=(TrialState.COMPLETE, TrialState.RUNNING))
-    _study(task).optimize(objective, n_trials=len(task.trials), callbacks=[enough])
+    study.optimize(objective, n_trials=len(task.trials), callbacks=[enough])
+    client = mlflow.MlflowClient()
+    # The last process to end has the last word; one that came too late for a trial may end before any is complete.
+    if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        client.log_metric(parent, "best_val_accuracy", study.best_value)
+    client.set_terminated(parent)
 
 
-def _study(task: Task) -> optuna.Study:
+def begin(task: Task, experiment: str) -> tuple[optuna.Study, str]:
+    """Open the study and name its parent run; the first process that comes here makes both and enqueues the trials."""
     storage = f"sqlite:///{task.folder / 'optuna.db'}"
-    return optuna.create_study(storage=storage, study_name="peer", direction="maximize", load_if_exists=True)
+    with FileLock(task.folder / "optuna.lock"):
+        study = optuna.create_study(storage=storage, study_name="peer", direction="maximize", load_if_exists=True)
+        if "parent" not in study.user_attrs:
+            for params in task.trials:
+                study.enqueue_trial(params)
+            parent = mlflow.MlflowClient().create_run(experiment, run_name="study")
+            study.set_user_attr("parent", parent.info.run_id)
+    return study, study.user_attrs["parent"]
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        open_experiment(read_task(sys.argv))
-        work(read_task(sys.argv), sys.argv[2])
-    else:
-        main(read_task(sys.argv))
+    main(read_task(sys.argv))

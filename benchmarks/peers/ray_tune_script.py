@@ -86,7 +86,7 @@ def train(config: dict[str, Any], task: Task, train_images: "Split", validation:
     )
     with tempfile.TemporaryDirectory() as folder:
         confusion_figure(model, validation, task.class_names).savefig(Path(folder, "confusion_matrix.png"))
-        mlflow.keras.save_model(model, Path(folder, "model"))
+        mlflow.keras.save_model(model, str(Path(folder, "model")))
         last = {name: values[-1] for name, values in history.history.items()}
         tune.report(last, checkpoint=tune.Checkpoint.from_directory(folder))
 

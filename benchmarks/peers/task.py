@@ -1,4 +1,7 @@
-"""The task that every peer is given: the same images, the same trials, one folder for what it leaves."""
+"""The task that every peer is given: the same images, the same trials, one folder for what it leaves.
+
+No library is imported before it is needed: what starts several processes of a peer reads the task, too.
+"""
 
 import json
 import os
@@ -7,9 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     Split = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -35,12 +37,16 @@ class Task:
 
     def write(self, *arrays: "NDArray[np.generic]") -> None:
         """Put the task into its folder, with the training images, their labels, and both for validation."""
+        import numpy as np
+
         self.folder.mkdir(parents=True)
         np.savez(self.folder / "images.npz", *arrays)
         (self.folder / "task.json").write_text(json.dumps(asdict(self) | {"folder": None}))
 
     def images(self) -> tuple["Split", "Split"]:
         """Read the training and the validation images with their labels, raw pixels as float32."""
+        import numpy as np
+
         with np.load(self.folder / "images.npz") as stored:
             x_train, y_train, x_check, y_check = (stored[name] for name in stored.files)
         return (x_train.astype("float32"), y_train), (x_check.astype("float32"), y_check)
@@ -54,14 +60,16 @@ def read_task(arguments: Sequence[str]) -> Task:
     return Task(**fields | {"folder": folder, "trials": trials, "class_names": names})
 
 
-def open_experiment(task: Task) -> None:
-    """Point MLflow at the peer's store; the first process that comes here makes it."""
+def open_experiment(task: Task) -> str:
+    """Point MLflow at the peer's store and return its experiment's id; the first process here makes it, others wait."""
     import mlflow
+    from filelock import FileLock
 
     mlflow.set_tracking_uri(task.tracking_uri)
-    if mlflow.get_experiment_by_name(EXPERIMENT) is None:
-        mlflow.create_experiment(EXPERIMENT, (task.folder / "artifacts").as_uri())
-    mlflow.set_experiment(EXPERIMENT)
+    with FileLock(task.folder / "mlflow.lock"):
+        if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+            mlflow.create_experiment(EXPERIMENT, (task.folder / "artifacts").as_uri())
+    return str(mlflow.set_experiment(EXPERIMENT).experiment_id)
 
 
 def configure(task: Task) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.curves import read_table
-from benchmarks.record_curves import design_points
+from benchmarks.curves import append_session, read_table
+from benchmarks.record_curves import design_points, last_precision
 from fashion_study.space_file import load_space
+from fashion_study.trial import Precision
 
 COMMAND = [sys.executable, "-m", "benchmarks.record_curves", "--dataset", "digits", "--images", "100"]
 
@@ -40,6 +41,15 @@ def test_a_prefix_of_the_design_is_spread_over_the_whole_space() -> None:
     assert len(batches) == 5
     assert max(batches.values()) <= 10
     assert 18 <= low_rates <= 22
+
+
+def test_a_recording_goes_on_in_the_precision_of_the_last_one(tmp_path: Path) -> None:
+    table = tmp_path / "curves.jsonl.gz"
+    assert last_precision(table) is Precision.FLOAT32
+    for precision in ("float32", "bfloat16"):
+        append_session(table, {"precision": precision})
+
+    assert last_precision(table) is Precision.BFLOAT16
 
 
 @pytest.mark.faults

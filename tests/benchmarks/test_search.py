@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.curves import append_curve, continue_table
+from benchmarks.curves import append_curve, append_session, continue_table
 from benchmarks.search import main
 from fashion_study.errors import BadInputError
 from tests.benchmarks.test_virtual_study import DESIGN, rising_table
@@ -13,6 +13,8 @@ from tests.benchmarks.test_virtual_study import DESIGN, rising_table
 
 def write(path: Path, design_digest: str = DESIGN.space_digest) -> Path:
     continue_table(path, replace(DESIGN, space_digest=design_digest))
+    for version in (1, 2):
+        append_session(path, {"training_version": version, "precision": "float32"})
     for curve in rising_table(12).curves:
         append_curve(path, curve)
     return path
@@ -38,6 +40,8 @@ def test_the_short_form_compares_every_main_strategy_and_says_what_is_never_reac
         assert each["distance"][1] >= 0
     assert any(each["reached"]["0.005"]["never"] for each in sheet["strategies"])
     assert "never" in printed
+    (mixed,) = [line["measured"] for line in sheet["lines"] if line["what"] == "the recordings mix"]
+    assert mixed == "training version 1, 2"
 
 
 def test_curves_of_a_space_that_has_changed_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,146 @@
+"""Compare the accuracy that this project's training layers reach with that of Keras's stock layers, paired over seeds.
+
+`python -m benchmarks.accuracy` trains the blog's network on Fashion-MNIST (FASHION_MNIST_DIR or Keras's cache) with
+either kind of layers, from the same weights and over the same images in the same order, two processes at once with one
+thread each. What is compared is what a study compares: the float32 model on the validation images.
+"""
+
+import math
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Annotated
+from unittest import mock
+
+import typer
+from scipy.special import stdtrit
+
+from benchmarks.sheet import FOLDER, Line, publish, table_of
+from fashion_study.datasets import load_study_data, locate
+from fashion_study.executors.local import MALLOC
+from fashion_study.quiet_import import import_quietly
+from fashion_study.trial import DataSource, Hyperparameters, Precision, trial_seed
+
+if TYPE_CHECKING:
+    import keras
+
+PROCESSES = 2
+GOAL = "below 0.3 points"
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Order:
+    """Ask a process for one training; `ours` says with which layers."""
+
+    seed: int
+    ours: bool
+    params: Hyperparameters
+    precision: Precision
+    source: DataSource
+    images: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Hold the accuracies that one seed reached with both kinds of layers."""
+
+    seed: int
+    ours: float
+    stock: float
+
+    @property
+    def points(self) -> float:
+        """Return by how many points ours is higher."""
+        return 100 * (self.ours - self.stock)
+
+
+def main(
+    precision: Annotated[Precision, typer.Option(help="Of both sides.")] = Precision.FLOAT32,
+    seeds: Annotated[int, typer.Option(min=2, help="Pairs.")] = 5,
+    images: Annotated[int, typer.Option(help="Training images.")] = 20_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each training.")] = 5,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Of both sides.")] = 5e-4,
+    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "accuracy.json",
+) -> None:
+    """Train every seed with both kinds of layers, and print the differences and what they leave open."""
+    params = Hyperparameters(batch_size=batch_size, epochs=epochs, learning_rate=learning_rate)
+    source = locate("fashion-mnist")
+    orders = [
+        Order(trial_seed(0, place), ours, params, precision, source, images)
+        for place in range(seeds)
+        for ours in (True, False)
+    ]
+    os.environ.update(MALLOC)
+    with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
+        accuracies = list(pool.map(accuracy, orders))
+    pairs = [
+        Pair(order.seed, ours, stock)
+        for order, ours, stock in zip(orders[::2], accuracies[::2], accuracies[1::2], strict=True)
+    ]
+    table = table_of(f"validation accuracy, {precision}, {images:,} images, {epochs} epochs", "ours", "stock", "points")
+    for pair in pairs:
+        table.add_row(f"seed {pair.seed}", f"{pair.ours:.4f}", f"{pair.stock:.4f}", f"{pair.points:+.2f}")
+    middle, half = paired_interval([pair.points for pair in pairs])
+    line = Line(
+        f"accuracy, our training layers less Keras's, {precision}",
+        f"{middle:+.2f} points ({CONFIDENCE:.0%}: {middle - half:+.2f} to {middle + half:+.2f})",
+        GOAL,
+    )
+    figures = {
+        "precision": precision.value,
+        "images": images,
+        "params": params.model_dump(),
+        "pairs": [asdict(pair) for pair in pairs],
+        "mean_points": middle,
+        "half_interval_points": half,
+    }
+    publish("accuracy", [table], [line], figures, seeds, output)
+
+
+def paired_interval(differences: list[float]) -> tuple[float, float]:
+    """Return the mean of paired differences and half the width of its interval, by Student's t."""
+    n = len(differences)
+    return mean(differences), float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * stdev(differences) / math.sqrt(n)
+
+
+def accuracy(order: Order) -> float:
+    """Train as a worker does, on one thread, and return the validation accuracy of the float32 model."""
+    import_quietly("tensorflow")
+    import keras
+
+    from fashion_study.training.evaluation import evaluate
+    from fashion_study.training.fit import configure, fit, seed_training
+    from fashion_study.training.model import float32_twin
+
+    configure(threads=1)
+    keras.utils.clear_session()
+    seed_training(order.seed)
+    data = load_study_data(order.source, order.images)
+    model = _model(order, len(data.class_names))
+    # Without validation on the way: it is the end that is compared.
+    fit(model, data.train, None, order.params, order.seed, lambda _epoch: True)
+    return evaluate(float32_twin(model, order.params), data.validation, data.class_names).accuracy
+
+
+def _model(order: Order, classes: int) -> "keras.Model":
+    import tensorflow as tf
+
+    from fashion_study.training.layers import TrainingConvPool2D
+    from fashion_study.training.model import build_model
+
+    # The builder takes its own layers where it sees no GPU, the stock ones where it sees one, with all else alike.
+    gpus = [] if order.ours else ["a GPU"]
+    with mock.patch.object(tf.config, "list_physical_devices", return_value=gpus):
+        model = build_model(order.params, order.precision, classes)
+    if order.ours != any(isinstance(layer, TrainingConvPool2D) for layer in model.layers):
+        raise RuntimeError("the builder chose its layers in another way: this would compare something with itself")
+    return model
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,42 @@
+import pytest
+
+from benchmarks.accuracy import paired_interval
+from benchmarks.endurance import Sample, growth_per_attempt
+from benchmarks.overhead import cost_of
+from benchmarks.training import training_flops
+from fashion_study.trial import Hyperparameters
+
+
+def test_two_runs_tell_what_a_trial_costs_from_what_an_epoch_costs() -> None:
+    # Ten trials of 50 ms each, with 10 and with 120 epochs of 8 ms.
+    cost = cost_of((0.58, 10), (1.46, 120), trials=10)
+
+    assert (cost.per_trial, cost.per_epoch) == pytest.approx((50, 8))
+
+
+def test_a_training_step_is_counted_layer_by_layer() -> None:
+    conv_1 = 26 * 26 * 32 * (3 * 3)
+    conv_2 = 11 * 11 * 64 * (3 * 3 * 32)
+    conv_3 = 3 * 3 * 64 * (3 * 3 * 64)
+    dense, probabilities = 576 * 64, 64 * 10
+    assert (conv_1, conv_2, conv_3, dense, probabilities) == (194_688, 2_230_272, 331_776, 36_864, 640)
+
+    # Twice for the first layer, whose inputs need no gradient, three times for the others.
+    assert training_flops(Hyperparameters()) == 2 * (2 * 194_688 + 3 * 2_599_552) == 16_376_064
+
+
+def test_a_worker_grows_by_what_it_gains_behind_its_first_attempts() -> None:
+    # Two workers: this one has every second trial. Its libraries come with the first attempts.
+    held = [Sample(moment, closed=2 * moment, mib=1000 + 7 * moment) for moment in range(5, 45)]
+    first = [Sample(moment, closed=2 * moment, mib=200 * moment) for moment in range(5)]
+
+    assert growth_per_attempt([*first, *held], workers=2) == pytest.approx(7)
+    assert growth_per_attempt(held[:5], workers=2) is None
+
+
+def test_pairs_are_judged_by_students_t() -> None:
+    middle, half = paired_interval([-0.11, -0.25, -1.03, -0.09, 0.36])
+
+    assert middle == pytest.approx(-0.224)
+    # 2.776 standard errors, as tables have it for four degrees of freedom.
+    assert half == pytest.approx(2.776 * 0.5055 / 5**0.5, rel=1e-3)

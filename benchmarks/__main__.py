@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.sheet import FOLDER, Line, lines_table, print_table
+from experiments._entry import run
 
 Words = tuple[str, ...]
 
@@ -86,4 +87,4 @@ def _chosen(*, short: bool, only: list[str]) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

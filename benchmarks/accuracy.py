@@ -19,6 +19,7 @@ import typer
 from scipy.special import stdtrit
 
 from benchmarks.sheet import FOLDER, Line, publish, table_of
+from experiments._entry import run
 from fashion_study.datasets import load_study_data, locate
 from fashion_study.executors.local import MALLOC
 from fashion_study.quiet_import import import_quietly
@@ -143,4 +144,4 @@ def _model(order: Order, classes: int) -> "keras.Model":
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -23,6 +23,7 @@ import yaml
 
 from benchmarks.processes import use_own_stores
 from benchmarks.sheet import FOLDER, Line, publish
+from experiments._entry import run
 from fashion_study.config import StudyConfig
 from fashion_study.executors.local import ATTEMPTS_PER_WORKER, default_workers
 from fashion_study.progress import Silent
@@ -177,4 +178,4 @@ def _quarter(totals: list[float], number: int) -> float:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

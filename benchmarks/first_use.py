@@ -16,6 +16,7 @@ import typer
 
 from benchmarks.processes import use_own_stores
 from benchmarks.sheet import FOLDER, Line, publish
+from experiments._entry import run
 
 PYTHON = ".venv/bin/python"
 STUDY = "--space smoke --dataset digits --trials 4 --finalists 0"
@@ -64,4 +65,4 @@ def _succeeds(words: list[str], clone: Path) -> bool:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -18,6 +18,7 @@ import typer
 from benchmarks.first_epoch import first_epoch_seconds, model_logging_seconds, stock_logging_seconds, tensorflow_seconds
 from benchmarks.processes import in_a_fresh_process, use_own_stores
 from benchmarks.sheet import FOLDER, Line, publish
+from experiments._entry import run
 from fashion_study.executors.local import default_workers
 
 WARM_UP, MANY_EPOCHS = 5, 20
@@ -145,4 +146,4 @@ def _lines(figures: dict[str, float], workers: int) -> list[Line]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -32,9 +32,10 @@ from scipy.stats import qmc
 
 from benchmarks.curves import TABLE, Curve, Design, append_curve, append_session, continue_table, recorded_sessions
 from benchmarks.sheet import surroundings
+from experiments._entry import run
 from fashion_study.datasets import StudyData, load_study_data, locate
 from fashion_study.errors import BadInputError
-from fashion_study.executors.local import ATTEMPTS_PER_WORKER, MALLOC, default_workers
+from fashion_study.executors.local import MALLOC, default_workers
 from fashion_study.space import Categorical, Float, Int, Parameter, SearchSpace
 from fashion_study.space_file import load_space
 from fashion_study.trial import TRAINING_VERSION, DataSource, Hyperparameters, ParamValue, Precision, trial_seed
@@ -172,12 +173,13 @@ def _record(orders: list[Order], workers: int, output: Path) -> None:
     os.nice(LOWEST_PRIORITY)
     os.environ.update(MALLOC)
     started = time.monotonic()
+    # One process for all of a worker's curves: with a `max_tasks_per_child` Python 3.11's pool stands still when the
+    # first ones have had theirs.
     pool = ProcessPoolExecutor(
         workers,
         mp_context=get_context("spawn"),
         initializer=_end_with_the_recorder,
         initargs=(os.getpid(),),
-        max_tasks_per_child=ATTEMPTS_PER_WORKER,
     )
     try:
         futures: list[Future[Curve]] = [pool.submit(_train, order) for order in orders]
@@ -248,4 +250,4 @@ def _data(source: DataSource, train_images: int) -> StudyData:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -21,6 +21,7 @@ import typer
 
 from benchmarks.processes import in_a_fresh_process, use_own_stores
 from benchmarks.sheet import FOLDER, Line, print_table, publish, table_of, write
+from experiments._entry import run
 from fashion_study.config import SamplerName
 
 if TYPE_CHECKING:
@@ -242,14 +243,14 @@ def _tables(row: dict[str, Any]) -> tuple["Table", "Table"]:
     title = f"{row['size']:,} trials: stores {store} MB (Optuna + MLflow), grown in {row['grown_s']:.0f} s"
     names = (*ENGINE, *TRACKER)
     table = table_of(f"{title}; p50 / p95 in ms", *names, "resume", "MB held", "at the end", "trials/s")
-    for run in row["runs"]:
+    for measured in row["runs"]:
         table.add_row(
-            f"{run['sampler']}, {run['workers']} workers",
-            *(_pair(run["times"][name]) for name in names),
-            f"{run['resumed_ms']:,.0f}",
-            f"{run['held_kb'] / 1024:.1f}",
-            f"{run['held_at_the_end_kb'] / 1024:.1f}",
-            f"{run['trials_per_s']:.1f}",
+            f"{measured['sampler']}, {measured['workers']} workers",
+            *(_pair(measured["times"][name]) for name in names),
+            f"{measured['resumed_ms']:,.0f}",
+            f"{measured['held_kb'] / 1024:.1f}",
+            f"{measured['held_at_the_end_kb'] / 1024:.1f}",
+            f"{measured['trials_per_s']:.1f}",
         )
     reads = table_of(f"what is read of {row['size']:,} trials", "p50 / p95 in ms")
     for name, marks in row["reads"]["times"].items():
@@ -302,16 +303,16 @@ def _lines_of(
 def _worst(row: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Return of each call the quantiles of the run that had the highest."""
     worst: dict[str, dict[str, float]] = {}
-    for run in row["runs"]:
-        for name, marks in run["times"].items():
-            called = f"ask {run['sampler']}" if name == "ask" else name
+    for measured in row["runs"]:
+        for name, marks in measured["times"].items():
+            called = f"ask {measured['sampler']}" if name == "ask" else name
             worst[called] = max(worst.get(called, marks), marks, key=lambda each: each["p95"])
     worst.update(row["reads"]["times"])
     return worst
 
 
 def _resumed(row: dict[str, Any]) -> float:
-    return max(float(run["resumed_ms"]) for run in row["runs"])
+    return max(float(measured["resumed_ms"]) for measured in row["runs"])
 
 
 def _goal(name: str) -> str:
@@ -323,11 +324,11 @@ def _memory_a_trial(small: dict[str, Any], large: dict[str, Any]) -> str:
 
     They hold the most when some trials more were asked for and told.
     """
-    held, less = (max(run["held_at_the_end_kb"] for run in row["runs"]) for row in (large, small))
+    held, less = (max(measured["held_at_the_end_kb"] for measured in row["runs"]) for row in (large, small))
     if large is small:
         return f"{held / 1024:.1f} MB in all"
     return f"{(held - less) / (large['size'] - small['size']):.1f} KB a trial"
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

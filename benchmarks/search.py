@@ -23,6 +23,7 @@ from rich.table import Table
 from benchmarks.curves import TABLE, CurveTable, read_table
 from benchmarks.sheet import FOLDER, Line, publish, table_of
 from benchmarks.virtual_study import CANDIDATES, DEFAULT_TRIALS, Moment, OneEpoch, Outcome, Strategy, replay
+from experiments._entry import run
 from fashion_study.config import PrunerName, SamplerName, StudyConfig
 from fashion_study.errors import BadInputError
 from fashion_study.space import SearchSpace
@@ -284,4 +285,4 @@ def _finite(values: Quartiles) -> list[float | None]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

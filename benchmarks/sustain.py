@@ -21,6 +21,7 @@ import typer
 
 from benchmarks.processes import in_a_fresh_process, use_own_stores
 from benchmarks.sheet import FOLDER, Line, print_table, publish, table_of
+from experiments._entry import run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -169,4 +170,4 @@ def _lines(found: Mapping[tuple[str, int], list[dict[str, Any]]]) -> list[Line]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

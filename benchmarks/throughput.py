@@ -25,6 +25,7 @@ from rich.table import Table
 from benchmarks.peers.task import Task
 from benchmarks.processes import use_own_stores
 from benchmarks.sheet import FOLDER, Line, publish, table_of, write
+from experiments._entry import run
 from fashion_study.executors.local import default_workers, threads_per_worker
 
 OURS = "this project"
@@ -310,4 +311,4 @@ def _times(column: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

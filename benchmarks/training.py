@@ -23,6 +23,7 @@ from unittest import mock
 import typer
 
 from benchmarks.sheet import FOLDER, Line, publish, table_of
+from experiments._entry import run
 from fashion_study.executors.local import MALLOC
 from fashion_study.trial import Hyperparameters, Precision
 
@@ -184,4 +185,4 @@ def _seconds(call: Callable[[], object]) -> Iterator[float]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

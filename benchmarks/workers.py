@@ -19,6 +19,7 @@ import yaml
 
 from benchmarks.processes import use_own_stores
 from benchmarks.sheet import FOLDER, Line, publish, table_of
+from experiments._entry import run
 from fashion_study.config import StudyConfig
 from fashion_study.executors.local import default_workers, threads_per_worker
 from fashion_study.trial import Hyperparameters, Precision
@@ -111,4 +112,4 @@ def _study_rate(workers: int, batch_size: int, epochs: int, images: int, precisi
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -31,10 +31,10 @@ class _AfterOneEpoch(BasePruner):
 # What is compared beside the pruners that a study can be given.
 CANDIDATES: Mapping[str, Callable[[], BasePruner]] = {
     "percentile 25": lambda: PercentilePruner(25.0, n_startup_trials=5, n_warmup_steps=1),
-    "halving 1, 5": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=5),
-    "halving 1, 4, 16": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=4),
-    "halving 1, 3, 9": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
-    "halving 1, 2, 4, 8, 16": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+    "Optuna's halving 2, 10": lambda: SuccessiveHalvingPruner(min_resource=2, reduction_factor=5),
+    "Optuna's halving 1, 4, 16": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=4),
+    "Optuna's halving 1, 3, 9": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
+    "Optuna's halving 1, 2, 4, 8, 16": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
 }
 
 

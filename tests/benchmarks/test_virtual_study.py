@@ -105,7 +105,7 @@ def test_the_same_seed_replays_to_the_same_end_and_another_one_does_not() -> Non
     assert replayed(strategy, table) != replayed(strategy, table, seed=1)
 
 
-@pytest.mark.parametrize("pruner", ["successive-halving", "halving 1, 3, 9"])
+@pytest.mark.parametrize("pruner", ["successive-halving", "Optuna's halving 1, 3, 9"])
 def test_a_pruner_saves_epochs(pruner: str) -> None:
     table = rising_table(24)
 

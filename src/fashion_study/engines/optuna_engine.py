@@ -21,7 +21,6 @@ from optuna.pruners import (
     HyperbandPruner,
     MedianPruner,
     NopPruner,
-    SuccessiveHalvingPruner,
     _filter_study,
 )
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
@@ -30,6 +29,7 @@ from optuna.trial import TrialState as OptunaState
 
 from fashion_study.config import MAX_GRID, PrunerName, SamplerName
 from fashion_study.engines.engine import Exhausted, Proposal, Wait
+from fashion_study.engines.halving import BestSoFarHalving
 from fashion_study.engines.ledger import Ledger
 from fashion_study.engines.points import Point, distributions_of, key_of
 from fashion_study.space import SearchSpace
@@ -95,7 +95,7 @@ class OptunaEngine:
             return False
         trial = self._ledger.trial(number)
         if trial.user_attrs.get("pruned_at") == epoch:
-            return True  # An interrupted attempt was told so; halving decides on an epoch only once.
+            return True  # An interrupted attempt was told so; by now there may be others to compare with.
         # The storage keeps what an interrupted attempt reported; the pruner must see this attempt alone.
         this_attempt = copy.copy(trial)
         this_attempt.intermediate_values = dict(curve)
@@ -260,8 +260,7 @@ def _pruner(name: PrunerName, max_epochs: int) -> BasePruner:
             # "auto" would take the scale from the first trials that happen to complete.
             return HyperbandPruner(min_resource=1, max_resource=max_epochs, reduction_factor=3)
         case "successive-halving":
-            # Looks after 2 and 10 epochs (and 50, ...): of each five trials about one goes on.
-            return SuccessiveHalvingPruner(min_resource=2, reduction_factor=5)
+            return BestSoFarHalving(max_epochs)
         case "median":
             return MedianPruner(n_startup_trials=5, n_warmup_steps=1)
         case "none":

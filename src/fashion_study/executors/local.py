@@ -44,7 +44,7 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2*
 STOP_SECONDS = 5.0
 FAILED_STARTS = 3
 BYTES_PER_WORKER = 1.5 * 2**30
-# TensorFlow keeps some 7 MiB of each trial (of 1,002 MiB after the first it made 1,335 MiB in 46), so that a worker
+# TensorFlow keeps some 3 MiB of each trial (docs/performance.md), so that a worker
 # stays below BYTES_PER_WORKER; fifty trials of half a minute take a hundred times as long as the import of a new one.
 ATTEMPTS_PER_WORKER = 50
 # A crowded machine imports TensorFlow in a minute or two; what takes longer than this hangs.

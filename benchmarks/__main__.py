@@ -1,7 +1,7 @@
 """Run every benchmark in turn and print one table of what was measured and what was wanted.
 
 `python -m benchmarks` takes hours on two cores, `--short` less than a quarter of one. The figures in full go to a JSON
-file each, beside the table.
+file each; those of a short run lie in a folder of their own, where they take the place of no full ones.
 """
 
 import json
@@ -18,6 +18,7 @@ from benchmarks.sheet import FOLDER, Line, lines_table, print_table
 from experiments._entry import run
 
 Words = tuple[str, ...]
+SHORT = FOLDER / "short"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Part:
 
 
 PARTS = {
-    "throughput": Part("throughput", short=("--short",)),
+    "throughput": Part("throughput", full=("--rounds", "3"), short=("--short",)),
     "throughput-float32": Part("throughput", full=("--precision", "float32")),
     "training-float32": Part("training", short=("--short",)),
     "training-bfloat16": Part(
@@ -51,21 +52,27 @@ PARTS = {
 def main(
     short: Annotated[bool, typer.Option("--short", help="Those that have a shortened form, in it.")] = False,
     only: Annotated[list[str] | None, typer.Option("--only", help="The name of one; all by default.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where the JSON files go.")] = FOLDER,
+    folder: Annotated[
+        Path | None, typer.Option(help=f"Where the JSON files go; {FOLDER}, of short runs {SHORT}.")
+    ] = None,
 ) -> None:
     """Run the benchmarks and print their lines; one that fails does not keep the others from running."""
+    folder = folder or (SHORT if short else FOLDER)
     chosen = _chosen(short=short, only=only or [])
     lines, failed = [], []
-    for name, command in chosen.items():
-        output = folder / f"{name}.json"
-        output.unlink(missing_ok=True)  # What another run has left there is not this one's.
-        started = time.monotonic()
-        if subprocess.run([*command, "--output", str(output)], check=False).returncode:
-            failed.append(name)
-        print(f"{name}: {(time.monotonic() - started) / 60:.1f} min", file=sys.stderr)
-        if output.exists():  # One that fails may keep what it had measured.
-            lines += [Line(**line) for line in json.loads(output.read_text(encoding="utf-8"))["lines"]]
-    print_table(lines_table("all benchmarks, short" if short else "all benchmarks", lines))
+    try:
+        for name, command in chosen.items():
+            output = folder / f"{name}.json"
+            output.unlink(missing_ok=True)  # What another run has left there is not this one's.
+            started = time.monotonic()
+            if subprocess.run([*command, "--output", str(output)], check=False).returncode:
+                failed.append(name)
+            print(f"{name}: {(time.monotonic() - started) / 60:.1f} min", file=sys.stderr)
+            if output.exists():  # One that fails may keep what it had measured.
+                lines += [Line(**line) for line in json.loads(output.read_text(encoding="utf-8"))["lines"]]
+    finally:  # An interruption, too, leaves a table of what was measured.
+        print_table(lines_table("all benchmarks, short" if short else "all benchmarks", lines))
+    print(f"The figures in full: {folder}", file=sys.stderr)
     if failed:
         raise SystemExit(f"These benchmarks failed: {', '.join(failed)}.")
 

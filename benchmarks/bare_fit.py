@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import layers
 
+from benchmarks.peers.network import build_network
 from fashion_study.datasets import StudyData, load_study_data, locate
 from fashion_study.trial import Hyperparameters
 
@@ -26,21 +26,7 @@ def bare_rate(
     tf.config.threading.set_inter_op_parallelism_threads(1)
     if precision == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
-    model = keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            layers.Conv2D(params.filters_1, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Conv2D(params.filters_2, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Conv2D(params.filters_3, 3, activation="relu"),
-            layers.Flatten(),
-            layers.Dense(params.dense_units, activation="relu"),
-            layers.Dense(len(data.class_names), activation="softmax", dtype="float32"),
-        ]
-    )
-    optimizer = keras.optimizers.RMSprop(params.learning_rate)
-    model.compile(optimizer=optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    model = build_network(params.model_dump(), len(data.class_names))
     stopwatch = _Stopwatch(clock)
     model.fit(
         data.train.images.astype("float32"),

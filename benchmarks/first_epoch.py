@@ -1,6 +1,7 @@
 """From the command to the first epoch, and from a trained model to a logged one, in real processes."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,11 @@ def tensorflow_seconds() -> float:
 
 
 def first_epoch_seconds(precision: str, workers: int) -> float:
-    """Return how long a tiny study takes from its command to the start of its first epoch, one trial a worker."""
+    """Return how long a tiny study takes from its command to the start of its first epoch, one trial a worker.
+
+    That is when the epoch is told of, less its training and its validation; the latter is what lies between the first
+    epoch and the second beside the second's training.
+    """
     with tempfile.TemporaryDirectory() as folder:
         words = [*STUDY, "--precision", precision, "--store", folder]
         words += ["--trials", str(workers), "--workers", str(workers)]
@@ -37,29 +42,31 @@ def first_epoch_seconds(precision: str, workers: int) -> float:
         started = time.perf_counter()
         command = [sys.executable, *words]
         printed: list[str] = []
-        seconds = None
+        told: dict[tuple[int, int], float] = {}
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
         ) as study:
             assert study.stdout is not None
             for line in study.stdout:
                 printed.append(line)
-                if seconds is None and " epoch 1 of " in line:
-                    seconds = time.perf_counter() - started
-        if study.returncode or seconds is None:
-            shown = "an" if seconds is not None else "no"
-            raise RuntimeError(f"the study ended with {study.returncode} and {shown} epoch:\n{''.join(printed[-40:])}")
-        return seconds - _shortest_first_epoch(Path(folder))
+                if found := re.search(r"trial (\d+) epoch (\d+) of ", line):
+                    told[int(found[1]), int(found[2])] = time.perf_counter() - started
+        if study.returncode or not told:
+            shown = "some" if told else "no"
+            raise RuntimeError(f"the study ended with {study.returncode} and {shown} epochs:\n{''.join(printed[-40:])}")
+        (trial, _), end = min(told.items(), key=lambda item: item[1])
+        first, second = _training_seconds(Path(folder), trial)
+        return end - first - (told[trial, 2] - end - second)
 
 
-def _shortest_first_epoch(store: Path) -> float:
+def _training_seconds(store: Path, trial: int) -> list[float]:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(experiments, "tags.kind = 'trial'")
-    histories = (client.get_metric_history(run.info.run_id, "epoch_seconds") for run in runs)
-    return float(min(point.value for history in histories for point in history if point.step == 1))
+    (run,) = client.search_runs(experiments, f"tags.kind = 'trial' and tags.trial = '{trial}'")
+    points = client.get_metric_history(run.info.run_id, "epoch_seconds")
+    return [point.value for point in sorted(points, key=lambda point: point.step)]
 
 
 def model_logging_seconds(times: int) -> list[float]:

@@ -61,7 +61,8 @@ def main(
 def _succeeds(words: list[str], clone: Path) -> bool:
     # Another environment that is active here must not be taken for the clone's.
     environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
-    return not subprocess.run(words, cwd=clone, env=environment, stdout=subprocess.DEVNULL, check=False).returncode
+    # Beside the sheet, which has the standard output for itself; a failing step says there what failed.
+    return not subprocess.run(words, cwd=clone, env=environment, stdout=sys.stderr, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -37,13 +37,13 @@ class Cost:
 
 
 def main(
-    short: Annotated[bool, typer.Option("--short", help="Fewer trials, each measured once.")] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 5,
+    short: Annotated[bool, typer.Option("--short", help="Fewer trials.")] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, help="How often each is measured; 5, in short once.")] = None,
     output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "overhead.json",
 ) -> None:
     """Measure everything in turn and print it beside its goal."""
     use_own_stores()
-    trials, rounds = (SHORT_TRIALS, 1) if short else (TRIALS, rounds)
+    trials, rounds = SHORT_TRIALS if short else TRIALS, rounds or (1 if short else 5)
     workers = default_workers()
     measured = [_round(trials, workers) for _ in range(rounds)]
     figures = {key: median(once[key] for once in measured) for key in measured[0]}

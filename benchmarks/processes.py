@@ -21,6 +21,9 @@ def use_own_stores() -> None:
 
 
 def in_a_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function of a module in a process of its own, where nothing is imported yet, and return its answer."""
+    """Call a function of a module in a process of its own, where nothing is imported yet, and return its answer.
+
+    It begins with this one's environment: TensorFlow takes its threads and its policy once, glibc its settings.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args, **kwargs).result()

@@ -1,8 +1,9 @@
 """Compare samplers and pruners by the epochs that they need, replayed against recorded learning curves.
 
 `python -m benchmarks.search` runs whole studies of the baseline space in virtual time and trains nothing. The target
-is an objective within 1.0 and within 0.5 points of the table's best. Compared are random search with full training,
-the pruners, TPE and Sobol with each, and a baseline that trains all trials for one epoch and finishes the best ones.
+is an objective within 1.0 and within 0.5 points of the table's best. Compared are random search without pruning (each
+trial is trained for the epochs that were drawn for it), the pruners, TPE and Sobol with each, and a baseline that
+trains all trials for one epoch and finishes the best ones.
 `benchmarks/record_curves.py` records the curves; a table that is not finished yet serves, too.
 """
 
@@ -31,17 +32,24 @@ from fashion_study.space_file import load_space
 
 MARGINS = (0.010, 0.005)
 WORKERS = (1, 2, 8, 16)
-SHORT_WORKERS = (1, 8)
+SHORT_WORKERS = (1, 2, 8)
 ONE_EPOCH = tuple(OneEpoch(trials) for trials in (DEFAULT_TRIALS, 50, 100))
 GOAL = "3x to 5x"
+SEEDS, SHORT_SEEDS = 50, 10
+# Of a ratio of medians, by the bootstrap: each draws as many studies as there are, with replacement.
+RESAMPLES, CONFIDENCE = 2_000, 0.95
 
 Quartiles = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Reached:
-    """Sum up when studies came within a margin of the best: quartiles over seeds, infinite for never."""
+    """Sum up when studies came within a margin of the best: quartiles over seeds, infinite for never.
 
+    `each` holds the epochs of every study, in the order of the seeds.
+    """
+
+    each: tuple[float, ...]
     epochs: Quartiles
     seconds: Quartiles
     never: float
@@ -59,14 +67,14 @@ class Summary:
 
 
 def main(
-    short: Annotated[bool, typer.Option("--short", help="The main strategies, 1 and 8 workers, 10 seeds.")] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="Studies of each strategy.")] = 50,
+    short: Annotated[bool, typer.Option("--short", help="The main strategies, 1, 2 and 8 workers, 10 seeds.")] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Studies of each strategy; 50, in short 10.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="The most trials of a study.")] = 100,
     table: Annotated[Path, typer.Option(help="The recorded curves.")] = TABLE,
     output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "search.json",
 ) -> None:
     """Replay every strategy with every number of workers and print how they compare."""
-    seeds = min(seeds, 10) if short else seeds
+    seeds = seeds or (SHORT_SEEDS if short else SEEDS)
     recorded, space = _inputs(table)
     best = recorded.best_from(_fewest_epochs(space))
     strategies = list(_strategies(short=short))
@@ -103,7 +111,7 @@ def _fewest_epochs(space: SearchSpace) -> int:
 
 
 def _strategies(*, short: bool) -> Iterator[Strategy]:
-    """Yield what is compared; random search with full training comes first for each number of workers."""
+    """Yield what is compared; random search without pruning comes first for each number of workers."""
     samplers: tuple[SamplerName, ...] = ("random", "tpe") if short else ("random", "tpe", "qmc")
     one_epoch = ONE_EPOCH[:2] if short else ONE_EPOCH
     candidates = () if short else tuple(CANDIDATES)
@@ -146,8 +154,10 @@ def _summary(strategy: Strategy, outcomes: list[Outcome], best: float) -> Summar
 
 
 def _reached(moments: list[Moment | None]) -> Reached:
+    epochs = tuple(math.inf if moment is None else float(moment.epochs) for moment in moments)
     return Reached(
-        _quartiles([math.inf if moment is None else moment.epochs for moment in moments]),
+        epochs,
+        _quartiles(epochs),
         _quartiles([math.inf if moment is None else moment.seconds for moment in moments]),
         sum(moment is None for moment in moments) / len(moments),
     )
@@ -208,24 +218,22 @@ def _times(by_workers: Mapping[int, list[Summary]], title: str) -> Table:
 
 
 def _lines(summaries: list[Summary], rows: int) -> list[Line]:
-    """Hold the study's defaults and the best one-epoch baseline against random search with full training."""
+    """Hold the study's defaults and, with one worker, the one-epoch baselines against random search without pruning."""
     defaults = tuple(StudyConfig.model_fields[name].default for name in ("sampler", "pruner"))
-    alone = [summary for summary in summaries if summary.strategy.workers == 1]
-    default = next(each for each in alone if (each.strategy.sampler, each.strategy.pruner) == defaults)
-    one_epoch = min(
-        (each for each in alone if isinstance(each.strategy.pruner, OneEpoch)),
-        key=lambda each: each.reached[min(MARGINS)].epochs[1],
-    )
     lines = [Line("recorded configurations", f"{rows}", "201: 200 and the baseline")]
-    for margin in MARGINS:
-        reference = alone[0].reached[margin].epochs
+    for workers in sorted({summary.strategy.workers for summary in summaries}):
+        group = [summary for summary in summaries if summary.strategy.workers == workers]
+        held = [each for each in group if (each.strategy.sampler, each.strategy.pruner) == defaults]
+        if workers == 1:
+            held += [each for each in group if isinstance(each.strategy.pruner, OneEpoch)]
         lines += [
             Line(
-                f"fewer epochs to {100 * margin:.1f} points: {_name(each.strategy)} against random, none",
-                _ratio(reference, each.reached[margin].epochs) or "no median: never reached",
-                goal,
+                f"fewer epochs to {100 * margin:.1f} points, {_workers(workers)}: {_name(each.strategy)}",
+                _ratio_and_interval(group[0].reached[margin], each.reached[margin]),
+                "" if isinstance(each.strategy.pruner, OneEpoch) else GOAL,
             )
-            for each, goal in ((default, GOAL), (one_epoch, ""))
+            for margin in MARGINS
+            for each in held
         ]
     return lines
 
@@ -262,10 +270,32 @@ def _ratio(reference: Quartiles, found: Quartiles) -> str:
     return "" if math.isinf(reference[1]) or math.isinf(found[1]) else f"{reference[1] / found[1]:.1f}x"
 
 
+def _ratio_and_interval(reference: Reached, found: Reached) -> str:
+    """Write how many times fewer epochs, with the interval that a bootstrap gives the ratio of the medians."""
+    ratio = _ratio(reference.epochs, found.epochs)
+    if not ratio:
+        return "no median: never reached"
+    draws = np.random.default_rng(0)
+    theirs, ours = (
+        np.quantile(draws.choice(reached.each, (RESAMPLES, len(reached.each))), 0.5, axis=1, method="inverted_cdf")
+        for reached in (reference, found)
+    )
+    # Where both are never reached nothing is known of their ratio: that counts for neither side.
+    both = np.isfinite(theirs) | np.isfinite(ours)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(theirs[both] / ours[both], (tail, 1 - tail), method="inverted_cdf")
+    return f"{ratio} ({CONFIDENCE:.0%}: {low:.1f} to {high:.1f})"
+
+
 def _plain(summary: Summary) -> dict[str, Any]:
     """Write a summary as JSON can hold it: null for what was never reached."""
     reached = {
-        f"{margin:.3f}": {"epochs": _finite(each.epochs), "seconds": _finite(each.seconds), "never": each.never}
+        f"{margin:.3f}": {
+            "each": _finite(each.each),
+            "epochs": _finite(each.epochs),
+            "seconds": _finite(each.seconds),
+            "never": each.never,
+        }
         for margin, each in summary.reached.items()
     }
     strategy = summary.strategy
@@ -280,7 +310,7 @@ def _plain(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _finite(values: Quartiles) -> list[float | None]:
+def _finite(values: Sequence[float]) -> list[float | None]:
     return [None if math.isinf(value) else value for value in values]
 
 

@@ -10,17 +10,18 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
+import psutil
 import typer
 
 from benchmarks.processes import in_a_fresh_process, use_own_stores
-from benchmarks.sheet import FOLDER, Line, print_table, publish, table_of
+from benchmarks.sheet import FOLDER, Line, publish, table_of
 from experiments._entry import run
 
 if TYPE_CHECKING:
@@ -48,26 +49,24 @@ def main(
     with _places() as places, tempfile.TemporaryDirectory() as folder:
         for repeat in range(repeats):
             for count in workers:
-                for place, (environment, servers_seconds) in places.items():
+                for place, (environment, servers) in places.items():
                     root = Path(folder, f"{place}-{count}-{repeat}".replace(" ", "-"))
-                    before = servers_seconds()
-                    rates = in_a_fresh_process(_rates, root, environment, count)
-                    rates["servers_ms"] = 1000 * (servers_seconds() - before) / _trials(count)
+                    rates = in_a_fresh_process(_rates, root, environment, servers, count)
                     found.setdefault((place, count), []).append(rates)
-                    print_table(_table(found))
+                    print(f"{place}, {count} workers: {1000 / rates['trial_wall_ms']:.1f} trials/s", file=sys.stderr)
     rows = [{"place": place, "workers": count, "measured": each} for (place, count), each in found.items()]
-    publish("sustain", [], _lines(found), {"rows": rows}, repeats, output)
+    publish("sustain", [_table(found)], _lines(found), {"rows": rows}, repeats, output)
 
 
 @contextmanager
-def _places() -> Iterator[dict[str, tuple[dict[str, str], Callable[[], float]]]]:
-    """Start the servers and yield, of each place, what the environment says and what its servers have spent."""
+def _places() -> Iterator[dict[str, tuple[dict[str, str], tuple[int, ...]]]]:
+    """Start the servers and yield, of each place, what the environment says and the processes of its servers."""
     from tests.deploy.fixtures import has_postgres
     from tests.deploy.servers import Postgres, TeamMlflow, server_folder
 
     if not has_postgres():
         print("There is no PostgreSQL here (Debian's package postgresql): SQLite alone is measured.", file=sys.stderr)
-        yield {EMBEDDED: ({}, lambda: 0.0)}
+        yield {EMBEDDED: ({}, ())}
         return
     with ExitStack() as stack:
         folder = stack.enter_context(server_folder())
@@ -85,11 +84,10 @@ def _places() -> Iterator[dict[str, tuple[dict[str, str], Callable[[], float]]]]
             "MLFLOW_TRACKING_USERNAME": mlflow.account,
             "MLFLOW_TRACKING_PASSWORD": mlflow.password,
         }
-        spent = postgres.processor_seconds, mlflow.processor_seconds
-        yield {EMBEDDED: ({}, lambda: 0.0), SERVERS: (ledger | tracking, lambda: sum(each() for each in spent))}
+        yield {EMBEDDED: ({}, ()), SERVERS: (ledger | tracking, (postgres.pid, mlflow.pid))}
 
 
-def _rates(root: Path, environment: Mapping[str, str], workers: int) -> dict[str, float]:
+def _rates(root: Path, environment: Mapping[str, str], servers: Sequence[int], workers: int) -> dict[str, float]:
     """Run trials in a study of their own, and tell what a trial takes from what its reports take, in milliseconds."""
     os.environ |= environment
     from benchmarks.scale import Clocked
@@ -102,15 +100,22 @@ def _rates(root: Path, environment: Mapping[str, str], workers: int) -> dict[str
     # All that a report makes the coordinator do.
     times: Times = defaultdict(list)
     engine, tracker = Clocked(study.engine, ("report",), times), Clocked(study.tracker, ("log_epoch",), times)
-    wall, processor = time.perf_counter(), time.process_time()
+    of_servers, wall, processor = _processor_seconds(servers), time.perf_counter(), time.process_time()
     study.run(trials, _executor(workers), engine, tracker)
     spent = time.perf_counter() - wall, time.process_time() - processor
-    rates = {}
+    rates = {"servers_ms": 1000 * (_processor_seconds(servers) - of_servers) / trials}
     for place, name in enumerate(("wall", "processor")):
         reports = sum(seconds[place] for calls in times.values() for seconds in calls)
         rates[f"report_{name}_ms"] = 1000 * reports / (trials * EPOCHS)
         rates[f"trial_{name}_ms"] = 1000 * (spent[place] - reports) / trials
     return rates
+
+
+def _processor_seconds(servers: Sequence[int]) -> float:
+    """Return the processor time that all processes below these have taken, those that ended included."""
+    below = [process for pid in servers for process in psutil.Process(pid).children(recursive=True)]
+    # The four of psutil's first fields: of a process, and of its children that have ended.
+    return float(sum(sum(process.cpu_times()[:4]) for process in below))
 
 
 def _trials(workers: int) -> int:

@@ -29,6 +29,7 @@ class _Attempt:
     spec: TrialSpec
     curve: Curve
     epoch: int = 0
+    epochs: int = 0
 
 
 class TableExecutor:
@@ -63,13 +64,14 @@ class TableExecutor:
         self._is_used[row] = True
         self.distances.append(distance)
         self._attempts[spec.number] = _Attempt(spec, self._curves[row])
-        self.resume(spec.number, after=0)
+        self.resume(spec.number, after=0, until=spec.hyperparameters.epochs)
 
-    def resume(self, number: int, after: int) -> None:
-        """Go on with a trial behind the epoch `after`."""
+    def resume(self, number: int, after: int, until: int) -> None:
+        """Go on with a trial behind the epoch `after`, to the end of the epoch `until`."""
         self.running += 1
-        self._attempts[number].epoch = after
-        self._train(self._attempts[number])
+        attempt = self._attempts[number]
+        attempt.epoch, attempt.epochs = after, until
+        self._train(attempt)
 
     def wait(self, timeout: float) -> list[Event]:
         """Return the next event and set the clock to it; without time to wait, nothing."""
@@ -87,7 +89,7 @@ class TableExecutor:
         attempt = self._attempts[report.number]
         if prune:
             self._end(attempt, TrialState.PRUNED)
-        elif report.epoch == attempt.spec.hyperparameters.epochs:
+        elif report.epoch == attempt.epochs:
             self._end(attempt, TrialState.COMPLETE, report.val_accuracy)
         else:
             self._train(attempt)

@@ -7,12 +7,10 @@ Beside the rates stands the share of the machine's own peak: what a large matrix
 same precision.
 """
 
-import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +20,7 @@ from unittest import mock
 
 import typer
 
+from benchmarks.processes import in_a_fresh_process
 from benchmarks.sheet import FOLDER, Line, publish, table_of
 from experiments._entry import run
 from fashion_study.executors.local import MALLOC
@@ -59,14 +58,16 @@ def main(
     short: Annotated[bool, typer.Option("--short", help="The blog's filters at two batch sizes, once each.")] = False,
     precision: Annotated[Precision, typer.Option(help="Of both sides.")] = Precision.FLOAT32,
     images: Annotated[int | None, typer.Option(help="Training images of an epoch; 10,000, in short 4,000.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 3,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="How often each side is measured; 3, in short once.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "training.json",
 ) -> None:
     """Measure every case on both sides in turn and print the ratios."""
     sizes, batches = ((LINE_SIZE,), LINE_BATCHES) if short else (tuple(FILTERS), BATCHES)
-    rounds = 1 if short else rounds
+    rounds = rounds or (1 if short else 3)
     images = images or (SHORT_IMAGES if short else IMAGES)
-    peak = _alone(_peak, precision)
+    peak = in_a_fresh_process(_peak, precision)
     title = f"images/s of one thread, {precision}; peak {peak / 1e9:,.0f} GFLOP/s"
     table = table_of(title, "batch", "bare model.fit", "worker", "ratio", "bare of peak", "worker of peak")
     rows = []
@@ -102,8 +103,9 @@ def _lines(rows: list[dict[str, Any]]) -> list[Line]:
 def _compared(case: Case, rounds: int, peak: float) -> dict[str, Any]:
     rates: dict[str, list[float]] = {"bare": [], "worker": []}
     for _ in range(rounds):
-        rates["bare"].append(_alone(_bare, case))
-        rates["worker"].append(_alone(_worker, case, MALLOC))
+        rates["bare"].append(in_a_fresh_process(_bare, case))
+        with mock.patch.dict(os.environ, MALLOC):
+            rates["worker"].append(in_a_fresh_process(_worker, case))
     bare, worker = median(rates["bare"]), median(rates["worker"])
     per_image = training_flops(case.params)
     return asdict(case) | {
@@ -126,13 +128,6 @@ def training_flops(params: Hyperparameters, classes: int = 10) -> float:
     rest = 11 * 11 * 9 * params.filters_1 * params.filters_2 + 3 * 3 * 9 * params.filters_2 * params.filters_3
     dense = 9 * params.filters_3 * params.dense_units + params.dense_units * classes
     return 2.0 * (2 * first + 3 * (rest + dense))
-
-
-def _alone(function: Callable[[Any], float], argument: object, environment: dict[str, str] | None = None) -> float:
-    """Call a function in a fresh process: TensorFlow takes its threads and its policy once, glibc its settings."""
-    spawn = multiprocessing.get_context("spawn")
-    with mock.patch.dict(os.environ, environment or {}), ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(function, argument).result()
 
 
 def _bare(case: Case) -> float:
@@ -165,15 +160,20 @@ def _worker(case: Case) -> float:
 
 def _peak(precision: Precision) -> float:
     """Return the floating point operations per second of a large matrix product on one thread."""
-    import tensorflow as tf
-
+    # Before TensorFlow, which it lets use oneDNN where it would not by itself.
     from fashion_study.training.fit import configure
 
     configure(threads=1)
+    import tensorflow as tf
+
     left, right = (
         tf.cast(tf.random.normal((PEAK_SIZE, PEAK_SIZE)), tf.dtypes.as_dtype(precision.value)) for _ in range(2)
     )
-    return 2.0 * PEAK_SIZE**3 / median(_seconds(lambda: tf.matmul(left, right).numpy()))
+
+    def multiply() -> None:
+        tf.matmul(left, right)[0, 0].numpy()  # One number waits for the whole product, and copies none of it.
+
+    return 2.0 * PEAK_SIZE**3 / median(_seconds(multiply))
 
 
 def _seconds(call: Callable[[], object]) -> Iterator[float]:

@@ -40,7 +40,7 @@ CANDIDATES: Mapping[str, Callable[[], BasePruner]] = {
 
 @dataclass(frozen=True)
 class OneEpoch:
-    """Train so many trials for one epoch, then finish the best of them, the best first (arXiv 2307.15422)."""
+    """Train so many trials for one epoch, then the best to the most epochs, the best first (arXiv 2307.15422)."""
 
     trials: int
     finished: int = 3
@@ -97,7 +97,8 @@ def replay(
     if one_epoch is not None:
         trials = min(trials, one_epoch.trials)
     executor = TableExecutor(table, space, strategy.workers)
-    ledger = Ledger(InMemoryStorage(), "replay")
+    # Hyperband puts a trial into a bracket by the study's name and its number: no two seeds share one.
+    ledger = Ledger(InMemoryStorage(), f"replay-{seed}")
     tracker = MemoryTracker()
     watch = _Watch(executor, tracker)
 
@@ -115,7 +116,7 @@ def replay(
         after_trial=watch.look,
     ).run()
     if one_epoch is not None:
-        _finish(ledger.records(), one_epoch.finished, executor, watch)
+        _finish(ledger.records(), one_epoch.finished, space.max_epochs, executor, watch)
         watch.default = watch.now if one_epoch.trials == DEFAULT_TRIALS else None
     return Outcome(tuple(watch.rises), watch.now, watch.default, tuple(executor.distances))
 
@@ -133,14 +134,14 @@ def _engine(strategy: Strategy, ledger: Ledger, space: SearchSpace, seed: int) -
     return engine
 
 
-def _finish(records: list[TrialRecord], count: int, executor: TableExecutor, watch: "_Watch") -> None:
-    """Train on, from their second epoch, the trials that were the best after their first."""
+def _finish(records: list[TrialRecord], count: int, most: int, executor: TableExecutor, watch: "_Watch") -> None:
+    """Train on, from their second epoch to the last there is, the trials that were the best after their first."""
     stopped = [record for record in records if record.state is TrialState.PRUNED]
     best = sorted(stopped, key=lambda record: -record.curve[1])[:count]
     queue = [record.number for record in best]
     while queue or executor.running:
         while queue and executor.running < executor.slots:
-            executor.resume(queue.pop(0), after=1)
+            executor.resume(queue.pop(0), after=1, until=most)
         for event in executor.wait(math.inf):
             if isinstance(event, EpochReport):
                 executor.answer(event, prune=False)

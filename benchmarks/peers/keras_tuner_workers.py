@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 from benchmarks.peers.task import Task, read_task
 
@@ -23,7 +24,12 @@ def main(task: Task) -> None:
         )
         for name in names
     )
-    codes = [process.wait() for process in tuners]
+    while any(tuner.poll() is None for tuner in tuners):
+        if chief.poll() is not None:  # Tuners wait an hour for a chief that is gone.
+            for tuner in tuners:
+                tuner.kill()
+        time.sleep(0.1)
+    codes = [tuner.wait() for tuner in tuners]
     # The chief looks only every 20 s whether its tuners have gone: that is not held against it.
     chief.terminate()
     chief.wait()

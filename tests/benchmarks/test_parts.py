@@ -113,5 +113,5 @@ def test_an_interruption_keeps_what_was_measured_and_the_short_form_has_no_goal(
     (line,) = sheet["lines"]
     assert [one["contender"] for one in sheet["measurements"][0]] == [OURS, PEER]
     assert line["measured"] == "3.00x, not measured matched"
-    assert "start-up and logging" in line["what"]
+    assert "short trials" in line["what"]
     assert line["goal"] == ""

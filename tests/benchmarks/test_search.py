@@ -1,12 +1,14 @@
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.curves import append_curve, append_session, continue_table
-from benchmarks.search import main
+from benchmarks.search import Reached, _ratio_and_interval, _reached, main
+from benchmarks.virtual_study import Moment
 from fashion_study.errors import BadInputError
 from tests.benchmarks.test_virtual_study import DESIGN, rising_table
 
@@ -49,3 +51,21 @@ def test_curves_of_a_space_that_has_changed_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(BadInputError, match="has changed since"):
         main(table=table, output=tmp_path / "search.json")
+
+
+def reached(*epochs: int | None) -> Reached:
+    return _reached([None if each is None else Moment(each, float(each), 0.9) for each in epochs])
+
+
+def test_a_ratio_stands_with_how_far_other_seeds_could_move_it() -> None:
+    assert _ratio_and_interval(reached(*[300] * 20), reached(*[100] * 20)) == "3.0x (95%: 3.0 to 3.0)"
+
+    wide = _ratio_and_interval(reached(*range(100, 500, 20)), reached(*range(50, 150, 5)))
+
+    ratio, low, high = map(float, re.findall(r"[\d.]+(?=x| to|\))", wide))
+    assert 1 < low < ratio < high < 10
+
+
+def test_studies_that_never_reach_it_leave_the_ratio_s_end_open() -> None:
+    assert "to inf" in _ratio_and_interval(reached(*[300] * 6, *[None] * 5), reached(*[100] * 11))
+    assert _ratio_and_interval(reached(300), reached(None)) == "no median: never reached"

@@ -126,6 +126,15 @@ def test_the_one_epoch_baseline_finishes_the_best_after_one_epoch() -> None:
     assert outcome.end.seconds == SECONDS * (20 + 2 + 19)  # 20 and 21 side by side, then the best two.
 
 
+def test_the_one_epoch_baseline_finishes_them_to_the_last_epoch_whatever_was_proposed() -> None:
+    table = rising_table(24)
+
+    outcome = replayed(Strategy("random", OneEpoch(24, finished=2)), table)
+
+    assert outcome.end.epochs == SPACE.baseline["epochs"] + 23 + 2 * 19
+    assert outcome.end.best == table.curves[-1].accuracy[-1]
+
+
 def test_a_study_ends_early_with_the_target_and_its_default_trials() -> None:
     table = rising_table(40)
 

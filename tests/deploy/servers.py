@@ -54,12 +54,11 @@ class Server:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)
 
-    def processor_seconds(self) -> float:
-        """Return the processor time that the server and all its processes have taken, those that ended included."""
+    @property
+    def pid(self) -> int:
+        """Return the id of the process under which all of the server's run."""
         assert self._process is not None
-        tree = psutil.Process(self._process.pid).children(recursive=True)
-        # The four of psutil's first fields: of a process, and of its children that have ended.
-        return sum(sum(process.cpu_times()[:4]) for process in tree)
+        return self._process.pid
 
     def signal(self, number: signal.Signals) -> None:
         """Signal the server itself, and wait until it has ended."""
@@ -135,9 +134,10 @@ class Postgres:
             cursor = connection.execute(words.encode())
             return cursor.fetchall() if cursor.description else []
 
-    def processor_seconds(self) -> float:
-        """Return the processor time that it has taken."""
-        return self._server.processor_seconds()
+    @property
+    def pid(self) -> int:
+        """Return the id of the process under which all of its run."""
+        return self._server.pid
 
     def die(self) -> None:
         """Be gone at once."""
@@ -205,9 +205,10 @@ class TeamMlflow:
         except OSError:
             return False
 
-    def processor_seconds(self) -> float:
-        """Return the processor time that it has taken."""
-        return self._server.processor_seconds()
+    @property
+    def pid(self) -> int:
+        """Return the id of the process under which all of its run."""
+        return self._server.pid
 
     def stop(self) -> None:
         """End, and wait for it."""

@@ -20,9 +20,11 @@ class Race:
         for curve in curves:
             self.add(curve, state)
 
-    def add(self, curve: Sequence[float], state: TrialState) -> int:
+    def add(self, curve: Sequence[float], state: TrialState, **attrs: int) -> int:
         values = dict(enumerate(curve, start=1))
-        trial = create_trial(state=state, params={"x": 0.5}, distributions=SPACE, intermediate_values=values)
+        trial = create_trial(
+            state=state, params={"x": 0.5}, distributions=SPACE, intermediate_values=values, user_attrs=attrs
+        )
         self.study.add_trial(trial)
         return len(self.study.trials) - 1
 
@@ -66,6 +68,14 @@ def test_it_looks_in_doubling_distances_while_more_than_half_of_the_epochs_is_le
 
 def test_those_that_did_not_come_to_a_rung_do_not_count_there() -> None:
     assert not Race([0.9], [0.8], [0.7, 0.3]).prunes(0.6, 0.7)
+
+
+def test_what_a_lost_attempt_reported_behind_a_trial_s_end_does_not_count() -> None:
+    race = Race()
+    # Its first attempt came to the fourth epoch, the one that counts was pruned after the second.
+    race.add([0.3, 0.3, 0.3, 0.3], TrialState.PRUNED, epochs_run=2)
+    assert not race.prunes(0.1, 0.2, 0.2, 0.2)
+    assert race.prunes(0.1, 0.2)
 
 
 def test_a_trial_that_runs_counts_with_what_it_has_by_now() -> None:

@@ -4,14 +4,18 @@ from optuna.pruners import BasePruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from fashion_study.engines.ledger import last_epoch
+
 
 class BestSoFarHalving(BasePruner):
     """Let a trial pass a rung while its best value so far is in the better half of all that came to that rung.
 
     The rungs are 1, 2, 4, ... steps, as long as more than half of the most steps is left behind them: what a later look
-    could save is little. A trial is judged when it comes to a rung, by those that are there already (asynchronous
-    successive halving, Li et al. 2020, arXiv 1810.05934, which stops trials instead of pausing them). Optuna's own
-    `SuccessiveHalvingPruner` compares the values of the rung's step alone, so that one unlucky epoch ends a good trial.
+    could save is little. They are the same for trials that ask for fewer steps: to spare those the look before their
+    end costs more epochs than it gains (decision 0015). A trial is judged when it comes to a rung, by those that are
+    there already (asynchronous successive halving, Li et al. 2020, arXiv 1810.05934, which stops trials instead of
+    pausing them). Optuna's own `SuccessiveHalvingPruner` compares the values of the rung's step alone, so that one
+    unlucky epoch ends a good trial.
     """
 
     def __init__(self, most_steps: int) -> None:
@@ -33,7 +37,7 @@ class BestSoFarHalving(BasePruner):
         bests = []
         for other in study.get_trials(deepcopy=False):
             best = settled.get(other.number)
-            if best is None and rung in other.intermediate_values:
+            if best is None and rung in other.intermediate_values and rung <= last_epoch(other):
                 best = _best_until(other, rung)
                 if other.state.is_finished():
                     settled[other.number] = best

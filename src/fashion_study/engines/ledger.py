@@ -246,12 +246,20 @@ class Ledger:
         return self._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
 
 
+def last_epoch(trial: FrozenTrial) -> float:
+    """Return the epoch in which a finished trial ended, infinity of one that has not: all that it reported counts.
+
+    What a lost attempt reported after the epoch in which the last one ended is none of the trial's.
+    """
+    ended: float = trial.user_attrs.get("epochs_run", math.inf) if trial.state.is_finished() else math.inf
+    return ended
+
+
 def _record(trial: FrozenTrial) -> TrialRecord:
     # Written before the trial's end, so that a kill in between leaves them to an attempt that ends in another way.
     end = trial.user_attrs if trial.state.is_finished() else {}
     reason = end.get("reason") if trial.state is OptunaState.FAIL else None
-    # What a lost attempt reported after the epoch in which the last one ended is none of the trial's.
-    epochs_run = end.get("epochs_run", math.inf)
+    last = last_epoch(trial)
     return TrialRecord(
         number=trial.number,
         state=STATES[trial.state],
@@ -259,7 +267,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         attempt=_whole(trial.user_attrs.get("attempt")),
         run_id=trial.user_attrs.get("run_id"),
         objective=trial.value if trial.state is OptunaState.COMPLETE else None,
-        curve={epoch: value for epoch, value in sorted(trial.intermediate_values.items()) if epoch <= epochs_run},
+        curve={epoch: value for epoch, value in sorted(trial.intermediate_values.items()) if epoch <= last},
         reason=FailReason(reason) if reason else None,
         seconds=end.get("seconds"),
         spared=_whole(trial.user_attrs.get("spared")),

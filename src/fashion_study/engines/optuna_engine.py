@@ -1,4 +1,4 @@
-"""Optuna as the engine: its samplers propose, its pruners stop."""
+"""Optuna as the engine: its samplers propose, its pruners stop, and one of ours does by default."""
 
 import copy
 import itertools

@@ -111,7 +111,7 @@ def paired_interval(differences: list[float]) -> tuple[float, float]:
 
 def accuracy(order: Order) -> float:
     """Train as a worker does, on one thread, and return the validation accuracy of the float32 model."""
-    import_quietly("tensorflow")
+    import_quietly("fashion_study.training.fit")
     import keras
 
     from fashion_study.training.evaluation import evaluate

@@ -1,9 +1,9 @@
 """Record the learning curves of a Sobol design over the baseline space, for the replay in `benchmarks.search`.
 
 `python -m benchmarks.record_curves` trains 200 configurations and the baseline for 20 epochs on 20,000 images of
-Fashion-MNIST (FASHION_MNIST_DIR or Keras's cache): two hours of processor time where bfloat16 is fast, at the lowest priority. Stop it
-whenever you like: the same command goes on where it ended. The configurations are trained in the order of the
-sequence, so that whatever is recorded so far is a fair design too.
+Fashion-MNIST (FASHION_MNIST_DIR or Keras's cache): two hours of processor time where bfloat16 is fast, at the lowest
+priority. Stop it whenever you like: the same command goes on where it ended. The configurations are trained in the
+order of the sequence, so that whatever is recorded so far is a fair design too.
 
 In the background, where a session of its own also gets the lowest weight:
 
@@ -211,7 +211,7 @@ def _train(order: Order) -> Curve:
     """Train one configuration as a worker of a study does, on one thread."""
     from fashion_study.quiet_import import import_quietly
 
-    import_quietly("tensorflow")
+    import_quietly("fashion_study.training.fit")
     import keras
 
     from fashion_study.training.fit import configure, fit, seed_training

@@ -24,6 +24,7 @@ from benchmarks.processes import in_a_fresh_process
 from benchmarks.sheet import FOLDER, Line, publish, table_of
 from experiments._entry import run
 from fashion_study.executors.local import MALLOC
+from fashion_study.quiet_import import import_quietly
 from fashion_study.trial import Hyperparameters, Precision
 
 BATCHES = (64, 128, 256, 512, 1024)
@@ -131,6 +132,7 @@ def training_flops(params: Hyperparameters, classes: int = 10) -> float:
 
 
 def _bare(case: Case) -> float:
+    import_quietly("benchmarks.bare_fit")
     from benchmarks.bare_fit import bare_rate
     from fashion_study.datasets import load_study_data, locate
 
@@ -139,6 +141,7 @@ def _bare(case: Case) -> float:
 
 
 def _worker(case: Case) -> float:
+    import_quietly("fashion_study.training.fit")
     from fashion_study.datasets import load_study_data, locate
     from fashion_study.training.fit import Epoch, configure, fit, seed_training
     from fashion_study.training.model import build_model
@@ -160,12 +163,13 @@ def _worker(case: Case) -> float:
 
 def _peak(precision: Precision) -> float:
     """Return the floating point operations per second of a large matrix product on one thread."""
-    # Before TensorFlow, which it lets use oneDNN where it would not by itself.
+    # Not TensorFlow itself: this lets it use oneDNN where it would not by itself.
+    import_quietly("fashion_study.training.fit")
+    import tensorflow as tf
+
     from fashion_study.training.fit import configure
 
     configure(threads=1)
-    import tensorflow as tf
-
     left, right = (
         tf.cast(tf.random.normal((PEAK_SIZE, PEAK_SIZE)), tf.dtypes.as_dtype(precision.value)) for _ in range(2)
     )

@@ -25,7 +25,7 @@ def main(task: Task) -> None:
         for name in names
     )
     while any(tuner.poll() is None for tuner in tuners):
-        if chief.poll() is not None:  # Tuners wait an hour for a chief that is gone.
+        if chief.poll():  # It failed, and tuners would wait an hour for it; else it ends when the last tuner does.
             for tuner in tuners:
                 tuner.kill()
         time.sleep(0.1)

@@ -24,9 +24,7 @@ def bare_rate(
     """Return the median images per second of the epochs after the first, each without its validation, by `clock`."""
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    if precision == "bfloat16":
-        keras.config.set_dtype_policy("mixed_bfloat16")
-    model = build_network(params.model_dump(), len(data.class_names))
+    model = build_network(params.model_dump(), len(data.class_names), precision)
     stopwatch = _Stopwatch(clock)
     model.fit(
         data.train.images.astype("float32"),

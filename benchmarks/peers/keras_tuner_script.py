@@ -57,7 +57,7 @@ class LoggedNetwork(keras_tuner.HyperModel):  # type: ignore[misc]  # KerasTuner
         }
         hp.Choice("batch_size", [64, 128, 256, 512, 1024])
         hp.Int("epochs", 1, 20)
-        return build_network(params, len(self._task.class_names))
+        return build_network(params, len(self._task.class_names), self._task.precision)
 
     def fit(self, hp: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Train, and log parameters, curves, confusion matrix and model."""

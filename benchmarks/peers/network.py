@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from benchmarks.peers.task import Split
 
 
-def build_network(params: Mapping[str, Any], classes: int) -> keras.Model:
-    """Build and compile the network of a trial."""
+def build_network(params: Mapping[str, Any], classes: int, precision: str | None = None) -> keras.Model:
+    """Build and compile the network of a trial, in float32 unless `precision` is bfloat16."""
+    if precision == "bfloat16":
+        # Here, for each network: `clear_session`, which KerasTuner calls too, forgets the policy.
+        keras.config.set_dtype_policy("mixed_bfloat16")
     model = keras.Sequential(
         [
             keras.Input((28, 28, 1)),

@@ -43,7 +43,7 @@ def main(task: Task) -> None:
         }
         with mlflow.start_run(run_name=f"trial_{trial.number}", nested=True, parent_run_id=parent):
             mlflow.log_params(params)
-            model = build_network(params, len(task.class_names))
+            model = build_network(params, len(task.class_names), task.precision)
             history = model.fit(
                 *train,
                 batch_size=params["batch_size"],

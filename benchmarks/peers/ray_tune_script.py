@@ -75,7 +75,7 @@ def train(config: dict[str, Any], task: Task, train_images: "Split", validation:
             if epoch + 1 < config["epochs"]:
                 tune.report(logs)
 
-    model = build_network(config, len(task.class_names))
+    model = build_network(config, len(task.class_names), task.precision)
     history = model.fit(
         *train_images,
         batch_size=config["batch_size"],

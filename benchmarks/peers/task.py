@@ -73,13 +73,10 @@ def open_experiment(task: Task) -> str:
 
 
 def configure(task: Task) -> None:
-    """Give TensorFlow the precision and the threads of the task, where it names them; before the first operation."""
+    """Give TensorFlow the threads of the task, where it names them; before the first operation."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import keras
     import tensorflow as tf
 
     if task.threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(task.threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    if task.precision == "bfloat16":
-        keras.config.set_dtype_policy("mixed_bfloat16")

@@ -169,6 +169,15 @@ def workers_of(pid: int) -> list[psutil.Process]:
     return [child for child in children if child.status() != psutil.STATUS_ZOMBIE and TOY in child.cmdline()]
 
 
+def await_workers(count: int) -> list[psutil.Process]:
+    """Wait until so many live: those of a Ray cluster are started by processes of their own."""
+    give_up = time.monotonic() + PATIENCE
+    while len(workers := workers_of(os.getpid())) != count:
+        assert time.monotonic() < give_up, workers
+        time.sleep(0.05)
+    return workers
+
+
 def kill_the_worker() -> None:
     """Kill this process's one worker."""
     (worker,) = workers_of(os.getpid())
@@ -201,13 +210,12 @@ class ProcessContract(ExecutorContract):
 
     def test_a_worker_that_dies_is_replaced_at_once(self, make: MakeProcesses) -> None:
         executor = make(2, {(0, 1): Fate.LOST})
-        before = {process.pid for process in workers_of(os.getpid())}
+        before = {process.pid for process in await_workers(2)}
         executor.submit(spec(0))
 
         follow(executor, ends=1)
 
-        after = {process.pid for process in workers_of(os.getpid())}
-        assert len(before) == len(after) == 2
+        after = {process.pid for process in await_workers(2)}
         assert len(before & after) == 1
 
     def test_an_answer_to_a_worker_that_died_meanwhile_is_dropped(self, make: MakeProcesses) -> None:
@@ -268,8 +276,7 @@ class ProcessContract(ExecutorContract):
         executor = make(2, {(0, 1): Fate.STUCK})
         executor.submit(spec(0))
         executor.answer(first_report(executor), prune=False)
-        workers = workers_of(os.getpid())
-        assert len(workers) == 2
+        workers = await_workers(2)
 
         executor.stop()
 
@@ -281,7 +288,7 @@ def hangs_and_fails(fate: str, make: MakeProcesses) -> None:
     """Let an attempt hang in this way, and see it end by its own fault and its worker replaced."""
     executor = make(1, {(0, 1): fate}, Limits(seconds=1))
     executor.submit(spec(0, epochs=3))
-    before = workers_of(os.getpid())
+    before = await_workers(1)
 
     end = end_of(executor)
 

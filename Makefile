@@ -59,7 +59,7 @@ test-faults-full: .venv/.locked-dev .venv/.project ## the same with hundreds of 
 bench: .venv/.locked-dev .venv/.project ## the benchmarks in a short form, in one table; ARGS="--only overhead" picks some
 	@$(bin)/python -m benchmarks --short $(ARGS)
 
-bench-full: .venv/.locked-dev .venv/.project ## every benchmark in full: hours; the figures of docs/performance.md
+bench-full: .venv/.locked-dev .venv/.project ## every benchmark in full: hours
 	@$(bin)/python -m benchmarks $(ARGS)
 
 check: .venv/.locked-dev .venv/.project ## format, lint, types and the order of imports

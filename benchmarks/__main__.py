@@ -65,12 +65,14 @@ def main(
             output = folder / f"{name}.json"
             output.unlink(missing_ok=True)  # What another run has left there is not this one's.
             started = time.monotonic()
-            if subprocess.run([*command, "--output", str(output)], check=False).returncode:
-                failed.append(name)
-            print(f"{name}: {(time.monotonic() - started) / 60:.1f} min", file=sys.stderr)
-            if output.exists():  # One that fails may keep what it had measured.
-                lines += [Line(**line) for line in json.loads(output.read_text(encoding="utf-8"))["lines"]]
-    finally:  # An interruption, too, leaves a table of what was measured.
+            try:
+                if subprocess.run([*command, "--output", str(output)], check=False).returncode:
+                    failed.append(name)
+            finally:  # One that fails, or is interrupted, may keep what it had measured.
+                print(f"{name}: {(time.monotonic() - started) / 60:.1f} min", file=sys.stderr)
+                if output.exists():
+                    lines += [Line(**line) for line in json.loads(output.read_text(encoding="utf-8"))["lines"]]
+    finally:
         print_table(lines_table("all benchmarks, short" if short else "all benchmarks", lines))
     print(f"The figures in full: {folder}", file=sys.stderr)
     if failed:

@@ -54,8 +54,9 @@ def first_epoch_seconds(precision: str, workers: int) -> float:
         if study.returncode or not told:
             shown = "some" if told else "no"
             raise RuntimeError(f"the study ended with {study.returncode} and {shown} epochs:\n{''.join(printed[-40:])}")
-        (trial, _), end = min(told.items(), key=lambda item: item[1])
-        first, second = _training_seconds(Path(folder), trial)
+        # Some trials have one epoch alone.
+        end, trial = min((end, trial) for (trial, epoch), end in told.items() if epoch == 1 and (trial, 2) in told)
+        first, second, *_ = _training_seconds(Path(folder), trial)
         return end - first - (told[trial, 2] - end - second)
 
 

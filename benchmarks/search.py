@@ -228,7 +228,8 @@ def _lines(summaries: list[Summary], rows: int) -> list[Line]:
             held += [each for each in group if isinstance(each.strategy.pruner, OneEpoch)]
         lines += [
             Line(
-                f"fewer epochs to {100 * margin:.1f} points, {_workers(workers)}: {_name(each.strategy)}",
+                f"fewer epochs to {100 * margin:.1f} points, {_workers(workers)}: "
+                f"{_name(each.strategy)} against {_name(group[0].strategy)}",
                 _ratio_and_interval(group[0].reached[margin], each.reached[margin]),
                 "" if isinstance(each.strategy.pruner, OneEpoch) else GOAL,
             )
@@ -281,9 +282,9 @@ def _ratio_and_interval(reference: Reached, found: Reached) -> str:
         for reached in (reference, found)
     )
     # Where both are never reached nothing is known of their ratio: that counts for neither side.
-    both = np.isfinite(theirs) | np.isfinite(ours)
+    known = np.isfinite(theirs) | np.isfinite(ours)
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(theirs[both] / ours[both], (tail, 1 - tail), method="inverted_cdf")
+    low, high = np.quantile(theirs[known] / ours[known], (tail, 1 - tail), method="inverted_cdf")
     return f"{ratio} ({CONFIDENCE:.0%}: {low:.1f} to {high:.1f})"
 
 

@@ -113,9 +113,13 @@ def _rates(root: Path, environment: Mapping[str, str], servers: Sequence[int], w
 
 def _processor_seconds(servers: Sequence[int]) -> float:
     """Return the processor time that all processes below these have taken, those that ended included."""
-    below = [process for pid in servers for process in psutil.Process(pid).children(recursive=True)]
-    # The four of psutil's first fields: of a process, and of its children that have ended.
-    return float(sum(sum(process.cpu_times()[:4]) for process in below))
+    while True:
+        below = [process for pid in servers for process in psutil.Process(pid).children(recursive=True)]
+        try:
+            # The four of psutil's first fields: of a process, and of its children that have ended.
+            return float(sum(sum(process.cpu_times()[:4]) for process in below))
+        except psutil.NoSuchProcess:  # It has ended meanwhile, and its parent has its time by now.
+            continue
 
 
 def _trials(workers: int) -> int:

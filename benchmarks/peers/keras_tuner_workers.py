@@ -25,7 +25,7 @@ def main(task: Task) -> None:
         for name in names
     )
     while any(tuner.poll() is None for tuner in tuners):
-        if chief.poll():  # It failed, and tuners would wait an hour for it; else it ends when the last tuner does.
+        if chief.poll():  # It failed, and tuners would wait an hour for it; otherwise it outlives them, or nearly.
             for tuner in tuners:
                 tuner.kill()
         time.sleep(0.1)

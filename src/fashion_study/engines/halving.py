@@ -11,11 +11,11 @@ class BestSoFarHalving(BasePruner):
     """Let a trial pass a rung while its best value so far is in the better half of all that came to that rung.
 
     The rungs are 1, 2, 4, ... steps, as long as more than half of the most steps is left behind them: what a later look
-    could save is little. They are the same for trials that ask for fewer steps: to spare those the look before their
-    end costs more epochs than it gains (decision 0015). A trial is judged when it comes to a rung, by those that are
-    there already (asynchronous successive halving, Li et al. 2020, arXiv 1810.05934, which stops trials instead of
-    pausing them). Optuna's own `SuccessiveHalvingPruner` compares the values of the rung's step alone, so that one
-    unlucky epoch ends a good trial.
+    could save is little. They are the same for trials that ask for fewer steps: to skip a rung that lies in the second
+    half of a trial's own steps costs more epochs than it gains (decision 0015). A trial is judged when it comes to a
+    rung, by those that are there already (asynchronous successive halving, Li et al. 2020, arXiv 1810.05934, which
+    stops trials instead of pausing them). Optuna's own `SuccessiveHalvingPruner` compares the values of the rung's
+    step alone, so that one unlucky epoch ends a good trial.
     """
 
     def __init__(self, most_steps: int) -> None:

@@ -35,7 +35,6 @@ WORKERS = (1, 2, 8, 16)
 SHORT_WORKERS = (1, 2, 8)
 ONE_EPOCH = tuple(OneEpoch(trials) for trials in (DEFAULT_TRIALS, 50, 100))
 GOAL = "3x to 5x"
-SEEDS, SHORT_SEEDS = 50, 10
 # Of a ratio of medians, by the bootstrap: each draws as many studies as there are, with replacement.
 RESAMPLES, CONFIDENCE = 2_000, 0.95
 
@@ -67,14 +66,13 @@ class Summary:
 
 
 def main(
-    short: Annotated[bool, typer.Option("--short", help="The main strategies, 1, 2 and 8 workers, 10 seeds.")] = False,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Studies of each strategy; 50, in short 10.")] = None,
+    short: Annotated[bool, typer.Option("--short", help="The main strategies, 1, 2 and 8 workers.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Studies of each strategy.")] = 50,
     trials: Annotated[int, typer.Option(min=1, help="The most trials of a study.")] = 100,
     table: Annotated[Path, typer.Option(help="The recorded curves.")] = TABLE,
     output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "search.json",
 ) -> None:
     """Replay every strategy with every number of workers and print how they compare."""
-    seeds = seeds or (SHORT_SEEDS if short else SEEDS)
     recorded, space = _inputs(table)
     best = recorded.best_from(_fewest_epochs(space))
     strategies = list(_strategies(short=short))

@@ -82,6 +82,7 @@ class ModelKeeper:
         self._client.set_tag(run_id, REMOVED, f"not among the best {self._keep} trials (--keep-models {self._keep})")
         try:
             get_artifact_repository(folder, tracking_uri=self._client.tracking_uri).delete_artifacts()
+        # MLflow's word for an artifact store that cannot delete is NotImplementedError.
         except (MlflowException, NotImplementedError, OSError) as error:
             self._client.delete_tag(run_id, REMOVED)
             self._note(f"the model files of trial {number:03d} cannot be taken away, and stay: {error}")

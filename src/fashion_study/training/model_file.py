@@ -126,6 +126,7 @@ def _members(path: Path) -> dict[str, bytes]:
                     size = f"{entry.filename} of {entry.file_size:,} bytes"
                     _refuse(path, size, f"at most {MEMBERS[entry.filename]:,}")
             return {name: archive.read(name) for name in names}
+    # `zipfile` says NotImplementedError of an archive of a later version or method, RuntimeError of an encrypted one.
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
         _refuse(path, f"no readable archive ({error})", "a .keras file, which is a zip archive")
 

@@ -30,6 +30,7 @@ from fashion_study.trial import (
     TrialState,
     WorkerSettings,
 )
+from tests.processes import descendants_running
 from tests.twins import PROBED, Fate, Key, MemoryExecutor, toy_report, toy_result
 
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
@@ -165,8 +166,7 @@ def end_of(executor: Executor) -> Event:
 
 def workers_of(pid: int) -> list[psutil.Process]:
     """Find the living worker processes of a coordinator."""
-    children = psutil.Process(pid).children(recursive=True)
-    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE and TOY in child.cmdline()]
+    return descendants_running(TOY, pid)
 
 
 def await_workers(count: int) -> list[psutil.Process]:

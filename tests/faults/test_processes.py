@@ -33,6 +33,7 @@ from tests.faults.promises import (
     outcome,
 )
 from tests.faults.table import RecordFault
+from tests.processes import descendants_running
 
 pytestmark = pytest.mark.faults
 
@@ -59,7 +60,7 @@ def until(condition: Callable[[], object], process: BaseProcess) -> None:
 
 
 def workers_of(pid: int | None) -> list[psutil.Process]:
-    return [child for child in psutil.Process(pid).children() if WORKER in child.cmdline()]
+    return descendants_running(WORKER, pid)
 
 
 @contextmanager

@@ -5,18 +5,17 @@ either kind of layers, from the same weights and over the same images in the sam
 thread each. What is compared is what a study compares: the float32 model on the validation images.
 """
 
-import math
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import TYPE_CHECKING, Annotated
 from unittest import mock
 
 import typer
-from scipy.special import stdtrit
+from scipy.stats import ttest_1samp
 
 from benchmarks.sheet import FOLDER, Line, publish, table_of
 from experiments._entry import run
@@ -86,10 +85,11 @@ def main(
     table = table_of(f"validation accuracy, {precision}, {images:,} images, {epochs} epochs", "ours", "stock", "points")
     for pair in pairs:
         table.add_row(f"seed {pair.seed}", f"{pair.ours:.4f}", f"{pair.stock:.4f}", f"{pair.points:+.2f}")
-    middle, half = paired_interval([pair.points for pair in pairs])
+    differences = [pair.points for pair in pairs]
+    middle, (low, high) = mean(differences), ttest_1samp(differences, 0).confidence_interval(CONFIDENCE)
     line = Line(
         f"accuracy, our training layers less Keras's, {precision}",
-        f"{middle:+.2f} points ({CONFIDENCE:.0%}: {middle - half:+.2f} to {middle + half:+.2f})",
+        f"{middle:+.2f} points ({CONFIDENCE:.0%}: {low:+.2f} to {high:+.2f})",
         GOAL,
     )
     figures = {
@@ -98,15 +98,9 @@ def main(
         "params": params.model_dump(),
         "pairs": [asdict(pair) for pair in pairs],
         "mean_points": middle,
-        "half_interval_points": half,
+        "interval_points": [float(low), float(high)],
     }
     publish("accuracy", [table], [line], figures, seeds, output)
-
-
-def paired_interval(differences: list[float]) -> tuple[float, float]:
-    """Return the mean of paired differences and half the width of its interval, by Student's t."""
-    n = len(differences)
-    return mean(differences), float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * stdev(differences) / math.sqrt(n)
 
 
 def accuracy(order: Order) -> float:

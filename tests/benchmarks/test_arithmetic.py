@@ -1,6 +1,5 @@
 import pytest
 
-from benchmarks.accuracy import paired_interval
 from benchmarks.endurance import Sample, growth_per_attempt
 from benchmarks.overhead import cost_of
 from benchmarks.training import training_flops
@@ -32,11 +31,3 @@ def test_a_worker_grows_by_what_it_gains_behind_its_first_attempts() -> None:
 
     assert growth_per_attempt([*first, *held], workers=2) == pytest.approx(7)
     assert growth_per_attempt(held[:5], workers=2) is None
-
-
-def test_pairs_are_judged_by_students_t() -> None:
-    middle, half = paired_interval([-0.11, -0.25, -1.03, -0.09, 0.36])
-
-    assert middle == pytest.approx(-0.224)
-    # 2.776 standard errors, as tables have it for four degrees of freedom.
-    assert half == pytest.approx(2.776 * 0.5055 / 5**0.5, rel=1e-3)

@@ -4,6 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 pytest_plugins = ["tests.deploy.fixtures", "tests.faults.table"]
@@ -13,6 +14,9 @@ OWN_SETTINGS = ("MLFLOW_", "OPTUNA_", "KERAS_", "PG", "RAY_")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Cut the tests and what they start off from the user, before TensorFlow and MLflow are imported."""
+    # A crowded machine takes as long as it takes.
+    hypothesis.settings.register_profile("patient", deadline=None)
+    hypothesis.settings.load_profile("patient")
     for name in [name for name in os.environ if name.startswith(OWN_SETTINGS)]:
         del os.environ[name]
     home = tempfile.TemporaryDirectory(prefix="fashion-study-tests-", ignore_cleanup_errors=True)

@@ -1,20 +1,39 @@
-"""Processes that tests look for."""
+"""Processes that tests look for and ask; any of them may end meanwhile."""
 
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import psutil
+
+Answer = TypeVar("Answer")
+Other = TypeVar("Other")
+
+
+def unless_gone(ask: Callable[[], Answer], otherwise: Other) -> Answer | Other:
+    """Return a process's answer, or `otherwise` where it has ended and has none any more."""
+    try:
+        return ask()
+    except psutil.NoSuchProcess:
+        return otherwise
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Say whether a process has ended and has closed all its files, be its end noted by its parent or not."""
+    # A zombie's other threads may still hold its files.
+    is_dead = unless_gone(process.status, psutil.STATUS_ZOMBIE) == psutil.STATUS_ZOMBIE
+    return is_dead and unless_gone(process.num_threads, 1) == 1
 
 
 def descendants_running(module: str, pid: int | None) -> list[psutil.Process]:
     """Find the living processes below `pid` that were started as `python -m module`."""
-    return [process for process in psutil.Process(pid).children(recursive=True) if module in _command_of(process)]
+    children = psutil.Process(pid).children(recursive=True)
+    return [child for child in children if module in unless_gone(partial(_command_of, child), ())]
 
 
 def _command_of(process: psutil.Process) -> list[str]:
-    with suppress(psutil.NoSuchProcess):  # Or a zombie, which psutil counts as none.
-        # Whoever starts a process goes on before the kernel has noted its command line, which is empty until then.
-        while not (command := process.cmdline()):
-            time.sleep(0.001)
-        return command
-    return []
+    # Whoever starts a process goes on before the kernel has noted its command line, which is empty until then.
+    while not (command := process.cmdline()):
+        time.sleep(0.001)
+    return list(command)

@@ -24,6 +24,7 @@ from fashion_study.tracking.addresses import local_path, moves, rebase
 from fashion_study.tracking.ownership import claim
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, registered_name
 from fashion_study.tracking.store import open_store
+from tests.optuna_client import trials_of
 
 STUDY = "digits-smoke"
 NAME = registered_name("digits")
@@ -54,7 +55,7 @@ class Ward:
         (self.experiment,) = (e.experiment_id for e in self.client.search_experiments() if e.name == "digits")
 
     def ledger(self, study: str = STUDY) -> list[FrozenTrial]:
-        return optuna.load_study(study_name=study, storage=f"sqlite:///{self.root}/optuna.db").trials
+        return trials_of(self.root, study)
 
     def runs(self, condition: str = "") -> list[Run]:
         return list(self.client.search_runs([self.experiment], condition, ViewType.ALL))

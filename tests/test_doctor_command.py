@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import optuna
 import pytest
 from mlflow import MlflowClient
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from tests.faults.table import RecordFault
+from tests.optuna_client import trials_of
 
 ROOT = Path(__file__).parents[1]
 STUDY = "digits-smoke"
@@ -46,9 +46,8 @@ def study(store: Path) -> list[str]:
     return python("experiments.run_study", *fixed, "--trials", "3", "--workers", "1", "--store", store)
 
 
-def trials(store: Path) -> dict[int, optuna.trial.FrozenTrial]:
-    kept = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{store}/optuna.db")
-    return {trial.number: trial for trial in kept.trials}
+def trials(store: Path) -> dict[int, FrozenTrial]:
+    return {trial.number: trial for trial in trials_of(store, STUDY)}
 
 
 def statuses(store: Path) -> list[str]:

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -17,7 +18,6 @@ import keras
 import mlflow
 import numpy as np
 import numpy.typing as npt
-import optuna
 import pandas as pd
 import psutil
 import pytest
@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fashion_study.datasets import load_study_data, locate
 from fashion_study.space_file import load_space
 from tests.faults.table import RecordFault
+from tests.optuna_client import trials_of
 
 ROOT = Path(__file__).parents[1]
 STUDY = "digits-smoke"
@@ -92,13 +93,12 @@ def read_back(store: Path, study: str = STUDY) -> Evidence:
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     assert {run.data.tags["mlflow.parentRunId"] for run in runs if run is not parent} <= {parent.info.run_id}
-    kept = optuna.load_study(study_name=study, storage=f"sqlite:///{store}/optuna.db")
     return Evidence(
         client=client,
         parent=parent,
         runs={run.info.run_id: run for run in runs if run.data.tags["kind"] == "trial"},
         repeats=[run for run in runs if run.data.tags["kind"] == "finalist"],
-        trials={trial.number: trial for trial in kept.trials},
+        trials={trial.number: trial for trial in trials_of(store, study)},
     )
 
 
@@ -115,13 +115,26 @@ class Start:
 
 
 def start(store: Path, copy_to: Path, *options: str) -> Start:
+    scratch = scratch_of(store)
+    scratch.mkdir(exist_ok=True)
     done = subprocess.run(
-        command(store, *options), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
+        command(store, *options),
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(scratch)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     evidence = read_back(store)
     copy_to.mkdir()
     files = evidence.client.download_artifacts(evidence.parent.info.run_id, "", str(copy_to))
     return Start(store, done.returncode, done.stdout, done.stderr, evidence, Path(files))
+
+
+def scratch_of(store: Path) -> Path:
+    """Name the folder for temporary files that the starts with a store are given."""
+    return store.with_name("scratch")
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +177,10 @@ def test_a_study_runs_its_trials_and_names_the_best(first: Start) -> None:
     assert re.search(rf"^{named} .*with {best.value:.4f}", first.output, re.MULTILINE)
     assert "4 of 4 trials done, 4 of them now" in first.output
     assert first.errors == ""
+
+
+def test_a_study_leaves_no_temporary_files(first: Start) -> None:
+    assert list(scratch_of(first.store).iterdir()) == []
 
 
 def test_trial_0_is_the_baseline_and_is_complete(first: Start) -> None:

@@ -1,11 +1,16 @@
 """The promises of Ctrl-C: once ends cleanly, twice ends at once, and the handlers are handed back."""
 
+import io
 import signal
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fashion_study.interrupts import Interrupts, Terminated
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -29,6 +34,39 @@ def test_the_first_signal_is_answered_with_what_happens_now() -> None:
     (line,) = said
     assert "go back to waiting" in line
     assert "again ends at once" in line
+
+
+class Interrupted(io.RawIOBase):
+    """A stream during whose first write a signal comes."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: "ReadableBuffer") -> int:
+        if not self.written:
+            signal.raise_signal(signal.SIGINT)
+        self.written.append(bytes(data))
+        return len(self.written[-1])
+
+
+def test_a_signal_in_the_middle_of_a_line_waits_with_its_own_until_that_is_written() -> None:
+    stream = Interrupted()
+    output = io.BufferedWriter(stream)
+
+    def say(line: str) -> None:
+        output.write(line.encode())
+        output.flush()
+
+    with Interrupts(say):
+        output.write(b"trial 001 started\n")
+        output.flush()
+
+    first, second = stream.written
+    assert first == b"trial 001 started\n"
+    assert second.startswith(b"stopping: ")
 
 
 def test_afterwards_signals_mean_what_they_meant_before() -> None:

@@ -320,13 +320,13 @@ ANYTHING = st.recursive(
 PLACES = sorted({place for place, _, _ in WRONG})
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(text=st.text(st.characters(codec="utf-8"), max_size=60) | st.text("[]{}:-!&*?|>%#'\"\\ \n1.eax", max_size=40))
 def test_any_text_loads_or_is_refused(text: str) -> None:
     load_or_refuse(text)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(place=st.sampled_from(PLACES), value=ANYTHING)
 def test_a_space_with_anything_in_any_place_loads_or_is_refused(place: str, value: object) -> None:
     space = plain_space()

@@ -40,7 +40,7 @@ def steps() -> list[Step]:
 
 def plain(lines: Iterable[str]) -> str:
     """Write lines as one, without what may differ from machine to machine: figures, ids, and where a table wraps."""
-    text = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{8}\b", "#", " ".join(lines))
+    text = re.sub(r"(?<=\brun )[0-9a-f]{8}\b", "#", " ".join(lines))
     text = re.sub(r"[+-]?\d[\d.,e+-]*( (s|min)\b)?", "#", text)
     return re.sub(r"[\s─]+", " ", text).strip()
 

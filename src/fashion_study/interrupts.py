@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -12,21 +13,26 @@ class Terminated(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Note the first signal for the coordinator to see; raise KeyboardInterrupt on the second.
+    """Note the first signal for the coordinator to see and `say` so; raise KeyboardInterrupt on the second.
 
     Outside the main thread (a notebook server's, say) signals cannot be handled, and nothing is changed.
     """
 
     HANDLED = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+    def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
         self._say = say
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        # The handler says nothing itself: it may have come in the middle of what the main thread writes, and Python's
+        # streams cannot be entered a second time.
+        self._speaker = threading.Thread(target=self._speak, name="interrupts", daemon=True)
         self.received: signal.Signals | None = None
         self._second: signal.Signals | None = None
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
+            self._speaker.start()
             self._previous = {number: signal.signal(number, self._note) for number in self.HANDLED}
         return self
 
@@ -35,6 +41,9 @@ class Interrupts:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._speaker.is_alive():
+            self._lines.put(None)
+            self._speaker.join()
         # Whose call the signal has interrupted may have put an exception of its own in the place of ours, as Ray does.
         if isinstance(error, KeyboardInterrupt) and self._second is signal.SIGTERM:
             raise Terminated from error
@@ -44,5 +53,8 @@ class Interrupts:
             self._second = signal.Signals(number)
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
         self.received = signal.Signals(number)
-        if self._say is not None:
-            self._say("stopping: unfinished trials go back to waiting; Ctrl-C again ends at once")
+        self._lines.put("stopping: unfinished trials go back to waiting; Ctrl-C again ends at once")
+
+    def _speak(self) -> None:
+        while (line := self._lines.get()) is not None:
+            self._say(line)

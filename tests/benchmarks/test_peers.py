@@ -15,6 +15,7 @@ from benchmarks.throughput import PEERS, TRIALS
 CLASSES = tuple("abcdefghij")
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("launcher", [launcher for _, launcher in PEERS.values()])
 def test_a_peer_leaves_every_trial_in_full(launcher: str, tmp_path: Path) -> None:
     draws = np.random.default_rng(0)

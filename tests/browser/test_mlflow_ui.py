@@ -16,6 +16,9 @@ from fashion_study.mlflow_ui.server import Pages, Server, choose_port, find_page
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry
 from fashion_study.tracking.store import open_store
 
+# A study and a server are started, each with a limit of its own.
+pytestmark = pytest.mark.timeout(900)
+
 ROOT = Path(__file__).parents[2]
 STUDY = "digits-smoke"
 # Not a measure of anything: how long a page may take on a busy machine before something must be wrong.
@@ -60,7 +63,7 @@ def finished(
         registry.move_alias(name, alias, registry.versions(name)[0].number)
     trials = client.search_runs(["1"], "tags.kind = 'trial'", order_by=["metrics.objective DESC"])
     assert len(trials) == 3
-    with serve(store, choose_port(5000)) as server:
+    with serve(store, choose_port(0)) as server:
         yield Finished(server, find_pages(store), trials)
 
 

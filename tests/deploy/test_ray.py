@@ -48,7 +48,7 @@ def test_a_node_that_is_lost_in_the_middle_costs_no_trial(
     record_fault: RecordFault,
 ) -> None:  # fmt: skip
     words = ("--space", _longer(tmp_path), "--trials", str(TRIALS), "--study", "lost-node", "--address", nodes.address)
-    command = [sys.executable, "-m", "experiments.run_study", *FIXED, *words]
+    command = [sys.executable, "-m", "experiments.run_study", *FIXED, "--pruner", "none", *words]
     shown = tmp_path / "shown"
     with shown.open("wb") as output:
         study = subprocess.Popen(command, cwd=tmp_path, env=on_servers, stdout=output, stderr=output)

@@ -72,6 +72,8 @@ def test_a_coordinator_has_its_study_alone_and_when_it_is_killed_the_next_one_go
     record_fault: RecordFault,
 ) -> None:  # fmt: skip
     with running("killed", tmp_path / "one", on_servers) as first:
+        # Stopped, it is still there when the other two commands have ended, and still in the middle.
+        first.send_signal(signal.SIGSTOP)
         (tmp_path / "other").mkdir()
         refused = run("run_study", *words("killed"), cwd=tmp_path / "other")
         assert refused.returncode == ExitCode.STORE, refused.stdout + refused.stderr

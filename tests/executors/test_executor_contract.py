@@ -30,7 +30,7 @@ from fashion_study.trial import (
     TrialState,
     WorkerSettings,
 )
-from tests.processes import descendants_running
+from tests.processes import descendants_running, has_ended
 from tests.twins import PROBED, Fate, Key, MemoryExecutor, toy_report, toy_result
 
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
@@ -188,7 +188,7 @@ def kill_the_worker() -> None:
 def await_the_end(worker: psutil.Process) -> None:
     """Wait for a worker's end, and leave it to the executor to bury it."""
     begun = time.monotonic()
-    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+    while not has_ended(worker):
         assert time.monotonic() - begun < PATIENCE
         time.sleep(0.01)
 

@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -28,6 +30,7 @@ from tests.executors.test_executor_contract import (
     TOY,
     MakeProcesses,
     ProcessContract,
+    await_the_end,
     end_of,
     first_report,
     follow,
@@ -35,6 +38,7 @@ from tests.executors.test_executor_contract import (
     spec,
     workers_of,
 )
+from tests.processes import unless_gone
 from tests.twins import Fate, Key, toy_result
 
 # Small enough for two on a machine with one core.
@@ -60,7 +64,7 @@ def await_slots(executor: Executor, slots: int) -> None:
 def supervisors() -> list[psutil.Process]:
     """Find the living supervisors below this process."""
     children = psutil.Process().children(recursive=True)
-    return [child for child in children if child.is_running() and child.name().startswith("ray::Superv")]
+    return [child for child in children if unless_gone(child.name, "").startswith("ray::Superv")]
 
 
 def kill(processes: list[psutil.Process]) -> None:
@@ -93,10 +97,13 @@ def test_a_cluster_of_its_own_is_out_of_reach_for_other_machines(cluster: Cluste
     await_slots(executor, 1)
     me = psutil.Process()
     below = me.children(recursive=True)
-    connections = [each for process in (me, *below) for each in process.net_connections("tcp")]
+    names = {unless_gone(process.name, "") for process in below}
+    connections = [
+        each for process in (me, *below) for each in unless_gone(partial(process.net_connections, "tcp"), ())
+    ]
     executor.stop()
 
-    assert {process.name() for process in below} >= {"gcs_server", "raylet"}
+    assert names >= {"gcs_server", "raylet"}
     listening = {ip_address(each.laddr.ip) for each in connections if each.status == psutil.CONN_LISTEN}
     assert listening
     assert {getattr(address, "ipv4_mapped", None) or address for address in listening} == {ip_address("127.0.0.1")}
@@ -155,7 +162,7 @@ class TestRayExecutor(ProcessContract):
         await_slots(executor, 1)
         executor.submit(spec(0, attempt=2))
         assert end_of(executor) == toy_result(spec(0, attempt=2), TrialState.COMPLETE, 2)
-        assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+        await_the_end(worker)
 
     def test_an_attempt_that_nobody_has_begun_is_not_lost_with_the_supervisor(self, make: MakeProcesses) -> None:
         executor = make(2, {})
@@ -204,7 +211,9 @@ class TestRayExecutor(ProcessContract):
         (worker,), below = workers_of(os.getpid()), psutil.Process().children(recursive=True)
 
         assert worker.environ()["TOY_PASSWORD"] == "hunter2"
-        assert not any("hunter2" in word for process in below for word in process.cmdline())
-        logs = [path for path in Path("/tmp").glob("ray-*/session_latest/logs/**/*") if path.is_file()]
+        assert not any("hunter2" in word for process in below for word in unless_gone(process.cmdline, ()))
+        node: Any = ray._private.worker._global_node
+        folder = Path(node.get_logs_dir_path())
+        logs = [path for path in folder.rglob("*") if path.is_file()]
         assert logs
         assert not any(b"hunter2" in path.read_bytes() for path in logs)

@@ -81,7 +81,7 @@ def test_a_worker_s_death_costs_its_attempt_and_its_hanging_and_its_hunger_its_t
 ) -> None:
     root = new_store()
     launcher = launch(**fates(t1a1="lost", t2a1="segfault", t3a1="exit", t4a1="stuck", t5a1="hungry", t6a1="diverged"))
-    limits = ("--trial-timeout", "3s", "--worker-memory", "400M")
+    limits = ("--trial-timeout", "15s", "--worker-memory", "400M")
     words = (*FIXED, *limits, "--trials", 8, "--workers", 2, "--pruner", "none", "--store", root)
 
     life = launcher.start("run_study", *words)

@@ -194,10 +194,13 @@ def test_a_study_waits_for_whoever_holds_a_database(
 @pytest.fixture
 def server(new_store: NewStore) -> Iterator[tuple[MlflowServer, Path]]:
     root = new_store()
-    server = MlflowServer(root, choose_port(5000))
-    server.start()
-    yield server, root
-    server.kill()
+    # None that the kernel gives to connections: while the server is away nobody else may have it.
+    server = MlflowServer(root, choose_port(5100))
+    try:
+        server.start()
+        yield server, root
+    finally:
+        server.kill()
 
 
 def test_a_study_waits_for_its_server_and_goes_on(

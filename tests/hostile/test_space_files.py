@@ -286,13 +286,13 @@ TEXTS = st.lists(PIECES | st.text(max_size=6), max_size=40).map("".join)
 PLACES = st.integers(0, len(BASELINE))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(text=TEXTS)
 def test_whatever_is_put_together_from_yaml_and_malice_loads_or_is_refused(text: str) -> None:
     load_or_refuse(text)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(changes=st.lists(st.tuples(PLACES, st.integers(0, 30), PIECES | st.text(max_size=6)), min_size=1, max_size=4))
 def test_the_baseline_space_with_anything_cut_out_and_put_in_loads_or_is_refused(
     changes: list[tuple[int, int, str]],
@@ -303,7 +303,7 @@ def test_the_baseline_space_with_anything_cut_out_and_put_in_loads_or_is_refused
     load_or_refuse(text)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(order=st.lists(st.sampled_from(BASELINE.splitlines(keepends=True)), max_size=70))
 def test_the_lines_of_the_baseline_space_in_any_order_load_or_are_refused(order: list[str]) -> None:
     load_or_refuse("".join(order))

@@ -2,10 +2,12 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPResponse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -16,6 +18,7 @@ from mlflow import MlflowClient
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.mlflow_ui.server import SAFE_SETTINGS, Server, choose_port, find_pages, serve
 from fashion_study.tracking.store import Store, open_store
+from tests.processes import has_ended
 from tests.study_store import Studies
 
 # What a user may have set for other servers, and what would open this one.
@@ -110,7 +113,7 @@ def server(studies: Studies) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as environment:
         for name, value in DANGEROUS.items():
             environment.setenv(name, value)
-        with serve(studies.store, choose_port(5000)) as server:
+        with serve(studies.store, choose_port(0)) as server:
             yield server
 
 
@@ -234,18 +237,19 @@ def test_it_listens_on_this_machine_only(server: Server) -> None:
 
 
 def test_the_end_leaves_no_process_and_a_free_port(studies: Studies) -> None:
-    port = choose_port(5000)
+    port = choose_port(0)
     with serve(studies.store, port) as server:
         processes = family(server.process.pid)
     assert len(processes) >= 2
-    assert not [process for process in processes if process.is_running()]
+    until(lambda: all(map(has_ended, processes)))
     assert choose_port(port) == port
 
 
 def test_a_server_that_ends_by_itself_is_reported(studies: Studies) -> None:
-    with serve(studies.store, choose_port(5000)) as server:
+    with serve(studies.store, choose_port(0)) as server:
         for process in family(server.process.pid)[1:]:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         with pytest.raises(StoreError, match=r"mlflow-server\.log"):
             server.wait()
 
@@ -253,13 +257,36 @@ def test_a_server_that_ends_by_itself_is_reported(studies: Studies) -> None:
 def test_a_server_that_cannot_start_is_reported_with_what_it_printed(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("This was a database once; something else has been written over it.")
     store = Store(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
-    with pytest.raises(StoreError, match=r"mlflow-server\.log"), serve(store, choose_port(5000)):
+    with pytest.raises(StoreError, match=r"mlflow-server\.log"), serve(store, choose_port(0)):
         pytest.fail("it has started")
     assert "database" in (tmp_path / "logs" / "mlflow-server.log").read_text()
 
 
+class SomebodyElse(BaseHTTPRequestHandler):
+    """Answer as a healthy server does."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_has_taken_the_port_meanwhile_is_not_shown_as_ours(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), SomebodyElse) as other:
+        threading.Thread(target=other.serve_forever).start()
+        try:
+            with pytest.raises(StoreError, match="ended with exit code"), serve(store, other.server_port):
+                pytest.fail("it has started")
+        finally:
+            other.shutdown()
+    assert "address already in use" in (tmp_path / "logs" / "mlflow-server.log").read_text()
+
+
 def test_the_server_ends_with_its_owner_though_that_is_killed(studies: Studies) -> None:
-    port = choose_port(5000)
+    port = choose_port(0)
     words = [sys.executable, "-c", OWNER, str(studies.store.root), str(port)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
@@ -267,7 +294,7 @@ def test_the_server_ends_with_its_owner_though_that_is_killed(studies: Studies) 
         processes = family(owner.pid)[1:]
         owner.kill()
     assert len(processes) >= 2
-    until(lambda: not [process for process in processes if process.is_running()])
+    until(lambda: all(map(has_ended, processes)))
     assert choose_port(port) == port
 
 

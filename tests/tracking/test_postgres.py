@@ -34,6 +34,11 @@ def store(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return open_store(tmp_path / "here", study_db=postgres.address())
 
 
+def see_all_go(postgres: Postgres, condition: str = "") -> None:
+    """Wait until the server has noticed which of our connections are closed."""
+    postgres.query(f"SELECT pg_terminate_backend(pid, 60000) {OURS} {condition}")
+
+
 @contextmanager
 def held(store: Store, study: str) -> Iterator[subprocess.Popen[str]]:
     """Let another process own a study, in another folder, as it would from another machine."""
@@ -51,7 +56,9 @@ def held(store: Store, study: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_a_second_coordinator_is_refused_from_whichever_machine_and_told_who_runs_the_study(store: Store) -> None:
+def test_a_second_coordinator_is_refused_from_whichever_machine_and_told_who_runs_the_study(
+    store: Store, postgres: Postgres
+) -> None:
     with held(store, "toy") as holder, store.ledger_storage() as storage:
         with (
             pytest.raises(StoreError, match=f"process {holder.pid} on {socket.gethostname()} ") as caught,
@@ -65,6 +72,7 @@ def test_a_second_coordinator_is_refused_from_whichever_machine_and_told_who_run
             pass
         holder.kill()
         holder.wait()
+        see_all_go(postgres, f"AND application_name LIKE '%process {holder.pid} on %'")
         with sole_coordinator(store, storage, "toy"):
             pass
 
@@ -79,13 +87,13 @@ def test_a_study_is_free_again_when_its_owner_is_done(store: Store) -> None:
 
 
 def test_a_ledger_keeps_one_connection_and_closes_it(store: Store, postgres: Postgres) -> None:
+    see_all_go(postgres)
     with store.ledger_storage() as storage, sole_coordinator(store, storage, "toy"):
         ledger = Ledger(storage, "connections")
         ledger.remember(something=1)
         assert ledger.counted() == 0
         assert postgres.query(f"SELECT count(*) {OURS}") == [(1,)]
-    # The server may take a moment to see that it is gone.
-    assert postgres.query(f"SELECT count(pg_terminate_backend(pid, 60000)) {OURS}")
+    see_all_go(postgres)
     assert postgres.query(f"SELECT count(*) {OURS}") == [(0,)]
 
 

@@ -132,7 +132,7 @@ class LocalExecutor:
         self._gpus = visible_gpus()
         self._failed_starts = 0
         self._oom = OomWatch()
-        self._watched = self._sampled = time.monotonic()
+        self._clocked = self._sampled = time.monotonic()
         # Spread over time, so that not all of them are replaced at once.
         lives = (ATTEMPTS_PER_WORKER * (workers - slot) // workers for slot in range(workers))
         self._workers = [self._start(slot, max(1, life)) for slot, life in enumerate(lives)]
@@ -157,6 +157,7 @@ class LocalExecutor:
 
     def submit(self, spec: TrialSpec) -> None:
         """Hand an attempt to a worker that is free; a worker still importing takes it up when it is ready."""
+        self._run_clocks()
         free = (worker for worker in self._workers if worker.spec is None)
         # The one that is ready first, if there is one.
         min(free, key=lambda worker: not worker.is_ready).give(spec)
@@ -209,6 +210,7 @@ class LocalExecutor:
     def _collect(self, workers: Iterable[_Worker], timeout: float) -> list[Any]:
         by_connection = {worker.connection: worker for worker in workers}
         ready = wait(list(by_connection), timeout)
+        self._run_clocks()
         heard = [by_connection[connection] for connection in ready if isinstance(connection, Connection)]
         return [message for worker in heard for message in self._receive(worker)]
 
@@ -268,14 +270,17 @@ class LocalExecutor:
         if worker.spec is not None and not worker.is_ready:
             successor.give(worker.spec)  # Nobody has begun it yet.
 
-    def _watch(self) -> list[Event]:
-        """Let the clocks run on, and end what breaks a limit."""
+    def _run_clocks(self) -> None:
+        """Let the clocks run on to now, before anything is begun, ended or judged by them."""
         now = time.monotonic()
         for worker in self._workers:
-            worker.clock += min(now - self._watched, LONGEST_TICK)
-        self._watched = now
-        if now - self._sampled >= SAMPLE_SECONDS:
-            self._sampled = now
+            worker.clock += min(now - self._clocked, LONGEST_TICK)
+        self._clocked = now
+
+    def _watch(self) -> list[Event]:
+        """End what breaks a limit."""
+        if self._clocked - self._sampled >= SAMPLE_SECONDS:
+            self._sampled = self._clocked
             self._oom.look()
             for worker in self._workers:
                 # One that has just ended takes nothing any more; what it took last may explain its end.

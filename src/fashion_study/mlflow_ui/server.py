@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
 
+import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -183,7 +184,7 @@ def _environment(store: Store) -> dict[str, str]:
 def _wait_until_healthy(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
-        if _is_healthy(port):
+        if _has_port(process.pid, port) and _is_healthy(port):
             return
         time.sleep(0.1)
     ending = "has not answered yet" if process.poll() is None else f"ended with exit code {process.poll()}"
@@ -191,6 +192,17 @@ def _wait_until_healthy(process: "subprocess.Popen[bytes]", port: int, log: Path
         f"The MLflow server {ending}. Expected an answer at {HOST}:{port} within {START_SECONDS:.0f} s. "
         f"What it printed is in {log}."
     )
+
+
+def _has_port(pid: int, port: int) -> bool:
+    """Say whether a process or one below it listens there: another server may have taken the port meanwhile."""
+    with suppress(psutil.NoSuchProcess):
+        owner = psutil.Process(pid)
+        for process in (owner, *owner.children(recursive=True)):
+            sockets = process.net_connections("tcp")
+            if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets):
+                return True
+    return False
 
 
 def _is_healthy(port: int) -> bool:

@@ -108,8 +108,11 @@ def _batches(split: Split, size: int, shuffle_seed: int | None = None) -> tf.dat
     order = tf.data.Dataset.range(len(split.labels))
     if shuffle_seed is not None:
         order = order.shuffle(len(split.labels), seed=shuffle_seed, reshuffle_each_iteration=True)
-    batches = order.batch(size).map(lambda index: (tf.gather(images, index), tf.gather(labels, index)))
-    return batches.with_options(_no_waiting())
+    # Nothing in it is for AutoGraph, which would leave a file of code in the temporary folder.
+    gather = tf.autograph.experimental.do_not_convert(
+        lambda index: (tf.gather(images, index), tf.gather(labels, index))
+    )
+    return order.batch(size).map(gather).with_options(_no_waiting())
 
 
 def _no_waiting() -> tf.data.Options:

@@ -31,7 +31,9 @@ def interleaved_ms(models: tuple[keras.Model, keras.Model], images: npt.NDArray[
 
 def _compiled(model: keras.Model, batch: npt.NDArray[np.uint8]) -> Callable[[Any], Any]:
     signature = [tf.TensorSpec((None, *batch.shape[1:]), batch.dtype)]
-    answer: Callable[[Any], Any] = tf.function(lambda part: model(part, training=False), input_signature=signature)
+    answer: Callable[[Any], Any] = tf.function(
+        lambda part: model(part, training=False), input_signature=signature, autograph=False
+    )
     answer(batch)  # The first call traces.
     return answer
 

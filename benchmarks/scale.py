@@ -63,7 +63,7 @@ def main(
         rows.append(_measured(size, SHORT_WORKERS if short else WORKERS))
         for table in _tables(rows[-1]):
             print_table(table)
-        # Each time anew: the largest take hours, and an interruption keeps the others.
+        # Each time anew: the largest take half an hour, and an interruption keeps the others.
         write("scale", _lines(rows), {"rows": rows}, 1, output)
     publish("scale", [], _lines(rows), {"rows": rows}, 1, output)
 

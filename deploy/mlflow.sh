@@ -21,6 +21,8 @@ set -eu
 export PGHOST PGPORT="${PGPORT:-5432}"
 listen=${LISTEN:-127.0.0.1}
 port=${PORT:-5000}
+python=${PYTHON:-python3}
+case $python in */*) python=$(cd "$(dirname "$python")" && pwd)/${python##*/} ;; esac
 umask 077
 mkdir -p "$MLFLOW_DATA"
 cd "$MLFLOW_DATA"
@@ -52,7 +54,7 @@ export MLFLOW_DISABLE_TELEMETRY=true
 export MLFLOW_SQLALCHEMYSTORE_POOL_SIZE="${MLFLOW_SQLALCHEMYSTORE_POOL_SIZE:-4}"
 export MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW="${MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW:-4}"
 
-exec "${PYTHON:-python3}" -m mlflow server --app-name basic-auth \
+exec "$python" -m mlflow server --app-name basic-auth \
     --host "$listen" --port "$port" --workers "${WORKERS:-2}" \
     --allowed-hosts "${ALLOWED_HOSTS:-$listen:$port,localhost:$port}" \
     --cors-allowed-origins "${CORS_ALLOWED_ORIGINS:-http://$listen:$port}" \

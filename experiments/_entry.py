@@ -1,6 +1,7 @@
 """What every entry point does around its one function: turn errors into messages and exit codes."""
 
 import functools
+import inspect
 import sys
 import traceback
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def run(main: Callable[..., None]) -> None:
     A user's mistake ends in one message and its exit code; a bug of ours in its traceback and 70.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    app.command()(_saying_when_stopped(main))
+    app.command(help=_help_of(main))(_saying_when_stopped(main))
     try:
         app()
     except StudyError as error:
@@ -43,6 +44,12 @@ def run(main: Callable[..., None]) -> None:
         print(without_passwords(traceback.format_exc()), end="", file=sys.stderr)
         print("This is a bug of fashion-study; please report it with the lines above.", file=sys.stderr)
         sys.exit(ExitCode.BUG)
+
+
+def _help_of(main: Callable[..., None]) -> str:
+    # Behind the first paragraph Typer keeps the ends of a docstring's lines, which a narrow terminal would break twice.
+    paragraphs = inspect.cleandoc(main.__doc__ or "").split("\n\n")
+    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
 
 
 def _saying_when_stopped(main: Callable[..., None]) -> Callable[..., None]:

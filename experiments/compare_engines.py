@@ -18,7 +18,9 @@ def main(
     ] = None,
     epochs: Annotated[int, Option(help="What each study may take, all its trials together.")] = 200,
     seeds: Annotated[int, Option(help="Studies of each contender.")] = 5,
-    workers: Annotated[int | None, Option(help="Processes that train; default one per GPU, else per core.")] = None,
+    workers: Annotated[
+        int | None, Option(help="Processes that train; default one per GPU, else per core, as memory allows.")
+    ] = None,
     precision: Annotated[PrecisionChoice, Option(help="auto: the faster one on this machine.")] = "auto",
     limit_train: Annotated[int | None, Option(help="Train on this many images only.")] = None,
     store: StoreFolder = STORE,

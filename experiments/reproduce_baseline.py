@@ -19,7 +19,7 @@ def main(
     ] = None,
     store: StoreFolder = Path("mlruns"),
     workers: Annotated[
-        int | None, Option(min=1, help="Processes that train; default one per GPU, else per core.")
+        int | None, Option(min=1, help="Processes that train; default one per GPU, else per core, as memory allows.")
     ] = None,
     register: Annotated[
         bool, Option("--register", help="Register the model on raw pixels; with no champion yet it becomes that.")

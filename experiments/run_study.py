@@ -34,7 +34,10 @@ def main(
     timeout: Annotated[str | None, Option(help="Start no trial after this long: 90s, 30m, 1h30m.")] = None,
     trial_timeout: Annotated[str | None, Option(help="Fail a trial that takes longer: 90s, 10m.")] = None,
     workers: Annotated[
-        int | None, Option(help="Processes that train; default one per GPU, else per core; on Ray, as many as fit.")
+        int | None,
+        Option(
+            help="Processes that train; default one per GPU, else per core, as memory allows; on Ray, as many as fit."
+        ),
     ] = None,
     worker_memory: Annotated[str | None, Option(help="Fail a trial whose worker takes more: 4G, 900M.")] = None,
     executor: Annotated[
@@ -79,11 +82,14 @@ def main(
     ] = None,
     repeats: Annotated[int | None, Option(help="How often, with other seeds; default 3.")] = None,
     keep_models: Annotated[
-        int | None, Option(help="Keep the model files of the best K trials and of what is registered; default all.")
+        int | None,
+        Option(help="Keep the model files of the best K trials, baseline, finalists and registered ones; default all."),
     ] = None,
     try_point: Annotated[
         list[str] | None,
-        Option("--try", help="A point of your own, tried first: JSON; the rest comes from the baseline."),
+        Option(
+            "--try", help="A point of your own, tried right after the baseline: JSON; the rest comes from the baseline."
+        ),
     ] = None,
 ) -> None:
     """Run a hyperparameter study around the baseline CNN, or continue one to its total.

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,18 @@ def refused(done: subprocess.CompletedProcess[str], exit_code: int) -> str:
 
 def test_every_command_is_asked() -> None:
     assert set(WORDS) == {path.stem for path in (ROOT / "experiments").glob("[a-z]*.py")}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_the_help_breaks_no_line_of_a_narrow_terminal_twice(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    about = run(name, tmp_path, "--help").stdout.split("Examples:")[0]
+    lines = [line.rstrip() for line in about.splitlines()]
+    assert len(lines) > 4
+    for line, following in pairwise(lines):
+        assert not line or not following or len(f"{line} {following.split()[0]}") >= 80, about
 
 
 @pytest.mark.parametrize("name", NEED_A_STORE)

@@ -63,16 +63,17 @@ class StudyConfig(BaseModel):
     """Describe one study; the defaults are those of `python -m experiments.run_study`.
 
     `trials` is a total: a study that has some already is continued to it. `epoch_budget` is a total too: when all
-    trials together have taken so many epochs, none is started and the running ones end. So it is after `timeout`
-    seconds. `workers` defaults to one per GPU, else one per usable core. A trial that takes longer than `trial_timeout`
-    seconds, or more than `worker_memory` bytes, fails. With `keep_models` the model files of the best so many trials
-    are kept, and those of the others taken away. The best `finalists` trials are trained again `repeats` times; left
-    out, 3 and 3 as far as that takes no more epochs than the trials did. `try_points` are tried first, after the
-    baseline; what a point leaves out comes from the baseline. `study_db` is the address of a PostgreSQL database for
-    the ledger of trials, without a password; left out, it is `OPTUNA_STORAGE`, else a file in `store`. The default
-    `sampler` is the `engine`'s: tpe of Optuna, hyperband of KerasTuner, which has no pruners. With `executor` ray the
-    workers are on the Ray cluster at `address`, or on one that is started here; each takes `worker_cpus` (1) and
-    `worker_gpus` (1 where there are any), and without `workers` there are as many as the cluster has room for.
+    trials together have taken so many epochs, none is started, and those that run are finished. So it is after
+    `timeout` seconds. `workers` defaults to one per GPU, else one per usable core, as memory allows. A trial that takes
+    longer than `trial_timeout` seconds, or more than `worker_memory` bytes, fails. With `keep_models` the model files
+    of the best so many trials are kept, and those of the others taken away. The best `finalists` trials are trained
+    again `repeats` times; left out, 3 and 3 as far as that takes no more epochs than the trials did. `try_points` are
+    tried first, after the baseline; what a point leaves out comes from the baseline. `study_db` is the address of a
+    PostgreSQL database for the ledger of trials, without a password; left out, it is `OPTUNA_STORAGE`, else a file in
+    `store`. The default `sampler` is the `engine`'s: tpe of Optuna, hyperband of KerasTuner, which has no pruners. With
+    `executor` ray the workers are on the Ray cluster at `address`, or on one that is started here; each takes
+    `worker_cpus` (1) and `worker_gpus` (1 where there are any), and without `workers` there are as many as the cluster
+    has room for.
 
     Raises:
         BadInputError: a field is unknown or out of its range, or `study_db` holds a password.
@@ -159,7 +160,7 @@ class StudyConfig(BaseModel):
         elif find_spec("ray") is None:
             raise BadInputError(
                 "--executor ray needs Ray, which is not installed. Expected the extra `ray`: "
-                "pip install 'fashion-study[ray]'; or leave the option out, to train on this machine."
+                "pip install -e '.[ray]' in the checkout; or leave the option out, to train on this machine."
             )
         else:
             self.cluster_address()

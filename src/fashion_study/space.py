@@ -202,7 +202,7 @@ class SearchSpace(BaseModel):
 
     @property
     def max_epochs(self) -> int:
-        """Give the most epochs that a trial can take: a pruner's full resource."""
+        """Give the most epochs that a trial can take; pruners derive from it after which epochs they look."""
         epochs = self.parameters.get("epochs")
         if epochs is None:
             return int(self.fixed["epochs"])

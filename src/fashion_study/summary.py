@@ -149,7 +149,7 @@ def _ending(result: StudyResult) -> list[str]:
     elif result.stopped_by is not None:
         lines.append(f"Stopped by {STOPPED_BY[result.stopped_by]}; the unfinished trials wait.")
     elif result.counted < total:
-        lines.append("The time given with --timeout is over; no further trial was started.")
+        lines.append("The time of --timeout is over, or --epoch-budget is spent; no further trial was started.")
     return lines
 
 

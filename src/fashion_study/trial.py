@@ -61,7 +61,7 @@ class TrialState(StrEnum):
 
 
 class FailReason(StrEnum):
-    """Name what made a trial fail by its own fault."""
+    """Name what made a trial fail: its own fault, or that it was stopped from outside too often."""
 
     DIVERGED = "diverged"
     ERROR = "error"

@@ -101,7 +101,7 @@ class Ledger:
             self.study.set_user_attr(key, value)
 
     def counted(self) -> int:
-        """Count the trials that a budget counts: complete, pruned, and failed by their own fault."""
+        """Count the trials that a budget counts: complete, pruned and failed, those that were given up included."""
         return sum(trial.state in COUNTED for trial in self.trials())
 
     def trials(self) -> list[FrozenTrial]:

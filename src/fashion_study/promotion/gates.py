@@ -110,8 +110,8 @@ def paired_interval(only_first: int, only_second: int, images: int, confidence: 
 def accuracy_gate(paired: Paired, readings: int, gates: Gates) -> GateResult:
     """Ask for more right answers than the champion's, at a level divided by the readings of the holdout.
 
-    The division is Bonferroni's: however often a study reads the holdout, the chance that one of its challengers
-    wins by luck stays below `alpha`.
+    The k-th reading is judged at alpha / k, a plain rule that grows stricter with each reading. It is no bound over
+    endlessly many of them (docs/decisions/0008-promotion-by-gates.md).
     """
     ours, theirs = paired.discordant()
     images, alpha = len(paired.labels), gates.alpha / readings

@@ -102,7 +102,7 @@ def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: 
             f"{folder}/model",
             mlflow_model=card,
             signature=_signature(model),
-            # Without a list MLflow starts a second Python to find out: 12 s.
+            # Without a list MLflow starts a second Python to find out: 5 s.
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
         )
         sha256 = hashlib.sha256(Path(folder, "model/data/model.keras").read_bytes()).hexdigest()

@@ -215,7 +215,7 @@ def test_what_is_for_a_cluster_is_refused_without_one(field: str) -> None:
 def test_ray_is_an_extra_that_is_asked_for_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     StudyConfig().check()
-    with pytest.raises(BadInputError, match=r"pip install 'fashion-study\[ray\]'"):
+    with pytest.raises(BadInputError, match=r"pip install -e '\.\[ray\]'"):
         StudyConfig(executor="ray").check()
 
 

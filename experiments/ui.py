@@ -22,9 +22,9 @@ def main(
 ) -> None:
     """Start the MLflow server on the store, for this machine only, until Ctrl-C.
 
-    Prints the page that compares the best trials of a study. Jobs, pickles and telemetry are off; other hosts' names
-    and writes from other origins are refused. Where MLFLOW_TRACKING_URI names a server, its pages are printed and
-    nothing is started.
+    Prints the page that compares the best trials of a study. Jobs, pickles, telemetry and the assistant are off; other
+    hosts' names and writes from other origins are refused. Where MLFLOW_TRACKING_URI names a server, its pages are
+    printed and nothing is started.
 
     Examples:
 

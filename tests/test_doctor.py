@@ -21,6 +21,7 @@ from fashion_study.errors import StoreError
 from fashion_study.finding import Kind
 from fashion_study.study import run_study
 from fashion_study.tracking.addresses import local_path, moves, rebase
+from fashion_study.tracking.champions import only_promotion
 from fashion_study.tracking.ownership import claim
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, registered_name
 from fashion_study.tracking.store import open_store
@@ -386,7 +387,7 @@ def test_a_reproduction_that_is_at_work_is_left_alone(ward: Ward) -> None:
 def test_a_registry_that_is_being_changed_is_left_alone(ward: Ward) -> None:
     dangling_alias(ward)
 
-    with claim(ward.root, ".promotion"):
+    with only_promotion(ward.root):
         examination = examine(ward.root, fix=True)
 
     assert kinds(examination) == []

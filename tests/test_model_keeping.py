@@ -228,14 +228,18 @@ def test_the_seconds_of_a_trial_hold_its_training(ended: StudyResult) -> None:
         assert record.seconds >= client.get_run(str(record.run_id)).data.metrics["train_seconds"]
 
 
-def test_nothing_outside_the_store_is_taken_away_whatever_its_database_says(bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["file://{}", "file://localhost{}", "{}"])
+def test_nothing_outside_the_store_is_taken_away_whatever_its_database_says(
+    form: str, bench: Bench, tmp_path: Path
+) -> None:
     for objective in (0.5, 0.1, 0.6):
         bench.add(objective)
     victim = tmp_path / "models" / bench.model_id(1) / "artifacts"
     victim.mkdir(parents=True)
     with closing(sqlite3.connect(bench.store.root / "mlflow.db")) as database, database:
         database.execute(
-            "UPDATE logged_models SET artifact_location = ? WHERE model_id = ?", (victim.as_uri(), bench.model_id(1))
+            "UPDATE logged_models SET artifact_location = ? WHERE model_id = ?",
+            (form.format(victim), bench.model_id(1)),
         )
 
     bench.keeper(1).sweep()
@@ -244,3 +248,18 @@ def test_nothing_outside_the_store_is_taken_away_whatever_its_database_says(benc
     (note,) = bench.notes
     assert "the model files of trial 001 stay" in note
     assert bench.said_to_be_gone() == set()
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_a_run_that_somebody_has_deleted_stays_as_it_is(for_good: bool, bench: Bench) -> None:
+    for objective in (0.5, 0.1, 0.6):
+        bench.add(objective)
+    (folder,) = (bench.store.root / "artifacts").rglob(bench.model_id(1))
+    bench.client.delete_run(bench.runs[1])
+    if for_good:
+        bench.client._tracking_client.store._hard_delete_run(bench.runs[1])
+
+    bench.keeper(1).sweep()
+
+    assert folder.is_dir()
+    assert bench.notes == []

@@ -1,4 +1,4 @@
-"""A new study that is stopped before its precision is known: a clean end, and the same command goes on."""
+"""Studies that are stopped before their first attempt: a clean end, and the same command goes on."""
 
 import os
 import signal
@@ -15,8 +15,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from ray.cluster_utils import Cluster
 
-from fashion_study.errors import ExitCode
+from fashion_study import StudyConfig, run_study
+from fashion_study.errors import ExitCode, StoreError
 from fashion_study.executors.supervisor import Supervisor
+from fashion_study.progress import Silent
 from fashion_study.tracking.store import open_store
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +80,47 @@ def test_a_signal_ends_it_cleanly_while_the_first_worker_starts(tmp_path: Path) 
     goes_on(store)
 
 
+class StoppingAtTheStart(Silent):
+    """Send Ctrl-C when the workers are being started."""
+
+    def note(self, text: str) -> None:
+        if text.startswith("starting "):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_stop_before_its_finalists_are_begun_leaves_them_to_the_next_start(tmp_path: Path) -> None:
+    fixed: dict[str, Any] = {"space": "smoke", "dataset": "digits", "precision": "float32", "trials": 1, "workers": 1}
+    trials = StudyConfig(**fixed, store=tmp_path / "store", finalists=0)
+    with_finalists = trials.model_copy(update={"finalists": 1, "repeats": 2})
+    run_study(trials)
+
+    stopped = run_study(with_finalists, StoppingAtTheStart())
+    gone_on = run_study(with_finalists)
+
+    assert (stopped.stopped_by, stopped.repeats_left, stopped.finalists) == (signal.SIGINT, 2, ())
+    assert (gone_on.stopped_by, gone_on.repeats_left) == (None, 0)
+    assert [len(finalist.run_ids) for finalist in gone_on.finalists] == [2]
+
+
+def test_a_study_whose_own_run_is_gone_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    fixed: dict[str, Any] = {
+        "space": "smoke",
+        "dataset": "digits",
+        "precision": "float32",
+        "workers": 1,
+        "finalists": 0,
+    }
+    first = StudyConfig(**fixed, store=tmp_path / "store", trials=1)
+    client = open_store(first.store).client()
+    client._tracking_client.store._hard_delete_run(run_study(first).run_id)
+    before = len(_runs(first.store))
+
+    with pytest.raises(StoreError, match=r"The run \w+ of study .* is not at .*MLFLOW_TRACKING_URI.*--study"):
+        run_study(first.model_copy(update={"trials": 2}))
+
+    assert len(_runs(first.store)) == before
+
+
 @pytest.fixture
 def address() -> Iterator[str]:
     """Give the address of a cluster of one node with one CPU, to which this process is connected too."""
@@ -101,7 +144,7 @@ def test_time_and_signals_end_it_cleanly_while_somebody_else_has_the_cluster(add
     ray.kill(tenant)
 
     assert late.returncode == ExitCode.ANSWER_IS_NO, late.stdout + late.stderr
-    assert "The time given with --timeout is over" in late.stdout
+    assert "The time of --timeout is over" in late.stdout
     assert code == ExitCode.INTERRUPTED, shown
     assert "Stopped by Ctrl-C" in shown
     goes_on(store, *on_ray)

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 from scipy.stats import binomtest
 
 from fashion_study.engines.ledger import TrialRecord
 from fashion_study.finalists import CONFIDENCE, Finalist, choose
 from fashion_study.plan import Plan
 from fashion_study.tracking.registry import CHALLENGER, Candidate, Registry, Version
-from fashion_study.tracking.runs import code_commit, code_digest
 from fashion_study.trial import ParamValue
 
 
@@ -62,8 +62,9 @@ def _candidate(
         "repeats": repeats,
         "dataset": plan.source.name,
         "data_digest": plan.source.digest,
-        "code_digest": code_digest(),
-        "git_commit": code_commit(),
+        # Of what trained it, which need not be what registers it.
+        "code_digest": run.tags.get("code_digest"),
+        "git_commit": run.tags.get(MLFLOW_GIT_COMMIT),
         "parameter_count": int(run.metrics["parameter_count"]),
     }
     return Candidate(

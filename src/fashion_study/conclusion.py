@@ -40,7 +40,9 @@ def train_finalists(session: Session) -> Final:
     study, config = session.study, session.study.plan.config
     records = rank(study.ledger.records())
     plan = FinalistPlan((), 0)
-    if not study.is_interrupted() and config.finalists != 0:
+    # Of a study whose trials are done also where it is to be stopped: what is left is to be known then.
+    is_stopped = study.is_interrupted() and study.ledger.counted() < config.trials
+    if not is_stopped and config.finalists != 0:
         plan = plan_finalists(
             records,
             DEFAULT_FINALISTS if config.finalists is None else config.finalists,

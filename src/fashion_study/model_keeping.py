@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel
+from mlflow.entities import LoggedModel, Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -13,6 +13,7 @@ from fashion_study.engines.ledger import Ledger
 from fashion_study.engines.optuna_engine import BASELINE_NUMBER
 from fashion_study.leaderboard import rank
 from fashion_study.tracking.addresses import local_path
+from fashion_study.tracking.attempts import find_run
 from fashion_study.trial import TrialState
 from fashion_study.wording import printable
 
@@ -69,7 +70,10 @@ class ModelKeeper:
 
     def _take_away(self, number: int, run_id: str) -> None:
         self._settled.add(number)
-        model = self._logged_model(run_id)
+        run = find_run(self._client, run_id)
+        if run is None or run.info.lifecycle_stage != "active":
+            return  # Somebody has deleted it, and its model is theirs to keep or to delete.
+        model = self._logged_model(run)
         if model is None:
             return
         if not _is_own(folder := _folder(model), model.model_id, self._artifacts):
@@ -89,8 +93,8 @@ class ModelKeeper:
             return
         self._client.delete_logged_model(model.model_id)
 
-    def _logged_model(self, run_id: str) -> LoggedModel | None:
-        uri = self._client.get_run(run_id).data.tags.get("model_uri", "")
+    def _logged_model(self, run: Run) -> LoggedModel | None:
+        uri = run.data.tags.get("model_uri", "")
         try:
             return self._client.get_logged_model(uri.removeprefix("models:/")) if uri else None
         except MlflowException as error:
@@ -110,5 +114,8 @@ def _is_own(address: str, model_id: str, artifacts: Path | None) -> bool:
     """Say whether an address, which a database may have from anybody, is that of one model's files and no more."""
     if not address.rstrip("/").endswith(f"/models/{model_id}"):
         return False
+    if artifacts is None:
+        return True
+    # MLflow takes more for a path than a `file:` address: what is not plainly inside is not touched.
     path = local_path(address)
-    return path is None or artifacts is None or path.resolve().is_relative_to(artifacts.resolve())
+    return path is not None and path.resolve().is_relative_to(artifacts.resolve())

@@ -23,7 +23,7 @@ class Observer(Protocol):
         ...
 
     def note(self, text: str) -> None:
-        """Show a line that matters."""
+        """Show a line that matters; of a signal, another thread than the study's asks for it."""
         ...
 
     def warn(self, text: str) -> None:

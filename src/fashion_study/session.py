@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from fashion_study.datasets import load_study_data
 from fashion_study.engines.ledger import TRACKED_AT, Ledger
@@ -107,7 +107,7 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
     known = ledger.facts.get("run_id")
     run = find_run(client, known) if known else None
     if known and run is None:
-        _refuse_another_place(plan.name, ledger, store)
+        _refuse_another_place(plan.name, known, ledger, store)
     if run is not None and run.info.lifecycle_stage != "active":
         client.restore_run(run.info.run_id)
     run_id = tracker.open_study(plan.card(precision), data_cards(data), known, ledger.token)
@@ -140,13 +140,18 @@ def _follow_a_move(store: Store, observer: Observer) -> None:
             )
 
 
-def _refuse_another_place(name: str, ledger: Ledger, store: Store) -> None:
-    """Refuse to go on without a study's runs, where the ledger on a server says that they are kept elsewhere."""
+def _refuse_another_place(name: str, run_id: str, ledger: Ledger, store: Store) -> NoReturn:
+    """Refuse to go on without a study's own run; a ledger on a server says where it is kept."""
     if (place := ledger.facts.get(TRACKED_AT)) not in (None, store.tracked_at):
         raise StoreError(
             f"Study {name!r} keeps its runs at {place}, and its own run is not at {store.tracked_at}. "
             "Expected the same place for all of them. Set MLFLOW_TRACKING_URI, or name the folder with --store."
         )
+    raise StoreError(
+        f"The run {run_id} of study {name!r} is not at {store.tracked_at}. Expected all runs of a study in one place. "
+        "Set MLFLOW_TRACKING_URI, or leave it unset, as when the study was begun; where that run was deleted for good, "
+        "begin another study with --study."
+    )
 
 
 def _precision(study: OwnedStudy, executor: Executor, deadline: float | None) -> Precision | None:

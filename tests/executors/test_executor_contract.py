@@ -218,6 +218,16 @@ class ProcessContract(ExecutorContract):
         after = {process.pid for process in await_workers(2)}
         assert len(before & after) == 1
 
+    def test_a_worker_that_died_between_two_attempts_costs_none(self, make: MakeProcesses) -> None:
+        executor = make(1, {})
+        executor.submit(spec(0))
+        end_of(executor)
+        kill_the_worker()
+
+        executor.submit(spec(1))
+
+        assert end_of(executor) == toy_result(spec(1), TrialState.COMPLETE, 2)
+
     def test_an_answer_to_a_worker_that_died_meanwhile_is_dropped(self, make: MakeProcesses) -> None:
         executor = make(1, {})
         executor.submit(spec(0))
@@ -318,7 +328,7 @@ class TestLocalExecutor(ProcessContract):
         for executor in made:
             executor.stop()
 
-    def test_a_worker_that_dies_between_two_attempts_costs_none(self, make: Make) -> None:
+    def test_a_worker_that_died_between_two_attempts_is_replaced_where_nothing_is_submitted(self, make: Make) -> None:
         executor = make(1, {})
         executor.submit(spec(0))
         follow(executor, ends=1)
@@ -328,17 +338,7 @@ class TestLocalExecutor(ProcessContract):
 
         executor.submit(spec(1))
 
-        assert follow(executor, ends=1)[-1] == toy_result(spec(1), TrialState.COMPLETE, 2)
-
-    def test_an_attempt_that_is_given_to_a_dead_worker_is_lost(self, make: Make) -> None:
-        executor = make(1, {})
-        executor.submit(spec(0))
-        follow(executor, ends=1)
-        kill_the_worker()
-
-        executor.submit(spec(1))
-
-        assert follow(executor, ends=1) == [AttemptLost(1, 1, "signal SIGKILL")]
+        assert end_of(executor) == toy_result(spec(1), TrialState.COMPLETE, 2)
 
     def test_a_worker_that_cannot_start_ends_the_study_and_names_its_log(
         self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -438,6 +438,14 @@ class TestLocalExecutor(ProcessContract):
         first, second, third, last = alive
         assert first != second
         assert second == third == last
+
+    def test_workers_that_end_whenever_they_are_asked_for_the_precision_end_the_study(
+        self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOY_PROBE", "segfault")
+
+        with pytest.raises(StudyError, match=r"which precision.*worker-0\.log"):
+            make(1, {}).probe_precision()
 
     def test_a_limit_in_which_no_worker_can_start_is_refused(
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch

@@ -34,7 +34,6 @@ from tests.executors.test_executor_contract import (
     end_of,
     first_report,
     follow,
-    kill_the_worker,
     spec,
     workers_of,
 )
@@ -183,16 +182,6 @@ class TestRayExecutor(ProcessContract):
         executor.submit(spec(0))
 
         assert end_of(executor) == toy_result(spec(0), TrialState.COMPLETE, 2)
-
-    def test_a_worker_that_died_between_two_attempts_costs_none(self, make: MakeProcesses) -> None:
-        executor = make(1, {})
-        executor.submit(spec(0))
-        end_of(executor)
-        kill_the_worker()
-
-        executor.submit(spec(1))
-
-        assert end_of(executor) == toy_result(spec(1), TrialState.COMPLETE, 2)
 
     def test_the_time_between_two_attempts_is_charged_to_none(self, make: MakeProcesses) -> None:
         executor = make(1, {}, Limits(seconds=1))

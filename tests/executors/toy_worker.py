@@ -2,7 +2,8 @@
 
 `TOY_FATES` maps attempts to fates, as JSON: `{"3/1": "lost"}`; beside those of `Fate` a real process can meet the ones
 below. `TOY_BROKEN` keeps the trainer from starting; with `SIGKILL` it takes the process along, with `hang` it never
-comes to an end. `TOY_SLOW` is the seconds that a start takes, `TOY_EPOCH` those that an epoch takes.
+comes to an end. `TOY_PROBE` is the fate of a probe. `TOY_SLOW` is the seconds that a start takes, `TOY_EPOCH` those
+that an epoch takes.
 """
 
 import ctypes
@@ -76,6 +77,8 @@ class ToyTrainer:
         self._fates: dict[str, str] = json.loads(os.environ.get("TOY_FATES", "{}"))
 
     def probe(self) -> ProbeResult:
+        if fate := os.environ.get("TOY_PROBE"):
+            ENDS[fate]()
         return PROBED
 
     def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:

@@ -13,7 +13,9 @@ from urllib.parse import parse_qs
 
 import psutil
 import pytest
+from fastapi.routing import APIRoute
 from mlflow import MlflowClient
+from mlflow.server.assistant.api import assistant_router
 
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.mlflow_ui.server import SAFE_SETTINGS, Server, choose_port, find_pages, serve
@@ -217,6 +219,14 @@ def test_a_job_that_is_asked_for_is_refused(server: Server) -> None:
     # It knows no job by name, or says that it runs none.
     assert status >= 400
     assert b"job execution feature is not enabled" in answer or b"Invalid job name" in answer
+
+
+def test_the_assistant_which_would_run_commands_is_refused_in_every_way(server: Server) -> None:
+    routes = [route for route in assistant_router.routes if isinstance(route, APIRoute)]
+    asked = [(method, route.path) for route in routes for method in route.methods or ()]
+    assert ("PUT", "/ajax-api/3.0/mlflow/assistant/config") in asked
+    for method, path in asked:
+        assert request(server, method, path) == (403, b"Refused: MLflow's assistant is off here.\n"), (method, path)
 
 
 def test_usage_that_a_page_reports_is_not_taken(server: Server) -> None:

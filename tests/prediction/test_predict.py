@@ -13,7 +13,9 @@ from fashion_study.errors import BadInputError, DamagedModelError, StoreError
 from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.predict import Guess, Prediction, Predictions, as_json, predict, table
 from fashion_study.tracking.registry import CHAMPION, Candidate
-from tests.model_store import ModelStore, digits, trained
+from fashion_study.training.model import build_model, float32_twin
+from fashion_study.training.record import record_model
+from tests.model_store import SMALL, ModelStore, digits, trained
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,15 @@ def test_a_run_that_says_no_digest_gives_no_model(shelf: Shelf, pictures: list[P
     logged = shelf.models.client.create_logged_model(shelf.models.experiment_id, source_run_id=made.info.run_id)
     with pytest.raises(BadInputError, match="model_sha256"):
         predict(pictures, shelf.models.store, ModelUri.parse(f"models:/{logged.model_id}"))
+
+
+def test_a_model_with_other_classes_than_its_data_set_is_refused(shelf: Shelf, pictures: list[Path]) -> None:
+    models = shelf.models
+    run_id = models.client.create_run(models.experiment_id).info.run_id
+    logged = record_model(models.client, run_id, float32_twin(build_model(SMALL, classes=12), SMALL), SMALL)
+    models.client.set_tag(run_id, "model_sha256", logged.sha256)
+    with pytest.raises(DamagedModelError, match="12 classes apart; its data set has 10"):
+        predict(pictures, models.store, ModelUri.parse(logged.uri))
 
 
 def test_a_file_that_was_altered_is_refused_however_the_model_is_named(tmp_path: Path, pictures: list[Path]) -> None:

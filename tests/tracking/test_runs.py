@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from mlflow.entities import Run
 
 from fashion_study.engines.ledger import TrialRecord
 from fashion_study.leaderboard import table
+from fashion_study.tracking import runs
 from fashion_study.tracking.runs import MlflowTracker, run_name
 from fashion_study.tracking.store import Store
 from fashion_study.tracking.tracker import DataCard, StudyCard
@@ -289,3 +291,23 @@ def test_no_cell_of_a_leaderboard_is_a_formula_and_its_numbers_stay_numbers(benc
 )
 def test_a_run_has_a_name_that_a_person_can_read(result: TrialResult, expected: str) -> None:
     assert run_name(result) == expected
+
+
+def test_the_commit_is_that_of_this_code_and_of_no_checkout_that_it_was_installed_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> None:
+        identity = ("-c", "user.name=nobody", "-c", "user.email=nobody@localhost")
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True)
+
+    installed = tmp_path / ".venv" / "runs.py"
+    installed.parent.mkdir()
+    installed.write_text("")
+    monkeypatch.setattr(runs, "__file__", str(installed))
+    git("init")
+    git("commit", "--allow-empty", "--message", "somebody else's")
+    assert runs.code_commit.__wrapped__() is None
+
+    git("add", "--force", str(installed))
+    git("commit", "--message", "this code")
+    assert len(str(runs.code_commit.__wrapped__())) == 40

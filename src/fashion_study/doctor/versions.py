@@ -1,6 +1,7 @@
 """The registry: versions against their runs and their models, aliases against their versions."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,19 +14,17 @@ from fashion_study.errors import DamagedModelError
 from fashion_study.finding import Finding, Kind
 from fashion_study.tracking.addresses import local_path
 from fashion_study.tracking.attempts import find_run
-from fashion_study.tracking.champions import Champions
-from fashion_study.tracking.ownership import claim
+from fashion_study.tracking.champions import Champions, PromotionRunningError, only_promotion
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, Version
-
-# The lock that a promotion holds.
-PROMOTION = ".promotion"
 
 
 def damaged_registry(case: Case) -> Iterator[Finding]:
     """Compare every registered model of this project with what it stands for, unless a promotion is at work."""
-    with claim(case.store.root, PROMOTION) as holder:
-        if holder is not None:
-            case.notes.append(f"A promotion is at work ({holder}): the registry is left alone.")
+    with ExitStack() as alone:
+        try:
+            alone.enter_context(only_promotion(case.store.root))
+        except PromotionRunningError:
+            case.notes.append("A promotion is at work: the registry is left alone.")
             return
         registry = Registry(case.client)
         for name in registry.names():

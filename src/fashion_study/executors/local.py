@@ -43,6 +43,7 @@ WORKER_MODULE = "fashion_study.training.worker"
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 STOP_SECONDS = 5.0
 FAILED_STARTS = 3
+FAILED_PROBES = 3
 BYTES_PER_WORKER = 1.5 * 2**30
 # TensorFlow keeps some 3 MiB of each trial (docs/performance.md), so that a worker
 # stays below BYTES_PER_WORKER; fifty trials of half a minute take a hundred times as long as the import of a new one.
@@ -143,10 +144,22 @@ class LocalExecutor:
         return len(self._workers)
 
     def probe_precision(self, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
-        """Let the first worker measure both precisions; return None if `is_over` says so before that is known."""
+        """Let the first worker measure both precisions; return None if `is_over` says so before that is known.
+
+        Raises:
+            StudyError: it ends each time that it is asked.
+        """
         asked: _Worker | None = None
+        ended = 0
         while not is_over():
             if self._workers[0] is not asked:  # At first, and where it died: its successor is asked again.
+                ended += asked is not None and asked.is_ready  # Starts that fail are counted where they do.
+                if ended == FAILED_PROBES:
+                    raise StudyError(
+                        f"{ended} worker processes ended while they measured which precision trains faster. Expected "
+                        "one to tell. Name one with --precision, or give workers more memory with --worker-memory. "
+                        f"What they printed is in {self._workers[0].log}."
+                    )
                 asked = self._workers[0]
                 asked.send(ProbeOrder())
             for message in self._collect([asked], SAMPLE_SECONDS):
@@ -158,7 +171,11 @@ class LocalExecutor:
     def submit(self, spec: TrialSpec) -> None:
         """Hand an attempt to a worker that is free; a worker still importing takes it up when it is ready."""
         self._run_clocks()
-        free = (worker for worker in self._workers if worker.spec is None)
+        free = [worker for worker in self._workers if worker.spec is None]
+        if dead := [worker for worker in free if worker.is_ready and worker.process.poll() is not None]:
+            for worker in dead:  # Since the last look, and with nothing to lose.
+                self._bury(worker)
+            free = [worker for worker in self._workers if worker.spec is None]
         # The one that is ready first, if there is one.
         min(free, key=lambda worker: not worker.is_ready).give(spec)
 

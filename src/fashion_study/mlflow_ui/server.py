@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import psutil
@@ -25,14 +25,15 @@ from fashion_study.tracking.failures import store_failures
 from fashion_study.tracking.store import Store
 
 HOST = "127.0.0.1"
-# The entry point of `same_origin`, as pyproject.toml names it.
+# The entry point of `guard`, as pyproject.toml names it.
 APP = "fashion-study"
 # The comparison page shows so many of the best trials side by side.
 COMPARED = 5
 START_SECONDS = 180.0
 STOP_SECONDS = 20.0
 
-# MLflow's server would by default run jobs, unpickle what is uploaded, send usage statistics and call language models.
+# MLflow's server would by default run jobs, unpickle what is uploaded, send usage statistics and call language models
+# through its gateway. Its assistant has no setting: `guard` refuses it.
 SAFE_SETTINGS = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -196,13 +197,19 @@ def _wait_until_healthy(process: "subprocess.Popen[bytes]", port: int, log: Path
 
 def _has_port(pid: int, port: int) -> bool:
     """Say whether a process or one below it listens there: another server may have taken the port meanwhile."""
-    with suppress(psutil.NoSuchProcess):
-        owner = psutil.Process(pid)
-        for process in (owner, *owner.children(recursive=True)):
-            sockets = process.net_connections("tcp")
-            if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets):
-                return True
-    return False
+    try:
+        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return False
+    sockets = [one for process in processes for one in _sockets_of(process)]
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets)
+
+
+def _sockets_of(process: psutil.Process) -> list[Any]:
+    # One that has ended has none; psutil says so, or that they are nobody else's business.
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return list(process.net_connections("tcp"))
+    return []
 
 
 def _is_healthy(port: int) -> bool:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fashion_study.datasets import CLASS_NAMES
-from fashion_study.errors import BadInputError, StoreError
+from fashion_study.errors import BadInputError, DamagedModelError, StoreError
 from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.pictures import PictureError, read_picture
 from fashion_study.tracking.failures import store_failures
@@ -89,7 +89,7 @@ def predict(pictures: Sequence[Path], store: Store, model_uri: ModelUri | None =
     with store_failures(store, "Predict again when it answers."):
         client = store.client()
         model, dataset = _champion(Registry(client)) if model_uri is None else _at(client, model_uri)
-        rows = _probabilities(Registry(client), model, np.stack(list(images.values())))
+        rows = _probabilities(Registry(client), model, np.stack(list(images.values())), len(CLASS_NAMES[dataset]))
     guesses = {path: _best(row, CLASS_NAMES[dataset]) for path, row in zip(images, rows, strict=True)}
     found = (Prediction(path, guesses.get(path, ()), errors.get(path)) for path in pictures)
     return Predictions(_described(model), tuple(found))
@@ -192,7 +192,7 @@ def _described(model: Stored) -> str:
     return str(model)
 
 
-def _probabilities(registry: Registry, model: Stored, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _probabilities(registry: Registry, model: Stored, images: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:
     """Return the probability of each class, (n, classes)."""
     from fashion_study.quiet_import import import_quietly
     from fashion_study.training.model_file import load_model_file
@@ -200,6 +200,11 @@ def _probabilities(registry: Registry, model: Stored, images: NDArray[np.uint8])
     import_quietly("tensorflow")
     with TemporaryDirectory(prefix="fashion-study-") as folder:
         loaded = load_model_file(registry.fetch(model, Path(folder)))
+        if loaded.output_shape[-1] != classes:
+            raise DamagedModelError(
+                f"{model} tells {loaded.output_shape[-1]} classes apart; its data set has {classes}. "
+                "Expected a model that was trained on it."
+            )
         return np.asarray(loaded.predict(images.astype(np.float32), batch_size=BATCH, verbose=0))
 
 

@@ -242,6 +242,8 @@ def code_commit() -> str | None:
     """Return the git commit of this code, with `+` where files differ from it; None outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        # Where this file is not git's, the checkout is somebody else's that this package was installed into.
+        check_output([*git, "ls-files", "--error-unmatch", Path(__file__).name], stderr=DEVNULL)
         commit = check_output([*git, "rev-parse", "HEAD"], text=True, stderr=DEVNULL).strip()
         changed = check_output([*git, "status", "--porcelain"], text=True, stderr=DEVNULL).strip()
     except (OSError, CalledProcessError):
@@ -275,6 +277,7 @@ def provenance() -> dict[str, str]:
         MLFLOW_USER: _user(),
         "host": socket.gethostname(),
         "code_version": version("fashion-study"),
+        "code_digest": code_digest(),
     }
     if commit := code_commit():
         tags[MLFLOW_GIT_COMMIT] = commit

@@ -135,6 +135,22 @@ def test_after_three_returns_the_attempt_that_is_cut_off_is_the_last(killed: Kil
     assert [attempt.status for attempt in killed.runs.attempts()] == ["KILLED"] * MAX_RETURNS + ["FAILED"]
 
 
+def test_an_attempt_that_was_superseded_before_its_end_was_written_down_is_no_orphan(killed: Killed) -> None:
+    number, first = killed.begin()
+    killed.ledger.release(number)
+    _, second = killed.begin()
+
+    lines = reconcile(killed.ledger, killed.runs)
+
+    assert [killed.status(run_id) for run_id in (first, second)] == [("KILLED", "interrupted")] * 2
+    tags = killed.client.get_run(first).data.tags
+    assert (tags["superseded_by"], "orphan" in tags) == (second, False)
+    assert sorted(line.split(";")[0] for line in lines) == [
+        "trial 000 was cut off in attempt 1",
+        "trial 000 was cut off in attempt 2",
+    ]
+
+
 def test_a_run_that_was_opened_for_no_attempt_is_ended_and_marked(killed: Killed) -> None:
     orphan = killed.tracker.open_trial(5, 1, {}, {})
 

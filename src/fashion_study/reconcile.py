@@ -192,7 +192,9 @@ def _unnamed(ledger: Ledger, runs: "StudyRuns", attempts: list["Attempt"]) -> It
         current = named.get(attempt.trial)
         if attempt.run_id == current or attempt.is_deleted:
             continue
-        if attempt.status == "RUNNING" or (attempt.is_current and current is None):
+        if attempt.status == "RUNNING" and attempt.superseded_by is not None:
+            yield _open_run(runs, attempt)  # The next attempt had begun before this one's end was written down.
+        elif attempt.status == "RUNNING" or (attempt.is_current and current is None):
             yield _orphan(runs, attempt)
         elif attempt.is_current:
             others = [other for other in attempts if other.trial == attempt.trial and other.status != "RUNNING"]
@@ -238,7 +240,7 @@ def _repeats(runs: "StudyRuns", attempts: list["Attempt"]) -> Iterator[Finding]:
     by_repeat = defaultdict(list)
     for attempt in attempts:
         if attempt.status == "RUNNING" and not attempt.is_deleted:
-            yield _open_repeat(runs, attempt)
+            yield _open_run(runs, attempt)
         if attempt.is_current:
             by_repeat[attempt.trial, attempt.repeat].append(attempt)
     for rivals in by_repeat.values():
@@ -247,7 +249,7 @@ def _repeats(runs: "StudyRuns", attempts: list["Attempt"]) -> Iterator[Finding]:
             yield _two_current(runs, attempt, current.run_id)
 
 
-def _open_repeat(runs: "StudyRuns", attempt: "Attempt") -> Finding:
+def _open_run(runs: "StudyRuns", attempt: "Attempt") -> Finding:
     def repair() -> str:
         if (verdict := attempt.verdict) is None:
             runs.interrupt(attempt, TrialState.WAITING, CAUSE)

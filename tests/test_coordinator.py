@@ -477,6 +477,16 @@ def test_a_store_that_goes_on_failing_ends_the_study_and_no_trial_is_given_up(sl
     assert set(study.states()) == {TrialState.COMPLETE}
 
 
+def test_a_result_that_comes_with_the_loss_that_ends_the_study_is_kept() -> None:
+    fates = {(number, 1): Fate.LOST for number in (0, 1)}
+    study = with_failing_store(Study(trials=3, slots=3, fates=fates, space=smoke_with(epochs=1)))
+
+    with pytest.raises(StoreError):
+        study.run()
+
+    assert study.states() == [TrialState.WAITING, TrialState.WAITING, TrialState.COMPLETE]
+
+
 def test_workers_that_cannot_start_cost_no_trial_an_attempt() -> None:
     class Broken(MemoryExecutor):
         def wait(self, timeout: float) -> list[Event]:

@@ -102,7 +102,9 @@ class Coordinator:
                 break
             if not self._later and self._next is None:
                 self._next = self._ask()
-            for event in self._executor.wait(0 if self._later else TICK_SECONDS):
+            events = self._executor.wait(0 if self._later else TICK_SECONDS)
+            # Losses last: one of them may end the study, and what came with it would have to be trained again.
+            for event in sorted(events, key=lambda event: isinstance(event, AttemptLost)):
                 self._handle(event)
 
     def _fill_slots(self) -> None:

@@ -1,7 +1,7 @@
 """The promises of the finalists: what is trained again, what wins, and what a kill costs."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -55,13 +55,14 @@ class Final:
     tracker: MemoryTracker = field(default_factory=MemoryTracker)
     deadline: float | None = None
     make_executor: type[MemoryExecutor] = MemoryExecutor
+    records: Sequence[TrialRecord] = RANKED
 
     def run(self, interrupted: Callable[[], bool] = lambda: False) -> tuple[Finalist, ...]:
         self.executor = self.make_executor(self.slots, self.fates)
         self.observer = RecordingObserver()
         repeats = Repeats(
             self.plan,
-            RANKED,
+            self.records,
             SMOKE,
             SEED,
             Precision.FLOAT32,
@@ -195,6 +196,17 @@ def test_a_run_that_a_killed_coordinator_left_running_is_ended_and_trained_again
     assert tracker.runs[left].status == "interrupted"
     assert tracker.runs[left].superseded_by is not None
     assert {len(result.objectives) for result in results} == {3}
+
+
+def test_a_repeat_that_comes_with_the_loss_that_ends_the_study_is_kept() -> None:
+    fates = {(4, 1): Fate.LOST, (2, 1): Fate.LOST}
+    # Those that are lost are lost after one epoch.
+    records = (*RANKED[:2], record(0, 0.90, epochs=1))
+    plan = FinalistPlan(records, 1)
+    final = Final(plan, slots=3, fates=fates, make_executor=FailingStore, records=records)
+    with pytest.raises(StoreError):
+        final.run()
+    assert [run.status for run in final.tracker.runs.values()] == ["interrupted", "interrupted", "complete"]
 
 
 def test_a_repeat_whose_worker_dies_is_trained_again() -> None:

@@ -143,7 +143,7 @@ def _crown_the_first(client: MlflowClient, root: Path, version: Version) -> str:
     except LostRaceError:
         return "not champion: another command moved the alias at the same time"
     except PromotionRunningError:
-        return "not champion: a promotion is running, which decides that"
+        return "not champion: a promotion or the doctor is at work there"
     return "champion: there was none"
 
 

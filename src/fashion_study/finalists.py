@@ -264,7 +264,8 @@ class Repeats:
             self._fill_slots()
             if not self._running and (self._executor.slots > 0 or self._is_late()):
                 break
-            for event in self._executor.wait(TICK_SECONDS):
+            # Losses last: one of them may end the study, and what came with it would have to be trained again.
+            for event in sorted(self._executor.wait(TICK_SECONDS), key=lambda event: isinstance(event, AttemptLost)):
                 self._handle(event)
 
     def _fill_slots(self) -> None:

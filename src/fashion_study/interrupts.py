@@ -7,6 +7,9 @@ from queue import SimpleQueue
 from types import FrameType, TracebackType
 from typing import Self
 
+# Whoever is told may not listen, as where a pipe is full; a second signal ends the study all the same.
+PATIENCE_SECONDS = 1.0
+
 
 class Terminated(KeyboardInterrupt):
     """Say that it was SIGTERM, not Ctrl-C, that ends the process at once."""
@@ -43,7 +46,7 @@ class Interrupts:
             signal.signal(number, handler)
         if self._speaker.is_alive():
             self._lines.put(None)
-            self._speaker.join()
+            self._speaker.join(PATIENCE_SECONDS)
         # Whose call the signal has interrupted may have put an exception of its own in the place of ours, as Ray does.
         if isinstance(error, KeyboardInterrupt) and self._second is signal.SIGTERM:
             raise Terminated from error

@@ -78,8 +78,8 @@ def test_a_study_takes_the_cluster_as_it_is_and_every_trial_ends_once(
     nodes: NodesHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOY_EPOCH", "0.2")
-    trials = 8
-    space = smoke_with(epochs=5)
+    trials, epochs = 8, 8
+    space = smoke_with(epochs=epochs)
     ledger, runs, observer = Ledger(memory_storage(), "toy"), MemoryTracker(), RecordingObserver()
     sizes: list[int] = []
 
@@ -90,7 +90,7 @@ def test_a_study_takes_the_cluster_as_it_is_and_every_trial_ends_once(
             """Take a node away in the middle of two attempts, and bring another one when the loss is noticed."""
             running = set(observer.started) - {(number, 1) for number, _, _ in observer.closed}
             reached = {(number, attempt): epoch for number, attempt, epoch in observer.epochs}
-            middle = [key for key in running if 2 <= reached.get(key, 0) < 4]
+            middle = [key for key in running if 2 <= reached.get(key, 0) < epochs - 1]
             if not sizes and executor.slots == len(middle) == 2:
                 sizes.append(2)
                 executor.least = 0

@@ -226,7 +226,9 @@ def test_the_assistant_which_would_run_commands_is_refused_in_every_way(server: 
     asked = [(method, route.path) for route in routes for method in route.methods or ()]
     assert ("PUT", "/ajax-api/3.0/mlflow/assistant/config") in asked
     for method, path in asked:
-        assert request(server, method, path) == (403, b"Refused: MLflow's assistant is off here.\n"), (method, path)
+        for place in (path, f"/prefix{path}"):
+            refusal = request(server, method, place)
+            assert refusal == (403, b"Refused: MLflow's assistant is off here.\n"), (method, place)
 
 
 def test_usage_that_a_page_reports_is_not_taken(server: Server) -> None:

@@ -24,7 +24,7 @@ def damaged_registry(case: Case) -> Iterator[Finding]:
         try:
             alone.enter_context(only_promotion(case.store.root))
         except PromotionRunningError:
-            case.notes.append("A promotion is at work: the registry is left alone.")
+            case.notes.append("A promotion is at work, or another doctor: the registry is left alone.")
             return
         registry = Registry(case.client)
         for name in registry.names():

@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 READING = ("GET", "HEAD", "OPTIONS")
+# Wherever it is in the path: a server can have a prefix before all of its own.
 ASSISTANT = "/ajax-api/3.0/mlflow/assistant"
 NOT_FROM_ELSEWHERE = "Refused: only this server's own pages may change something, and this request is another page's.\n"
 NO_ASSISTANT = "Refused: MLflow's assistant is off here.\n"
@@ -33,7 +34,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request as ASGI has it."""
-        if scope["type"] == "http" and scope["path"].startswith(ASSISTANT):
+        if scope["type"] == "http" and ASSISTANT in scope["path"]:
             await PlainTextResponse(NO_ASSISTANT, status_code=403)(scope, receive, send)
         elif scope["type"] != "http" or not _is_foreign(scope):
             await self._app(scope, receive, send)

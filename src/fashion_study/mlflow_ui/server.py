@@ -103,7 +103,7 @@ def find_pages(store: Store, study: str | None = None) -> Pages:
 def serve(store: Store, port: int) -> Iterator[Server]:
     """Run MLflow's server on a store at 127.0.0.1, and end it with the block, or with this process however that ends.
 
-    Other hosts' names and writes from other origins are refused, jobs, pickles and telemetry are off.
+    Other hosts' names and writes from other origins are refused; jobs, pickles, telemetry and the assistant are off.
 
     Raises:
         StoreError: the server does not start; what it printed is in the folder `logs` of the store.

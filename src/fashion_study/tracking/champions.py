@@ -44,8 +44,8 @@ def only_promotion(root: Path, patience: float = 0.0) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise PromotionRunningError(
-            f"Another promotion is running on {root}. Expected one at a time. Nothing was moved; wait for it, "
-            "then look at what it decided."
+            f"Another promotion is running on {root}, or the doctor. Expected one at a time. Nothing was moved; wait "
+            "for it, then look at what it decided."
         ) from None
     try:
         yield

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fashion_study.engines.engine import Engine, Exhausted, Proposal
 from fashion_study.engines.ledger import Ledger
 from fashion_study.errors import StudyError
-from fashion_study.executors.executor import Event, Executor
+from fashion_study.executors.executor import Event, Executor, losses_last
 from fashion_study.progress import Observer
 from fashion_study.space import SearchSpace
 from fashion_study.tracking.failures import Patience
@@ -102,9 +102,7 @@ class Coordinator:
                 break
             if not self._later and self._next is None:
                 self._next = self._ask()
-            events = self._executor.wait(0 if self._later else TICK_SECONDS)
-            # Losses last: one of them may end the study, and what came with it would have to be trained again.
-            for event in sorted(events, key=lambda event: isinstance(event, AttemptLost)):
+            for event in losses_last(self._executor.wait(0 if self._later else TICK_SECONDS)):
                 self._handle(event)
 
     def _fill_slots(self) -> None:

@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 
 from fashion_study.engines.ledger import MAX_RETURNS, TrialRecord
 from fashion_study.errors import StudyError
-from fashion_study.executors.executor import Event, Executor
+from fashion_study.executors.executor import Event, Executor, losses_last
 from fashion_study.progress import Observer
 from fashion_study.space import SearchSpace
 from fashion_study.tracking.failures import Patience
@@ -264,8 +264,7 @@ class Repeats:
             self._fill_slots()
             if not self._running and (self._executor.slots > 0 or self._is_late()):
                 break
-            # Losses last: one of them may end the study, and what came with it would have to be trained again.
-            for event in sorted(self._executor.wait(TICK_SECONDS), key=lambda event: isinstance(event, AttemptLost)):
+            for event in losses_last(self._executor.wait(TICK_SECONDS)):
                 self._handle(event)
 
     def _fill_slots(self) -> None:

@@ -107,7 +107,7 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
     known = ledger.facts.get("run_id")
     run = find_run(client, known) if known else None
     if known and run is None:
-        _refuse_another_place(plan.name, known, ledger, store)
+        _refuse_a_missing_run(plan.name, known, ledger, store)
     if run is not None and run.info.lifecycle_stage != "active":
         client.restore_run(run.info.run_id)
     run_id = tracker.open_study(plan.card(precision), data_cards(data), known, ledger.token)
@@ -140,7 +140,7 @@ def _follow_a_move(store: Store, observer: Observer) -> None:
             )
 
 
-def _refuse_another_place(name: str, run_id: str, ledger: Ledger, store: Store) -> NoReturn:
+def _refuse_a_missing_run(name: str, run_id: str, ledger: Ledger, store: Store) -> NoReturn:
     """Refuse to go on without a study's own run; a ledger on a server says where it is kept."""
     if (place := ledger.facts.get(TRACKED_AT)) not in (None, store.tracked_at):
         raise StoreError(

@@ -9,6 +9,11 @@ from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialResu
 Event = EpochReport | TrialResult | AttemptLost
 
 
+def losses_last(events: list[Event]) -> list[Event]:
+    """Put losses behind all else: one of them may end a study, and what came with it would have to be trained again."""
+    return sorted(events, key=lambda event: isinstance(event, AttemptLost))
+
+
 class Executor(Protocol):
     """Run attempts side by side."""
 

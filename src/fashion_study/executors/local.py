@@ -171,11 +171,10 @@ class LocalExecutor:
     def submit(self, spec: TrialSpec) -> None:
         """Hand an attempt to a worker that is free; a worker still importing takes it up when it is ready."""
         self._run_clocks()
-        free = [worker for worker in self._workers if worker.spec is None]
-        if dead := [worker for worker in free if worker.is_ready and worker.process.poll() is not None]:
-            for worker in dead:  # Since the last look, and with nothing to lose.
-                self._bury(worker)
-            free = [worker for worker in self._workers if worker.spec is None]
+        for worker in list(self._workers):
+            if worker.spec is None and worker.is_ready and worker.process.poll() is not None:
+                self._bury(worker)  # It has died since the last look, with nothing to lose.
+        free = (worker for worker in self._workers if worker.spec is None)
         # The one that is ready first, if there is one.
         min(free, key=lambda worker: not worker.is_ready).give(spec)
 

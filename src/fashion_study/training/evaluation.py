@@ -9,10 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 from sklearn.metrics import classification_report, confusion_matrix
 
 from fashion_study.datasets import Split
+from fashion_study.training.latency import traced
 
 BATCH = 1000
 
@@ -87,11 +87,8 @@ def most_confused(confusion: npt.NDArray[np.int64], class_names: Sequence[str], 
 
 
 def _predict(model: keras.Model, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], float]:
-    # A plain loop over one traced function: `model.predict` waits for tf.data's tuning thread at its end. Nothing here
-    # is for AutoGraph, which would leave a file of code in the temporary folder.
-    signature = [tf.TensorSpec((None, *images.shape[1:]), images.dtype)]
-    answer = tf.function(lambda batch: model(batch, training=False), input_signature=signature, autograph=False)
-    answer(images[:1])
+    # A plain loop over one traced function: `model.predict` waits for tf.data's tuning thread at its end.
+    answer = traced(model, images[:1])
     parts, costs = [], []
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]

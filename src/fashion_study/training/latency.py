@@ -1,4 +1,4 @@
-"""The latency of two models, compared on one machine at one time."""
+"""The latency of models: how one answers while it is timed, and two compared on one machine at one time."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def interleaved_ms(models: tuple[keras.Model, keras.Model], images: npt.NDArray[
     They predict in turn, and each round in the other order, so that whatever else the machine does slows both alike.
     """
     batch = images[:BATCH]
-    answers = [_compiled(model, batch) for model in models]
+    answers = [traced(model, batch) for model in models]
     costs: tuple[list[float], list[float]] = ([], [])
     for number in range(ROUNDS):
         for which in (0, 1) if number % 2 else (1, 0):
@@ -29,12 +29,14 @@ def interleaved_ms(models: tuple[keras.Model, keras.Model], images: npt.NDArray[
     return first, second
 
 
-def _compiled(model: keras.Model, batch: npt.NDArray[np.uint8]) -> Callable[[Any], Any]:
+def traced(model: keras.Model, batch: npt.NDArray[np.uint8]) -> Callable[[Any], Any]:
+    """Return a model's answer to such images as one function, traced by a first call with `batch`."""
     signature = [tf.TensorSpec((None, *batch.shape[1:]), batch.dtype)]
+    # Nothing in it is for AutoGraph, which would leave a file of code in the temporary folder.
     answer: Callable[[Any], Any] = tf.function(
         lambda part: model(part, training=False), input_signature=signature, autograph=False
     )
-    answer(batch)  # The first call traces.
+    answer(batch)
     return answer
 
 

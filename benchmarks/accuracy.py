@@ -19,9 +19,9 @@ from scipy.stats import ttest_1samp
 
 from benchmarks.sheet import FOLDER, Line, publish, table_of
 from experiments._entry import run
-from fashion_study.datasets import load_study_data, locate
+from fashion_study.data.dataset import load_study_data, locate
 from fashion_study.executors.local import MALLOC
-from fashion_study.quiet_import import import_quietly
+from fashion_study.stderr import import_quietly
 from fashion_study.trial import DataSource, Hyperparameters, Precision, trial_seed
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from benchmarks.peers.network import build_network
-from fashion_study.datasets import StudyData, load_study_data, locate
+from fashion_study.data.dataset import StudyData, load_study_data, locate
 from fashion_study.trial import Hyperparameters
 
 

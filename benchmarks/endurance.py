@@ -26,7 +26,7 @@ from benchmarks.sheet import FOLDER, Line, publish
 from experiments._entry import run
 from fashion_study.config import StudyConfig
 from fashion_study.executors.local import ATTEMPTS_PER_WORKER, default_workers
-from fashion_study.progress import Silent
+from fashion_study.study.progress import Silent
 from fashion_study.trial import TrialResult, TrialSpec
 
 SAMPLE_SECONDS = 1.0
@@ -43,7 +43,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "endurance.json",
 ) -> None:
     """Run the trials and print the memory of the workers early and late, and what one gains with each attempt."""
-    from fashion_study.study import run_study
+    from fashion_study.study.run import run_study
 
     use_own_stores()
     samples = Samples()

@@ -72,11 +72,11 @@ def _training_seconds(store: Path, trial: int) -> list[float]:
 
 def model_logging_seconds(times: int) -> list[float]:
     """Return how long the logging of each of so many models took in one worker."""
-    from fashion_study.tracking.store import open_store
+    from fashion_study.store.store import open_store
     from fashion_study.training.fit import configure
     from fashion_study.training.model import build_model, float32_twin
-    from fashion_study.training.record import record_model
     from fashion_study.trial import Hyperparameters
+    from fashion_study.worker.record import record_model
 
     configure(threads=1)
     params = Hyperparameters()

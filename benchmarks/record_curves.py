@@ -33,11 +33,11 @@ from scipy.stats import qmc
 from benchmarks.curves import TABLE, Curve, Design, append_curve, append_session, continue_table, recorded_sessions
 from benchmarks.sheet import surroundings
 from experiments._entry import run
-from fashion_study.datasets import StudyData, load_study_data, locate
+from fashion_study.data.dataset import StudyData, load_study_data, locate
 from fashion_study.errors import BadInputError
 from fashion_study.executors.local import MALLOC, default_workers
-from fashion_study.space import Categorical, Float, Int, Parameter, SearchSpace
-from fashion_study.space_file import load_space
+from fashion_study.space.file import load_space
+from fashion_study.space.space import Categorical, Float, Int, Parameter, SearchSpace
 from fashion_study.trial import TRAINING_VERSION, DataSource, Hyperparameters, ParamValue, Precision, trial_seed
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _end_with_the_recorder(recorder: int) -> None:
 
 def _train(order: Order) -> Curve:
     """Train one configuration as a worker of a study does, on one thread."""
-    from fashion_study.quiet_import import import_quietly
+    from fashion_study.stderr import import_quietly
 
     import_quietly("fashion_study.training.fit")
     import keras

@@ -129,8 +129,8 @@ def _run_on(root: Path, sampler: SamplerName, workers: int) -> dict[str, Any]:
 
 def _read(root: Path) -> dict[str, Any]:
     """Read what a person asks of a study (best trial, leaderboard, report), and what is logged at its end."""
-    from fashion_study.leaderboard import rank, table
     from fashion_study.report.publish import publish_report
+    from fashion_study.study.leaderboard import rank, table
 
     study = _open(root, "tpe")
     ranked = rank(study.ledger.records())
@@ -198,7 +198,7 @@ def _executor(workers: int) -> Any:
     from benchmarks.toy_study import METRICS, TAGS
     from fashion_study.executors.executor import Event
     from fashion_study.trial import TrialResult
-    from tests.twins import MemoryExecutor
+    from tests.support.twins import MemoryExecutor
 
     class FullMemoryExecutor(MemoryExecutor):
         def wait(self, timeout: float) -> list[Event]:

@@ -27,8 +27,8 @@ from benchmarks.virtual_study import CANDIDATES, DEFAULT_TRIALS, Moment, OneEpoc
 from experiments._entry import run
 from fashion_study.config import PrunerName, SamplerName, StudyConfig
 from fashion_study.errors import BadInputError
-from fashion_study.space import SearchSpace
-from fashion_study.space_file import load_space
+from fashion_study.space.file import load_space
+from fashion_study.space.space import SearchSpace
 
 MARGINS = (0.010, 0.005)
 WORKERS = (1, 2, 8, 16)

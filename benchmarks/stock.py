@@ -11,7 +11,7 @@ from optuna.trial import Trial, TrialState
 
 from benchmarks.toy_study import METRICS, TAGS
 from fashion_study.trial import Hyperparameters
-from tests.twins import toy_accuracy
+from tests.support.twins import toy_accuracy
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "filters_1": IntDistribution(16, 48, step=8),

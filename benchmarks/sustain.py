@@ -130,7 +130,7 @@ def _executor(workers: int) -> "Executor":
     from benchmarks.toy_study import METRICS, TAGS
     from fashion_study.executors.executor import Event
     from fashion_study.trial import AttemptLost, EpochReport
-    from tests.twins import MemoryExecutor
+    from tests.support.twins import MemoryExecutor
 
     class RisingExecutor(MemoryExecutor):
         """Answer with as much as a real worker, and with a later trial always the better one: none is pruned."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.curves import Curve, CurveTable
 from fashion_study.executors.executor import Event
-from fashion_study.space import Categorical, Parameter, SearchSpace
+from fashion_study.space.space import Categorical, Parameter, SearchSpace
 from fashion_study.trial import (
     EpochReport,
     FailReason,

@@ -118,7 +118,7 @@ class Bench:
         limit_train: int | None,
         precision: str,
     ) -> None:
-        from fashion_study.datasets import load_study_data, locate
+        from fashion_study.data.dataset import load_study_data, locate
 
         self._folder = folder
         self._folders = 0

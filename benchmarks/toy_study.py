@@ -8,16 +8,16 @@ from typing import Any, cast
 import yaml
 
 from fashion_study.config import PrunerName, SamplerName, StudyConfig
-from fashion_study.coordinator import Assignment, Coordinator
-from fashion_study.datasets import load_study_data
+from fashion_study.data.dataset import load_study_data
 from fashion_study.engines.engine import Engine
-from fashion_study.engines.ledger import Ledger
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.executors.executor import Executor
-from fashion_study.plan import Plan, data_cards, plan_study
-from fashion_study.progress import Silent
-from fashion_study.reconcile import reconcile
-from fashion_study.tracking.store import Store, open_store
+from fashion_study.store.store import Store, open_store
+from fashion_study.store.trials import Ledger
+from fashion_study.study.loop import Assignment, Coordinator
+from fashion_study.study.plan import Plan, data_cards, plan_study
+from fashion_study.study.progress import Silent
+from fashion_study.study.reconcile import reconcile
 from fashion_study.tracking.tracker import Tracker
 from fashion_study.trial import Precision
 
@@ -60,7 +60,7 @@ def open_toy_study(
     name: str = "toy",
 ) -> ToyStudy:
     """Open the study `name` in the store at `root`, as a study opens, all of whose trials have so many epochs."""
-    from fashion_study.tracking.attempts import StudyRuns
+    from fashion_study.tracking.attempt import StudyRuns
     from fashion_study.tracking.runs import MlflowTracker
 
     store = open_store(root)

@@ -24,7 +24,7 @@ from benchmarks.processes import in_a_fresh_process
 from benchmarks.sheet import FOLDER, Line, publish, table_of
 from experiments._entry import run
 from fashion_study.executors.local import MALLOC
-from fashion_study.quiet_import import import_quietly
+from fashion_study.stderr import import_quietly
 from fashion_study.trial import Hyperparameters, Precision
 
 BATCHES = (64, 128, 256, 512, 1024)
@@ -134,7 +134,7 @@ def training_flops(params: Hyperparameters, classes: int = 10) -> float:
 def _bare(case: Case) -> float:
     import_quietly("benchmarks.bare_fit")
     from benchmarks.bare_fit import bare_rate
-    from fashion_study.datasets import load_study_data, locate
+    from fashion_study.data.dataset import load_study_data, locate
 
     data = load_study_data(locate("fashion-mnist", None), case.images)
     return bare_rate(case.params, case.precision, 1, data, clock=time.process_time)
@@ -142,7 +142,7 @@ def _bare(case: Case) -> float:
 
 def _worker(case: Case) -> float:
     import_quietly("fashion_study.training.fit")
-    from fashion_study.datasets import load_study_data, locate
+    from fashion_study.data.dataset import load_study_data, locate
     from fashion_study.training.fit import Epoch, configure, fit, seed_training
     from fashion_study.training.model import build_model
 

@@ -11,13 +11,13 @@ from optuna.storages import InMemoryStorage
 from benchmarks.curves import CurveTable
 from benchmarks.table_executor import TableExecutor
 from fashion_study.config import PrunerName, SamplerName
-from fashion_study.coordinator import Assignment, Coordinator
-from fashion_study.engines.ledger import Ledger, TrialRecord
 from fashion_study.engines.optuna_engine import OptunaEngine
-from fashion_study.progress import Silent
-from fashion_study.space import SearchSpace
+from fashion_study.space.space import SearchSpace
+from fashion_study.store.trials import Ledger, TrialRecord
+from fashion_study.study.loop import Assignment, Coordinator
+from fashion_study.study.progress import Silent
 from fashion_study.trial import EpochReport, Precision, TrialResult, TrialState
-from tests.twins import MemoryTracker
+from tests.support.twins import MemoryTracker
 
 # As many as the default study has.
 DEFAULT_TRIALS = 20

@@ -70,7 +70,7 @@ def _rate(command: list[str]) -> float:
 
 def _study_rate(workers: int, batch_size: int, epochs: int, images: int, precision: Precision) -> float:
     """Run one trial per worker, alike but for a rate that costs nothing, and read the rates of their epochs."""
-    from fashion_study.study import run_study
+    from fashion_study.study.run import run_study
 
     fixed = Hyperparameters(batch_size=batch_size, epochs=epochs).model_dump()
     rate = fixed.pop("learning_rate")

@@ -39,7 +39,7 @@ def main(
     config.check()
 
     # Imported here: it brings Rich's display, and what follows MLflow and Optuna; a refusal must not wait for those.
-    from fashion_study.progress import PatientConsole, watch
+    from fashion_study.study.progress import PatientConsole, watch
 
     console = PatientConsole()
     with watch(console) as observer:

@@ -7,7 +7,7 @@ from rich.console import Console
 from typer import Exit, Option
 
 from experiments._entry import StoreFolder, run
-from fashion_study.doctor.examination import examine
+from fashion_study.doctor.check import examine
 from fashion_study.doctor.view import show_examination
 from fashion_study.errors import ExitCode
 

@@ -12,8 +12,8 @@ from experiments._entry import StoreFolder, run
 from fashion_study.errors import ExitCode
 from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.pictures import find_pictures
-from fashion_study.tracking.existing import find_store
-from fashion_study.wording import printable
+from fashion_study.store.existing import find_store
+from fashion_study.text import printable
 
 
 def main(

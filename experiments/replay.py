@@ -8,7 +8,7 @@ from typer import Argument, Exit, Option
 from experiments._entry import StoreFolder, run
 from fashion_study.errors import ExitCode
 from fashion_study.replay.request import ReplayConfig
-from fashion_study.tracking.existing import find_store
+from fashion_study.store.existing import find_store
 
 
 def main(
@@ -39,9 +39,9 @@ def main(
     find_store(store)
 
     # Imported here: they bring MLflow and Optuna, and a refusal must not wait for those.
-    from fashion_study.progress import PatientConsole, watch
     from fashion_study.replay.replay import replay
     from fashion_study.replay.view import show_replay
+    from fashion_study.study.progress import PatientConsole, watch
 
     console = PatientConsole()
     with watch(console) as observer:

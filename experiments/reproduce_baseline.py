@@ -8,7 +8,7 @@ from typer import Option
 
 from experiments._entry import StoreFolder, run
 from fashion_study.config import DatasetChoice
-from fashion_study.datasets import locate
+from fashion_study.data.dataset import locate
 
 
 def main(
@@ -39,8 +39,8 @@ def main(
     source = locate(dataset, data_dir)
 
     # Imported here: it brings MLflow, and a refusal must not wait for that.
-    from fashion_study.baseline import BaselineConfig, reproduce_baseline
-    from fashion_study.reproduction import comparison
+    from fashion_study.baseline.reproduce import BaselineConfig, reproduce_baseline
+    from fashion_study.baseline.table import comparison
 
     console = Console()
     reproduction = reproduce_baseline(BaselineConfig(source, seeds, store, workers, register))

@@ -135,9 +135,9 @@ def main(
     config.check()
 
     # Imported here: they bring MLflow and Optuna, and a refusal must not wait for those.
-    from fashion_study.progress import PatientConsole, watch
-    from fashion_study.study import run_study
-    from fashion_study.summary import summarise
+    from fashion_study.study.progress import PatientConsole, watch
+    from fashion_study.study.run import run_study
+    from fashion_study.study.summary import summarise
 
     console = PatientConsole()
     with watch(console) as observer:

@@ -12,7 +12,7 @@ import pytest
 from experiments.run_study import main as run_study_command
 from fashion_study.config import MAX_GRID, StudyConfig, parse_duration, parse_size
 from fashion_study.errors import BadInputError, ExitCode
-from fashion_study.space_file import load_space
+from fashion_study.space.file import load_space
 
 
 def options_of(command: str) -> dict[str, list[str]]:

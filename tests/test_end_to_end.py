@@ -25,10 +25,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
-from fashion_study.datasets import load_study_data, locate
-from fashion_study.space_file import load_space
+from fashion_study.data.dataset import load_study_data, locate
+from fashion_study.space.file import load_space
 from tests.faults.table import RecordFault
-from tests.optuna_client import trials_of
+from tests.support.optuna_client import trials_of
 
 ROOT = Path(__file__).parents[1]
 STUDY = "digits-smoke"

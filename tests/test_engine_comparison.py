@@ -21,10 +21,10 @@ from fashion_study.engine_comparison import (
     standings,
     table,
 )
-from fashion_study.engines.ledger import TrialRecord
 from fashion_study.errors import BadInputError
+from fashion_study.store.trials import TrialRecord
 from fashion_study.trial import TrialState
-from tests.twins import RecordingObserver
+from tests.support.twins import RecordingObserver
 
 BEST = {"a": (0.90, 0.92, 0.94), "random": (0.80, 0.90, 0.91), "b": (0.70, 0.92, 0.91)}
 TRIALS = {"a": 10.0, "random": 5.0, "b": 7.5}
@@ -116,7 +116,7 @@ def test_a_comparison_leaves_a_table_a_figure_and_whole_studies_registers_nothin
 
     comparison = compare_engines(config, RecordingObserver())
 
-    from fashion_study.tracking.store import open_store
+    from fashion_study.store.store import open_store
 
     client = open_store(config.store).client()
     run = client.get_run(comparison.run_id)

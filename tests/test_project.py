@@ -44,7 +44,7 @@ def test_help_waits_for_no_slow_library(name: str) -> None:
 
 
 def test_a_study_on_this_machine_needs_no_ray() -> None:
-    assert "ray" not in imported_by("-c", "import fashion_study.study, fashion_study.workforce")
+    assert "ray" not in imported_by("-c", "import fashion_study.study.run, fashion_study.study.workers")
 
 
 def test_every_entry_point_is_listed_with_a_line_from_any_directory(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fashion_study.config import StudyConfig
-    from fashion_study.study import StudyResult, run_study
+    from fashion_study.study.run import StudyResult, run_study
 
 __all__ = ["StudyConfig", "StudyResult", "run_study"]
 
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return StudyConfig
     if name in ("run_study", "StudyResult"):
-        from fashion_study import study
+        from fashion_study.study import run
 
-        return getattr(study, name)
+        return getattr(run, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from fashion_study.database_address import ledger_address
+from fashion_study.database_url import ledger_address
 from fashion_study.errors import BadInputError
-from fashion_study.space import Int, SearchSpace, Value
-from fashion_study.space_file import load_space
+from fashion_study.space.file import load_space
+from fashion_study.space.space import Int, SearchSpace, Value
 
 EngineName = Literal["optuna", "keras-tuner"]
 ExecutorName = Literal["local", "ray"]

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
-    from fashion_study.engines.ledger import TrialRecord
-    from fashion_study.progress import Observer
-    from fashion_study.study import StudyResult
+    from fashion_study.store.trials import TrialRecord
+    from fashion_study.study.progress import Observer
+    from fashion_study.study.run import StudyResult
 
 # Each engine with its defaults, KerasTuner's other learning sampler, and random search that ends no trial early.
 CONTENDERS: Mapping[str, Mapping[str, Any]] = {
@@ -141,7 +141,7 @@ def compare_engines(config: ComparisonConfig, observer: "Observer") -> Compariso
         BadInputError: the comparison cannot be made.
         StudyError: it was stopped; the same command goes on.
     """
-    from fashion_study.study import run_study
+    from fashion_study.study.run import run_study
 
     config.check()
     searches, result = [], None

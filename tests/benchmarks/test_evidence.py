@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from benchmarks.evidence import examine
-from fashion_study.tracking.store import open_store
+from fashion_study.store.store import open_store
 
 TRIAL: dict[str, Any] = {
     "filters_1": 32,

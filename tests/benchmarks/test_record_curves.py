@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.curves import append_session, read_table
 from benchmarks.record_curves import design_points, last_precision
-from fashion_study.space_file import load_space
+from fashion_study.space.file import load_space
 from fashion_study.trial import Precision
 
 COMMAND = [sys.executable, "-m", "benchmarks.record_curves", "--dataset", "digits", "--images", "100"]

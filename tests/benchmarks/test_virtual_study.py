@@ -8,8 +8,8 @@ from benchmarks.curves import Curve, CurveTable, Design
 from benchmarks.record_curves import design_points
 from benchmarks.table_executor import coordinates
 from benchmarks.virtual_study import OneEpoch, Outcome, Strategy, replay
-from fashion_study.space import SearchSpace
-from fashion_study.space_file import load_space
+from fashion_study.space.file import load_space
+from fashion_study.space.space import SearchSpace
 from fashion_study.trial import ParamValue
 
 SPACE = load_space("baseline")

@@ -8,7 +8,7 @@ from playwright.sync_api import Browser
 from fashion_study.promotion.view import decision_page
 from fashion_study.report.page import render
 from tests.hostile.names import ATTACKS, hostile_decision
-from tests.study_facts import hostile_facts
+from tests.support.study_facts import hostile_facts
 
 PAGES = {
     "report": lambda attack: render(hostile_facts(attack)),

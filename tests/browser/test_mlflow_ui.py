@@ -13,8 +13,8 @@ from mlflow.entities import Run
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
 
 from fashion_study.mlflow_ui.server import Pages, Server, choose_port, find_pages, serve
+from fashion_study.store.store import open_store
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry
-from fashion_study.tracking.store import open_store
 
 # A study and a server are started, each with a limit of its own.
 pytestmark = pytest.mark.timeout(900)

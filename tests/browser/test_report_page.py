@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Request
 
 from fashion_study.report.page import render
-from tests.study_facts import facts
+from tests.support.study_facts import facts
 
 LAPTOP, PHONE = (1280, 800), (390, 844)
 HEADINGS = (

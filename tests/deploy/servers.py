@@ -32,7 +32,7 @@ class Server:
     """Run one of the files in `deploy/` in the foreground of a process that ends with this one."""
 
     def __init__(self, file: str, log: Path, environment: Mapping[str, str], *words: str) -> None:
-        self._command = [sys.executable, "-m", "fashion_study.mlflow_ui.lifeline", str(DEPLOY / file), *words]
+        self._command = [sys.executable, "-m", "fashion_study.mlflow_ui.watchdog", str(DEPLOY / file), *words]
         self.log = log
         self._environment = {**clean_environment(), "PYTHONPATH": f"{ROOT / 'src'}", **environment}
         self._process: subprocess.Popen[bytes] | None = None

@@ -123,7 +123,7 @@ def test_a_user_without_an_account_is_told_so_and_leaves_nothing(
 def test_a_log_in_in_mlflow_s_own_file_is_taken(
     team: TeamMlflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fashion_study.tracking.store import open_store
+    from fashion_study.store.store import open_store
 
     login = f"[mlflow]\nmlflow_tracking_username = {team.account}\nmlflow_tracking_password = {team.password}\n"
     folder = tmp_path / ".mlflow"
@@ -139,7 +139,7 @@ def test_a_log_in_in_mlflow_s_own_file_is_taken(
 def test_a_password_that_is_changed_meanwhile_is_named_too(
     team: TeamMlflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fashion_study.tracking.store import open_store
+    from fashion_study.store.store import open_store
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", team.address)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", team.account)
@@ -167,7 +167,7 @@ def test_no_password_reaches_output_tags_parameters_files_or_the_list_of_process
     told = {secret for secret in secrets if secret in ran.done.stdout + ran.done.stderr + team.log + postgres.log}
     assert told == set()
 
-    assert any("fashion_study.training.worker" in command for command in ran.commands)
+    assert any("fashion_study.worker.process" in command for command in ran.commands)
     assert [command for command in ran.commands if any(secret in command for secret in secrets)] == []
 
     places = (ran.folder, postgres.folder / "mlflow" / "artifacts")

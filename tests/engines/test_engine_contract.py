@@ -14,12 +14,12 @@ from optuna.storages import InMemoryStorage, RDBStorage
 from fashion_study.config import KerasTunerSampler, PrunerName, SamplerName
 from fashion_study.engines.engine import Engine, Exhausted, Proposal, Wait
 from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
-from fashion_study.engines.ledger import Ledger
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.engines.points import distributions_of
-from fashion_study.space import SearchSpace
+from fashion_study.space.space import SearchSpace
+from fashion_study.store.trials import Ledger
 from fashion_study.trial import FailReason, Hyperparameters, ParamValue, TrialResult, TrialState, trial_seed
-from tests.twins import memory_storage, toy_accuracy
+from tests.support.twins import memory_storage, toy_accuracy
 
 Point = dict[str, ParamValue]
 

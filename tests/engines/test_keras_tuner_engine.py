@@ -7,15 +7,15 @@ import pytest
 from optuna.storages import InMemoryStorage
 
 from fashion_study.config import KerasTunerSampler
-from fashion_study.coordinator import Assignment, Coordinator
 from fashion_study.engines.engine import Engine, Exhausted, Proposal, Wait
 from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
-from fashion_study.engines.ledger import MAX_RETURNS, Ledger
 from fashion_study.engines.optuna_engine import OptunaEngine
-from fashion_study.space import SearchSpace
+from fashion_study.space.space import SearchSpace
+from fashion_study.store.trials import MAX_RETURNS, Ledger
+from fashion_study.study.loop import Assignment, Coordinator
 from fashion_study.trial import Continuation, ParamValue, Precision, TrialResult, TrialState
 from tests.engines.test_engine_contract import asked, canonical, completed, proposals, run_id
-from tests.twins import MemoryExecutor, MemoryTracker, RecordingObserver, memory_storage
+from tests.support.twins import MemoryExecutor, MemoryTracker, RecordingObserver, memory_storage
 
 
 def nine_epochs(kind: str = "float_log", low: int = 1) -> SearchSpace:

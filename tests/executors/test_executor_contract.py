@@ -30,8 +30,8 @@ from fashion_study.trial import (
     TrialState,
     WorkerSettings,
 )
-from tests.processes import descendants_running, has_ended
-from tests.twins import PROBED, Fate, Key, MemoryExecutor, toy_report, toy_result
+from tests.support.processes import descendants_running, has_ended
+from tests.support.twins import PROBED, Fate, Key, MemoryExecutor, toy_report, toy_result
 
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
 TOY = "tests.executors.toy_worker"

@@ -13,19 +13,19 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster as NodesHere
 
-from fashion_study.coordinator import Assignment, Coordinator
-from fashion_study.engines.ledger import Ledger
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.errors import BadInputError, StudyError
 from fashion_study.executors.cluster import Demand, connected
 from fashion_study.executors.executor import Event
 from fashion_study.executors.ray import LOST, RayExecutor
+from fashion_study.store.trials import Ledger
+from fashion_study.study.loop import Assignment, Coordinator
 from fashion_study.trial import Precision, TrialState
 from tests.executors.test_executor_contract import PATIENCE, PYTHONPATH, workers_of
 from tests.executors.test_ray_executor import SMALL, await_slots, outfit, supervisors
-from tests.processes import unless_gone
-from tests.test_coordinator import smoke_with
-from tests.twins import MemoryTracker, RecordingObserver, memory_storage
+from tests.study.test_loop import smoke_with
+from tests.support.processes import unless_gone
+from tests.support.twins import MemoryTracker, RecordingObserver, memory_storage
 
 pytestmark = pytest.mark.faults
 

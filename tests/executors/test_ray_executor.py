@@ -37,8 +37,8 @@ from tests.executors.test_executor_contract import (
     spec,
     workers_of,
 )
-from tests.processes import unless_gone
-from tests.twins import Fate, Key, toy_result
+from tests.support.processes import unless_gone
+from tests.support.twins import Fate, Key, toy_result
 
 # Small enough for two on a machine with one core.
 SMALL = Demand(0.5, 0, 2**20)

@@ -13,7 +13,7 @@ from fashion_study.executors.local import Limits, LocalExecutor
 from fashion_study.executors.supervisor import Outfit, Supervisor
 from fashion_study.trial import DataSource, TrialState, WorkerFailed
 from tests.executors.test_executor_contract import PYTHONPATH, SETTINGS, TOY, spec
-from tests.twins import PROBED, toy_report, toy_result
+from tests.support.twins import PROBED, toy_report, toy_result
 
 ELSEWHERE = DataSource("fashion-mnist", Path("/on/the/coordinator's/machine"), "d" * 64)
 

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from types import ModuleType
 
 from fashion_study.errors import DataError
-from fashion_study.training import worker
 from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialResult, TrialSpec, WorkerSettings
-from tests.twins import PROBED, Fate, toy_training
+from fashion_study.worker import process as worker
+from tests.support.twins import PROBED, Fate, toy_training
 
 HUNGER = 256 * 2**20
 KEPT: list[bytes] = []
@@ -101,7 +101,7 @@ class ToyTrainer:
 
 def work_with(trainer: type[ToyTrainer]) -> None:
     """Be a worker process that trains with a toy."""
-    module = ModuleType("fashion_study.training.trainer")
+    module = ModuleType("fashion_study.worker.trainer")
     module.Trainer = trainer  # type: ignore[attr-defined]
     sys.modules[module.__name__] = module
     worker.main()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from fashion_study.tracking.store import open_store
+from fashion_study.store.store import open_store
 from tests.faults.launcher import ROOT, Launcher, Life
 from tests.faults.small_study import SMALL, STUDY, TOTAL
 

@@ -28,20 +28,20 @@ SLOW_IMPORTS = [
     "experiments.doctor",
     "experiments.promote",
     "experiments.run_study",
-    "fashion_study.challenger",
-    "fashion_study.conclusion",
-    "fashion_study.doctor.case",
+    "fashion_study.study.challenger",
+    "fashion_study.study.finish",
+    "fashion_study.doctor.context",
     "fashion_study.doctor.files",
-    "fashion_study.doctor.strays",
+    "fashion_study.doctor.runs",
     "fashion_study.doctor.studies",
-    "fashion_study.doctor.versions",
-    "fashion_study.model_keeping",
+    "fashion_study.doctor.registry",
+    "fashion_study.study.retention",
     "fashion_study.promotion.promote",
-    "fashion_study.reconcile",
-    "fashion_study.session",
-    "fashion_study.study",
-    "fashion_study.summary",
-    "fashion_study.tracking.attempts",
+    "fashion_study.study.reconcile",
+    "fashion_study.study.session",
+    "fashion_study.study.run",
+    "fashion_study.study.summary",
+    "fashion_study.tracking.attempt",
     "fashion_study.tracking.runs",
     "mlflow.store.model_registry.sqlalchemy_store",
     "mlflow.store.tracking.sqlalchemy_store",
@@ -56,15 +56,15 @@ HOURS = "FAULTS_HOURS"
 WORKER = "FAULTS_WORKER"
 # What is going on while a function of the coordinator runs; the outermost one counts.
 PHASES = (
-    ("fashion_study.study", "open_session", "opening"),
+    ("fashion_study.study.run", "open_session", "opening"),
     ("fashion_study.engines.optuna_engine:OptunaEngine", "ask", "ask"),
-    ("fashion_study.coordinator:Coordinator", "_begin", "ask"),
+    ("fashion_study.study.loop:Coordinator", "_begin", "ask"),
     ("fashion_study.engines.optuna_engine:OptunaEngine", "report", "epoch"),
     ("fashion_study.tracking.runs:MlflowTracker", "log_epoch", "epoch"),
-    ("fashion_study.coordinator:Coordinator", "_settle", "tell"),
-    ("fashion_study.finalists:Repeats", "run", "finalists"),
-    ("fashion_study.challenger", "register_challenger", "registration"),
-    ("fashion_study.tracking.champions:Champions", "_move", "alias"),
+    ("fashion_study.study.loop:Coordinator", "_settle", "tell"),
+    ("fashion_study.study.finalists:Repeats", "run", "finalists"),
+    ("fashion_study.study.challenger", "register_challenger", "registration"),
+    ("fashion_study.tracking.aliases:Champions", "_move", "alias"),
     ("fashion_study.promotion.promote", "_record", "decision"),
 )
 
@@ -175,7 +175,7 @@ def _live(command: str, words: list[str], place: Path, plan: Plan, environment: 
     local.WORKER_MODULE = environment[WORKER]
     if environment[WORKER] == RECORDING_WORKER:
         # Seconds of every start, and of no importance to any promise.
-        _replace("fashion_study.conclusion", "study_figures", lambda _: iter(()))
+        _replace("fashion_study.study.finish", "study_figures", lambda _: iter(()))
     _watch_phases(journal)
     _watch_results(journal)
     clock, hours = _Clock(plan), float(environment.get(HOURS, "0"))
@@ -247,7 +247,7 @@ def _watch_results(journal: Journal) -> None:
     def note(_: Any, result: Any) -> None:
         journal.note("told", trial=result.number, state=result.state.value, objective=result.objective)
 
-    _around("fashion_study.engines.ledger:Ledger", "close", after=note)
+    _around("fashion_study.store.trials:Ledger", "close", after=note)
 
 
 def _inside(owner: str, name: str, context: Callable[[], AbstractContextManager[None]]) -> None:

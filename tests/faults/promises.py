@@ -23,7 +23,7 @@ from mlflow.entities import LoggedModelStatus, Run, ViewType
 from mlflow.entities.model_registry import ModelVersion
 from optuna.trial import FrozenTrial, TrialState
 
-from fashion_study.reconcile import CAUSE
+from fashion_study.study.reconcile import CAUSE
 from tests.faults.launcher import Life
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fashion_study.training import worker
 from fashion_study.trial import AttemptLost, EpochReport, TrialResult, TrialSpec, TrialState, WorkerSettings
+from fashion_study.worker import process as worker
 from tests.executors.toy_worker import ToyTrainer, work_with
 from tests.faults.journal import JOURNAL, Journal
 

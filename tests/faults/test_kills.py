@@ -7,7 +7,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from fashion_study.tracking.half_written import half_written
+from fashion_study.tracking.pending import half_written
 from tests.faults.conftest import Launch, NewStore
 from tests.faults.launcher import Life, Plan
 from tests.faults.promises import (

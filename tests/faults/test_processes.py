@@ -19,7 +19,7 @@ import pytest
 from optuna.trial import TrialState
 
 from fashion_study.mlflow_ui.server import choose_port, serve
-from fashion_study.tracking.store import open_store
+from fashion_study.store.store import open_store
 from tests.faults.commits import die_at_commit
 from tests.faults.conftest import Launch, NewStore
 from tests.faults.launcher import SLOW_IMPORTS, Launcher, Life
@@ -33,7 +33,7 @@ from tests.faults.promises import (
     outcome,
 )
 from tests.faults.table import RecordFault
-from tests.processes import descendants_running
+from tests.support.processes import descendants_running
 
 pytestmark = pytest.mark.faults
 

@@ -262,7 +262,7 @@ def test_no_secret_of_the_environment_and_no_password_of_an_address_is_told(
 ) -> None:
     mlflow, root = server
     address = {"MLFLOW_TRACKING_URI": f"http://me:{PASSWORD}@127.0.0.1:{mlflow.port}"}
-    real = replace(launch(**SECRETS, **address), worker="fashion_study.training.worker")
+    real = replace(launch(**SECRETS, **address), worker="fashion_study.worker.process")
     commands: set[str] = set()
 
     with real.living("run_study", *SMALL, "--store", root) as (process, life):
@@ -272,7 +272,7 @@ def test_no_secret_of_the_environment_and_no_password_of_an_address_is_told(
         done = life()
 
     assert done.exit_code == 0, done.shown
-    assert any("fashion_study.training.worker" in command for command in commands)
+    assert any("fashion_study.worker.process" in command for command in commands)
     mlflow.kill()
     impatient = replace(real, environment={**real.environment, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"})
     refused = impatient.start("run_study", *SMALL[:-4], "--trials", "9", "--store", root)

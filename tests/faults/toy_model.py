@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fashion_study.tracking.addresses import local_path
-from fashion_study.tracking.store import open_store
+from fashion_study.store.relocation import local_path
+from fashion_study.store.store import open_store
 from fashion_study.training.model import build_model, float32_twin
-from fashion_study.training.record import record_model
-from tests.model_store import SMALL
+from fashion_study.worker.record import record_model
+from tests.support.model_store import SMALL
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from fashion_study.training import worker
+from fashion_study.worker import process as worker
 from tests.faults.journal import JOURNAL, Journal
 
 
@@ -24,7 +24,7 @@ def watch(journal: Journal, module: Any, name: str, phase: str) -> None:
 def main() -> None:
     # Before TensorFlow is imported, as the worker itself does it.
     worker._end_with_the_coordinator()
-    from fashion_study.training import trainer
+    from fashion_study.worker import trainer
 
     journal = Journal(Path(os.environ[JOURNAL]), "worker")
     watch(journal, trainer, "record_evaluation", "artifact")

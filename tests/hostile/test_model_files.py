@@ -20,10 +20,10 @@ from fashion_study.errors import DamagedModelError, ExitCode
 from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.predict import predict
 from fashion_study.promotion.decision import Outcome
-from fashion_study.tracking.champions import LINE
+from fashion_study.tracking.aliases import LINE
 from fashion_study.tracking.registry import CHAMPION, Version
 from tests.hostile.payloads import BESIDE, IN_PLACE, MODEL, Payload, lambda_layer, legacy_hdf5, loader_module
-from tests.model_store import ModelStore, digits, trained
+from tests.support.model_store import ModelStore, digits, trained
 
 
 @dataclass(frozen=True)

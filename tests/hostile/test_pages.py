@@ -13,10 +13,10 @@ from rich.console import Console
 
 from fashion_study.promotion.view import decision_page, show_decision
 from fashion_study.report.page import render
+from fashion_study.text import spreadsheet_cell
 from fashion_study.training.figures import confusion_matrix_figure, prediction_grid_figure
-from fashion_study.wording import spreadsheet_cell
 from tests.hostile.names import ATTACKS, hostile_decision
-from tests.study_facts import hostile_facts
+from tests.support.study_facts import hostile_facts
 
 ACTIVE = {"script", "iframe", "object", "embed", "base", "form", "link", "foreignobject", "animate", "set"}
 

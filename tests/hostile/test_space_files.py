@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fashion_study.errors import BadInputError
-from fashion_study.space import SearchSpace
-from fashion_study.space_file import MAX_BYTES, load_space
+from fashion_study.space.file import MAX_BYTES, load_space
+from fashion_study.space.space import SearchSpace
 from fashion_study.trial import Hyperparameters
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ HOSTILE: dict[str, str] = {
 CHILD = """
 import json, pathlib, resource, sys
 from fashion_study.errors import BadInputError
-from fashion_study.space_file import load_space
+from fashion_study.space.file import load_space
 paths = sorted(pathlib.Path(sys.argv[1]).iterdir())
 for limit, most in ((resource.RLIMIT_AS, 1 << 29), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CPU, 60)):
     resource.setrlimit(limit, (most, most))

@@ -19,9 +19,9 @@ from mlflow.server.assistant.api import assistant_router
 
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.mlflow_ui.server import SAFE_SETTINGS, Server, choose_port, find_pages, serve
-from fashion_study.tracking.store import Store, open_store
-from tests.processes import has_ended
-from tests.study_store import Studies
+from fashion_study.store.store import Store, open_store
+from tests.support.processes import has_ended
+from tests.support.study_store import Studies
 
 # What a user may have set for other servers, and what would open this one.
 DANGEROUS = {
@@ -38,7 +38,7 @@ DANGEROUS = {
 OWNER = """
 import sys, time
 from fashion_study.mlflow_ui.server import serve
-from fashion_study.tracking.store import open_store
+from fashion_study.store.store import open_store
 with serve(open_store(sys.argv[1]), int(sys.argv[2])):
     print("serving", flush=True)
     time.sleep(600)

@@ -14,7 +14,7 @@ import pytest
 
 from fashion_study.mlflow_ui.server import choose_port
 from fashion_study.tracking.registry import CHAMPION
-from tests.model_store import ModelStore, digits, trained
+from tests.support.model_store import ModelStore, digits, trained
 
 # Not through a proxy that the environment may name.
 OPENER = build_opener(ProxyHandler({}))

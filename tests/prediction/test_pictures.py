@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 from sklearn.neighbors import KNeighborsClassifier
 
-from fashion_study.datasets import Split, load_study_data, load_training_images, locate
+from fashion_study.data.dataset import Split, load_study_data, load_training_images, locate
 from fashion_study.prediction.pictures import PictureError, find_pictures, read_picture
 
 BLUE = (20, 40, 160)

@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from fashion_study.datasets import CLASS_NAMES
+from fashion_study.data.dataset import CLASS_NAMES
 from fashion_study.errors import BadInputError, DamagedModelError, StoreError
 from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.predict import Guess, Prediction, Predictions, as_json, predict, table
 from fashion_study.tracking.registry import CHAMPION, Candidate
 from fashion_study.training.model import build_model, float32_twin
-from fashion_study.training.record import record_model
-from tests.model_store import SMALL, ModelStore, digits, trained
+from fashion_study.worker.record import record_model
+from tests.support.model_store import SMALL, ModelStore, digits, trained
 
 
 @dataclass(frozen=True)

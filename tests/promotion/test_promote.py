@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 
-from fashion_study.datasets import Split
+from fashion_study.data.dataset import Split
+from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import BadInputError, DamagedModelError, DataError, ExitCode, StoreError
-from fashion_study.holdout import load_holdout
 from fashion_study.promotion.contenders import NobodyToBeatError, choose_challenger
 from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
 from fashion_study.promotion.evidence import PREDICTIONS
 from fashion_study.promotion.gates import Gates
 from fashion_study.promotion.promote import NothingToGoBackToError, promote
-from fashion_study.tracking.champions import LostRaceError
+from fashion_study.tracking.aliases import LostRaceError
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, Version
 from fashion_study.trial import DataSource
 from tests.faults.table import RecordFault
-from tests.model_store import ModelStore, digits, trained
+from tests.support.model_store import ModelStore, digits, trained
 
 ROOT = Path(__file__).parents[2]
 # Epochs of training: about 0.1, 0.4 and 0.9 of the digits right.

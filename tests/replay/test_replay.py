@@ -17,18 +17,18 @@ from optuna.distributions import FloatDistribution
 from rich.console import Console
 
 from fashion_study.config import StudyConfig
-from fashion_study.datasets import load_study_data, locate
-from fashion_study.engines.ledger import Ledger
+from fashion_study.data.dataset import load_study_data, locate
 from fashion_study.errors import BadInputError, DataError, StoreError, StudyError
 from fashion_study.executors import local
-from fashion_study.plan import data_cards, plan_study
 from fashion_study.replay.comparison import Replay
 from fashion_study.replay.recorded import read_recorded
 from fashion_study.replay.replay import replay
 from fashion_study.replay.request import ReplayConfig
 from fashion_study.replay.view import show_replay
+from fashion_study.store.store import Store, open_store
+from fashion_study.store.trials import Ledger
+from fashion_study.study.plan import data_cards, plan_study
 from fashion_study.tracking.runs import MlflowTracker
-from fashion_study.tracking.store import Store, open_store
 from fashion_study.trial import (
     Continuation,
     FailReason,
@@ -38,7 +38,7 @@ from fashion_study.trial import (
     TrialState,
     trial_seed,
 )
-from tests.twins import toy_report, toy_result
+from tests.support.twins import toy_report, toy_result
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 3

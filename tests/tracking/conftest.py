@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from fashion_study.tracking.store import Store
+    from fashion_study.store.store import Store
 
 OPEN = """
 import sys
-from fashion_study.tracking.store import open_store
+from fashion_study.store.store import open_store
 store = open_store(sys.argv[1])
 client = store.client()
 print(store.experiment_id(client, "digits"), len(store.optuna_storage().get_all_studies()))
@@ -20,7 +20,7 @@ print(store.experiment_id(client, "digits"), len(store.optuna_storage().get_all_
 def store(tmp_path_factory: pytest.TempPathFactory) -> "Store":
     """Give a store that four processes opened at once, when it was empty."""
     # Not above: what it sets for MLflow must not be there when the user's own settings are taken away.
-    from fashion_study.tracking.store import open_store
+    from fashion_study.store.store import open_store
 
     root = tmp_path_factory.mktemp("study") / "a new store"
     command = [sys.executable, "-c", OPEN, str(root)]

@@ -17,7 +17,7 @@ from fashion_study.tracking.registry import (
     Registry,
     registered_name,
 )
-from tests.model_store import ModelStore, trained
+from tests.support.model_store import ModelStore, trained
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from fashion_study.engines.ledger import TrialRecord
-from fashion_study.leaderboard import table
+from fashion_study.store.store import Store
+from fashion_study.store.trials import TrialRecord
+from fashion_study.study.leaderboard import table
 from fashion_study.tracking import runs
 from fashion_study.tracking.runs import MlflowTracker, run_name
-from fashion_study.tracking.store import Store
 from fashion_study.tracking.tracker import DataCard, StudyCard
 from fashion_study.trial import FailReason, Hyperparameters, Precision, TrialResult, TrialSpec, TrialState
-from tests.twins import toy_report
+from tests.support.twins import toy_report
 
 PARAMS = Hyperparameters(epochs=3)
 CARD = StudyCard(

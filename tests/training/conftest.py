@@ -1,6 +1,6 @@
 import pytest
 
-from fashion_study.datasets import StudyData, load_study_data, locate
+from fashion_study.data.dataset import StudyData, load_study_data, locate
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fashion_study.datasets import Split
+from fashion_study.data.dataset import Split
 from fashion_study.training.evaluation import ConfusedPair, evaluate, most_confused
-from fashion_study.training.record import final_metrics
+from fashion_study.worker.record import final_metrics
 
 NAMES = ("T-shirt/top", "Trouser", "Ankle boot")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fashion_study.datasets import Split, StudyData, load_study_data, locate
+from fashion_study.data.dataset import Split, StudyData, load_study_data, locate
 from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, fit, seed_training
 from fashion_study.training.model import build_model
 from fashion_study.trial import Hyperparameters

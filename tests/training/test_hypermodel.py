@@ -10,8 +10,8 @@ import keras_tuner
 import pytest
 
 import experiments
-from fashion_study.datasets import StudyData
-from fashion_study.space_file import load_space
+from fashion_study.data.dataset import StudyData
+from fashion_study.space.file import load_space
 from fashion_study.training.hypermodel import FashionHyperModel
 
 # KerasTuner takes its lock with calls that Python has deprecated.

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fashion_study.datasets import StudyData
+from fashion_study.data.dataset import StudyData
 from fashion_study.training.fit import seed_training
 from fashion_study.training.model import build_model, float32_twin
 from fashion_study.trial import Hyperparameters, Precision

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from mlflow.entities import LoggedModel, Run
 
-from fashion_study.doctor.case import Case
+from fashion_study.doctor.context import Case
 from fashion_study.finding import Finding, Kind
-from fashion_study.tracking.addresses import local_path
-from fashion_study.tracking.half_written import cut_off, half_written
+from fashion_study.store.relocation import local_path
+from fashion_study.tracking.pending import cut_off, half_written
 from fashion_study.tracking.registry import CARD_FILE, MODEL_FILE
 from fashion_study.trial import TrialState
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fashion_study.doctor.case import Case
-from fashion_study.engines.ledger import TOKEN, TRACKED_AT, Ledger
+from fashion_study.doctor.context import Case
 from fashion_study.finding import Finding, Kind
-from fashion_study.reconcile import CAUSE, disagreements
-from fashion_study.tracking.attempts import StudyRuns, find_run
-from fashion_study.tracking.study_owner import claim_study
-from fashion_study.wording import printable
+from fashion_study.store.study_owner import claim_study
+from fashion_study.store.trials import TOKEN, TRACKED_AT, Ledger
+from fashion_study.study.reconcile import CAUSE, disagreements
+from fashion_study.text import printable
+from fashion_study.tracking.attempt import StudyRuns, find_run
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage

@@ -6,7 +6,7 @@ from textwrap import TextWrapper
 from rich.console import Console
 from rich.text import Text
 
-from fashion_study.doctor.examination import Examination, Treated
+from fashion_study.doctor.check import Examination, Treated
 
 INDENT = 4 * " "
 

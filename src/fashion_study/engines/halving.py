@@ -4,7 +4,7 @@ from optuna.pruners import BasePruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from fashion_study.engines.ledger import last_epoch
+from fashion_study.store.trials import last_epoch
 
 
 class BestSoFarHalving(BasePruner):

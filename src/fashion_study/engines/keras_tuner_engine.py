@@ -14,11 +14,11 @@ from optuna.trial import TrialState as OptunaState
 
 from fashion_study.config import KerasTunerSampler
 from fashion_study.engines.engine import Exhausted, Proposal, Wait
-from fashion_study.engines.ledger import Ledger
 from fashion_study.engines.oracle import Draw, Oracle
 from fashion_study.engines.points import Point, distributions_of, key_of
-from fashion_study.keras_tuner_space import values_within
-from fashion_study.space import SearchSpace
+from fashion_study.space.keras_tuner import values_within
+from fashion_study.space.space import SearchSpace
+from fashion_study.store.trials import Ledger
 from fashion_study.trial import Continuation, ParamValue, TrialResult, trial_seed
 
 # The attribute of a trial that keeps what the oracle has to know of it.

@@ -30,9 +30,9 @@ from optuna.trial import TrialState as OptunaState
 from fashion_study.config import MAX_GRID, PrunerName, SamplerName
 from fashion_study.engines.engine import Exhausted, Proposal, Wait
 from fashion_study.engines.halving import BestSoFarHalving
-from fashion_study.engines.ledger import Ledger
 from fashion_study.engines.points import Point, distributions_of, key_of
-from fashion_study.space import SearchSpace
+from fashion_study.space.space import SearchSpace
+from fashion_study.store.trials import Ledger
 from fashion_study.trial import ParamValue, TrialResult, trial_seed
 
 BASELINE_NUMBER = 0

@@ -15,9 +15,9 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from fashion_study.config import KerasTunerSampler
-from fashion_study.keras_tuner_space import declare, declare_axes
-from fashion_study.quiet_import import import_quietly
-from fashion_study.space import SearchSpace
+from fashion_study.space.keras_tuner import declare, declare_axes
+from fashion_study.space.space import SearchSpace
+from fashion_study.stderr import import_quietly
 from fashion_study.trial import ParamValue
 
 # The name under which an oracle knows a trial's objective.

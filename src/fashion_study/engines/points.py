@@ -9,7 +9,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from fashion_study.space import Categorical, Float, Int, Parameter, SearchSpace
+from fashion_study.space.space import Categorical, Float, Int, Parameter, SearchSpace
 from fashion_study.trial import ParamValue
 
 Point = dict[str, ParamValue]

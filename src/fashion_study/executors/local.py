@@ -36,7 +36,7 @@ from fashion_study.trial import (
 )
 
 # Started by its name, so that nothing of TensorFlow is ever imported here.
-WORKER_MODULE = "fashion_study.training.worker"
+WORKER_MODULE = "fashion_study.worker.process"
 
 # Freed tensors go back to the process, not to the kernel: with glibc's defaults every step maps and unmaps
 # its activations anew, which costs 5 to 10 % of a step. No effect on other allocators.

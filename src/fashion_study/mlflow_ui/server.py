@@ -21,8 +21,8 @@ from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fashion_study.errors import BadInputError, StoreError
-from fashion_study.tracking.failures import store_failures
-from fashion_study.tracking.store import Store
+from fashion_study.store.failures import store_failures
+from fashion_study.store.store import Store
 
 HOST = "127.0.0.1"
 # The entry point of `guard`, as pyproject.toml names it.
@@ -112,7 +112,7 @@ def serve(store: Store, port: int) -> Iterator[Server]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fashion_study.mlflow_ui.lifeline", *_command(store, port)],
+            [sys.executable, "-m", "fashion_study.mlflow_ui.watchdog", *_command(store, port)],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,

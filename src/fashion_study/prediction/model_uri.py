@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from fashion_study.errors import BadInputError
-from fashion_study.wording import printable, shown
+from fashion_study.text import printable, shown
 
 PATTERN = re.compile(
     r"models:/(?:(?P<model_id>m-[0-9a-f]{32})|(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>\d{1,9})))"

@@ -14,14 +14,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from fashion_study.datasets import CLASS_NAMES
+from fashion_study.data.dataset import CLASS_NAMES
 from fashion_study.errors import BadInputError, DamagedModelError, StoreError
 from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.pictures import PictureError, read_picture
-from fashion_study.tracking.failures import store_failures
+from fashion_study.store.failures import store_failures
+from fashion_study.store.store import Store
+from fashion_study.text import printable
 from fashion_study.tracking.registry import CHAMPION, Registry, Stored, Version, registered_name
-from fashion_study.tracking.store import Store
-from fashion_study.wording import printable
 
 # Of the classes, the most probable ones are shown.
 SHOWN = 3
@@ -194,7 +194,7 @@ def _described(model: Stored) -> str:
 
 def _probabilities(registry: Registry, model: Stored, images: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:
     """Return the probability of each class, (n, classes)."""
-    from fashion_study.quiet_import import import_quietly
+    from fashion_study.stderr import import_quietly
     from fashion_study.training.model_file import load_model_file
 
     import_quietly("tensorflow")

@@ -6,8 +6,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fashion_study.errors import BadInputError, DamagedModelError, ExitCode, StudyError
 from fashion_study.promotion.decision import Contender, PromotionConfig
+from fashion_study.text import shown, shown_list
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
-from fashion_study.wording import shown, shown_list
 
 # The number of a study's baseline trial.
 BASELINE = 0

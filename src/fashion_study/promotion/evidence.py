@@ -16,9 +16,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fashion_study.datasets import CLASS_NAMES, Split, load_study_data
+from fashion_study.data.dataset import CLASS_NAMES, Split, load_study_data
+from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import DamagedModelError, StoreError
-from fashion_study.holdout import load_holdout
 from fashion_study.promotion.decision import Contender, HoldoutReading
 from fashion_study.promotion.gates import (
     ClassRecall,

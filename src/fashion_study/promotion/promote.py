@@ -11,17 +11,17 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
-from fashion_study.datasets import locate
+from fashion_study.data.dataset import locate
 from fashion_study.errors import DamagedModelError, DataError, ExitCode, StudyError
 from fashion_study.promotion.contenders import as_contender, baseline_of, choose_challenger, choose_name, family_run
 from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
 from fashion_study.promotion.evidence import Examiner, check_signature
 from fashion_study.promotion.view import decision_page
-from fashion_study.tracking.champions import Champions, LostRaceError, only_promotion
-from fashion_study.tracking.existing import find_store
-from fashion_study.tracking.failures import store_failures
+from fashion_study.stderr_log import tensorflow_messages_into
+from fashion_study.store.existing import find_store
+from fashion_study.store.failures import store_failures
+from fashion_study.tracking.aliases import Champions, LostRaceError, only_promotion
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
-from fashion_study.training.messages import tensorflow_messages_into
 from fashion_study.trial import DataSource
 
 DatasetName = Literal["fashion-mnist", "digits"]

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fashion_study.promotion.decision import Contender, Decision, Outcome
-from fashion_study.wording import visible
+from fashion_study.text import visible
 
 GOOD = (Outcome.PROMOTED, Outcome.ROLLED_BACK, Outcome.NOTHING_TO_DO, Outcome.PENDING)
 DRY_RUN = "A dry run: no alias was moved and no decision recorded. What it read of the holdout counts all the same."

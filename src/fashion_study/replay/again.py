@@ -5,12 +5,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from fashion_study.datasets import load_study_data, locate
+from fashion_study.data.dataset import load_study_data, locate
 from fashion_study.errors import DataError, StudyError
 from fashion_study.executors.executor import Executor, closing_workers
 from fashion_study.executors.local import LocalExecutor
-from fashion_study.progress import Observer
 from fashion_study.replay.recorded import Curves, Images, Recorded
+from fashion_study.study.progress import Observer
 from fashion_study.trial import AttemptLost, DataSource, EpochReport, TrialResult, TrialState, WorkerSettings
 
 TICK_SECONDS = 0.25

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import optuna
 
-from fashion_study.engines.ledger import Ledger
 from fashion_study.errors import BadInputError, StoreError
-from fashion_study.tracking.store import Store
+from fashion_study.store.store import Store
+from fashion_study.store.trials import Ledger
+from fashion_study.text import did_you_mean, shown, shown_list
 from fashion_study.trial import FailReason, TrialState
-from fashion_study.wording import did_you_mean, shown, shown_list
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.executors.local import threads_per_worker
 from fashion_study.replay.choice import refuse_without_end
-from fashion_study.tracking.attempts import Attempt, find_run, read_attempt, search_runs
+from fashion_study.text import printable
+from fashion_study.tracking.attempt import Attempt, find_run, read_attempt, search_runs
 from fashion_study.tracking.runs import provenance
 from fashion_study.trial import (
     TRAINING_VERSION,
@@ -23,7 +24,6 @@ from fashion_study.trial import (
     TrialSpec,
     TrialState,
 )
-from fashion_study.wording import printable
 
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 # What may decide the last bits, by its tag; in the order in which a difference is likely to.

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from fashion_study.progress import Observer, Silent
 from fashion_study.replay.request import ReplayConfig
-from fashion_study.tracking.existing import find_store
-from fashion_study.tracking.failures import store_failures
-from fashion_study.tracking.store import Store
+from fashion_study.store.existing import find_store
+from fashion_study.store.failures import store_failures
+from fashion_study.store.store import Store
+from fashion_study.study.progress import Observer, Silent
 
 if TYPE_CHECKING:
     from fashion_study.replay.comparison import Replay

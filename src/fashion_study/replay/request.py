@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fashion_study.errors import BadInputError
-from fashion_study.wording import shown
+from fashion_study.text import shown
 
 # MLflow shows eight characters of a run's id at least, and a study has at most a million trials.
 NUMBER = re.compile(r"[0-9]{1,7}")

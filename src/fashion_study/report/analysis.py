@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from scipy.stats import binomtest, norm
 
 from fashion_study.report.facts import ModelFacts, StudyFacts
-from fashion_study.space import Categorical, Float, Int, Parameter, SearchSpace
+from fashion_study.space.space import Categorical, Float, Int, Parameter, SearchSpace
 from fashion_study.trial import ParamValue, TrialState
 
 CONFIDENCE = 0.95

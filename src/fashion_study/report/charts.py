@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.typing import RcKeyType
 
-from fashion_study.engines.ledger import TrialRecord
 from fashion_study.report.facts import Finals, ModelFacts, StudyFacts
+from fashion_study.store.trials import TrialRecord
 from fashion_study.trial import TrialState
 
 # Told apart by people who see no red or no green too (after Okabe and Ito), and dark enough for text on white.

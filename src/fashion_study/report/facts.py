@@ -7,9 +7,9 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 
-from fashion_study.engines.ledger import TrialRecord
-from fashion_study.finalists import Finalist
-from fashion_study.space import SearchSpace
+from fashion_study.space.space import SearchSpace
+from fashion_study.store.trials import TrialRecord
+from fashion_study.study.finalists import Finalist
 from fashion_study.trial import ParamValue, TrialState
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)

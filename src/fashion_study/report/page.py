@@ -12,14 +12,14 @@ import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fashion_study.config import StudyConfig
-from fashion_study.engines.ledger import TrialRecord
-from fashion_study.progress import duration
 from fashion_study.report import charts
 from fashion_study.report.analysis import edges, gain, savings, wilson
 from fashion_study.report.facts import ENDED, ConfusedPair, ModelFacts, StudyFacts
 from fashion_study.report.matrix import change_cells, confusion_cells
-from fashion_study.space import Categorical, Parameter
-from fashion_study.study_figures import FEWEST_FOR_IMPORTANCES
+from fashion_study.space.space import Categorical, Parameter
+from fashion_study.store.trials import TrialRecord
+from fashion_study.study.figures import FEWEST_FOR_IMPORTANCES
+from fashion_study.study.progress import duration
 from fashion_study.trial import ParamValue, TrialState
 
 SHOWN_TRIALS = 50

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fashion_study.database_address import ledger_address
+from fashion_study.database_url import ledger_address
 from fashion_study.errors import BadInputError, StoreError
-from fashion_study.tracking.failures import store_failures
-from fashion_study.tracking.store import Store, open_store
-from fashion_study.wording import did_you_mean, printable, shown, shown_list
+from fashion_study.store.failures import store_failures
+from fashion_study.store.store import Store, open_store
+from fashion_study.text import did_you_mean, printable, shown, shown_list
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-    from fashion_study.engines.ledger import Ledger
     from fashion_study.report.facts import StudyFacts
+    from fashion_study.store.trials import Ledger
 
 ARTIFACT = "report.html"
 AGAIN = "Call for the report again when it answers."
@@ -117,7 +117,7 @@ def _ledger(study: str, store: Store, storage: "RDBStorage") -> "Ledger":
     """Open the ledger of a study that is there and has a run."""
     import optuna
 
-    from fashion_study.engines.ledger import Ledger
+    from fashion_study.store.trials import Ledger
 
     known = optuna.get_all_study_names(storage)
     if study not in known:

@@ -14,8 +14,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from fashion_study.errors import DamagedModelError
+from fashion_study.text import printable
 from fashion_study.trial import ParamValue
-from fashion_study.wording import printable
 
 CHAMPION = "champion"
 PREVIOUS_CHAMPION = "previous-champion"

@@ -22,10 +22,10 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 
-from fashion_study.tracking.passwords import without_passwords
+from fashion_study.store.passwords import without_passwords
+from fashion_study.text import spreadsheet_cell
 from fashion_study.tracking.tracker import DataCard, RepeatRun, StudyCard
 from fashion_study.trial import EpochReport, FailReason, TimeSpent, TrialResult, TrialSpec, TrialState
-from fashion_study.wording import spreadsheet_cell
 
 if TYPE_CHECKING:
     import pandas as pd

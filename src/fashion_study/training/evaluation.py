@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import classification_report, confusion_matrix
 
-from fashion_study.datasets import Split
+from fashion_study.data.dataset import Split
 from fashion_study.training.latency import traced
 
 BATCH = 1000

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fashion_study.datasets import Split
+from fashion_study.data.dataset import Split
 from fashion_study.trial import Hyperparameters
 
 VALIDATION_BATCH = 1000

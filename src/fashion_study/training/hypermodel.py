@@ -5,8 +5,8 @@ from typing import Any
 import keras
 import keras_tuner
 
-from fashion_study.keras_tuner_space import declare, values_within
-from fashion_study.space import SearchSpace
+from fashion_study.space.keras_tuner import declare, values_within
+from fashion_study.space.space import SearchSpace
 from fashion_study.training.model import build_model
 from fashion_study.trial import Hyperparameters
 

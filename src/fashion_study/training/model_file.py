@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import ValidationError
 
-from fashion_study.datasets import SIDE
+from fashion_study.data.dataset import SIDE
 from fashion_study.errors import DamagedModelError
+from fashion_study.text import shown
 from fashion_study.trial import Hyperparameters
-from fashion_study.wording import shown
 
 if TYPE_CHECKING:
     import h5py

@@ -1,0 +1,1 @@
+"""The blog post's model, reproduced."""

@@ -1,0 +1,95 @@
+"""The blog post's figures, and a reproduction's beside them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Literal
+
+from rich import box
+from rich.table import Table
+
+from fashion_study.data.dataset import CLASS_NAMES
+from fashion_study.trial import DataSource
+
+Scale = Literal["raw", "unit"]
+SCALES: dict[Scale, str] = {"raw": "raw pixels, 0 to 255", "unit": "scaled to 0 to 1"}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Hold what a report shows, as shares of 1; `by_class` holds precision and recall by class name.
+
+    `run_id` is the MLflow run that they come from.
+    """
+
+    train_accuracy: float
+    holdout_accuracy: float
+    by_class: dict[str, tuple[float, float]]
+    run_id: str = ""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """Hold the figures of every seed by input scale, and the MLflow run that the single runs hang under.
+
+    `version` says in words what was registered.
+    """
+
+    source: DataSource
+    run_id: str
+    figures: dict[Scale, tuple[Figures, ...]]
+    version: str | None = None
+
+
+# What the post reports on the data set's own test images.
+POST = Figures(
+    train_accuracy=0.877,
+    holdout_accuracy=0.85,
+    by_class={
+        "T-shirt/top": (0.87, 0.66),
+        "Trouser": (0.96, 0.97),
+        "Pullover": (0.79, 0.72),
+        "Dress": (0.88, 0.86),
+        "Coat": (0.75, 0.77),
+        "Sandal": (0.96, 0.96),
+        "Shirt": (0.54, 0.71),
+        "Sneaker": (0.88, 0.97),
+        "Bag": (0.96, 0.96),
+        "Ankle boot": (0.98, 0.89),
+    },
+)
+
+
+def comparison(reproduction: Reproduction) -> Table:
+    """Lay the figures out beside the post's; on other data than the post's there is no such column."""
+    source = reproduction.source
+    columns = {SCALES[scale]: many for scale, many in reproduction.figures.items()}
+    if source.name == "fashion-mnist":
+        columns = {"the post": (POST,)} | columns
+    seeds = len(reproduction.figures["raw"])
+    title = f"The baseline on {source.name}" + (" (a FALLBACK: not Fashion-MNIST)" if source.is_fallback else "")
+    counted = "" if seeds == 1 else f", {seeds} seeds: mean ± standard deviation"
+    table = Table(
+        title=title + counted, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    table.add_column("accuracy", no_wrap=True)
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, attribute in (("train", "train_accuracy"), ("holdout", "holdout_accuracy")):
+        table.add_row(label, *(_percent([getattr(one, attribute) for one in many]) for many in columns.values()))
+    table.add_section()
+    table.add_row("by class", *[f"{'precision':>9} {'recall':>9}"] * len(columns), style="dim")
+    for name in CLASS_NAMES[source.name]:
+        pairs = (zip(*(one.by_class[name] for one in many), strict=True) for many in columns.values())
+        table.add_row(name, *(" ".join(f"{_share(values):>9}" for values in pair) for pair in pairs))
+    return table
+
+
+def _percent(values: Sequence[float]) -> str:
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{spread} %"
+
+
+def _share(values: Sequence[float]) -> str:
+    spread = f"±{stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{spread}"

@@ -1,0 +1,121 @@
+"""The examination: everything that can disagree in a store, in the order in which it has to be mended."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fashion_study.database_url import VARIABLE
+from fashion_study.errors import StoreError
+from fashion_study.finding import Finding, Kind
+from fashion_study.store.failures import store_failures
+from fashion_study.store.relocation import Move, moves, rebase
+from fashion_study.store.store import Store, open_store
+from fashion_study.text import printable
+
+
+@dataclass(frozen=True)
+class Treated:
+    """Show a finding with what was done about it; None: nothing."""
+
+    finding: Finding
+    done: str | None = None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Show what was found in a store, and what should be known besides."""
+
+    store: Store
+    is_fixing: bool
+    results: tuple[Treated, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def remaining(self) -> int:
+        """Count what is still wrong."""
+        return sum(result.done is None for result in self.results)
+
+
+def examine(root: Path, fix: bool = False) -> Examination:
+    """Compare ledger, runs, registry and files of a store; with `fix` mend what can be mended.
+
+    No result is deleted: what is lost is written down as lost where it belongs. A study that a process is running is
+    left alone.
+
+    Raises:
+        StoreError: there is no store, and nothing is made; or it cannot be read.
+    """
+    store = _existing(root)
+    notes: list[str] = []
+    with store_failures(store, "What was mended before stays mended; call the doctor again when it answers."):
+        results = tuple(
+            Treated(found, found.repair() if fix and found.repair else None) for found in _findings(store, notes)
+        )
+    return Examination(store, fix, results, tuple(notes))
+
+
+def _existing(root: Path) -> Store:
+    # Path.expanduser would fail for an account without a home.
+    folder = Path(os.path.expanduser(root))  # noqa: PTH111
+    # Path.is_dir and Path.is_file would fail for a name that no file can have.
+    is_there = os.path.isdir(folder) or bool(os.environ.get(VARIABLE))  # noqa: PTH112
+    has_server = bool(os.environ.get("MLFLOW_TRACKING_URI")) and is_there
+    if not has_server and not any(os.path.isfile(folder / name) for name in ("mlflow.db", "optuna.db")):  # noqa: PTH113
+        raise StoreError(
+            f"There is no store in {printable(str(folder))}: it has neither mlflow.db nor optuna.db. Expected the "
+            "folder of an earlier study. Name it with --store."
+        )
+    return open_store(root)
+
+
+def _findings(store: Store, notes: list[str]) -> Iterator[Finding]:
+    """Find what disagrees, each after what has to be mended before it."""
+    from fashion_study.doctor.databases import damaged_databases
+
+    is_readable = True
+    for found in damaged_databases(store):
+        is_readable = False
+        yield found
+    if not is_readable:
+        notes.append("Nothing else was looked at: a damaged database tells nothing that can be trusted.")
+        return
+    if store.is_embedded and not (store.root / "mlflow.db").is_file():
+        notes.append("No study of this store has got as far as a run: run_study goes on with it.")
+        return
+    for move in moves(store):
+        yield _moved(store, move)
+    yield from _of_open_store(store, notes)
+
+
+def _moved(store: Store, move: Move) -> Finding:
+    def repair() -> str:
+        if (copy := rebase(store, move)) is None:
+            return "they point here: another process has seen to it"
+        return f"they point here; {copy.relative_to(store.root)} is the database as it was"
+
+    what = f"{move.addresses} addresses of artifacts point to {move.old}"
+    return Finding(Kind.MOVED, "mlflow.db", what, "lets them point here, after a copy of the database", repair)
+
+
+def _of_open_store(store: Store, notes: list[str]) -> Iterator[Finding]:
+    from fashion_study.doctor.context import Case
+    from fashion_study.doctor.files import damaged_files
+    from fashion_study.doctor.registry import damaged_registry
+    from fashion_study.doctor.runs import damaged_reproductions, orphans
+    from fashion_study.doctor.studies import damaged_studies
+
+    case = Case(store, store.client(), notes)
+    if not store.is_embedded:
+        notes.append(
+            f"MLflow's data lie at {store.tracked_at}: its database, where it keeps its files, and runs of other "
+            "stores are not looked at."
+        )
+    yield from damaged_studies(case)
+    yield from damaged_reproductions(case)
+    yield from orphans(case)
+    if moves(store):
+        notes.append("Files and registry are looked at once the addresses are mended.")
+        return
+    yield from damaged_files(case)
+    yield from damaged_registry(case)

@@ -1,0 +1,58 @@
+"""What an examination has before it."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, Run
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from fashion_study.store.store import Store
+from fashion_study.tracking.attempt import search_runs
+
+
+@dataclass
+class Case:
+    """Hold an open store, and what has become known of it on the way.
+
+    `notes` tell what is no damage but should be said. `families` are the runs of studies and reproductions that
+    this store knows of, each with those nested under it; `alive` are those of them that a process is working on.
+    """
+
+    store: Store
+    client: MlflowClient
+    notes: list[str] = field(default_factory=list)
+    families: set[str] = field(default_factory=set)
+    alive: set[str] = field(default_factory=set)
+
+    @cached_property
+    def experiments(self) -> list[str]:
+        """Return the id of every experiment of the store that is not deleted."""
+        return [str(experiment.experiment_id) for experiment in self.client.search_experiments()]
+
+    def all_runs(self) -> list[Run]:
+        """Return the runs of this project, deleted ones included; on a server those of other stores as well."""
+        return [run for run in search_runs(self.client, self.experiments) if "kind" in run.data.tags]
+
+    def runs(self) -> list[Run]:
+        """Return the runs that belong to this store: on a server those of the families that it knows of."""
+        return [run for run in self.all_runs() if self.store.is_embedded or family(run) in self.families]
+
+    def models(self) -> dict[str, LoggedModel]:
+        """Return every logged model, by its id."""
+        found: dict[str, LoggedModel] = {}
+        token = None
+        while True:
+            page = self.client.search_logged_models(self.experiments, page_token=token)
+            found |= {model.model_id: model for model in page}
+            if not (token := page.token):
+                return found
+
+    def is_alive(self, run: Run) -> bool:
+        """Say whether a process may be working on a run."""
+        return family(run) in self.alive
+
+
+def family(run: Run) -> str:
+    """Return the run that a run is nested under, or its own id."""
+    return str(run.data.tags.get(MLFLOW_PARENT_RUN_ID, run.info.run_id))

@@ -1,0 +1,1 @@
+"""Search spaces: what a study may vary."""

@@ -1,0 +1,1 @@
+"""The store: both databases, their locks and what may become of them."""

@@ -1,0 +1,99 @@
+"""The MLflow server of a user: asked once, before anything is made, whether it is there and lets the user in."""
+
+import base64
+import os
+from configparser import ConfigParser
+from configparser import Error as ConfigError
+from http.client import HTTPException
+from ssl import SSLError
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from fashion_study.errors import StoreError
+from fashion_study.store.passwords import without_passwords
+from fashion_study.text import printable
+
+# MLflow itself asks a server that is gone again and again, for minutes and without a word.
+ANSWER_SECONDS = 10
+# The cheapest question that takes a log-in where the server wants one.
+QUESTION = "/api/2.0/mlflow/experiments/search?max_results=1"
+NAME, PASSWORD, TOKEN = (f"MLFLOW_TRACKING_{what}" for what in ("USERNAME", "PASSWORD", "TOKEN"))
+# With these MLflow logs in by ways of its own.
+OTHER_WAYS = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4")
+REFUSED = (401, 403)
+SHOWN = 200
+
+
+def refuse_deaf_server(uri: str) -> None:
+    """Ask the server at `uri` one question with the user's log-in; it may answer that it does not know the question.
+
+    Raises:
+        StoreError: it does not answer, or refuses the log-in.
+    """
+    address = uri.rstrip("/")
+    question = Request(address + QUESTION)
+    if (login := _login()) is not None:
+        # Not sent on to wherever an answer may point.
+        question.add_unredirected_header("Authorization", login)
+    try:
+        with urlopen(question, timeout=ANSWER_SECONDS):
+            return
+    except HTTPError as error:
+        with error:
+            if error.code in REFUSED and error.url == question.full_url and not any(map(os.environ.get, OTHER_WAYS)):
+                raise login_refused(address, f"{error.code} ({error.reason}): {_said(error)}") from None
+            if error.code < 500:
+                return
+            reason = f"it answers with {error.code} ({error.reason})"
+    except (OSError, HTTPException, ValueError) as error:
+        cause = error.reason if isinstance(error, URLError) else error
+        if isinstance(cause, SSLError):
+            # MLflow has settings of its own for certificates.
+            return
+        reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    raise StoreError(
+        f"The MLflow server at {address} does not answer: {reason}. Expected an answer within {ANSWER_SECONDS} s. "
+        "Start it, or correct MLFLOW_TRACKING_URI; without that variable the store's own database is used."
+    )
+
+
+def login_refused(uri: str, answer: str) -> StoreError:
+    """Say that the server at `uri` does not let the user in; `answer` is what it says of that."""
+    name, _ = _account()
+    who = f"the account {name!r}" if name else "a user who names no account"
+    return StoreError(
+        f"The MLflow server at {without_passwords(uri)} refuses {who}: {answer.rstrip('. ')}. "
+        f"Expected a name and a password that it knows. Correct {NAME} and {PASSWORD}, or MLFLOW_TRACKING_URI."
+    )
+
+
+def _login() -> str | None:
+    """Return what MLflow logs in with, None where the user has neither an account nor a token."""
+    name, password = _account()
+    if name and password:
+        return f"Basic {base64.b64encode(f'{name}:{password}'.encode()).decode()}"
+    token = os.environ.get(TOKEN)
+    return f"Bearer {token}" if token else None
+
+
+def _account() -> tuple[str | None, str | None]:
+    """Return name and password as MLflow finds them: each in its variable, else in MLflow's file."""
+    stored = ConfigParser()
+    try:
+        # Path.expanduser would fail for an account without a home.
+        stored.read(os.path.expanduser("~/.mlflow/credentials"))  # noqa: PTH111
+    except (OSError, UnicodeError, ConfigError):
+        stored.clear()
+    name, password = (
+        os.environ.get(key) or stored.get("mlflow", key, raw=True, fallback=None) for key in (NAME, PASSWORD)
+    )
+    return name, password
+
+
+def _said(error: HTTPError) -> str:
+    """Return the first line of a refusal that is no markup."""
+    try:
+        lines = error.read(10_000).decode(errors="replace").splitlines()
+    except (OSError, HTTPException):
+        lines = []
+    return printable(next((line for line in lines if line and not line.startswith("<")), "no reason given")[:SHOWN])

@@ -1,0 +1,140 @@
+"""The addresses of artifacts in the embedded store: absolute, so a folder that was moved has to be told."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from filelock import FileLock
+
+from fashion_study.store.store import BUSY_SECONDS, Store
+
+# Every column of MLflow's tables that holds the address of a file.
+COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+
+
+@dataclass(frozen=True)
+class Move:
+    """Say that addresses point below `old`, where the store was, and how many; both are `file://` folders."""
+
+    old: str
+    new: str
+    addresses: int
+
+
+def local_path(address: str) -> Path | None:
+    """Return the file that an address names on this machine, None where it names none."""
+    parts = urlsplit(address)
+    return Path(url2pathname(parts.path)) if parts.scheme == "file" and not parts.netloc else None
+
+
+def moves(store: Store) -> list[Move]:
+    """Find the folders that a store's addresses point to, although its artifacts lie in its own.
+
+    That is so after the store was moved or copied. Artifacts that were sent elsewhere on purpose stay there.
+    """
+    if not store.is_embedded or not (store.root / "mlflow.db").is_file():
+        return []
+    with closing(_connect(store)) as connection:
+        locations = [row[0] for row in connection.execute("SELECT artifact_location FROM experiments")]
+        olds = {old for location in locations if (old := _former_folder(store, location)) is not None}
+        new = _folder(store)
+        return [Move(old, new, _count(connection, old)) for old in sorted(olds)]
+
+
+def rebase(store: Store, move: Move) -> Path | None:
+    """Let every address below the old folder point into the store, all or none, and return the copy made before.
+
+    What was logged into the old folder after the move is copied to its place here; nothing is taken from there. One
+    process does it, another waits as long as that takes, and is told None: it is done already.
+    """
+    with FileLock(store.root / ".move.lock"), closing(_connect(store)) as connection:
+        if all(still.old != move.old for still in moves(store)):
+            return None
+        copy = _back_up(store, connection)
+        _bring_along(connection, move)
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            for table, column in COLUMNS:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {_below(column)}",
+                    (move.new, len(move.old) + 1, *_bounds(move.old)),
+                )
+    return copy
+
+
+def _former_folder(store: Store, location: str | None) -> str | None:
+    """Return the folder that held an experiment's artifacts, where that is not the store's own any more."""
+    head, _, name = (location or "").rpartition("/artifacts/")
+    old = f"{head}/artifacts"
+    old_path = local_path(old)
+    if not head or "/" in name or old_path is None or old == _folder(store):
+        return None
+    here = local_path(f"{_folder(store)}/{name}")
+    return old if (here and here.exists()) or not old_path.exists() else None
+
+
+def _folder(store: Store) -> str:
+    return (store.root / "artifacts").as_uri()
+
+
+def _below(column: str) -> str:
+    # As a range: a LIKE would read '_' and '%' in a path as wildcards.
+    return f"{column} >= ? AND {column} < ?"
+
+
+def _bounds(old: str) -> tuple[str, str]:
+    return f"{old}/", f"{old}0"  # '0' is the character after '/'.
+
+
+def _count(connection: sqlite3.Connection, old: str) -> int:
+    return sum(
+        connection.execute(f"SELECT count(*) FROM {table} WHERE {_below(column)}", _bounds(old)).fetchone()[0]
+        for table, column in COLUMNS
+    )
+
+
+def _back_up(store: Store, connection: sqlite3.Connection) -> Path:
+    folder = store.root / "backups"
+    folder.mkdir(exist_ok=True)
+    copy = folder / f"mlflow-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.db"
+    unfinished = copy.with_suffix(".part")
+    unfinished.unlink(missing_ok=True)
+    with closing(sqlite3.connect(unfinished)) as target:
+        connection.backup(target)
+    return unfinished.replace(copy)
+
+
+def _bring_along(connection: sqlite3.Connection, move: Move) -> None:
+    for table, column in (("runs", "artifact_uri"), ("logged_models", "artifact_location")):
+        query = f"SELECT {column} FROM {table} WHERE {_below(column)}"
+        for (address,) in connection.execute(query, _bounds(move.old)).fetchall():
+            source, target = local_path(address), local_path(move.new + address[len(move.old) :])
+            if source is None or target is None or target.exists() or not source.is_dir():
+                continue
+            # An address may climb: nothing comes from elsewhere, and nothing goes elsewhere.
+            if not (_lies_in(source, move.old) and _lies_in(target, move.new)):
+                continue
+            unfinished = target.with_name(f"{target.name}.part")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.copytree(source, unfinished)
+            unfinished.rename(target)
+
+
+def _lies_in(path: Path, folder: str) -> bool:
+    whole = local_path(folder)
+    return whole is not None and path.resolve().is_relative_to(whole.resolve())
+
+
+def _connect(store: Store) -> sqlite3.Connection:
+    return sqlite3.connect(store.root / "mlflow.db", timeout=BUSY_SECONDS)

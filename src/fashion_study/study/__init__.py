@@ -1,0 +1,1 @@
+"""One study, from its config to its last figure."""

@@ -1,0 +1,139 @@
+"""What a study ends with: its best trials trained again, its figures, and the challenger in the registry."""
+
+import time
+from dataclasses import dataclass
+
+from fashion_study.study.figures import study_figures
+from fashion_study.study.finalists import (
+    DEFAULT_FINALISTS,
+    DEFAULT_REPEATS,
+    Budget,
+    Finalist,
+    FinalistPlan,
+    Repeats,
+    choose,
+    plan_finalists,
+)
+from fashion_study.study.leaderboard import rank, table
+from fashion_study.study.reconcile import give_up_half_written
+from fashion_study.study.session import OwnedStudy, Session
+from fashion_study.trial import TimeSpent
+
+
+@dataclass(frozen=True)
+class Final:
+    """Hold what became of the finalists; `left` counts the repeats that are still to be trained."""
+
+    plan: FinalistPlan
+    finalists: tuple[Finalist, ...]
+    left: int
+    spent: TimeSpent
+
+
+def is_published(study: OwnedStudy) -> bool:
+    """Say whether a study shows all that is asked for again, so that nothing is left to do."""
+    return bool(study.ledger.facts.get("published") == _publication(study))
+
+
+def train_finalists(session: Session) -> Final:
+    """Train the best trials again, as far as the budget goes."""
+    study, config = session.study, session.study.plan.config
+    records = rank(study.ledger.records())
+    plan = FinalistPlan((), 0)
+    # Of a study whose trials are done also where it is to be stopped: what is left is to be known then.
+    is_stopped = study.is_interrupted() and study.ledger.counted() < config.trials
+    if not is_stopped and config.finalists != 0:
+        plan = plan_finalists(
+            records,
+            DEFAULT_FINALISTS if config.finalists is None else config.finalists,
+            DEFAULT_REPEATS if config.repeats is None else config.repeats,
+            _budget(session),
+            session.tracker.repeats(),
+        )
+    if plan.note:
+        study.observer.note(f"finalists: {plan.note}")
+    repeats = Repeats(
+        plan,
+        records,
+        study.plan.space,
+        config.seed,
+        session.precision,
+        session.executor,
+        session.tracker,
+        study.observer,
+        study.is_interrupted,
+        session.deadline,
+    )
+    return Final(plan, repeats.run(), repeats.left, repeats.spent)
+
+
+def publish(session: Session, final: Final) -> None:
+    """Write the leaderboard and the figures, register the challenger, and end the study's run."""
+    study, ledger, tracker = session.study, session.study.ledger, session.tracker
+    tracker.log_leaderboard(table(rank(ledger.records())))
+    for name, figure in study_figures(ledger.study):
+        tracker.log_figure(figure, name)
+    tags = {"trials_counted": str(ledger.counted())}
+    if study.waits.count:
+        tags["server_waits"] = str(study.waits.count)
+    if (best := ledger.best()) is not None and best.run_id is not None:
+        tags |= {"best_trial": str(best.number), "best_run": best.run_id}
+    if not study.is_interrupted():
+        tags |= _conclude(session, final)
+    _tidy(session)
+    finished = not study.is_interrupted() or (ledger.counted() >= study.plan.config.trials and not final.left)
+    tracker.close_study("FINISHED" if finished else "KILLED", tags)
+    ledger.remember(repeats_left=final.left)
+    in_time = session.deadline is None or time.monotonic() < session.deadline
+    if in_time and not study.is_interrupted():
+        ledger.remember(published=_publication(study))
+
+
+def _budget(session: Session) -> Budget:
+    config, records = session.study.plan.config, session.study.ledger.records()
+    trained = sum(len(record.curve) for record in records)
+    is_default = config.finalists is None and config.repeats is None
+    epochs = float(trained) if is_default else float("inf")
+    if session.deadline is None:
+        return Budget(epochs)
+    seconds = sum(record.seconds or 0.0 for record in records) / max(trained, 1)
+    left = max(0.0, session.deadline - time.monotonic())
+    return Budget(epochs, epochs_in_time=left * max(1, session.executor.slots) / max(seconds, 1e-9))
+
+
+def _conclude(session: Session, final: Final) -> dict[str, str]:
+    """Log the finalists and register the challenger, where the study does; return what the study's run says of it."""
+    from fashion_study.study.challenger import register_challenger
+
+    plan, ledger, finalists = session.study.plan, session.study.ledger, final.finalists
+    version = None
+    if session.study.registers:
+        version = register_challenger(session.client, plan, ledger.best(), finalists, session.validation_images)
+    winner = choose(finalists)
+    if finalists:
+        session.tracker.log_finalists(
+            {
+                "planned": [len(final.plan.trials), final.plan.repeats],
+                "note": final.plan.note,
+                "winner": winner.trial if winner else None,
+                "version_run": version.run_id if version else None,
+                "finalists": [finalist.as_dict() for finalist in finalists],
+            }
+        )
+    named = (version.name, version.number) if version else None
+    ledger.remember(finalists=[finalist.as_dict() for finalist in finalists], version=named)
+    return {"challenger": str(version)} if version else {}
+
+
+def _tidy(session: Session) -> None:
+    """Give up what workers have left half-written that were ended or died; no worker is left."""
+    from fashion_study.tracking.attempt import StudyRuns
+
+    facts = session.study.ledger.facts
+    for line in give_up_half_written(StudyRuns(session.client, facts["experiment_id"], facts["run_id"])):
+        session.study.observer.note(line)
+
+
+def _publication(study: OwnedStudy) -> list[int | None]:
+    """Name what a published study shows."""
+    return [study.ledger.counted(), study.plan.config.finalists, study.plan.config.repeats]

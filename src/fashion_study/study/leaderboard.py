@@ -1,0 +1,49 @@
+"""The ranked trials of a study."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from fashion_study.store.trials import TrialRecord
+from fashion_study.trial import TrialState
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ORDER = (
+    TrialState.COMPLETE,
+    TrialState.PRUNED,
+    TrialState.RUNNING,
+    TrialState.WAITING,
+    TrialState.FAILED,
+)
+
+
+def rank(records: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """Sort trials: complete ones by objective, then pruned ones by how far and how well they went, then the rest."""
+    return tuple(sorted(records, key=_rank))
+
+
+def table(ranked: Sequence[TrialRecord]) -> "pd.DataFrame":
+    """Turn ranked trials into a table, one row each, the hyperparameters as columns of their own."""
+    import pandas as pd
+
+    names = dict.fromkeys(name for record in ranked for name in record.params)
+    columns = {
+        "rank": range(1, len(ranked) + 1),
+        "trial": [record.number for record in ranked],
+        "state": [record.state.value if record.reason is None else record.reason.value for record in ranked],
+        "objective": [record.objective for record in ranked],
+        **{name: [record.params.get(name) for record in ranked] for name in names},
+        "epochs_run": [record.reached for record in ranked],
+        "seconds": [None if record.seconds is None else round(record.seconds, 1) for record in ranked],
+        "run_id": [record.run_id for record in ranked],
+    }
+    return pd.DataFrame(columns)
+
+
+def _rank(record: TrialRecord) -> tuple[float, ...]:
+    place = ORDER.index(record.state)
+    if record.objective is not None:
+        return place, 0, -record.objective, record.number
+    last = record.curve[record.reached] if record.curve else 0.0
+    return place, -record.reached, -last, record.number

@@ -1,0 +1,121 @@
+"""The plan of a study: its config with everything in it looked up and checked, and what its run says of it."""
+
+from dataclasses import dataclass
+
+from fashion_study.config import StudyConfig
+from fashion_study.data.dataset import StudyData, check_limit, locate
+from fashion_study.executors.local import default_workers
+from fashion_study.space.space import SearchSpace
+from fashion_study.study.fingerprint import Identity, identity_of
+from fashion_study.tracking.tracker import DataCard, StudyCard
+from fashion_study.trial import TRAINING_VERSION, DataSource, ParamValue, Precision
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hold what a study is about to do; without a number of `workers` there are as many as a cluster has room for."""
+
+    config: StudyConfig
+    space: SearchSpace
+    points: tuple[dict[str, ParamValue], ...]
+    source: DataSource
+    name: str
+    workers: int | None
+
+    @property
+    def identity(self) -> Identity:
+        """Return what must not change when the study is continued."""
+        return identity_of(self.space, self.source, self.config.seed, self.config.limit_train)
+
+    @property
+    def workforce(self) -> str:
+        """Name what trains."""
+        if self.workers is None:
+            return "workers wherever Ray has room"
+        workers = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
+        return workers if self.config.executor == "local" else f"up to {workers} on Ray"
+
+    def title(self, precision: Precision) -> str:
+        """Say in a line what begins."""
+        config = self.config
+        fallback = " (FALLBACK: Fashion-MNIST could not be had)" if self.source.is_fallback else ""
+        optuna = config.engine == "optuna"
+        proposing = f"{config.sampler} / {config.pruner}" if optuna else f"{config.engine} {config.sampler}"
+        return (
+            f"study {self.name}: space {self.space.name}, data {self.source.name}{fallback}, "
+            f"{proposing}, seed {config.seed}, {self.workforce}, {precision}"
+        )
+
+    def card(self, precision: Precision) -> StudyCard:
+        """Return what the study's run shows."""
+        config = self.config
+        return StudyCard(
+            name=self.name,
+            space_yaml=self.space.source_text,
+            facts={
+                "space": self.space.name,
+                "space_digest": self.space.digest,
+                "dataset": self.source.name,
+                "data_digest": self.source.digest,
+                "seed": config.seed,
+                "limit_train": config.limit_train,
+                "precision": precision.value,
+                "training_version": TRAINING_VERSION,
+            },
+            settings={
+                "engine": config.engine,
+                "sampler": config.sampler,
+                "pruner": config.pruner,
+                "trials": config.trials,
+                "epoch_budget": config.epoch_budget,
+                "timeout": config.timeout,
+                "trial_timeout": config.trial_timeout,
+                "executor": config.executor,
+                "workers": "wherever there is room" if self.workers is None else self.workers,
+                "worker_cpus": config.worker_cpus,
+                "worker_gpus": config.worker_gpus,
+                "worker_memory": config.worker_memory,
+                "finalists": "default" if config.finalists is None else config.finalists,
+                "repeats": "default" if config.repeats is None else config.repeats,
+                "keep_models": "all" if config.keep_models is None else config.keep_models,
+                "fallback": self.source.is_fallback,
+                # With the defaults that another version could change.
+                "command": self._reproducing(precision).command(always=("trials", "sampler", "pruner", "seed")),
+            },
+        )
+
+    def _reproducing(self, precision: Precision) -> StudyConfig:
+        """Write out what was found, and leave out where things lie on this machine."""
+        found = {"dataset": self.source.name, "precision": precision.value}
+        names = ("store", "study_db", "data_dir", "address")
+        places = {name: StudyConfig.model_fields[name].default for name in names}
+        return self.config.model_copy(update=found | places)
+
+
+def plan_study(config: StudyConfig) -> Plan:
+    """Look up everything that a config names.
+
+    Raises:
+        BadInputError: the config does not fit.
+        DataError: the images are missing or damaged.
+    """
+    space = config.check()
+    points = tuple(space.complete(point) for point in config.try_points)
+    source = locate(config.dataset, config.data_dir)
+    check_limit(source, config.limit_train)
+    name = config.study or f"{source.name}-{space.name}"
+    if config.study and source.is_fallback:
+        # A name of the user's own was meant for other data; the two never share a study.
+        name = f"{name}-{source.name}"
+    workers = config.workers or (default_workers() if config.executor == "local" else None)
+    return Plan(config, space, points, source, name, workers)
+
+
+def data_cards(data: StudyData) -> tuple[DataCard, ...]:
+    """Name the data sets that every trial reads."""
+    # MLflow tells data sets apart by name and digest, so each part has a name of its own.
+    parts = (("training", data.train), ("validation", data.validation))
+    return tuple(
+        DataCard(f"{data.source.name}-{context}", data.split_digest, len(split.labels), context)
+        for context, split in parts
+    )

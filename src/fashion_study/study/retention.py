@@ -1,0 +1,121 @@
+"""Model files: those of the best trials are kept, the others make room as the study goes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from fashion_study.engines.optuna_engine import BASELINE_NUMBER
+from fashion_study.store.relocation import local_path
+from fashion_study.store.trials import Ledger
+from fashion_study.study.leaderboard import rank
+from fashion_study.text import printable
+from fashion_study.tracking.attempt import find_run
+from fashion_study.trial import TrialState
+
+# A run with this tag says with it why its model is gone; everything else of it stays.
+REMOVED = "model_removed"
+
+
+class ModelKeeper:
+    """Keep the model files of the best `keep` complete trials (None: of all), and take the others away.
+
+    Three more stay: what the registry names; the baseline trial's, which a study's first model is compared with on the
+    holdout before it is promoted; and those of the finalists' repeats, since more repeats can make another one the
+    median that is registered. `artifacts` is where the files of an embedded store lie: nothing outside is touched,
+    whatever a database says. `note` is told what could not be taken away.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        ledger: Ledger,
+        keep: int | None,
+        artifacts: Path | None = None,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._keep = keep
+        self._artifacts = artifacts
+        self._note = note
+        self._settled: set[int] = set()
+
+    def sweep(self) -> None:
+        """Take away what is not among the best any more; what a kill left half done is done again."""
+        if self._keep is None:
+            return
+        complete = [record for record in rank(self._ledger.records()) if record.state is TrialState.COMPLETE]
+        settled = self._settled | {BASELINE_NUMBER}
+        worse = [record for record in complete[self._keep :] if record.number not in settled]
+        if worse:
+            registered = self._registered_runs()
+            for record in worse:
+                if record.run_id is not None and record.run_id not in registered:
+                    self._take_away(record.number, record.run_id)
+
+    def _registered_runs(self) -> set[str]:
+        """Return the runs that any version of any registered model comes from."""
+        found: set[str] = set()
+        token = None
+        while True:
+            page = self._client.search_model_versions("", page_token=token)
+            found |= {str(version.run_id) for version in page}
+            if not (token := page.token):
+                return found
+
+    def _take_away(self, number: int, run_id: str) -> None:
+        self._settled.add(number)
+        run = find_run(self._client, run_id)
+        if run is None or run.info.lifecycle_stage != "active":
+            return  # Somebody has deleted it, and its model is theirs to keep or to delete.
+        model = self._logged_model(run)
+        if model is None:
+            return
+        if not _is_own(folder := _folder(model), model.model_id, self._artifacts):
+            self._note(
+                f"the model files of trial {number:03d} stay: {printable(folder)} is not where this store keeps them"
+            )
+            return
+        # Said before it is done: a kill in between leaves files that the next sweep finds, and no model missing
+        # without a word.
+        self._client.set_tag(run_id, REMOVED, f"not among the best {self._keep} trials (--keep-models {self._keep})")
+        try:
+            get_artifact_repository(folder, tracking_uri=self._client.tracking_uri).delete_artifacts()
+        # MLflow's word for an artifact store that cannot delete is NotImplementedError.
+        except (MlflowException, NotImplementedError, OSError) as error:
+            self._client.delete_tag(run_id, REMOVED)
+            self._note(f"the model files of trial {number:03d} cannot be taken away, and stay: {error}")
+            return
+        self._client.delete_logged_model(model.model_id)
+
+    def _logged_model(self, run: Run) -> LoggedModel | None:
+        uri = run.data.tags.get("model_uri", "")
+        try:
+            return self._client.get_logged_model(uri.removeprefix("models:/")) if uri else None
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise
+            return None  # Taken away already.
+
+
+def _folder(model: LoggedModel) -> str:
+    """Return the address of everything that lies in a store for a model."""
+    location = str(model.artifact_location)
+    own = f"/{model.model_id}/artifacts"
+    return location.removesuffix("/artifacts") if location.endswith(own) else location
+
+
+def _is_own(address: str, model_id: str, artifacts: Path | None) -> bool:
+    """Say whether an address, which a database may have from anybody, is that of one model's files and no more."""
+    if not address.rstrip("/").endswith(f"/models/{model_id}"):
+        return False
+    if artifacts is None:
+        return True
+    # MLflow takes more for a path than a `file:` address: what is not plainly inside is not touched.
+    path = local_path(address)
+    return path is not None and path.resolve().is_relative_to(artifacts.resolve())

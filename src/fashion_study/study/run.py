@@ -1,0 +1,186 @@
+"""Run a study from a config to its last figure: the table of contents of the main job."""
+
+import time
+from dataclasses import dataclass, field, replace
+from signal import Signals
+from typing import cast
+
+from fashion_study.config import KerasTunerSampler, SamplerName, StudyConfig
+from fashion_study.engines.engine import Engine
+from fashion_study.engines.optuna_engine import BASELINE_NUMBER, OptunaEngine
+from fashion_study.signals import Interrupts
+from fashion_study.store.failures import store_failures
+from fashion_study.store.store import Store, open_store
+from fashion_study.store.study_owner import sole_coordinator
+from fashion_study.store.trials import Ledger, TrialRecord
+from fashion_study.store.waits import watch_waits
+from fashion_study.study.finalists import Finalist
+from fashion_study.study.finish import is_published, publish, train_finalists
+from fashion_study.study.leaderboard import rank
+from fashion_study.study.loop import Assignment, Coordinator
+from fashion_study.study.plan import Plan, plan_study
+from fashion_study.study.progress import Observer, Silent
+from fashion_study.study.session import OwnedStudy, Session, closing_its_run, open_session
+from fashion_study.study.workers import workforce
+from fashion_study.trial import DataSource, Precision, TimeSpent, TrialState
+
+FALLBACK = (
+    "Fashion-MNIST is neither on disk nor can it be downloaded: FALLING BACK to scikit-learn's digits. "
+    "These results say nothing about Fashion-MNIST. Name its folder with --data-dir or FASHION_MNIST_DIR."
+)
+GOES_ON = "Every result that was shown is kept. Free space, or see to the store; the same command goes on."
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """Show where a study stands after a run of it. `records` and `finalists` are ranked, the best first.
+
+    `version` is the challenger in the registry, by the model's name and the number of its version; `repeats_left`
+    counts the finalists' repeats that a stop has left untrained. `spent` is what the workers' time went into. A study
+    that was stopped while its first worker was measuring the precisions has neither a run nor a precision yet.
+    """
+
+    name: str
+    source: DataSource
+    store: Store
+    run_id: str | None
+    experiment_id: str | None
+    precision: Precision | None
+    records: tuple[TrialRecord, ...]
+    config: StudyConfig
+    began_with: int
+    seconds: float
+    exhausted: str | None = None
+    stopped_by: Signals | None = None
+    finalists: tuple[Finalist, ...] = ()
+    version: tuple[str, int] | None = None
+    repeats_left: int = 0
+    spent: TimeSpent = field(default_factory=TimeSpent)
+
+    @property
+    def counted(self) -> int:
+        """Count the trials that the budget counts."""
+        done = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
+        return sum(record.state in done for record in self.records)
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """Return the complete trial with the highest objective."""
+        return next((record for record in self.records if record.objective is not None), None)
+
+    @property
+    def baseline(self) -> TrialRecord | None:
+        """Return the baseline trial where it is complete."""
+        return next((r for r in self.records if r.number == BASELINE_NUMBER and r.objective is not None), None)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Hold what became of the trials: why nothing more could be proposed, and what the workers' time went into."""
+
+    exhausted: str | None = None
+    spent: TimeSpent = field(default_factory=TimeSpent)
+
+
+def run_study(config: StudyConfig, observer: Observer | None = None, *, registers: bool = True) -> StudyResult:
+    """Run the study that `config` describes, or continue it to its total, and return where it stands.
+
+    Every trial is a run in MLflow, nested under the study's run; the ledger of trials is an Optuna study. In the
+    end the best trials are trained again, and the model of the one that wins becomes the challenger in the registry,
+    unless the study `registers` nothing. Ctrl-C or SIGTERM once ends cleanly: unfinished trials go back to waiting.
+    A second one ends at once.
+
+    Raises:
+        BadInputError: the config does not fit, or the stored study is another one.
+        DataError: the images are missing or damaged.
+        StoreError: the store cannot be used or gives up, or another process runs this study.
+    """
+    observer = observer or Silent()
+    plan = plan_study(config)
+    if plan.source.is_fallback:
+        observer.warn(FALLBACK)
+    store = open_store(config.store, study_db=config.study_db)
+    started = time.monotonic()
+    with (
+        store_failures(store, GOES_ON),
+        store.ledger_storage() as storage,
+        sole_coordinator(store, storage, plan.name) as require_ownership,
+        Interrupts(observer.note) as interrupts,
+        watch_waits(observer.warn) as waits,
+    ):
+        ledger = Ledger(storage, plan.name)
+        study = OwnedStudy(plan, store, ledger, observer, interrupts, waits, require_ownership, registers)
+        study.refuse_another()
+        began_with = ledger.counted()
+        search = _Search()
+        if began_with < config.trials or not is_published(study):
+            search = _run(study)
+        elif config.keep_models is not None:
+            study.model_keeper(store.client()).sweep()
+        facts = ledger.facts
+        return StudyResult(
+            name=plan.name,
+            source=plan.source,
+            store=store,
+            run_id=facts.get("run_id"),
+            experiment_id=facts.get("experiment_id"),
+            precision=Precision(facts["precision"]) if "precision" in facts else None,
+            records=rank(ledger.records()),
+            config=config,
+            began_with=began_with,
+            seconds=time.monotonic() - started,
+            exhausted=search.exhausted,
+            spent=search.spent,
+            stopped_by=interrupts.received,
+            finalists=tuple(Finalist.from_dict(entry) for entry in facts.get("finalists") or ()),
+            repeats_left=int(facts.get("repeats_left") or 0),
+            version=(facts["version"][0], facts["version"][1]) if facts.get("version") else None,
+        )
+
+
+def _run(study: OwnedStudy) -> _Search:
+    """Train what is left of the budget and publish the study; the time spent is that of the finalists, too."""
+    with workforce(study.plan, study.store, study.observer) as executor:
+        session = open_session(study, executor)
+        if session is None:
+            return _Search()
+        with closing_its_run(session):
+            search = _search(session)
+            final = train_finalists(session)
+    search = replace(search, spent=search.spent + final.spent)
+    study.observer.note("writing the study's figures")
+    session.tracker.log_time_spent(study.ledger.counted(), search.spent)
+    publish(session, final)
+    return search
+
+
+def _search(session: Session) -> _Search:
+    """Run trials to the end of the budget."""
+    study = session.study
+    plan, config, ledger = study.plan, study.plan.config, study.ledger
+    keeper = study.model_keeper(session.client)
+    keeper.sweep()
+    study.observer.begin(plan.title(session.precision), ledger.counted(), config.trials)
+    coordinator = Coordinator(
+        Assignment(plan.space, config.seed, session.precision, config.trials, session.deadline, config.epoch_budget),
+        _engine(plan, ledger),
+        ledger,
+        session.executor,
+        session.tracker,
+        study.observer,
+        study.is_interrupted,
+        keeper.sweep,
+    )
+    coordinator.run()
+    return _Search(coordinator.exhausted.reason if coordinator.exhausted else None, coordinator.spent)
+
+
+def _engine(plan: Plan, ledger: Ledger) -> Engine:
+    config = plan.config
+    if config.engine == "optuna":
+        sampler = cast(SamplerName, config.sampler)
+        return OptunaEngine(ledger, plan.space, sampler, config.pruner, config.seed, plan.points)
+    # Not before it is asked for: it brings TensorFlow.
+    from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
+
+    return KerasTunerEngine(ledger, plan.space, cast(KerasTunerSampler, config.sampler), config.seed, plan.points)

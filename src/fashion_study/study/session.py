@@ -1,0 +1,173 @@
+"""A study that is open: what a start of it owns, and its stores brought together with its workers."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from fashion_study.data.dataset import load_study_data
+from fashion_study.errors import StoreError, StudyError
+from fashion_study.executors.executor import Executor
+from fashion_study.signals import Interrupts
+from fashion_study.store.relocation import moves, rebase
+from fashion_study.store.store import Store
+from fashion_study.store.trials import TRACKED_AT, Ledger
+from fashion_study.store.waits import Waits
+from fashion_study.study.fingerprint import refuse_difference
+from fashion_study.study.plan import Plan, data_cards
+from fashion_study.study.progress import Observer
+from fashion_study.study.reconcile import reconcile
+from fashion_study.trial import Precision
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from fashion_study.study.retention import ModelKeeper
+    from fashion_study.tracking.runs import MlflowTracker
+
+
+@dataclass(frozen=True)
+class OwnedStudy:
+    """Hold a study that no other process runs: its plan, its ledger, who is told of it, whether it registers."""
+
+    plan: Plan
+    store: Store
+    ledger: Ledger
+    observer: Observer
+    interrupts: Interrupts
+    waits: Waits
+    require_ownership: Callable[[], None]
+    registers: bool
+
+    def is_interrupted(self) -> bool:
+        """Say whether the user wants the study to end.
+
+        Raises:
+            StoreError: another coordinator may own the study by now; whoever asks begins nothing more.
+        """
+        self.require_ownership()
+        return self.interrupts.received is not None
+
+    def refuse_another(self) -> None:
+        """Refuse a stored study that is another one than the plan's.
+
+        Raises:
+            BadInputError: they differ.
+        """
+        config, identity = self.plan.config, self.plan.identity
+        stored = dict(self.ledger.facts.get("identity", identity))
+        if config.precision != "auto" and "precision" in self.ledger.facts:
+            stored["precision"], identity["precision"] = self.ledger.facts["precision"], config.precision
+        refuse_difference(self.plan.name, stored, identity)
+
+    def model_keeper(self, client: "MlflowClient") -> "ModelKeeper":
+        """Make what takes the model files away that are not to be kept."""
+        from fashion_study.study.retention import ModelKeeper
+
+        artifacts = self.store.root / "artifacts" if self.store.is_embedded else None
+        return ModelKeeper(client, self.ledger, self.plan.config.keep_models, artifacts, self.observer.warn)
+
+
+@dataclass(frozen=True)
+class Session:
+    """Hold a study whose stores and workers are ready, and until when it may start something."""
+
+    study: OwnedStudy
+    client: "MlflowClient"
+    tracker: "MlflowTracker"
+    executor: Executor
+    precision: Precision
+    validation_images: int
+    deadline: float | None
+
+
+def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
+    """Open the stores and bring them together, while the workers import TensorFlow.
+
+    Return None where the study is interrupted, or its time is over, before it is known in which precision to train.
+    """
+    from fashion_study.tracking.attempt import StudyRuns, find_run
+    from fashion_study.tracking.runs import MlflowTracker
+
+    plan, store, ledger, observer = study.plan, study.store, study.ledger, study.observer
+    data = load_study_data(plan.source, plan.config.limit_train)
+    split = ledger.facts.get("split", data.split_digest)
+    refuse_difference(plan.name, {"split": split}, {"split": data.split_digest})
+    # Not before the data are there: a limit that they cannot meet must leave no study behind.
+    ledger.remember(identity=plan.identity, split=split)
+    client = store.client()
+    _follow_a_move(store, observer)
+    experiment_id = store.experiment_id(client, plan.source.name)
+    tracker = MlflowTracker(client, experiment_id)
+    deadline = None if plan.config.timeout is None else time.monotonic() + plan.config.timeout
+    precision = _precision(study, executor, deadline)
+    if precision is None:
+        return None
+    known = ledger.facts.get("run_id")
+    run = find_run(client, known) if known else None
+    if known and run is None:
+        _refuse_a_missing_run(plan.name, known, ledger, store)
+    if run is not None and run.info.lifecycle_stage != "active":
+        client.restore_run(run.info.run_id)
+    run_id = tracker.open_study(plan.card(precision), data_cards(data), known, ledger.token)
+    # Unpublished until the end, so that the next start takes up what a kill leaves, whatever its total.
+    ledger.remember(run_id=run_id, experiment_id=experiment_id, published=None)
+    if store.database is not None:
+        ledger.remember(**{TRACKED_AT: store.tracked_at})
+    for line in reconcile(ledger, StudyRuns(client, experiment_id, run_id)):
+        observer.note(line)
+    return Session(study, client, tracker, executor, precision, len(data.validation.labels), deadline)
+
+
+@contextmanager
+def closing_its_run(session: Session) -> Iterator[None]:
+    """Let no study look alive that has ended with an error; where it is the store's, the next start sees to that."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except StudyError:
+        session.tracker.close_study("FAILED", {})
+        raise
+
+
+def _follow_a_move(store: Store, observer: Observer) -> None:
+    for move in moves(store):
+        if (backup := rebase(store, move)) is not None:
+            observer.warn(
+                f"the store was moved from {move.old}: its addresses point here now; a copy from before is {backup}"
+            )
+
+
+def _refuse_a_missing_run(name: str, run_id: str, ledger: Ledger, store: Store) -> NoReturn:
+    """Refuse to go on without a study's own run; a ledger on a server says where it is kept."""
+    if (place := ledger.facts.get(TRACKED_AT)) not in (None, store.tracked_at):
+        raise StoreError(
+            f"Study {name!r} keeps its runs at {place}, and its own run is not at {store.tracked_at}. "
+            "Expected the same place for all of them. Set MLFLOW_TRACKING_URI, or name the folder with --store."
+        )
+    raise StoreError(
+        f"The run {run_id} of study {name!r} is not at {store.tracked_at}. Expected all runs of a study in one place. "
+        "Set MLFLOW_TRACKING_URI, or leave it unset, as when the study was begun; where that run was deleted for good, "
+        "begin another study with --study."
+    )
+
+
+def _precision(study: OwnedStudy, executor: Executor, deadline: float | None) -> Precision | None:
+    """Take the study's precision: the stored one, the one asked for, or the faster one on this machine."""
+
+    def is_over() -> bool:
+        return study.is_interrupted() or (deadline is not None and time.monotonic() >= deadline)
+
+    config, ledger = study.plan.config, study.ledger
+    if "precision" not in ledger.facts:
+        if config.precision != "auto":
+            ledger.remember(precision=config.precision)
+        elif (probe := executor.probe_precision(is_over)) is None:
+            return None
+        else:
+            ledger.remember(precision=probe.precision.value, precision_probe=probe.images_per_second)
+            rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in probe.images_per_second.items())
+            study.observer.note(f"precision {probe.precision}: the faster one here (images/s: {rates})")
+    return Precision(ledger.facts["precision"])

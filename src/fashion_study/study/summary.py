@@ -1,0 +1,203 @@
+"""What a person reads when a study has ended: the ranking, the best against the baseline, what to do next."""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from signal import Signals
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fashion_study.config import StudyConfig
+from fashion_study.database_url import VARIABLE
+from fashion_study.store.trials import TrialRecord
+from fashion_study.study.finalists import choose
+from fashion_study.study.progress import duration
+from fashion_study.study.run import StudyResult
+
+SHOWN = 12
+MORE_TRIALS = 20
+STOPPED_BY = {Signals.SIGINT: "Ctrl-C", Signals.SIGTERM: "SIGTERM"}
+
+
+def summarise(result: StudyResult, console: Console) -> None:
+    """Print where a study stands."""
+    console.print()
+    console.print(_ranking(result))
+    if result.finalists:
+        console.print(_finalists(result))
+        console.print("lower bound of the mean: one-sided 95 %, Student's t; the highest one wins\n", highlight=False)
+    for line in (*_comparison(result), *_ending(result), *_workers(result), *_registered(result), *_where_next(result)):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _ranking(result: StudyResult) -> Table:
+    fallback = "  (FALLBACK, not Fashion-MNIST)" if result.source.is_fallback else ""
+    left_out = len(result.records) - SHOWN
+    table = Table(
+        title=f"{result.name} on {result.source.name}{fallback}",
+        caption=f"and {left_out} more in the MLflow UI" if left_out > 0 else None,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    columns = _columns(result.records[0].params if result.records else ())
+    for heading in ("rank", "trial", "val accuracy", "state", *columns, "epochs", "time"):
+        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
+    for place, record in enumerate(result.records[:SHOWN], start=1):
+        values = ["-".join(_short(record.params.get(name, "")) for name in names) for names in columns.values()]
+        time = "" if record.seconds is None else duration(record.seconds)
+        row = (
+            str(place),
+            f"{record.number:03d}",
+            _accuracy(record),
+            str(record.reason or record.state),
+            *values,
+            _epochs(record),
+            time,
+        )
+        table.add_row(*row, style="bold" if record is result.best else None)
+    return table
+
+
+def _finalists(result: StudyResult) -> Table:
+    table = Table(
+        title="finalists, trained again with other seeds",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in ("trial", "first score", "repeats", "mean", "lower bound"):
+        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
+    first = {record.number: record.objective for record in result.records}
+    winner = choose(result.finalists)
+    for finalist in result.finalists:
+        scores = "  ".join(f"{score:.4f}" for score in finalist.objectives)
+        values = (first.get(finalist.trial), finalist.mean, finalist.lower_bound)
+        score, average, bound = ("" if value is None else f"{value:.4f}" for value in values)
+        table.add_row(
+            f"{finalist.trial:03d}", score, scores, average, bound, style="bold" if finalist is winner else None
+        )
+    return table
+
+
+def _registered(result: StudyResult) -> list[str]:
+    if result.version is None:
+        return []
+    name, number = result.version
+    winner = choose(result.finalists)
+    whose = f"trial {result.best.number:03d}, not trained again" if result.best else "an earlier trial"
+    if winner is not None and winner.mean is not None:
+        whose = f"trial {winner.trial:03d}, mean {winner.mean:.4f}"
+    return [f"Registered: {name} version {number} is the challenger ({whose})."]
+
+
+def _columns(names: Iterable[str]) -> dict[str, list[str]]:
+    """Give each hyperparameter a column, and numbered ones (`filters_1`, `filters_2`) one together."""
+    columns: dict[str, list[str]] = {}
+    for name in names:
+        if name != "epochs":
+            columns.setdefault(re.sub(r"_\d+$", "", name).replace("_", " "), []).append(name)
+    return columns
+
+
+def _epochs(record: TrialRecord) -> str:
+    asked = record.params.get("epochs")
+    return f"{record.reached}" if asked is None else f"{record.reached} of {asked}"
+
+
+def _accuracy(record: TrialRecord) -> str:
+    """Show the objective of a complete trial; of another one what it had reached."""
+    reached = record.curve[max(record.curve)] if record.curve else None
+    value = reached if record.objective is None else record.objective
+    return "" if value is None else f"{value:.4f}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _comparison(result: StudyResult) -> list[str]:
+    best, baseline = result.best, result.baseline
+    if best is None or best.objective is None:
+        return ["No trial is complete: nothing can be said yet."]
+    if baseline is None or baseline.objective is None:
+        return [f"Best: trial {best.number:03d} with {best.objective:.4f}; the baseline trial is not complete."]
+    if best.number == baseline.number:
+        return [f"The baseline trial itself is the best so far, with {best.objective:.4f}."]
+    points = 100 * (best.objective - baseline.objective)
+    return [
+        f"Best: trial {best.number:03d} with {best.objective:.4f} validation accuracy, {points:+.2f} points "
+        f"against the baseline trial ({baseline.objective:.4f})."
+    ]
+
+
+def _ending(result: StudyResult) -> list[str]:
+    trained, total = result.counted - result.began_with, result.config.trials
+    lines = [f"{result.counted} of {total} trials done, {trained} of them now, in {duration(result.seconds)}."]
+    if result.repeats_left:
+        lines.append(f"{result.repeats_left} of the finalists' repeats are not trained yet.")
+    elif trained == 0 and result.counted >= total:
+        lines = [f"Nothing left to do: {result.counted} of {total} trials were done already."]
+    if result.exhausted:
+        lines.append(f"The study ends here: {result.exhausted}.")
+    elif result.stopped_by is not None:
+        lines.append(f"Stopped by {STOPPED_BY[result.stopped_by]}; the unfinished trials wait.")
+    elif result.counted < total:
+        lines.append("The time of --timeout is over, or --epoch-budget is spent; no further trial was started.")
+    return lines
+
+
+def _workers(result: StudyResult) -> list[str]:
+    spent = result.spent
+    if not spent.total:
+        return []
+    training, waiting, writing = (100 * s / spent.total for s in (spent.training, spent.waiting, spent.writing))
+    return [
+        f"Workers: trained or evaluated {training:.1f} % of their time after start-up, waited {waiting:.1f} % for the "
+        f"coordinator, wrote {writing:.1f} %."
+    ]
+
+
+def _where_next(result: StudyResult) -> list[str]:
+    uri = result.store.tracking_uri
+    next_steps = {}
+    if result.run_id is not None:
+        next_steps["MLflow UI:"] = _command(result, "ui", "--study", result.name)
+        if uri.startswith("http"):
+            next_steps["MLflow UI:"] = f"{uri.rstrip('/')}/#/experiments/{result.experiment_id}"
+        next_steps["Report:"] = _command(result, "report", result.name)
+    if result.version is not None:
+        next_steps["Promote:"] = _command(result, "promote", "--study", result.name)
+    lines = [f"{label:<13} {step}" for label, step in next_steps.items()]
+    if result.exhausted is None:
+        is_done = result.counted >= result.config.trials and not result.repeats_left
+        total = result.config.trials + MORE_TRIALS if is_done else result.config.trials
+        command = _named_once(result.config).model_copy(update={"trials": total}).command(_interpreter())
+        lines.append(f"{'More trials:' if is_done else 'Go on:':<13} {command}")
+    return lines
+
+
+def _named_once(config: StudyConfig) -> StudyConfig:
+    """Leave out the images' folder where the environment names it anyway."""
+    is_known = config.data_dir is not None and str(config.data_dir) == os.environ.get("FASHION_MNIST_DIR")
+    return config.model_copy(update={"data_dir": None}) if is_known else config
+
+
+def _command(result: StudyResult, name: str, *words: str) -> str:
+    store = [] if result.config.store == Path("mlruns") else ["--store", str(result.config.store)]
+    command = shlex.join([_interpreter(), "-m", f"experiments.{name}", *words, *store])
+    database = result.config.study_db
+    # The other commands know the variable alone; what it holds here has no password.
+    return command if database is None else f"{VARIABLE}={shlex.quote(database)} {command}"
+
+
+def _interpreter() -> str:
+    """Name the running Python as one would type it here."""
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

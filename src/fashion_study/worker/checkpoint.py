@@ -1,0 +1,62 @@
+"""The way on from an earlier trial's model, where that is still there."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import keras
+from mlflow import MlflowClient
+
+from fashion_study.errors import DamagedModelError
+from fashion_study.tracking.attempt import find_run
+from fashion_study.tracking.registry import Registry
+from fashion_study.training.model_file import load_model_file
+from fashion_study.trial import CONTINUATION_LOST, CONTINUED, Continuation, Hyperparameters
+
+
+@dataclass(frozen=True)
+class Start:
+    """Say after how many epochs a training begins, and what its run should say of that."""
+
+    epochs: int = 0
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def take_up(
+    client: MlflowClient, continues: Continuation, model: keras.Model, params: Hyperparameters, images: int
+) -> Start:
+    """Give `model` the weights that an earlier run has left, and its optimizer the number of steps taken so far.
+
+    The optimizer's own averages begin anew: models are stored without them. Where the earlier run or model is gone, or
+    the model is damaged, nothing is changed, and the training begins at its first epoch.
+    """
+    try:
+        stored = _StoredModel.of(client, continues.run_id)
+        with TemporaryDirectory() as folder:
+            earlier = load_model_file(Registry(client).fetch(stored, Path(folder)))
+    except DamagedModelError as error:
+        return Start(tags={CONTINUATION_LOST: f"trial {continues.number:03d}: {error}"})
+    model.set_weights(earlier.get_weights())
+    model.optimizer.build(model.trainable_variables)
+    # The learning rate decays with the steps.
+    model.optimizer.iterations.assign(continues.epochs * math.ceil(images / params.batch_size))
+    return Start(continues.epochs, {CONTINUED: str(continues.epochs)})
+
+
+@dataclass(frozen=True)
+class _StoredModel:
+    model_uri: str
+    sha256: str
+    run_id: str
+
+    @classmethod
+    def of(cls, client: MlflowClient, run_id: str | None) -> "_StoredModel":
+        run = None if run_id is None else find_run(client, run_id)
+        if run is None or run_id is None:
+            raise DamagedModelError("its run is gone")
+        tags = run.data.tags
+        return cls(tags.get("model_uri", ""), tags.get("model_sha256", ""), run_id)
+
+    def __str__(self) -> str:
+        return f"run {self.run_id}"

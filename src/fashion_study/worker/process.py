@@ -1,0 +1,90 @@
+"""A worker process: it trains one trial at a time for the coordinator at the other end of its connection.
+
+Started as `python -m fashion_study.worker.process FD`, where FD is its end of a duplex pipe that it inherits.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any
+
+from fashion_study.errors import StudyError
+from fashion_study.trial import (
+    EpochReport,
+    ProbeOrder,
+    TrialResult,
+    TrialSpec,
+    WorkerFailed,
+    WorkerReady,
+    WorkerSettings,
+)
+from fashion_study.worker.failure import last_words
+from fashion_study.worker.timesheet import Timesheet
+
+PR_SET_PDEATHSIG = 1  # From <sys/prctl.h>.
+
+
+def main() -> None:
+    """Load libraries and data once, then do what the coordinator sends until its end of the pipe closes."""
+    _end_with_the_coordinator()
+    connection = Connection(int(sys.argv[1]))
+    settings: WorkerSettings = connection.recv()
+    inbox: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+    try:
+        # Imported when the listener already watches for the coordinator: TensorFlow takes seconds.
+        from fashion_study.worker.trainer import Trainer
+
+        trainer = Trainer(settings)
+    except StudyError as error:
+        connection.send(WorkerFailed(error))
+        raise
+    except Exception:
+        told = StudyError(f"A worker could not begin its work:\n{last_words()}")
+        connection.send(WorkerFailed(told))
+        raise
+    connection.send(WorkerReady())
+    sheet = Timesheet()
+
+    def ask_whether_to_go_on(report: EpochReport) -> bool:
+        connection.send(report)
+        with sheet.waiting():
+            return not inbox.get().prune
+
+    while True:
+        match inbox.get():
+            case ProbeOrder():
+                connection.send(trainer.probe())
+            case TrialSpec() as spec:
+                sheet.begin(spec)
+                end = trainer.train(spec, ask_whether_to_go_on)
+                spent = sheet.end(end.spent.writing if isinstance(end, TrialResult) else 0.0)
+                connection.send(replace(end, spent=spent) if isinstance(end, TrialResult) else end)
+
+
+def _end_with_the_coordinator() -> None:
+    """Let the kernel end this process with its parent, where it can (Linux).
+
+    The listener does so everywhere, but not while the process is stopped, nor while native code keeps Python's lock,
+    as it does for seconds when TensorFlow is imported.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _listen(connection: Connection, inbox: "SimpleQueue[Any]") -> None:
+    """Pass messages on; when the coordinator is gone, so is this process, whatever it is doing."""
+    while True:
+        try:
+            inbox.put(connection.recv())
+        except (EOFError, OSError):
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The record: what a worker writes into a trial's MLflow run. It never touches the run's status."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import keras
+import mlflow.keras
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+from mlflow.utils import requirements_utils
+
+from fashion_study.data.dataset import Split
+from fashion_study.training.evaluation import ConfusedPair, Evaluation, most_confused
+from fashion_study.training.figures import confusion_matrix_figure, prediction_grid_figure
+from fashion_study.trial import Hyperparameters
+
+MODEL_NAME = "model"
+MOST_CONFUSED = 10
+EXAMPLES = 6
+REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas")
+
+
+@dataclass(frozen=True)
+class RecordedModel:
+    """Say where a logged model is found, and the SHA-256 of its `.keras` file."""
+
+    model_id: str
+    uri: str
+    sha256: str
+
+
+def record_evaluation(client: MlflowClient, run_id: str, evaluation: Evaluation, split: Split, seed: int) -> str:
+    """Log the figures and tables of an evaluation on `split` as artifacts of a run, and return their SHA-256 sums.
+
+    The sums are lines as `sha256sum --check` reads them.
+
+    `most_confused.json` names images by their index in `split`: of each pair up to six examples, and under
+    `mistakes` all that are predicted wrongly, so that two models can be compared image by image.
+    """
+    names, confusion = evaluation.class_names, evaluation.confusion
+    title = f"accuracy {evaluation.accuracy:.2%} on {len(split.labels):,} images"
+    grid = prediction_grid_figure(
+        split.images, split.labels, evaluation.predicted, evaluation.probabilities, names, seed
+    )
+    figures = {"confusion_matrix.png": confusion_matrix_figure(confusion, names, title), "predictions.png": grid}
+    tables = {
+        "confusion_matrix.json": {
+            "classes": list(names),
+            "rows": "true",
+            "columns": "predicted",
+            "counts": confusion.tolist(),
+        },
+        "classification_report.json": evaluation.report,
+        "most_confused.json": {
+            "pairs": [
+                asdict(pair) | {"examples": _examples(evaluation, split, pair)}
+                for pair in most_confused(confusion, names, MOST_CONFUSED)
+            ],
+            "mistakes": np.flatnonzero(evaluation.predicted != split.labels).tolist(),
+        },
+    }
+    with TemporaryDirectory() as folder:
+        for name, figure in figures.items():
+            figure.savefig(Path(folder, name))
+        for name, table in tables.items():
+            Path(folder, name).write_text(json.dumps(table, indent=2), encoding="utf-8")
+        client.log_artifacts(run_id, folder)
+        files = sorted(Path(folder).iterdir())
+        return "\n".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in files)
+
+
+def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: Hyperparameters) -> RecordedModel:
+    """Log an uncompiled model as an MLflow model of a run, ready to load and to serve.
+
+    Written over the client, since `mlflow.keras.log_model` works on the active run of the default store.
+    """
+    logged = client.create_logged_model(
+        client.get_run(run_id).info.experiment_id,
+        name=MODEL_NAME,
+        source_run_id=run_id,
+        params={name: str(value) for name, value in params.model_dump().items()},
+    )
+    card = Model(
+        artifact_path=logged.artifact_location,
+        run_id=run_id,
+        model_uuid=logged.model_id,
+        model_id=logged.model_id,
+    )
+    with TemporaryDirectory() as folder, _without_a_look_at_every_package():
+        mlflow.keras.save_model(
+            model,
+            f"{folder}/model",
+            mlflow_model=card,
+            signature=_signature(model),
+            # Without a list MLflow starts a second Python to find out: 5 s.
+            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
+        )
+        sha256 = hashlib.sha256(Path(folder, "model/data/model.keras").read_bytes()).hexdigest()
+        client.log_model_artifacts(logged.model_id, f"{folder}/model")
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return RecordedModel(logged.model_id, f"models:/{logged.model_id}", sha256)
+
+
+def final_metrics(evaluation: Evaluation, parameter_count: int, train_seconds: float) -> dict[str, float]:
+    """Name a trial's final figures as its run shows them; the objective is the evaluation's accuracy."""
+    return {
+        "objective": evaluation.accuracy,
+        "macro_f1": evaluation.macro_f1,
+        "parameter_count": parameter_count,
+        "train_seconds": train_seconds,
+        "ms_per_image": evaluation.ms_per_image,
+        **by_class("recall", evaluation.recall),
+    }
+
+
+def by_class(figure: str, values: dict[str, float]) -> dict[str, float]:
+    """Name a figure of each class as a metric: of `Ankle boot` the recall becomes `recall_ankle_boot`."""
+    return {f"{figure}_{_slug(name)}": value for name, value in values.items()}
+
+
+def _examples(evaluation: Evaluation, split: Split, pair: ConfusedPair) -> list[int]:
+    """Choose images of a confused pair, by their indices: those that the model was surest of, the surest first."""
+    true, predicted = (evaluation.class_names.index(name) for name in (pair.true, pair.predicted))
+    confused = np.flatnonzero((split.labels == true) & (evaluation.predicted == predicted))
+    surest_first = np.argsort(-evaluation.probabilities[confused, predicted], kind="stable")
+    examples: list[int] = confused[surest_first][:EXAMPLES].tolist()
+    return examples
+
+
+@contextmanager
+def _without_a_look_at_every_package() -> Iterator[None]:
+    """Name the packages that MLflow compares the requirements with, which were read from them a moment before.
+
+    MLflow would find out which module is of which package, for which it reads the names of all installed files.
+    """
+    known = requirements_utils._MODULES_TO_PACKAGES
+    requirements_utils._MODULES_TO_PACKAGES = {name: [name] for name in REQUIREMENTS}  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        requirements_utils._MODULES_TO_PACKAGES = known
+
+
+def _signature(model: keras.Model) -> ModelSignature:
+    # float32, not uint8: MLflow casts JSON numbers to this type before the model sees them. As bytes, a pixel
+    # of 0.5 would silently become 0 and 256 an error; as float32 both integers and floats arrive unchanged.
+    pixels = TensorSpec(np.dtype("float32"), (-1, *model.input_shape[1:]))
+    probabilities = TensorSpec(np.dtype("float32"), (-1, *model.output_shape[1:]))
+    return ModelSignature(inputs=Schema([pixels]), outputs=Schema([probabilities]))
+
+
+def _slug(class_name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", class_name.lower()).strip("_")

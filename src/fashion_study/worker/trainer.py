@@ -1,0 +1,209 @@
+"""Train one attempt at a trial and write down what it reached."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+
+import keras
+import mlflow
+import tensorflow as tf
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from fashion_study.data.dataset import load_study_data
+from fashion_study.training.evaluation import Evaluation, evaluate
+from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, configure, fit, seed_training
+from fashion_study.training.model import build_model, float32_twin
+from fashion_study.training.precision import probe
+from fashion_study.trial import (
+    AttemptLost,
+    EpochReport,
+    FailReason,
+    ProbeResult,
+    TimeSpent,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    WorkerSettings,
+)
+from fashion_study.worker.checkpoint import Start, take_up
+from fashion_study.worker.environment import environment
+from fashion_study.worker.failure import last_words
+from fashion_study.worker.record import final_metrics, record_evaluation, record_model
+
+# A line on the terminal, and a tag.
+CAUSE_LENGTH = 300
+
+
+class Trainer:
+    """Hold what every trial of a worker needs: the images, and a client for the runs.
+
+    Where its settings say that nothing is recorded it trains and measures alike.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        configure(settings.threads)
+        mlflow.set_tracking_uri(settings.tracking_uri)
+        self._tracking_uri = settings.tracking_uri
+        self._records = settings.records
+        self._environment = environment(settings.threads)
+        self._data = load_study_data(settings.source, settings.limit_train)
+        self._writing = 0.0
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        # Opened with the first trial: by then the coordinator has made or migrated the database.
+        return MlflowClient(self._tracking_uri)
+
+    def probe(self) -> ProbeResult:
+        """Measure which precision trains faster here."""
+        return probe()
+
+    def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
+        """Train, evaluate and record one attempt; `go_on` takes each epoch's report and answers it.
+
+        An error is a result too: it ends the trial as failed, with its traceback, and not the worker. A store that
+        fails is no fault of the trial's: the attempt is lost, to be tried again. A result says in what environment it
+        was reached.
+        """
+        self._writing = 0.0
+        end = self._attempt(spec, go_on)
+        if not isinstance(end, TrialResult):
+            return end
+        return replace(end, tags=end.tags | self._environment, spent=TimeSpent(writing=self._writing))
+
+    def _attempt(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
+        reached = 0
+
+        def report(epoch: Epoch) -> bool:
+            nonlocal reached
+            reached = epoch.number
+            return go_on(_report(spec, epoch))
+
+        try:
+            return self._train(spec, report)
+        except _StoreFailedError as error:
+            return AttemptLost(*spec.key, str(error), by_store=True)
+        except (MemoryError, tf.errors.ResourceExhaustedError):
+            return _failed(spec, reached, FailReason.OOM)
+        except Exception:
+            return _failed(spec, reached, FailReason.ERROR)
+
+    def _train(self, spec: TrialSpec, report: Callable[[Epoch], bool]) -> TrialResult:
+        keras.utils.clear_session()
+        seed_training(spec.seed)
+        params, data = spec.hyperparameters, self._data
+        model = build_model(params, spec.precision, len(data.class_names))
+        start = self._start(spec, model)
+        outcome = fit(model, data.train, data.validation, params, spec.seed, report, start.epochs)
+        result = self._end(spec, outcome, model)
+        return replace(result, tags=result.tags | start.tags)
+
+    def _start(self, spec: TrialSpec, model: keras.Model) -> Start:
+        if spec.continues is None:
+            return Start()
+        with self._store():
+            return take_up(self._client, spec.continues, model, spec.hyperparameters, len(self._data.train.labels))
+
+    def _end(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
+        match outcome.end:
+            case FitEnd.COMPLETED:
+                return self._record(spec, outcome, float32_twin(model, spec.hyperparameters))
+            case FitEnd.PRUNED:
+                return TrialResult(
+                    *spec.key,
+                    TrialState.PRUNED,
+                    epochs_run=outcome.epochs[-1].number,
+                    metrics=_cost(model, outcome),
+                    tags=_fingerprint(model),
+                )
+            case FitEnd.DIVERGED:
+                last = outcome.epochs[-1]
+                return TrialResult(
+                    spec.number,
+                    spec.attempt,
+                    TrialState.FAILED,
+                    epochs_run=outcome.epochs[-1].number - 1,
+                    reason=FailReason.DIVERGED,
+                    metrics=_cost(model, outcome),
+                    message=f"The loss became {last.train_loss} in epoch {last.number} (validation: {last.val_loss}).",
+                )
+
+    def _record(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
+        # What is measured from here on is the float32 model that is logged, whatever precision trained it.
+        evaluation = evaluate(model, self._data.validation, self._data.class_names)
+        return TrialResult(
+            spec.number,
+            spec.attempt,
+            TrialState.COMPLETE,
+            epochs_run=outcome.epochs[-1].number,
+            objective=evaluation.accuracy,
+            metrics=final_metrics(evaluation, model.count_params(), outcome.train_seconds)
+            | {"best_val_accuracy": max(epoch.val_accuracy for epoch in outcome.epochs)},
+            tags=self._write_down(spec, evaluation, model) | _fingerprint(model),
+        )
+
+    def _write_down(self, spec: TrialSpec, evaluation: Evaluation, model: keras.Model) -> dict[str, str]:
+        """Log figures, tables and the model; return the tags that name it, and everything by its digest."""
+        if not self._records:
+            return {}
+        with self._store():
+            sums = record_evaluation(self._client, spec.run_id, evaluation, self._data.validation, spec.seed)
+            logged = record_model(self._client, spec.run_id, model, spec.hyperparameters)
+        return {"model_uri": logged.uri, "model_sha256": logged.sha256, "evidence_sha256": sums}
+
+    @contextmanager
+    def _store(self) -> Iterator[None]:
+        """Use the store: it is to blame for what fails, and its time is not the training's."""
+        started = time.perf_counter()
+        with _blaming_the_store():
+            yield
+        self._writing += time.perf_counter() - started
+
+
+class _StoreFailedError(Exception):
+    """Carry what a store said that could not be written."""
+
+
+@contextmanager
+def _blaming_the_store() -> Iterator[None]:
+    """Tell what the store does to a trial (a full disk, a lock, a server that is gone) from what the trial does."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        line = next(iter(str(error).splitlines()), "")
+        raise _StoreFailedError(f"the store failed: {type(error).__name__}: {line}"[:CAUSE_LENGTH]) from error
+
+
+def _failed(spec: TrialSpec, epochs: int, reason: FailReason) -> TrialResult:
+    return TrialResult(*spec.key, TrialState.FAILED, epochs, reason=reason, message=last_words())
+
+
+def _cost(model: keras.Model, outcome: FitOutcome) -> dict[str, float]:
+    return {"parameter_count": model.count_params(), "train_seconds": outcome.train_seconds}
+
+
+def _fingerprint(model: keras.Model) -> dict[str, str]:
+    """Name the weights themselves: two `.keras` files with the same weights differ in the times of their members."""
+    digest = hashlib.sha256()
+    for weights in model.get_weights():
+        digest.update(str(weights.shape).encode() + weights.tobytes())
+    return {"weights_sha256": digest.hexdigest()}
+
+
+def _report(spec: TrialSpec, epoch: Epoch) -> EpochReport:
+    return EpochReport(
+        spec.number,
+        spec.attempt,
+        epoch.number,
+        epoch.train_loss,
+        epoch.train_accuracy,
+        epoch.val_loss,
+        epoch.val_accuracy,
+        epoch.seconds,
+        epoch.images_per_second,
+    )

@@ -1,0 +1,117 @@
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import ProxyHandler, build_opener
+
+import psutil
+import pytest
+
+from fashion_study.mlflow_ui.server import choose_port, serve
+from tests.support.study_store import Studies
+
+ROOT = Path(__file__).parents[2]
+# Not through a proxy that the environment may name.
+OPENER = build_opener(ProxyHandler({}))
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "experiments.ui", *map(str, words)]
+
+
+def ended(*words: object, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*words),
+        cwd=ROOT,
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Studies:
+    studies = Studies(tmp_path_factory.mktemp("ui") / "store")
+    study = studies.study("digits-small", ended=1)
+    for objective in (0.5, 0.7):
+        studies.trial(study, objective)
+    return studies
+
+
+@contextmanager
+def started(*words: object) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """Start the command, and give it with all that it printed until it waits for Ctrl-C."""
+    with subprocess.Popen(
+        command(*words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        printed = ""
+        try:
+            while "Ctrl-C" not in printed:
+                line = process.stdout.readline()
+                assert line, printed
+                printed += line
+            yield process, printed
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_it_prints_the_pages_of_the_study_and_a_signal_leaves_nothing_behind(
+    number: signal.Signals, exit_code: int, studies: Studies
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        wanted = taken.getsockname()[1]
+        with started("--store", studies.store.root, "--port", wanted) as (process, printed):
+            port = int(re.findall(r"takes (\d+) instead", printed)[0])
+            assert f"Port {wanted} is taken" in printed
+            addresses = re.findall(r"http://\S+", printed)
+            assert [address.partition("?")[0] for address in addresses] == [
+                f"http://127.0.0.1:{port}/#/compare-runs",
+                f"http://127.0.0.1:{port}/#/experiments/{studies.experiment}/runs",
+            ]
+            with OPENER.open(addresses[0], timeout=60) as response:
+                assert response.status == 200
+            children = psutil.Process(process.pid).children(recursive=True)
+            assert len(children) >= 2
+            process.send_signal(number)
+            assert process.wait(timeout=120) == exit_code
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
+
+
+def test_where_a_server_is_named_its_pages_are_printed_and_nothing_is_started(studies: Studies, tmp_path: Path) -> None:
+    with serve(studies.store, choose_port(0)) as server:
+        done = ended("--store", tmp_path / "other", MLFLOW_TRACKING_URI=server.address)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{server.address}/#/compare-runs?runs=" in done.stdout
+    assert f"{server.address}/#/experiments/{studies.experiment}/runs" in done.stdout
+    assert "Ctrl-C" not in done.stdout
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    done = ended("--store", tmp_path / "nowhere")
+    assert done.returncode == 3
+    assert "experiments.run_study" in done.stderr
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_study_that_is_not_there_is_refused(studies: Studies) -> None:
+    done = ended("--store", studies.store.root, "--study", "third")
+    assert done.returncode == 2
+    assert "digits-small" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("port", ["80", "70000", "http"])
+def test_a_port_that_is_none_is_refused(port: str, tmp_path: Path) -> None:
+    done = ended("--store", tmp_path, "--port", port)
+    assert done.returncode == 2
+    assert "--port" in done.stderr

@@ -1,0 +1,151 @@
+"""The promises of what a report concludes: edges, savings, gains and their intervals."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fashion_study.report.analysis import edges, gain, paired_interval, savings, wilson
+from fashion_study.report.facts import ModelFacts
+from fashion_study.report.matrix import MINUS, change_cells, confusion_cells
+from fashion_study.space.space import SearchSpace
+from fashion_study.trial import ParamValue, TrialState
+from tests.support.study_facts import SPACE, facts, model, params, record
+
+
+def two_classes(confusion: list[list[int]], mistakes: set[int] | None = None) -> ModelFacts:
+    counts = np.array(confusion, dtype=np.int64)
+    return ModelFacts("run", 1, None, {}, ("Bag", "Shirt"), counts, None if mistakes is None else frozenset(mistakes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {}),
+        ({"filters_1": 48}, {"filters_1": "highest"}),
+        ({"filters_1": 16}, {"filters_1": "lowest"}),
+        ({"filters_1": 40}, {}),
+        ({"learning_rate": 1e-2}, {"learning_rate": "highest"}),
+        # On the log scale 2 % of the range from 3e-5 to 1e-2 are a factor of 1.12.
+        ({"learning_rate": 3.3e-5}, {"learning_rate": "lowest"}),
+        ({"learning_rate": 3.5e-5}, {}),
+        ({"learning_rate": 9e-3}, {"learning_rate": "highest"}),
+        ({"learning_rate": 8.8e-3}, {}),
+        ({"batch_size": 64, "epochs": 20}, {"batch_size": "lowest", "epochs": "highest"}),
+        ({"batch_size": 128}, {}),
+    ],
+)
+def test_a_value_at_the_end_of_its_range_is_named_with_the_end(
+    changes: dict[str, ParamValue], expected: dict[str, str]
+) -> None:
+    assert {edge.name: edge.side for edge in edges(SPACE, params(**changes))} == expected
+
+
+def test_what_has_nothing_but_edges_or_no_order_is_not_warned_of() -> None:
+    parameters = {
+        "filters_1": {"type": "int", "low": 4, "high": 8, "step": 4, "why": "two values"},
+        "batch_size": {"type": "categorical", "choices": [32, 64], "why": "two choices"},
+        "optimizer": {"type": "categorical", "choices": ["adam", "rmsprop", "sgd"], "why": "no order"},
+        "epochs": {"type": "int", "low": 3, "high": 3, "why": "one value"},
+    }
+    baseline: dict[str, ParamValue] = {"filters_1": 4, "batch_size": 32, "optimizer": "adam", "epochs": 3}
+    fixed = {name: value for name, value in SPACE.baseline_point.model_dump().items() if name not in baseline}
+    space = SearchSpace.model_validate(
+        {"name": "narrow", "purpose": "Edges only.", "baseline": baseline, "parameters": parameters, "fixed": fixed}
+    )
+    assert edges(space, baseline) == ()
+
+
+def test_savings_count_the_epochs_that_pruned_trials_did_not_train() -> None:
+    ended = (
+        record(0, TrialState.COMPLETE, [0.8] * 10, epochs=10),
+        record(1, TrialState.PRUNED, [0.5], epochs=20),
+        record(2, TrialState.PRUNED, [0.5, 0.9, 0.85, 0.84], epochs=16),
+        record(3, TrialState.PRUNED, [0.6], epochs=4),
+        record(4, TrialState.FAILED, [0.1], epochs=20),
+        record(5, TrialState.RUNNING, [0.2], epochs=20),
+    )
+    found = savings(facts(records=ended))
+    assert (found.pruned, found.epochs_asked, found.epochs_saved) == (3, 50, 34)
+    assert found.share == pytest.approx(0.68)
+    assert found.ended_at == {1: 2, 4: 1}
+    assert found.highest_pruned == (0.84, 2)
+
+
+def test_epochs_that_a_trial_has_taken_over_are_neither_asked_nor_saved() -> None:
+    promoted = replace(record(0, TrialState.COMPLETE, [0.8], epochs=3), curve={2: 0.7, 3: 0.8})
+    stopped = replace(record(1, TrialState.PRUNED, [0.5], epochs=9), curve={4: 0.5})
+    found = savings(facts(records=(promoted, stopped)))
+    assert (found.epochs_asked, found.epochs_saved, found.ended_at) == (2 + 6, 5, {4: 1})
+
+
+def test_where_nothing_was_pruned_nothing_was_saved() -> None:
+    found = savings(facts(records=()))
+    assert (found.pruned, found.share, found.ended_at, found.highest_pruned) == (0, 0.0, {}, None)
+
+
+def test_wilson_agrees_with_the_formula() -> None:
+    z, right, n = 1.959964, 81, 263
+    centre = (right + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * math.sqrt(right * (n - right) / n + z**2 / 4)
+    assert wilson(right, n) == pytest.approx((centre - half, centre + half), abs=1e-6)
+
+
+def test_the_paired_interval_covers_the_difference_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    only_first, only_second, both = 0.08, 0.05, 0.8
+    draws = rng.multinomial(1000, (only_first, only_second, both, 1 - only_first - only_second - both), size=2000)
+    intervals = [paired_interval(int(first), int(second), 1000) for first, second, *_ in draws]
+    covered = np.mean([low <= only_first - only_second <= high for low, high in intervals])
+    assert covered == pytest.approx(0.95, abs=0.015)
+
+
+def test_a_gain_is_compared_image_by_image_where_both_runs_name_their_mistakes() -> None:
+    first, second = two_classes([[48, 2], [3, 47]], {1, 2, 3, 4, 5}), two_classes([[45, 5], [5, 45]], set(range(10)))
+    found = gain(first, second)
+    assert found.difference == pytest.approx(0.05)
+    assert (found.is_paired, found.only_first, found.only_second, found.images) == (True, 5, 0, 100)
+    apart = gain(replace(first, mistakes=None), second)
+    assert not apart.is_paired
+    assert apart.low < found.low < found.difference < found.high < apart.high
+
+
+def test_two_independent_accuracies_are_compared_as_newcombe_does() -> None:
+    # Newcombe 1998, table II, example (a): 56/70 against 48/80 has 0.0524 to 0.3339 by method 10.
+    first, second = two_classes([[56, 14], [0, 0]]), two_classes([[48, 32], [0, 0]])
+    found = gain(first, second)
+    assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+
+
+def test_recall_is_read_off_the_rows_and_a_class_without_images_has_none() -> None:
+    assert two_classes([[3, 1], [0, 0]]).recall == {"Bag": 0.75, "Shirt": 0.0}
+
+
+def test_the_confusion_table_shows_every_count_in_its_place() -> None:
+    cells = confusion_cells(two_classes([[90, 10], [0, 100]]))
+    assert [(name, [cell.text for cell in row]) for name, row in cells] == [
+        ("Bag", ["90", "10"]),
+        ("Shirt", ["0", "100"]),
+    ]
+    assert [[cell.is_right for cell in row] for _, row in cells] == [[True, False], [False, True]]
+    none, all_of_them = cells[1][1]
+    assert (none.background, none.colour) == ("#ffffff", "#000")
+    assert (all_of_them.background, all_of_them.colour) == ("#005288", "#fff")
+
+
+def test_the_difference_is_blue_where_the_best_model_is_better_whatever_the_sign() -> None:
+    cells = change_cells(two_classes([[95, 5], [12, 88]]), two_classes([[90, 10], [10, 90]]))
+    assert [[cell.text for cell in row] for _, row in cells] == [["+5", f"{MINUS}5"], ["+2", f"{MINUS}2"]]
+
+    def is_blue(colour: str) -> bool:
+        return int(colour[5:7], 16) > int(colour[1:3], 16)
+
+    assert [[is_blue(cell.background) for cell in row] for _, row in cells] == [[True, True], [False, False]]
+
+
+def test_the_best_model_need_not_be_the_highest_score() -> None:
+    study = facts(best=model(1, 0.882, repeat=2))
+    assert study.best_record is not None
+    assert study.highest is not None
+    assert (study.best_record.number, study.highest.number) == (1, 2)

@@ -1,0 +1,107 @@
+"""The promises of the mirror: it shows what the database holds, while it is written and when it is read anew."""
+
+from pathlib import Path
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
+
+from fashion_study.engines.points import Point
+from fashion_study.store.trials import Ledger
+from fashion_study.trial import FailReason, TrialResult, TrialState
+
+DISTRIBUTIONS = {
+    "learning_rate": FloatDistribution(1e-4, 1.0, log=True),
+    "filters_1": IntDistribution(16, 48, step=8),
+    "batch_size": CategoricalDistribution((64, 128)),
+    "optimizer": CategoricalDistribution(("adam", "sgd")),
+}
+POINT: Point = {"learning_rate": 0.5, "filters_1": 24, "batch_size": 128, "optimizer": "sgd"}
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'optuna.db'}"
+
+
+@pytest.fixture
+def ledger(address: str) -> Ledger:
+    """A ledger, another study's trials before and between its own, that has come to every state."""
+    other, ledger = Ledger(RDBStorage(address), "another"), Ledger(RDBStorage(address), "toy")
+    assert other.trials() == ledger.trials() == []
+    results = (
+        TrialResult(0, 1, TrialState.COMPLETE, 2, 0.5, seconds=12.5),
+        TrialResult(1, 1, TrialState.PRUNED, 2),
+        TrialResult(2, 1, TrialState.FAILED, 1, reason=FailReason.DIVERGED),
+    )
+    for result in results:
+        other.enqueue(POINT, DISTRIBUTIONS)
+        begin(ledger, result.number)
+        ledger.close(result)
+    begin(ledger, 3)
+    ledger.record_verdict(3, 2)
+    ledger.study.ask(fixed_distributions=DISTRIBUTIONS)
+    ledger.study.ask()
+    begin(ledger, 6)
+    ledger.release(6)
+    ledger.enqueue(POINT, DISTRIBUTIONS)
+    return ledger
+
+
+def begin(ledger: Ledger, number: int) -> None:
+    trial = ledger.add(POINT, DISTRIBUTIONS, {"place": number, "values": {"filters": (1, 2)}})
+    assert trial.number == number
+    ledger.begin_attempt(number, 1, f"run-{number}")
+    for epoch, value in enumerate((0.25, float("inf"), 0.75), start=1):
+        ledger.record_value(number, epoch, value)
+
+
+def without_times(trials: list[FrozenTrial]) -> list[dict[str, object]]:
+    """Leave out the two moments, which the mirror takes some microseconds after the database."""
+    return [
+        {key: value for key, value in vars(trial).items() if key not in ("_datetime_start", "datetime_complete")}
+        for trial in trials
+    ]
+
+
+def test_what_is_written_through_is_what_the_database_holds(ledger: Ledger, address: str) -> None:
+    stored = RDBStorage(address).get_all_trials(ledger.study._study_id)
+
+    assert len(stored) == 8
+    assert without_times(ledger.trials()) == without_times(stored)
+    for mirrored, trial in zip(ledger.trials(), stored, strict=True):
+        assert (mirrored.datetime_start is None) == (trial.datetime_start is None)
+        assert (mirrored.datetime_complete is None) == (trial.datetime_complete is None)
+
+
+def test_what_is_read_anew_is_what_optuna_reads(ledger: Ledger, address: str) -> None:
+    again = Ledger(RDBStorage(address), "toy")
+
+    assert again.trials() == RDBStorage(address).get_all_trials(ledger.study._study_id)
+    assert [again.trial(number) for number in range(8)] == again.trials()
+
+
+def test_a_trial_that_was_handed_out_stays_as_it_was(ledger: Ledger) -> None:
+    before = ledger.trial(3)
+
+    ledger.record_value(3, 4, 0.5)
+
+    assert 4 not in before.intermediate_values
+    assert ledger.trial(3).intermediate_values[4] == 0.5
+
+
+def test_what_the_database_refuses_changes_nothing(ledger: Ledger, address: str) -> None:
+    with pytest.raises(UpdateFinishedTrialError):
+        ledger.record_value(0, 4, 0.5)
+
+    assert 4 not in ledger.trial(0).intermediate_values
+    assert 4 not in Ledger(RDBStorage(address), "toy").trial(0).intermediate_values
+
+
+@pytest.mark.usefixtures("ledger")
+def test_trials_have_in_common_what_is_the_same_in_all(address: str) -> None:
+    first, second, *_ = Ledger(RDBStorage(address), "toy").trials()
+
+    assert first.distributions is second.distributions

@@ -1,0 +1,120 @@
+"""The promises of a lock: one owner at a time, who can be named, and a dead one holds nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fashion_study.errors import StoreError
+from fashion_study.store.locks import claim, sole_owner
+
+HOLD = """
+import sys
+from pathlib import Path
+from fashion_study.store.locks import sole_owner
+with sole_owner(Path(sys.argv[1]), sys.argv[2]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held(root: Path, study: str) -> Iterator[subprocess.Popen[str]]:
+    """Let another process own the study while the block runs."""
+    command = [sys.executable, "-c", HOLD, str(root), study]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_second_coordinator_is_refused_and_told_who_runs_the_study(tmp_path: Path) -> None:
+    with held(tmp_path, "toy") as holder:
+        with (
+            pytest.raises(StoreError, match=f"process {holder.pid} ") as caught,
+            sole_owner(tmp_path, "toy"),
+        ):
+            pass
+        assert sys.executable in str(caught.value)
+        assert "--study" in str(caught.value)
+
+        with sole_owner(tmp_path, "another"):
+            pass
+
+
+def test_a_holder_that_is_killed_frees_the_study(tmp_path: Path) -> None:
+    with held(tmp_path, "toy") as holder:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+
+        with sole_owner(tmp_path, "toy"):
+            note = json.loads((tmp_path / "locks" / "toy.json").read_text())
+            assert note["pid"] == os.getpid()
+
+
+def test_a_holder_that_ends_frees_the_study(tmp_path: Path) -> None:
+    for _ in range(2):
+        with sole_owner(tmp_path, "toy"):
+            pass
+    assert not (tmp_path / "locks" / "toy.json").exists()
+
+
+def test_a_holder_that_nobody_can_name_is_another_process(tmp_path: Path) -> None:
+    with held(tmp_path, "toy"):
+        (tmp_path / "locks" / "toy.json").write_text("{}")
+
+        with pytest.raises(StoreError, match="another process"), sole_owner(tmp_path, "toy"):
+            pass
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["", "{}", "[]", '{"pid": null, "started": 0}', '{"pid": -1, "started": 0}', '{"pid": 1e400, "started": 0}'],
+)
+def test_a_word_that_nobody_can_read_names_nobody(word: str, tmp_path: Path) -> None:
+    with held(tmp_path, "toy"):
+        (tmp_path / "locks" / "toy.json").write_text(word)
+        with claim(tmp_path, "toy") as holder:
+            assert str(holder) == "another process"
+
+
+def test_a_number_that_was_given_to_another_process_names_nobody(tmp_path: Path) -> None:
+    with held(tmp_path, "toy"):
+        word = tmp_path / "locks" / "toy.json"
+        known = json.loads(word.read_text())
+        word.write_text(json.dumps(known | {"started": known["started"] - 60}))
+
+        with claim(tmp_path, "toy") as holder:
+            assert holder is not None
+            assert holder.pid is None
+
+
+def test_the_word_of_a_dead_owner_keeps_nobody_off(tmp_path: Path) -> None:
+    with held(tmp_path, "toy") as process:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert json.loads((tmp_path / "locks" / "toy.json").read_text())["pid"] == process.pid
+
+    with claim(tmp_path, "toy") as holder:
+        assert holder is None
+
+
+@pytest.mark.parametrize("name", ["../../outside", "a/b", "n" * 400, "two\nlines", ""])
+def test_a_name_that_is_a_path_is_locked_inside_the_store(name: str, tmp_path: Path) -> None:
+    store = tmp_path / "deep" / "store"
+    store.mkdir(parents=True)
+
+    with claim(store, name) as first, claim(store, name) as second:
+        assert first is None
+        assert second is not None
+
+    assert {path.parent for path in tmp_path.rglob("*.lock")} == {store / "locks"}

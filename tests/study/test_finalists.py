@@ -1,0 +1,292 @@
+"""The promises of the finalists: what is trained again, what wins, and what a kill costs."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
+
+from fashion_study.errors import StoreError
+from fashion_study.space.file import load_space
+from fashion_study.store.trials import MAX_RETURNS, TrialRecord
+from fashion_study.study.finalists import (
+    Budget,
+    Finalist,
+    FinalistPlan,
+    Repeats,
+    choose,
+    plan_finalists,
+    rank_finalists,
+)
+from fashion_study.trial import ParamValue, Precision, TrialState, trial_seed
+from tests.support.twins import (
+    ComingAndGoing,
+    FailingStore,
+    Fate,
+    Key,
+    MemoryExecutor,
+    MemoryTracker,
+    RecordingObserver,
+    toy_accuracy,
+)
+
+SMOKE = load_space("smoke")
+SEED = 7
+UNLIMITED = Budget()
+
+
+def record(number: int, objective: float | None, epochs: int = 2, learning_rate: float = 1e-3) -> TrialRecord:
+    state = TrialState.COMPLETE if objective is not None else TrialState.PRUNED
+    params: dict[str, ParamValue] = {"filters_1": 8, "learning_rate": learning_rate, "epochs": epochs}
+    curve = dict.fromkeys(range(1, epochs + 1), objective or 0.5)
+    return TrialRecord(number, state, params, 1, f"run-{number}-1", objective, curve)
+
+
+RANKED = (record(4, 0.93), record(2, 0.92), record(0, 0.90), record(1, None))
+
+
+def finalist(*objectives: float, trial: int = 1) -> Finalist:
+    runs = tuple(f"run-{trial}-repeat-{place}" for place, _ in enumerate(objectives, start=1))
+    return Finalist(trial, {}, objectives, runs)
+
+
+@dataclass
+class Final:
+    """Repeats with everything around them in memory."""
+
+    plan: FinalistPlan = field(default_factory=lambda: FinalistPlan(RANKED[:2], 3))
+    slots: int = 1
+    fates: Mapping[Key, Fate] = field(default_factory=dict)
+    tracker: MemoryTracker = field(default_factory=MemoryTracker)
+    deadline: float | None = None
+    make_executor: type[MemoryExecutor] = MemoryExecutor
+    records: Sequence[TrialRecord] = RANKED
+
+    def run(self, interrupted: Callable[[], bool] = lambda: False) -> tuple[Finalist, ...]:
+        self.executor = self.make_executor(self.slots, self.fates)
+        self.observer = RecordingObserver()
+        repeats = Repeats(
+            self.plan,
+            self.records,
+            SMOKE,
+            SEED,
+            Precision.FLOAT32,
+            self.executor,
+            self.tracker,
+            self.observer,
+            interrupted,
+            self.deadline,
+        )
+        return repeats.run()
+
+
+def test_the_best_complete_trials_are_the_finalists() -> None:
+    plan = plan_finalists(RANKED, 2, 3, UNLIMITED)
+    assert [trial.number for trial in plan.trials] == [4, 2]
+    assert (plan.repeats, plan.total, plan.note) == (3, 6, None)
+
+
+def test_where_fewer_trials_are_complete_than_were_asked_it_is_said() -> None:
+    plan = plan_finalists(RANKED, 5, 2, UNLIMITED)
+    assert [trial.number for trial in plan.trials] == [4, 2, 0]
+    assert plan.note == "5 finalists with 2 repeats were asked; 3 trials are complete"
+
+
+@pytest.mark.parametrize(("epochs", "finalists", "repeats"), [(18, 3, 3), (17, 2, 3), (6, 1, 3), (4, 1, 2), (3, 0, 3)])
+def test_a_budget_that_is_too_small_leaves_out_finalists_first_and_repeats_then(
+    epochs: int, finalists: int, repeats: int
+) -> None:
+    plan = plan_finalists(RANKED, 3, 3, Budget(epochs=epochs))
+    assert (len(plan.trials), plan.repeats) == (finalists, repeats)
+    assert (plan.note is None) == (epochs == 18)
+
+
+def test_a_budget_counts_the_epochs_that_a_finalist_had_from_another_trial() -> None:
+    promoted = replace(record(0, 0.9, epochs=3), curve={3: 0.9})
+    assert len(plan_finalists([promoted], 1, 2, Budget(epochs=6)).trials) == 1
+    assert plan_finalists([promoted], 1, 2, Budget(epochs=5)).trials == ()
+
+
+def test_the_time_left_limits_the_finalists_and_is_named() -> None:
+    plan = plan_finalists(RANKED, 3, 3, Budget(epochs_in_time=12.5))
+    assert len(plan.trials) == 2
+    assert plan.note is not None
+    assert "do not fit the time left" in plan.note
+
+
+def test_the_lower_bound_is_that_of_students_t_test() -> None:
+    one = finalist(0.90, 0.91, 0.93)
+    assert one.lower_bound == pytest.approx(
+        ttest_1samp(one.objectives, 0, alternative="greater").confidence_interval().low
+    )
+    expected = ttest_1samp(one.objectives, 0).confidence_interval()
+    assert one.interval == pytest.approx((expected.low, expected.high))
+
+
+def test_a_steady_finalist_beats_a_lucky_one() -> None:
+    steady, lucky = finalist(0.900, 0.901, 0.902, trial=5), finalist(0.93, 0.88, 0.90, trial=2)
+    assert lucky.mean is not None
+    assert steady.mean is not None
+    assert lucky.mean > steady.mean
+    assert choose([lucky, steady]) is steady
+
+
+def test_one_repeat_has_no_bound_and_comes_after_those_that_have_one() -> None:
+    single, bounded = finalist(0.95, trial=1), finalist(0.90, 0.91, trial=2)
+    assert single.lower_bound is None
+    assert choose([single, bounded]) is bounded
+    assert choose([finalist(trial=3), single]) is single
+
+
+def test_without_a_complete_repeat_nobody_wins() -> None:
+    assert choose([]) is None
+    assert choose([finalist()]) is None
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_the_median_run_has_as_many_better_as_worse_ones_or_one_more(scores: list[float]) -> None:
+    one = finalist(*scores)
+    assert one.median_run is not None
+    median = scores[one.run_ids.index(one.median_run)]
+    below = sum(score < median for score in scores)
+    above = sum(score > median for score in scores)
+    assert below <= (len(scores) - 1) // 2
+    assert above <= len(scores) // 2
+
+
+def test_a_finalist_survives_being_written_down() -> None:
+    one = finalist(0.9, 0.8)
+    assert Finalist.from_dict(one.as_dict()) == one
+
+
+def test_every_finalist_is_trained_with_seeds_of_its_own() -> None:
+    final = Final()
+    results = final.run()
+    seeds = [spec.seed for spec in final.executor.submitted]
+    expected = {trial_seed(SEED, number, repeat) for number in (4, 2) for repeat in (1, 2, 3)}
+    assert set(seeds) == expected
+    assert len(seeds) == 6
+    assert not expected & {trial_seed(SEED, number) for number in (4, 2)}
+    assert {result.trial: len(result.objectives) for result in results} == {4: 3, 2: 3}
+    assert results == rank_finalists(results)
+    height = toy_accuracy(final.executor.submitted[0].hyperparameters, 2)
+    assert results[0].objectives == (height,) * 3
+
+
+def test_a_second_start_trains_nothing_again() -> None:
+    final = Final()
+    first = final.run()
+    second = Final(tracker=final.tracker)
+    assert second.run() == first
+    assert second.executor.submitted == []
+    assert second.observer.notes == []
+
+
+def test_after_a_stop_only_what_is_missing_is_trained_and_the_stopped_run_says_so() -> None:
+    final = Final()
+    final.run(lambda: len(final.executor.submitted) == 3)
+    assert [run.status for run in final.tracker.runs.values()] == ["complete", "complete", "interrupted"]
+    again = Final(tracker=final.tracker)
+    results = again.run()
+    assert [(spec.number, spec.repeat) for spec in again.executor.submitted] == [(4, 2), (2, 2), (4, 3), (2, 3)]
+    assert {len(result.objectives) for result in results} == {3}
+    stopped = final.tracker.runs["run-4-repeat-2-2"]
+    assert stopped.superseded_by == "run-4-repeat-2-3"
+
+
+def test_a_run_that_a_killed_coordinator_left_running_is_ended_and_trained_again() -> None:
+    tracker = MemoryTracker()
+    left = tracker.open_trial(4, 1, {}, {}, repeat=1)
+    results = Final(tracker=tracker).run()
+    assert tracker.runs[left].status == "interrupted"
+    assert tracker.runs[left].superseded_by is not None
+    assert {len(result.objectives) for result in results} == {3}
+
+
+def test_a_repeat_that_comes_with_the_loss_that_ends_the_study_is_kept() -> None:
+    fates = {(4, 1): Fate.LOST, (2, 1): Fate.LOST}
+    # Those that are lost are lost after one epoch.
+    records = (*RANKED[:2], record(0, 0.90, epochs=1))
+    plan = FinalistPlan(records, 1)
+    final = Final(plan, slots=3, fates=fates, make_executor=FailingStore, records=records)
+    with pytest.raises(StoreError):
+        final.run()
+    assert [run.status for run in final.tracker.runs.values()] == ["interrupted", "interrupted", "complete"]
+
+
+def test_a_repeat_whose_worker_dies_is_trained_again() -> None:
+    final = Final(fates={(4, 1): Fate.LOST})
+    results = final.run()
+    assert final.observer.lost[0][2] is TrialState.WAITING
+    assert {len(result.objectives) for result in results} == {3}
+
+
+def test_repeats_wait_for_a_worker() -> None:
+    final = Final(fates={(4, 1): Fate.LOST}, make_executor=ComingAndGoing)
+    assert {len(result.objectives) for result in final.run()} == {3}
+
+
+def test_a_repeat_whose_workers_always_die_is_given_up() -> None:
+    deadly = {(4, attempt): Fate.LOST for attempt in range(1, MAX_RETURNS + 2)}
+    final = Final(FinalistPlan(RANKED[:1], 1), fates=deadly)
+    (result,) = final.run()
+    assert result.objectives == ()
+    assert len(final.executor.submitted) == MAX_RETURNS + 1
+    assert final.observer.lost[-1][2] is TrialState.FAILED
+
+
+def test_a_store_that_goes_on_failing_ends_the_finalists_and_gives_no_repeat_up() -> None:
+    final = Final()
+    for start in range(MAX_RETURNS + 2):
+        lost = {(number, attempt): Fate.LOST for number in range(9) for attempt in range(2 * start + 1, 2 * start + 9)}
+        final = Final(tracker=final.tracker, fates=lost, make_executor=FailingStore)
+        with pytest.raises(StoreError, match="the same command goes on"):
+            final.run()
+        assert {run.status for run in final.tracker.repeats()} == {"KILLED"}
+
+    finalists = Final(tracker=final.tracker).run()
+
+    assert all(len(finalist.objectives) == final.plan.repeats for finalist in finalists)
+
+
+def test_a_repeat_that_diverges_leaves_its_finalist_with_fewer_and_is_not_tried_again() -> None:
+    final = Final(fates={(4, 1): Fate.DIVERGED})
+    results = final.run()
+    assert {result.trial: len(result.objectives) for result in results} == {4: 2, 2: 3}
+    again = Final(tracker=final.tracker)
+    again.run()
+    assert again.executor.submitted == []
+
+
+def test_what_an_earlier_start_has_measured_counts_whatever_leads_now() -> None:
+    final = Final()
+    final.run()
+    later = Final(FinalistPlan((), 0), tracker=final.tracker)
+    assert {result.trial: len(result.objectives) for result in later.run()} == {4: 3, 2: 3}
+    assert later.executor.submitted == []
+
+
+def test_repeats_that_are_trained_already_take_no_time() -> None:
+    final = Final()
+    final.run()
+    no_time = Budget(epochs_in_time=0.0)
+    plan = plan_finalists(RANKED, 2, 3, no_time, final.tracker.repeats())
+    assert (len(plan.trials), plan.repeats, plan.note) == (2, 3, None)
+    assert plan_finalists(RANKED, 2, 3, no_time).trials == ()
+
+
+def test_a_stop_is_no_loss_however_often_it_comes() -> None:
+    final = Final(FinalistPlan(RANKED[:1], 1))
+    for stops in range(MAX_RETURNS + 2):
+        final.run(lambda: len(final.executor.submitted) == 1)
+        assert final.observer.lost[-1][2] is TrialState.WAITING, stops
+    assert len(final.run()[0].objectives) == 1
+
+
+def test_after_the_deadline_no_repeat_is_started() -> None:
+    final = Final(deadline=-math.inf)
+    assert [result.objectives for result in final.run()] == [(), ()]
+    assert final.executor.submitted == []

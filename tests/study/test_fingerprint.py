@@ -1,0 +1,96 @@
+"""The promises of a study's identity: it is continued as itself or refused with the difference."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fashion_study.errors import BadInputError
+from fashion_study.space.file import load_space
+from fashion_study.space.space import SearchSpace
+from fashion_study.study.fingerprint import identity_of, refuse_difference
+from fashion_study.trial import DataSource
+
+SMOKE = load_space("smoke")
+DIGITS = DataSource("digits", None, "d" * 64)
+
+
+def identity(**changes: Any) -> dict[str, str | int | None]:
+    usual: dict[str, Any] = {"space": SMOKE, "source": DIGITS, "seed": 0, "limit_train": None}
+    return identity_of(**(usual | changes))
+
+
+def changed_space(**changes: Any) -> SearchSpace:
+    content = SMOKE.model_dump()
+    for path, value in changes.items():
+        section, _, field = path.partition("__")
+        content[section] = value if not field else content[section] | {field: value}
+    return SearchSpace.model_validate(content)
+
+
+def wider(**changes: object) -> SearchSpace:
+    return changed_space(parameters__filters_1=SMOKE.model_dump()["parameters"]["filters_1"] | changes)
+
+
+def test_the_same_study_is_continued() -> None:
+    refuse_difference("mine", identity(), identity())
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        changed_space(name="renamed", purpose="Said better."),
+        wider(why="A better reason."),
+        wider(grid=(4,)),
+    ],
+    ids=["name", "why", "grid"],
+)
+def test_words_and_grid_values_may_change(space: SearchSpace) -> None:
+    refuse_difference("mine", identity(), identity(space=space))
+
+
+def test_where_the_data_lies_may_change() -> None:
+    fashion = DataSource("fashion-mnist", Path("here"), "f" * 64)
+    moved = DataSource("fashion-mnist", Path("there"), "f" * 64)
+    refuse_difference("mine", identity(source=fashion), identity(source=moved))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "seed: stored 0, asked for 1"),
+        ({"limit_train": 500}, "limit on training images: stored None, asked for 500"),
+        ({"source": DataSource("digits", None, "e" * 64)}, "data: stored digits ddd"),
+        ({"source": DataSource("fashion-mnist", Path("here"), "d" * 64)}, "asked for fashion-mnist ddd"),
+        ({"space": wider(high=12)}, "parameter filters_1: stored"),
+        ({"space": changed_space(baseline__epochs=1)}, "baseline: stored"),
+        ({"space": changed_space(fixed__optimizer="adam")}, "baseline: stored"),
+    ],
+)
+def test_another_study_is_refused_with_the_difference(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        refuse_difference("mine", identity(), identity(**changes))
+    message = str(caught.value)
+    assert "'mine'" in message
+    assert named in message
+    assert "--study" in message
+    assert message.count(": stored ") == 1
+
+
+def test_a_parameter_that_came_or_went_is_named() -> None:
+    content = SMOKE.model_dump()
+    del content["parameters"]["epochs"], content["baseline"]["epochs"]
+    content["fixed"]["epochs"] = 2
+    without = SearchSpace.model_validate(content)
+
+    with pytest.raises(BadInputError, match=r"parameter epochs: stored .*, asked for nothing"):
+        refuse_difference("mine", identity(), identity(space=without))
+    with pytest.raises(BadInputError, match="parameter epochs: stored nothing, asked for"):
+        refuse_difference("mine", identity(space=without), identity())
+
+
+def test_every_difference_is_listed() -> None:
+    with pytest.raises(BadInputError) as caught:
+        refuse_difference("mine", identity(), identity(seed=1, limit_train=9))
+    assert "seed" in str(caught.value)
+    assert "limit on training images" in str(caught.value)

@@ -1,0 +1,150 @@
+"""Studies that are stopped before their first attempt: a clean end, and the same command goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from ray.cluster_utils import Cluster
+
+from fashion_study import StudyConfig, run_study
+from fashion_study.errors import ExitCode, StoreError
+from fashion_study.executors.supervisor import Supervisor
+from fashion_study.store.store import open_store
+from fashion_study.study.progress import Silent
+
+ROOT = Path(__file__).parents[2]
+# Not a measure of anything: how long a command on a busy machine may take before something must be wrong.
+PATIENCE = 200
+
+
+def words(store: Path, *more: str) -> list[str]:
+    fixed = ["--space", "smoke", "--dataset", "digits", "--workers", "1", "--trials", "1", "--finalists", "0"]
+    return [sys.executable, "-m", "experiments.run_study", *fixed, "--store", str(store), *more]
+
+
+def run(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def stopped_by(number: signal.Signals, command: list[str], folder: Path) -> tuple[int, str]:
+    """Signal a study that has no worker yet; return its exit code, and what it showed."""
+    shown = folder / "shown"
+    with shown.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=os.environ)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while "starting " not in shown.read_text():
+            assert process.poll() is None, shown.read_text()
+            assert time.monotonic() < deadline, shown.read_text()
+            time.sleep(0.02)
+        process.send_signal(number)
+        code = process.wait(PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+    return code, shown.read_text()
+
+
+def goes_on(store: Path, *more: str) -> None:
+    """Let the same command run to its total, with nothing left of the stop."""
+    assert _runs(store) == []
+    done = run(words(store, *more))
+    assert done.returncode == ExitCode.DONE, done.stdout + done.stderr
+    assert "1 of 1 trials done, 1 of them now" in done.stdout
+    assert sorted(each.info.status for each in _runs(store)) == ["FINISHED", "FINISHED"]
+
+
+def _runs(store: Path) -> list[Run]:
+    client: MlflowClient = open_store(store).client()
+    return list(client.search_runs([each.experiment_id for each in client.search_experiments()]))
+
+
+def test_a_signal_ends_it_cleanly_while_the_first_worker_starts(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    code, shown = stopped_by(signal.SIGTERM, words(store), tmp_path)
+
+    assert code == ExitCode.TERMINATED, shown
+    assert "0 of 1 trials done, 0 of them now" in shown
+    assert "Stopped by SIGTERM" in shown
+    assert "Go on: " in shown
+    assert "Report: " not in shown
+    goes_on(store)
+
+
+class StoppingAtTheStart(Silent):
+    """Send Ctrl-C when the workers are being started."""
+
+    def note(self, text: str) -> None:
+        if text.startswith("starting "):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_stop_before_its_finalists_are_begun_leaves_them_to_the_next_start(tmp_path: Path) -> None:
+    fixed: dict[str, Any] = {"space": "smoke", "dataset": "digits", "precision": "float32", "trials": 1, "workers": 1}
+    trials = StudyConfig(**fixed, store=tmp_path / "store", finalists=0)
+    with_finalists = trials.model_copy(update={"finalists": 1, "repeats": 2})
+    run_study(trials)
+
+    stopped = run_study(with_finalists, StoppingAtTheStart())
+    gone_on = run_study(with_finalists)
+
+    assert (stopped.stopped_by, stopped.repeats_left, stopped.finalists) == (signal.SIGINT, 2, ())
+    assert (gone_on.stopped_by, gone_on.repeats_left) == (None, 0)
+    assert [len(finalist.run_ids) for finalist in gone_on.finalists] == [2]
+
+
+def test_a_study_whose_own_run_is_gone_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    fixed: dict[str, Any] = {
+        "space": "smoke",
+        "dataset": "digits",
+        "precision": "float32",
+        "workers": 1,
+        "finalists": 0,
+    }
+    first = StudyConfig(**fixed, store=tmp_path / "store", trials=1)
+    client = open_store(first.store).client()
+    client._tracking_client.store._hard_delete_run(run_study(first).run_id)
+    before = len(_runs(first.store))
+
+    with pytest.raises(StoreError, match=r"The run \w+ of study .* is not at .*MLFLOW_TRACKING_URI.*--study"):
+        run_study(first.model_copy(update={"trials": 2}))
+
+    assert len(_runs(first.store)) == before
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """Give the address of a cluster of one node with one CPU, to which this process is connected too."""
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
+    ray.init(nodes.address, log_to_driver=False)
+    yield nodes.address
+    ray.shutdown()
+    nodes.shutdown()
+
+
+@pytest.mark.faults
+def test_time_and_signals_end_it_cleanly_while_somebody_else_has_the_cluster(address: str, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    on_ray = ("--executor", "ray", "--address", address)
+    # Anything that nodes can import and that begins nothing by itself.
+    tenant: Any = ray.remote(Supervisor).options(num_cpus=1).remote()
+    ray.get(tenant.__ray_ready__.remote())
+
+    late = run(words(store, *on_ray, "--timeout", "3s"))
+    code, shown = stopped_by(signal.SIGINT, words(store, *on_ray), tmp_path)
+    ray.kill(tenant)
+
+    assert late.returncode == ExitCode.ANSWER_IS_NO, late.stdout + late.stderr
+    assert "The time of --timeout is over" in late.stdout
+    assert code == ExitCode.INTERRUPTED, shown
+    assert "Stopped by Ctrl-C" in shown
+    goes_on(store, *on_ray)

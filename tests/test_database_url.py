@@ -1,0 +1,80 @@
+"""The promises of a database's address: what is no such thing is refused, and its password is shown to nobody."""
+
+import sys
+
+import pytest
+
+from fashion_study.config import StudyConfig
+from fashion_study.database_url import ledger_address
+from fashion_study.errors import BadInputError, ExitCode
+
+PLAIN = "postgresql+psycopg://ana@db.example:5433/optuna"
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_a_password_of_the_environment_is_kept_apart_and_not_shown(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTUNA_STORAGE", f"{scheme}://ana:s%2Fecret@db.example:5433/optuna?sslmode=require")
+
+    found = ledger_address(None)
+
+    assert found is not None
+    assert (found.uri, found.password) == (f"{PLAIN}?sslmode=require", "s/ecret")
+    assert str(found) == "db.example:5433/optuna"
+    assert "ecret" not in repr(found)
+
+
+def test_the_option_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ledger_address(None) is None
+    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://other:secret@elsewhere/optuna")
+
+    found = ledger_address("postgresql://ana@db.example:5433/optuna")
+
+    assert found is not None
+    assert (found.uri, found.password) == (PLAIN, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("postgresql://ana:sesame@host/optuna", "OPTUNA_STORAGE, PGPASSWORD or ~/.pgpass"),
+        ("postgresql://ana@host/optuna?password=sesame", "among its options"),
+        ("postgresql://ana@host/optuna?sslpassword=sesame", "among its options"),
+        (
+            "postgresql://ana:ses/ame@host/optuna",
+            "cannot be read as an address; in a password '/', '?', '#' are written %2F",
+        ),
+        ("postgresql://ana:12/sesame@host/optuna", "%2F"),
+        ("postgresql://ana:12?sesame@host/optuna", "%3F"),
+        ("mysql://ana:sesame@host/optuna", "names 'mysql'"),
+        ("sqlite:///sesame.db", "names 'sqlite'"),
+        ("host=db user=ana password=sesame", "is no address"),
+        ("ana:sesame@host", "is no address"),
+        ("postgresql://sesame", "names no database"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_without_a_word_of_it(given: str, said: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        StudyConfig(study_db=given)
+
+    assert said in str(caught.value)
+    assert caught.value.exit_code is ExitCode.BAD_INPUT
+    assert "sesame" not in str(caught.value)
+    assert "ses/ame" not in str(caught.value)
+
+
+def test_a_bad_address_in_the_environment_is_refused_under_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTUNA_STORAGE", "mysql://ana:sesame@host/optuna")
+
+    with pytest.raises(BadInputError, match="OPTUNA_STORAGE names 'mysql'"):
+        StudyConfig()
+
+
+def test_without_its_driver_a_database_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+
+    with pytest.raises(BadInputError, match=r"pip install 'psycopg\[binary\]"):
+        StudyConfig(study_db="postgresql://ana@host/optuna")
+
+    assert StudyConfig().study_db is None

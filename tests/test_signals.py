@@ -1,0 +1,126 @@
+"""The promises of Ctrl-C: once ends cleanly, twice ends at once, and the handlers are handed back."""
+
+import io
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fashion_study.signals import Interrupts, Terminated
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_the_second_ends_at_once(number: signal.Signals) -> None:
+    with Interrupts() as interrupts:
+        seen = [interrupts.received]
+        signal.raise_signal(number)
+        seen.append(interrupts.received)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    assert seen == [None, number]
+    assert interrupts.received is number
+
+
+def test_the_first_signal_is_answered_with_what_happens_now() -> None:
+    said: list[str] = []
+    with Interrupts(said.append):
+        signal.raise_signal(signal.SIGINT)
+
+    (line,) = said
+    assert "go back to waiting" in line
+    assert "again ends at once" in line
+
+
+class Interrupted(io.RawIOBase):
+    """A stream during whose first write a signal comes."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: "ReadableBuffer") -> int:
+        if not self.written:
+            signal.raise_signal(signal.SIGINT)
+        self.written.append(bytes(data))
+        return len(self.written[-1])
+
+
+def test_a_signal_in_the_middle_of_a_line_waits_with_its_own_until_that_is_written() -> None:
+    stream = Interrupted()
+    output = io.BufferedWriter(stream)
+
+    def say(line: str) -> None:
+        output.write(line.encode())
+        output.flush()
+
+    with Interrupts(say):
+        output.write(b"trial 001 started\n")
+        output.flush()
+
+    first, second = stream.written
+    assert first == b"trial 001 started\n"
+    assert second.startswith(b"stopping: ")
+
+
+def test_afterwards_signals_mean_what_they_meant_before() -> None:
+    before = {number: signal.getsignal(number) for number in Interrupts.HANDLED}
+
+    with Interrupts():
+        assert all(signal.getsignal(number) != handler for number, handler in before.items())
+
+    assert {number: signal.getsignal(number) for number in Interrupts.HANDLED} == before
+
+
+def test_handlers_are_handed_back_after_an_error_too() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    with pytest.raises(ZeroDivisionError), Interrupts():
+        _ = 1 / 0
+
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_outside_the_main_thread_nothing_is_changed() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen: list[object] = []
+
+    def enter() -> None:
+        with Interrupts() as interrupts:
+            seen.extend([signal.getsignal(signal.SIGINT), interrupts.received])
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+
+    assert seen == [before, None]
+
+
+def test_a_second_sigterm_says_that_it_was_one() -> None:
+    with Interrupts():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_which_signal_was_the_second_is_known_where_a_library_answers_it_with_a_ctrl_c_of_its_own(
+    number: signal.Signals,
+) -> None:
+    def as_in_a_call_of_ray() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    with pytest.raises(KeyboardInterrupt) as end, Interrupts():
+        as_in_a_call_of_ray()
+
+    assert isinstance(end.value, Terminated) == (number is signal.SIGTERM)

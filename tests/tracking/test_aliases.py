@@ -1,0 +1,188 @@
+"""The promises of the alias `champion`: never unset, one step back at a time, sane after a kill at any write."""
+
+from collections.abc import Callable
+
+import pytest
+
+from fashion_study.tracking.aliases import Champions, LostRaceError
+from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, Version
+from tests.support.model_store import ModelStore, trained
+
+NAME = "digits-cnn"
+
+
+class KilledError(BaseException):
+    """Stands for a kill: nothing after it is written."""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+    models = ModelStore(tmp_path_factory.mktemp("champions") / "store")
+    study = models.study("digits-tiny")
+    for number in range(3):
+        models.register(models.trial(study, number, trained(0)))
+    return models
+
+
+@pytest.fixture
+def models(shared: ModelStore) -> ModelStore:
+    """Give three versions of which none is or was champion."""
+    for alias in shared.aliases():
+        shared.client.delete_registered_model_alias(NAME, alias)
+    for version in shared.registry.versions(NAME):
+        shared.client.delete_model_version_tag(NAME, str(version.number), "champions_before")
+    return shared
+
+
+@pytest.fixture
+def champions(models: ModelStore) -> Champions:
+    return Champions(models.client, NAME)
+
+
+@pytest.fixture
+def crown(models: ModelStore, champions: Champions) -> Callable[[int], None]:
+    return lambda number: champions.crown(version(models, number), champions.current())
+
+
+def version(models: ModelStore, number: int) -> Version:
+    return next(found for found in models.registry.versions(NAME) if found.number == number)
+
+
+def back(champions: Champions) -> tuple[int, int] | None:
+    moved = champions.step_back()
+    return None if moved is None else (moved[0].number, moved[1].number)
+
+
+def test_the_first_champion_has_nobody_before_it(
+    models: ModelStore, champions: Champions, crown: Callable[[int], None]
+) -> None:
+    assert champions.current() is None
+    assert champions.previous() is None
+    crown(1)
+    assert models.aliases() == {CHAMPION: 1}
+    assert champions.step_back() is None
+    assert models.aliases() == {CHAMPION: 1}
+
+
+def test_each_step_goes_one_back_to_the_first(
+    models: ModelStore, champions: Champions, crown: Callable[[int], None]
+) -> None:
+    for number in (1, 2, 3):
+        crown(number)
+    assert models.aliases() == {CHAMPION: 3, PREVIOUS_CHAMPION: 2}
+    assert back(champions) == (3, 2)
+    assert models.aliases() == {CHAMPION: 2, PREVIOUS_CHAMPION: 1}
+    assert back(champions) == (2, 1)
+    assert models.aliases() == {CHAMPION: 1}
+    assert back(champions) is None
+
+
+def test_steps_back_end_even_where_a_version_was_champion_twice(
+    models: ModelStore, champions: Champions, crown: Callable[[int], None]
+) -> None:
+    for number in (1, 2, 1):
+        crown(number)
+    assert models.aliases() == {CHAMPION: 1, PREVIOUS_CHAMPION: 2}
+    assert [back(champions) for _ in range(3)] == [(1, 2), (2, 1), None]
+    assert models.aliases() == {CHAMPION: 1}
+
+
+def test_a_version_that_was_rolled_back_can_come_again(
+    models: ModelStore, champions: Champions, crown: Callable[[int], None]
+) -> None:
+    crown(1)
+    crown(2)
+    back(champions)
+    crown(3)
+    assert models.aliases() == {CHAMPION: 3, PREVIOUS_CHAMPION: 1}
+    crown(2)
+    assert [back(champions) for _ in range(3)] == [(2, 3), (3, 1), None]
+
+
+def test_a_champion_made_by_hand_goes_back_to_the_one_marked_by_hand(models: ModelStore, champions: Champions) -> None:
+    models.registry.move_alias(NAME, CHAMPION, 2)
+    assert champions.previous() is None
+    models.registry.move_alias(NAME, PREVIOUS_CHAMPION, 1)
+    assert back(champions) == (2, 1)
+    assert models.aliases() == {CHAMPION: 1}
+
+
+def test_a_version_that_was_deleted_is_passed_over(models: ModelStore, champions: Champions) -> None:
+    models.registry.tag(version(models, 3), {"champions_before": "99,2,1"})
+    models.registry.move_alias(NAME, CHAMPION, 3)
+    assert back(champions) == (3, 2)
+    assert models.aliases() == {CHAMPION: 2, PREVIOUS_CHAMPION: 1}
+
+
+def test_other_aliases_stay_where_they_are(models: ModelStore, crown: Callable[[int], None]) -> None:
+    models.registry.move_alias(NAME, CHALLENGER, 2)
+    crown(1)
+    crown(2)
+    assert models.aliases() == {CHALLENGER: 2, CHAMPION: 2, PREVIOUS_CHAMPION: 1}
+
+
+@pytest.mark.parametrize("writes", range(3))
+@pytest.mark.parametrize("step_back", [False, True])
+def test_a_kill_after_any_write_leaves_a_champion_and_the_way_back(
+    step_back: bool,
+    writes: int,
+    models: ModelStore,
+    champions: Champions,
+    crown: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number in (1, 2, 3) if step_back else (1, 2):
+        crown(number)
+    before = models.aliases()[CHAMPION]
+    left = writes
+
+    def counted(write: Callable[..., None]) -> Callable[..., None]:
+        def killed_or_written(*arguments: object) -> None:
+            nonlocal left
+            if left == 0:
+                raise KilledError
+            left -= 1
+            write(*arguments)
+
+        return killed_or_written
+
+    with monkeypatch.context() as killing:
+        for name in ("tag", "move_alias", "remove_alias"):
+            killing.setattr(Registry, name, counted(getattr(Registry, name)))
+        move = champions.step_back if step_back else lambda: crown(3)
+        with pytest.raises(KilledError):
+            move()
+
+    after = 2 if step_back else 3
+    assert models.aliases()[CHAMPION] == (before if writes < 2 else after)
+    champions.settle()
+    reached = models.aliases()[CHAMPION]
+    assert models.aliases().get(PREVIOUS_CHAMPION) == reached - 1
+    steps = [back(champions) for _ in range(reached)]
+    assert steps == [(number, number - 1) for number in range(reached, 1, -1)] + [None]
+
+
+def test_a_champion_that_changed_before_the_move_is_left_alone(models: ModelStore, champions: Champions) -> None:
+    champions.crown(version(models, 1), None)
+    with pytest.raises(LostRaceError, match="digits-cnn version 1 is champion now"):
+        champions.crown(version(models, 2), None)
+    assert models.aliases() == {CHAMPION: 1}
+
+
+def test_a_champion_that_changed_after_the_move_is_reported_and_stays(
+    models: ModelStore, champions: Champions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champions.crown(version(models, 1), None)
+    move = Registry.move_alias
+
+    def moved_by_two(registry: Registry, name: str, alias: str, number: int) -> None:
+        move(registry, name, alias, number)
+        if alias == CHAMPION and number == 2:
+            monkeypatch.undo()
+            # What a promotion from another machine writes at this very moment.
+            Champions(models.client, NAME).crown(version(models, 3), version(models, 2))
+
+    monkeypatch.setattr(Registry, "move_alias", moved_by_two)
+    with pytest.raises(LostRaceError, match="digits-cnn version 3 is champion now"):
+        champions.crown(version(models, 2), version(models, 1))
+    assert models.aliases()[CHAMPION] == 3

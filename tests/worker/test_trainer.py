@@ -1,0 +1,307 @@
+import resource
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+import tensorflow as tf
+from mlflow import MlflowClient
+
+from fashion_study.data.dataset import StudyData, locate
+from fashion_study.store.store import open_store
+from fashion_study.training.fit import FitOutcome, fit
+from fashion_study.trial import (
+    AttemptLost,
+    Continuation,
+    EpochReport,
+    FailReason,
+    Hyperparameters,
+    Precision,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    WorkerSettings,
+)
+from fashion_study.worker import trainer
+from fashion_study.worker.trainer import Trainer
+
+SMALL = Hyperparameters(
+    filters_1=8, filters_2=8, filters_3=8, dense_units=16, learning_rate=0.003, batch_size=32, epochs=3
+)
+
+
+class Bench:
+    """One worker's trainer at a real store, and the reports that a coordinator would have seen."""
+
+    def __init__(self, root: Path) -> None:
+        store = open_store(root)
+        self.client: MlflowClient = store.client()
+        self._experiment_id = store.experiment_id(self.client, "digits")
+        self.settings = WorkerSettings(locate("digits"), 200, 1, store.tracking_uri)
+        self.trainer = Trainer(self.settings)
+
+    def spec(self, params: Hyperparameters = SMALL, precision: Precision = Precision.FLOAT32) -> TrialSpec:
+        run_id = self.client.create_run(self._experiment_id).info.run_id
+        return TrialSpec(5, 1, params, 1234, run_id, precision)
+
+    def train(
+        self,
+        spec: TrialSpec,
+        go_on: Callable[[EpochReport], bool] = lambda _: True,
+        trainer: Trainer | None = None,
+    ) -> tuple[TrialResult, list[EpochReport]]:
+        end, reports = self.attempt(spec, go_on, trainer)
+        assert isinstance(end, TrialResult)
+        return end, reports
+
+    def attempt(
+        self,
+        spec: TrialSpec,
+        go_on: Callable[[EpochReport], bool] = lambda _: True,
+        trainer: Trainer | None = None,
+    ) -> tuple[TrialResult | AttemptLost, list[EpochReport]]:
+        reports: list[EpochReport] = []
+
+        def answer(report: EpochReport) -> bool:
+            reports.append(report)
+            return go_on(report)
+
+        return (trainer or self.trainer).train(spec, answer), reports
+
+    def artifacts(self, run_id: str) -> set[str]:
+        return {artifact.path for artifact in self.client.list_artifacts(run_id)}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with pytest.MonkeyPatch.context() as patch:
+        # TensorFlow takes its threads once in the life of a process, and other tests have used it already.
+        patch.setattr(trainer, "configure", lambda _threads: None)
+        yield Bench(tmp_path_factory.mktemp("store"))
+        # The trainer has set MLflow's address for its whole process: a worker's own, but shared with other tests here.
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+def validation_accuracy(result: TrialResult, data: StudyData) -> float:
+    model = mlflow.keras.load_model(result.tags["model_uri"], load_model_kwargs={"safe_mode": True})
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+    predicted = model.predict(data.validation.images, verbose=0).argmax(axis=1)
+    return float(np.mean(predicted == data.validation.labels))
+
+
+def test_a_complete_trial_reports_every_epoch_and_leaves_its_evidence(bench: Bench, digits: StudyData) -> None:
+    spec = bench.spec()
+
+    result, reports = bench.train(spec)
+
+    assert result.state is TrialState.COMPLETE, result.message
+    assert (result.number, result.attempt, result.epochs_run) == (5, 1, 3)
+    assert [(report.number, report.attempt, report.epoch) for report in reports] == [(5, 1, 1), (5, 1, 2), (5, 1, 3)]
+    assert result.objective == result.metrics["objective"] == validation_accuracy(result, digits)
+    assert result.objective == pytest.approx(reports[-1].val_accuracy)
+    assert result.metrics["best_val_accuracy"] == max(report.val_accuracy for report in reports)
+    assert result.metrics["train_seconds"] == pytest.approx(sum(report.seconds for report in reports))
+    assert bench.artifacts(spec.run_id) == {
+        "confusion_matrix.png",
+        "confusion_matrix.json",
+        "classification_report.json",
+        "predictions.png",
+        "most_confused.json",
+    }
+
+
+def test_the_life_of_a_run_is_the_coordinators(bench: Bench) -> None:
+    spec = bench.spec(SMALL.model_copy(update={"epochs": 1}))
+    bench.train(spec)
+    run = bench.client.get_run(spec.run_id)
+    assert run.info.status == "RUNNING"
+    assert run.data.metrics == {}
+
+
+def test_an_attempt_that_is_not_to_be_recorded_reaches_the_same_and_leaves_nothing(bench: Bench) -> None:
+    unrecorded = bench.spec()
+    (first, curve), (other, _) = bench.train(bench.spec()), bench.train(replace(unrecorded, seed=4321))
+
+    again, same_curve = bench.train(unrecorded, trainer=Trainer(replace(bench.settings, records=False)))
+
+    untimed = [[replace(report, seconds=0, images_per_second=0) for report in each] for each in (curve, same_curve)]
+    assert untimed[0] == untimed[1]
+    timed = {"train_seconds": 0.0, "ms_per_image": 0.0}
+    assert again.metrics | timed == first.metrics | timed
+    assert again.tags == {
+        name: value for name, value in first.tags.items() if not name.startswith(("model_", "evidence_"))
+    }
+    assert other.tags["weights_sha256"] != first.tags["weights_sha256"] == again.tags["weights_sha256"]
+    run = bench.client.get_run(unrecorded.run_id)
+    assert (run.data.metrics, run.data.tags.get("model_uri")) == ({}, None)
+
+
+def test_a_result_says_in_what_environment_it_was_reached(bench: Bench) -> None:
+    params = SMALL.model_copy(update={"epochs": 1})
+    pruned, _ = bench.train(bench.spec(params.model_copy(update={"epochs": 2})), go_on=lambda _: False)
+    complete, _ = bench.train(bench.spec(params))
+    for result in (pruned, complete):
+        assert (result.tags["threads"], result.tags["device"]) == ("1", "CPU")
+        assert result.tags["onednn"] in ("1", "TensorFlow's default")
+        assert (result.tags["tensorflow"], result.tags["numpy"]) == (version("tensorflow"), version("numpy"))
+        assert result.tags["keras"] == version("keras")
+        assert result.tags["cpu"]
+        assert len(result.tags["weights_sha256"]) == 64
+
+
+def test_a_trial_that_is_told_to_stop_ends_there_as_pruned(bench: Bench) -> None:
+    spec = bench.spec()
+
+    result, reports = bench.train(spec, go_on=lambda report: report.epoch < 2)
+
+    assert (result.state, result.epochs_run, result.reason) == (TrialState.PRUNED, 2, None)
+    assert [report.epoch for report in reports] == [1, 2]
+    assert result.objective is None
+    assert bench.artifacts(spec.run_id) == set()
+    outputs = bench.client.get_run(spec.run_id).outputs
+    assert outputs is not None
+    assert outputs.model_outputs == []
+
+
+def test_a_trial_whose_loss_diverges_fails_with_that_reason(bench: Bench) -> None:
+    # Wide, so that not all its units can die before one explodes, whatever the last bits of this machine.
+    wide = {"filters_1": 64, "filters_2": 64, "filters_3": 64, "dense_units": 1024}
+    steep = {"optimizer": "sgd", "learning_rate": 10.0, "batch_size": 8}
+    doomed = SMALL.model_copy(update=wide | steep)
+
+    result, reports = bench.train(bench.spec(doomed))
+
+    assert (result.state, result.reason) == (TrialState.FAILED, FailReason.DIVERGED)
+    assert (result.epochs_run, reports, result.objective) == (0, [], None)
+    assert "The loss became nan in epoch 1" in result.message
+
+
+def exhaust_tensorflow() -> None:
+    raise tf.errors.ResourceExhaustedError(None, None, "failed to allocate memory")
+
+
+def exhaust_python() -> None:
+    bytearray(2**62)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "told"),
+    [
+        (lambda: 1 / 0, FailReason.ERROR, "ZeroDivisionError"),
+        (exhaust_python, FailReason.OOM, "MemoryError"),
+        (exhaust_tensorflow, FailReason.OOM, "failed to allocate memory"),
+    ],
+)
+def test_an_error_ends_the_trial_with_its_traceback_and_not_the_worker(
+    fault: Callable[[], object], reason: FailReason, told: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", lambda *_: fault())
+        result, reports = bench.train(bench.spec())
+
+    assert (result.state, result.reason) == (TrialState.FAILED, reason)
+    assert "Traceback" in result.message
+    assert told in result.message
+    assert result.epochs_run == len(reports) == 3
+    assert bench.train(bench.spec())[0].state is TrialState.COMPLETE
+
+
+def test_a_run_that_is_gone_loses_the_attempt(bench: Bench) -> None:
+    lost, reports = bench.attempt(replace(bench.spec(), run_id="0" * 32))
+
+    assert isinstance(lost, AttemptLost)
+    assert lost.cause.startswith("the store failed: MlflowException: ")
+    assert "0" * 32 in lost.cause
+    assert len(reports) == 3
+
+
+def test_a_store_that_fails_a_trial_loses_the_attempt_and_not_the_trial(bench: Bench) -> None:
+    spec = bench.spec()
+    # A real limit of this process: no file grows beyond it, as on a full disk.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        lost, _ = bench.attempt(spec)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert isinstance(lost, AttemptLost)
+    assert (lost.number, lost.attempt) == (5, 1)
+    assert lost.cause.startswith("the store failed: ")
+    assert bench.train(bench.spec())[0].state is TrialState.COMPLETE
+
+
+def test_a_trial_trained_in_bfloat16_is_judged_by_the_float32_model_that_is_logged(
+    bench: Bench, digits: StudyData
+) -> None:
+    params = SMALL.model_copy(update={"epochs": 1})
+    result, _ = bench.train(bench.spec(params, Precision.BFLOAT16))
+    assert result.state is TrialState.COMPLETE, result.message
+    assert result.objective == validation_accuracy(result, digits)
+
+
+def test_a_continued_trial_takes_up_the_weights_the_epochs_and_the_steps_of_an_earlier_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rung = SMALL.model_copy(update={"epochs": 1})
+    first = bench.spec(rung)
+    earlier, _ = bench.train(first)
+    name_model(bench, first.run_id, earlier)
+    began: list[tuple[list[np.ndarray], int]] = []
+
+    def fit_and_look(model: keras.Model, *rest: Any) -> FitOutcome:
+        began.append((model.get_weights(), int(model.optimizer.iterations.numpy())))
+        return fit(model, *rest)
+
+    monkeypatch.setattr(trainer, "fit", fit_and_look)
+
+    result, reports = bench.train(replace(bench.spec(), number=6, continues=Continuation(5, first.run_id, 1)))
+
+    assert result.state is TrialState.COMPLETE, result.message
+    assert [report.epoch for report in reports] == [2, 3]
+    assert result.epochs_run == 3
+    assert result.tags["continued_after_epoch"] == "1"
+    (weights, steps) = began[0]
+    # 200 images in batches of 32, some of them for validation.
+    assert steps == -(-len(bench.trainer._data.train.labels) // 32)
+    left = mlflow.keras.load_model(earlier.tags["model_uri"], load_model_kwargs={"safe_mode": True}).get_weights()
+    for ours, theirs in zip(weights, left, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("run_id", ["0" * 32, None])
+def test_a_trial_whose_earlier_run_is_gone_begins_at_its_first_epoch_too(bench: Bench, run_id: str | None) -> None:
+    result, reports = bench.train(replace(bench.spec(), continues=Continuation(5, run_id, 1)))
+
+    assert result.state is TrialState.COMPLETE, result.message
+    assert [report.epoch for report in reports] == [1, 2, 3]
+    assert result.tags["continuation_lost"] == "trial 005: its run is gone"
+
+
+@pytest.mark.parametrize("how", ["taken away", "another file"])
+def test_a_trial_whose_earlier_model_is_gone_begins_at_its_first_epoch_and_says_so(bench: Bench, how: str) -> None:
+    first = bench.spec(SMALL.model_copy(update={"epochs": 1}))
+    earlier, _ = bench.train(first)
+    name_model(bench, first.run_id, earlier)
+    if how == "taken away":
+        bench.client.delete_logged_model(earlier.tags["model_uri"].removeprefix("models:/"))
+    else:
+        bench.client.set_tag(first.run_id, "model_sha256", 64 * "0")
+
+    result, reports = bench.train(replace(bench.spec(), continues=Continuation(5, first.run_id, 1)))
+
+    assert result.state is TrialState.COMPLETE, result.message
+    assert [report.epoch for report in reports] == [1, 2, 3]
+    assert "trial 005" in result.tags["continuation_lost"]
+    assert "continued_after_epoch" not in result.tags
+
+
+def name_model(bench: Bench, run_id: str, result: TrialResult) -> None:
+    """Write on a run where its model lies, as the coordinator does."""
+    for name in ("model_uri", "model_sha256"):
+        bench.client.set_tag(run_id, name, result.tags[name])

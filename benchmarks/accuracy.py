@@ -21,7 +21,7 @@ from benchmarks.sheet import FOLDER, Line, publish, table_of
 from experiments._entry import run
 from fashion_study.data.dataset import load_study_data, locate
 from fashion_study.executors.local import MALLOC
-from fashion_study.stderr import import_quietly
+from fashion_study.stderr import import_without_stderr
 from fashion_study.trial import DataSource, Hyperparameters, Precision, trial_seed
 
 if TYPE_CHECKING:
@@ -105,12 +105,12 @@ def main(
 
 def accuracy(order: Order) -> float:
     """Train as a worker does, on one thread, and return the validation accuracy of the float32 model."""
-    import_quietly("fashion_study.training.fit")
+    import_without_stderr("fashion_study.training.fit")
     import keras
 
     from fashion_study.training.evaluation import evaluate
     from fashion_study.training.fit import configure, fit, seed_training
-    from fashion_study.training.model import float32_twin
+    from fashion_study.training.model import to_float32
 
     configure(threads=1)
     keras.utils.clear_session()
@@ -119,7 +119,7 @@ def accuracy(order: Order) -> float:
     model = _model(order, len(data.class_names))
     # Without validation on the way: it is the end that is compared.
     fit(model, data.train, None, order.params, order.seed, lambda _epoch: True)
-    return evaluate(float32_twin(model, order.params), data.validation, data.class_names).accuracy
+    return evaluate(to_float32(model, order.params), data.validation, data.class_names).accuracy
 
 
 def _model(order: Order, classes: int) -> "keras.Model":

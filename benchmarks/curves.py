@@ -119,9 +119,9 @@ def continue_table(path: Path, design: Design) -> set[int]:
     return {entry["curve"]["place"] for entry, _ in entries if "curve" in entry}
 
 
-def append_session(path: Path, facts: Mapping[str, Any]) -> None:
+def append_session(path: Path, attrs: Mapping[str, Any]) -> None:
     """Write down on what the curves that follow are recorded."""
-    _append(path, {"session": dict(facts)})
+    _append(path, {"session": dict(attrs)})
 
 
 def append_curve(path: Path, curve: Curve) -> None:

@@ -26,7 +26,7 @@ from benchmarks.sheet import FOLDER, Line, publish
 from experiments._entry import run
 from fashion_study.config import StudyConfig
 from fashion_study.executors.local import ATTEMPTS_PER_WORKER, default_workers
-from fashion_study.study.progress import Silent
+from fashion_study.study.progress import NullObserver
 from fashion_study.trial import TrialResult, TrialSpec
 
 SAMPLE_SECONDS = 1.0
@@ -115,7 +115,7 @@ class Sample:
 
 
 @dataclass
-class Samples(Silent):
+class Samples(NullObserver):
     """Count the trials of a study, and sample the memory of every child process while it runs."""
 
     closed: int = 0

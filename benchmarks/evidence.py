@@ -25,7 +25,7 @@ class Evidence:
     accuracy: float
 
 
-def examine(tracking_uri: str, trials: Sequence[Mapping[str, Any]]) -> Evidence:
+def check_store(tracking_uri: str, trials: Sequence[Mapping[str, Any]]) -> Evidence:
     """Read every run that a contender has left and compare with what was asked of it."""
     client = MlflowClient(tracking_uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]

@@ -74,13 +74,13 @@ def model_logging_seconds(times: int) -> list[float]:
     """Return how long the logging of each of so many models took in one worker."""
     from fashion_study.store.store import open_store
     from fashion_study.training.fit import configure
-    from fashion_study.training.model import build_model, float32_twin
+    from fashion_study.training.model import build_model, to_float32
     from fashion_study.trial import Hyperparameters
     from fashion_study.worker.record import record_model
 
     configure(threads=1)
     params = Hyperparameters()
-    model = float32_twin(build_model(params), params)
+    model = to_float32(build_model(params), params)
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(folder)
         client = store.client()
@@ -99,12 +99,12 @@ def stock_logging_seconds() -> float:
     import mlflow
 
     from fashion_study.training.fit import configure
-    from fashion_study.training.model import build_model, float32_twin
+    from fashion_study.training.model import build_model, to_float32
     from fashion_study.trial import Hyperparameters
 
     configure(threads=1)
     params = Hyperparameters()
-    model = float32_twin(build_model(params), params)
+    model = to_float32(build_model(params), params)
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         mlflow.set_experiment(experiment_id=mlflow.create_experiment("stock", Path(folder, "artifacts").as_uri()))

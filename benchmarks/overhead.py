@@ -112,7 +112,7 @@ def stock_cpu(trials: int, epochs: int) -> Run:
 
 
 def _epochs(study: Any) -> int:
-    return sum(len(record.curve) for record in study.ledger.records())
+    return sum(len(record.curve) for record in study.trial_storage.records())
 
 
 def _lines(figures: dict[str, float], workers: int) -> list[Line]:

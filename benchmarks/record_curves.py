@@ -117,9 +117,9 @@ def last_precision(path: Path) -> Precision:
 
 
 def _provenance(precision: Precision) -> dict[str, Any]:
-    facts = surroundings() | {"training_version": TRAINING_VERSION, "precision": precision.value}
-    del facts["argv"]  # It may name folders of this machine, and the table is published.
-    return facts
+    attrs = surroundings() | {"training_version": TRAINING_VERSION, "precision": precision.value}
+    del attrs["argv"]  # It may name folders of this machine, and the table is published.
+    return attrs
 
 
 def design_points(space: SearchSpace, count: int, seed: int) -> list[dict[str, ParamValue]]:
@@ -209,9 +209,9 @@ def _end_with_the_recorder(recorder: int) -> None:
 
 def _train(order: Order) -> Curve:
     """Train one configuration as a worker of a study does, on one thread."""
-    from fashion_study.stderr import import_quietly
+    from fashion_study.stderr import import_without_stderr
 
-    import_quietly("fashion_study.training.fit")
+    import_without_stderr("fashion_study.training.fit")
     import keras
 
     from fashion_study.training.fit import configure, fit, seed_training

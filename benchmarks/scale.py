@@ -133,11 +133,11 @@ def _read(root: Path) -> dict[str, Any]:
     from fashion_study.study.leaderboard import rank, table
 
     study = _open(root, "tpe")
-    ranked = rank(study.ledger.records())
+    ranked = rank(study.trial_storage.records())
     calls: dict[str, Callable[[], object]] = {
-        "best": study.ledger.best,
-        "counted": study.ledger.counted,
-        "leaderboard, ranked": lambda: rank(study.ledger.records()),
+        "best": study.trial_storage.best,
+        "counted": study.trial_storage.counted,
+        "leaderboard, ranked": lambda: rank(study.trial_storage.records()),
         LOGGED_ONCE: lambda: table(ranked),
         "report page": lambda: publish_report("toy", root, root / "toy.html"),
     }

@@ -1,6 +1,6 @@
 """Measure how many trials and reports a second one coordinator takes in, on SQLite and on servers.
 
-`python -m benchmarks.sustain` runs toy trials through the real coordinator, engine, ledger and tracker, with simulated
+`python -m benchmarks.sustain` runs toy trials through the real coordinator, engine, trial storage and tracker, with simulated
 workers that answer at once, in turn for every number of workers. The servers are those of `deploy/`, on this machine,
 so that they and the coordinator share its processor.
 """
@@ -78,13 +78,13 @@ def _places() -> Iterator[dict[str, tuple[dict[str, str], tuple[int, ...]]]]:
         stack.callback(mlflow.stop)
         mlflow.start()
         assert mlflow.make_account().returncode == 0
-        ledger = {"OPTUNA_STORAGE": postgres.address(), "PGPASSWORD": postgres.passwords["optuna"]}
+        trial_storage = {"OPTUNA_STORAGE": postgres.address(), "PGPASSWORD": postgres.passwords["optuna"]}
         tracking = {
             "MLFLOW_TRACKING_URI": mlflow.address,
             "MLFLOW_TRACKING_USERNAME": mlflow.account,
             "MLFLOW_TRACKING_PASSWORD": mlflow.password,
         }
-        yield {EMBEDDED: ({}, ()), SERVERS: (ledger | tracking, (postgres.pid, mlflow.pid))}
+        yield {EMBEDDED: ({}, ()), SERVERS: (trial_storage | tracking, (postgres.pid, mlflow.pid))}
 
 
 def _rates(root: Path, environment: Mapping[str, str], servers: Sequence[int], workers: int) -> dict[str, float]:

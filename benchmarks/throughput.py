@@ -191,7 +191,7 @@ class Bench:
 
     def _measured(self, name: str, column: str, words: list[str], uri: str, folder: Path) -> Measurement:
         """Run a contender to its end, and look at what it has left."""
-        from benchmarks.evidence import examine
+        from benchmarks.evidence import check_store
 
         log = folder / "output.txt"
         started = time.monotonic()
@@ -202,7 +202,7 @@ class Bench:
             print(f"{words[1]} ended with {code}:\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)
             return Measurement(name, column, seconds, failure=f"ended with {code}")
         print(f"{words[1]}: {seconds:.0f} s", file=sys.stderr)
-        evidence = examine(uri, self.trials)
+        evidence = check_store(uri, self.trials)
         failure = ""
         if evidence.trials != len(self.trials):
             failure = f"{evidence.trials} trials ran, {len(self.trials)} were asked for"

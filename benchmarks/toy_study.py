@@ -13,10 +13,10 @@ from fashion_study.engines.engine import Engine
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.executors.executor import Executor
 from fashion_study.store.store import Store, open_store
-from fashion_study.store.trials import Ledger
+from fashion_study.store.trials import TrialStorage
 from fashion_study.study.loop import Assignment, Coordinator
-from fashion_study.study.plan import Plan, data_cards, plan_study
-from fashion_study.study.progress import Silent
+from fashion_study.study.plan import Plan, dataset_metadata, plan_study
+from fashion_study.study.progress import NullObserver
 from fashion_study.study.reconcile import reconcile
 from fashion_study.tracking.tracker import Tracker
 from fashion_study.trial import Precision
@@ -34,21 +34,21 @@ class ToyStudy:
 
     plan: Plan
     store: Store
-    ledger: Ledger
+    trial_storage: TrialStorage
     engine: OptunaEngine
     tracker: Tracker
     resumed: float
 
     def run(self, trials: int, executor: Executor, engine: Any = None, tracker: Any = None) -> None:
         """Run so many trials more; `engine` and `tracker` may stand between the coordinator and the study's own."""
-        total = self.ledger.counted() + trials
+        total = self.trial_storage.counted() + trials
         Coordinator(
             Assignment(self.plan.space, self.plan.config.seed, PRECISION, total),
             cast(Engine, engine or self.engine),
-            self.ledger,
+            self.trial_storage,
             executor,
             cast(Tracker, tracker or self.tracker),
-            Silent(),
+            NullObserver(),
         ).run()
 
 
@@ -81,14 +81,14 @@ def open_toy_study(
     experiment = store.experiment_id(client, plan.source.name)
     tracker = MlflowTracker(client, experiment)
     data = load_study_data(plan.source)
-    storage = store.optuna_storage()
+    storage = store.open_optuna_storage()
     began = time.perf_counter()
-    ledger = Ledger(storage, plan.name)
-    run_id = tracker.open_study(plan.card(PRECISION), data_cards(data), ledger.facts.get("run_id"))
-    ledger.remember(identity=plan.identity, split=data.split_digest, run_id=run_id, precision=PRECISION.value)
-    reconcile(ledger, StudyRuns(client, experiment, run_id))
-    engine = OptunaEngine(ledger, plan.space, sampler, pruner, plan.config.seed)
-    return ToyStudy(plan, store, ledger, engine, tracker, time.perf_counter() - began)
+    trial_storage = TrialStorage(storage, plan.name)
+    run_id = tracker.open_study(plan.metadata(PRECISION), dataset_metadata(data), trial_storage.attrs.get("run_id"))
+    trial_storage.set_attrs(identity=plan.identity, split=data.split_digest, run_id=run_id, precision=PRECISION.value)
+    reconcile(trial_storage, StudyRuns(client, experiment, run_id))
+    engine = OptunaEngine(trial_storage, plan.space, sampler, pruner, plan.config.seed)
+    return ToyStudy(plan, store, trial_storage, engine, tracker, time.perf_counter() - began)
 
 
 def toy_space(epochs: int) -> dict[str, Any]:

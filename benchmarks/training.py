@@ -24,7 +24,7 @@ from benchmarks.processes import in_a_fresh_process
 from benchmarks.sheet import FOLDER, Line, publish, table_of
 from experiments._entry import run
 from fashion_study.executors.local import MALLOC
-from fashion_study.stderr import import_quietly
+from fashion_study.stderr import import_without_stderr
 from fashion_study.trial import Hyperparameters, Precision
 
 BATCHES = (64, 128, 256, 512, 1024)
@@ -37,7 +37,7 @@ PEAK_SIZE, PEAK_ROUNDS = 2048, 7
 
 
 @dataclass(frozen=True)
-class Case:
+class CheckContext:
     """Name what both sides train: the network's filters, the batch size, the precision, how much of it."""
 
     size: str
@@ -74,7 +74,7 @@ def main(
     rows = []
     for size in sizes:
         for batch in batches:
-            row = _compared(Case(size, batch, precision, images, 3 if short else 4), rounds, peak)
+            row = _compared(CheckContext(size, batch, precision, images, 3 if short else 4), rounds, peak)
             rows.append(row)
             table.add_row(
                 size,
@@ -101,7 +101,7 @@ def _lines(rows: list[dict[str, Any]]) -> list[Line]:
     ]
 
 
-def _compared(case: Case, rounds: int, peak: float) -> dict[str, Any]:
+def _compared(case: CheckContext, rounds: int, peak: float) -> dict[str, Any]:
     rates: dict[str, list[float]] = {"bare": [], "worker": []}
     for _ in range(rounds):
         rates["bare"].append(in_a_fresh_process(_bare, case))
@@ -131,8 +131,8 @@ def training_flops(params: Hyperparameters, classes: int = 10) -> float:
     return 2.0 * (2 * first + 3 * (rest + dense))
 
 
-def _bare(case: Case) -> float:
-    import_quietly("benchmarks.bare_fit")
+def _bare(case: CheckContext) -> float:
+    import_without_stderr("benchmarks.bare_fit")
     from benchmarks.bare_fit import bare_rate
     from fashion_study.data.dataset import load_study_data, locate
 
@@ -140,8 +140,8 @@ def _bare(case: Case) -> float:
     return bare_rate(case.params, case.precision, 1, data, clock=time.process_time)
 
 
-def _worker(case: Case) -> float:
-    import_quietly("fashion_study.training.fit")
+def _worker(case: CheckContext) -> float:
+    import_without_stderr("fashion_study.training.fit")
     from fashion_study.data.dataset import load_study_data, locate
     from fashion_study.training.fit import Epoch, configure, fit, seed_training
     from fashion_study.training.model import build_model
@@ -164,7 +164,7 @@ def _worker(case: Case) -> float:
 def _peak(precision: Precision) -> float:
     """Return the floating point operations per second of a large matrix product on one thread."""
     # Not TensorFlow itself: this lets it use oneDNN where it would not by itself.
-    import_quietly("fashion_study.training.fit")
+    import_without_stderr("fashion_study.training.fit")
     import tensorflow as tf
 
     from fashion_study.training.fit import configure

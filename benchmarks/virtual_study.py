@@ -1,4 +1,4 @@
-"""One study against recorded curves, in virtual time: the real coordinator, ledger, sampler and pruner, no training."""
+"""One study against recorded curves, in virtual time: the real coordinator, trial storage, sampler and pruner, no training."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,9 +13,9 @@ from benchmarks.table_executor import TableExecutor
 from fashion_study.config import PrunerName, SamplerName
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.space.space import SearchSpace
-from fashion_study.store.trials import Ledger, TrialRecord
+from fashion_study.store.trials import TrialRecord, TrialStorage
 from fashion_study.study.loop import Assignment, Coordinator
-from fashion_study.study.progress import Silent
+from fashion_study.study.progress import NullObserver
 from fashion_study.trial import EpochReport, Precision, TrialResult, TrialState
 from tests.support.twins import MemoryTracker
 
@@ -98,7 +98,7 @@ def replay(
         trials = min(trials, one_epoch.trials)
     executor = TableExecutor(table, space, strategy.workers)
     # Hyperband puts a trial into a bracket by the study's name and its number: no two seeds share one.
-    ledger = Ledger(InMemoryStorage(), f"replay-{seed}")
+    trial_storage = TrialStorage(InMemoryStorage(), f"replay-{seed}")
     tracker = MemoryTracker()
     watch = _Watch(executor, tracker)
 
@@ -107,30 +107,30 @@ def replay(
 
     Coordinator(
         Assignment(space, seed, Precision.FLOAT32, trials),
-        _engine(strategy, ledger, space, seed),
-        ledger,
+        _engine(strategy, trial_storage, space, seed),
+        trial_storage,
         executor,
         tracker,
-        Silent(),
+        NullObserver(),
         interrupted=is_done,
         after_trial=watch.look,
     ).run()
     if one_epoch is not None:
-        _finish(ledger.records(), one_epoch.finished, space.max_epochs, executor, watch)
+        _finish(trial_storage.records(), one_epoch.finished, space.max_epochs, executor, watch)
         watch.default = watch.now if one_epoch.trials == DEFAULT_TRIALS else None
     return Outcome(tuple(watch.rises), watch.now, watch.default, tuple(executor.distances))
 
 
-def _engine(strategy: Strategy, ledger: Ledger, space: SearchSpace, seed: int) -> OptunaEngine:
+def _engine(strategy: Strategy, trial_storage: TrialStorage, space: SearchSpace, seed: int) -> OptunaEngine:
     match strategy.pruner:
         case OneEpoch():
-            engine = OptunaEngine(ledger, space, strategy.sampler, "none", seed)
-            ledger.study.pruner = _AfterOneEpoch()
+            engine = OptunaEngine(trial_storage, space, strategy.sampler, "none", seed)
+            trial_storage.study.pruner = _AfterOneEpoch()
         case str(name) if name in CANDIDATES:
-            engine = OptunaEngine(ledger, space, strategy.sampler, "none", seed)
-            ledger.study.pruner = CANDIDATES[name]()
+            engine = OptunaEngine(trial_storage, space, strategy.sampler, "none", seed)
+            trial_storage.study.pruner = CANDIDATES[name]()
         case own:
-            engine = OptunaEngine(ledger, space, strategy.sampler, own, seed)  # type: ignore[arg-type]
+            engine = OptunaEngine(trial_storage, space, strategy.sampler, own, seed)  # type: ignore[arg-type]
     return engine
 
 

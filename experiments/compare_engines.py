@@ -39,9 +39,9 @@ def main(
     config.check()
 
     # Imported here: it brings Rich's display, and what follows MLflow and Optuna; a refusal must not wait for those.
-    from fashion_study.study.progress import PatientConsole, watch
+    from fashion_study.study.progress import PipeSafeConsole, watch
 
-    console = PatientConsole()
+    console = PipeSafeConsole()
     with watch(console) as observer:
         comparison = compare_engines(config, observer)
     for title, found in (("random", comparison.against_random), (comparison.winner, comparison.against_winner)):

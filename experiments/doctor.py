@@ -1,4 +1,4 @@
-"""Compare ledger, runs, registry and files of a store, and mend what a crash or a hand has left."""
+"""Compare trial storage, runs, registry and files of a store, and mend what a crash or a hand has left."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,8 +7,8 @@ from rich.console import Console
 from typer import Exit, Option
 
 from experiments._entry import StoreFolder, run
-from fashion_study.doctor.check import examine
-from fashion_study.doctor.view import show_examination
+from fashion_study.doctor.check import check_store
+from fashion_study.doctor.view import show_report
 from fashion_study.errors import ExitCode
 
 
@@ -27,9 +27,9 @@ def main(
 
       python -m experiments.doctor --fix --store /data/studies
     """
-    examination = examine(store, fix)
-    show_examination(examination, Console())
-    if examination.remaining:
+    report_ = check_store(store, fix)
+    show_report(report_, Console())
+    if report_.remaining:
         raise Exit(ExitCode.ANSWER_IS_NO)
 
 

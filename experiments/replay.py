@@ -41,9 +41,9 @@ def main(
     # Imported here: they bring MLflow and Optuna, and a refusal must not wait for those.
     from fashion_study.replay.replay import replay
     from fashion_study.replay.view import show_replay
-    from fashion_study.study.progress import PatientConsole, watch
+    from fashion_study.study.progress import PipeSafeConsole, watch
 
-    console = PatientConsole()
+    console = PipeSafeConsole()
     with watch(console) as observer:
         result = replay(config, observer)
     show_replay(result, console)

@@ -135,11 +135,11 @@ def main(
     config.check()
 
     # Imported here: they bring MLflow and Optuna, and a refusal must not wait for those.
-    from fashion_study.study.progress import PatientConsole, watch
+    from fashion_study.study.progress import PipeSafeConsole, watch
     from fashion_study.study.run import run_study
     from fashion_study.study.summary import summarise
 
-    console = PatientConsole()
+    console = PipeSafeConsole()
     with watch(console) as observer:
         result = run_study(config, observer)
     summarise(result, console)

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from fashion_study.config import StudyConfig
-from fashion_study.database_url import ledger_address
+from fashion_study.database_url import trials_database_url
 from fashion_study.errors import BadInputError, ExitCode
 
 PLAIN = "postgresql+psycopg://ana@db.example:5433/optuna"
@@ -17,7 +17,7 @@ def test_a_password_of_the_environment_is_kept_apart_and_not_shown(
 ) -> None:
     monkeypatch.setenv("OPTUNA_STORAGE", f"{scheme}://ana:s%2Fecret@db.example:5433/optuna?sslmode=require")
 
-    found = ledger_address(None)
+    found = trials_database_url(None)
 
     assert found is not None
     assert (found.uri, found.password) == (f"{PLAIN}?sslmode=require", "s/ecret")
@@ -26,10 +26,10 @@ def test_a_password_of_the_environment_is_kept_apart_and_not_shown(
 
 
 def test_the_option_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ledger_address(None) is None
+    assert trials_database_url(None) is None
     monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://other:secret@elsewhere/optuna")
 
-    found = ledger_address("postgresql://ana@db.example:5433/optuna")
+    found = trials_database_url("postgresql://ana@db.example:5433/optuna")
 
     assert found is not None
     assert (found.uri, found.password) == (PLAIN, None)

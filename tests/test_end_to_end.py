@@ -635,11 +635,11 @@ def test_workers_do_not_outlive_a_coordinator_that_is_killed(killed: Ending) -> 
 def test_the_start_after_a_kill_says_what_it_found_and_takes_it_up_again(
     killed: Ending, terminated: Ending, record_fault: RecordFault
 ) -> None:
-    cut_off = [number for number, trial in killed.evidence.trials.items() if trial.state is TrialState.RUNNING]
-    for number in cut_off:
+    abandoned = [number for number, trial in killed.evidence.trials.items() if trial.state is TrialState.RUNNING]
+    for number in abandoned:
         assert re.search(rf"trial {number:03d} was cut off in attempt \d; it is waiting now", terminated.output)
     restarted = re.findall(r"trial (\d{3}) started \(attempt \d\)", terminated.output)
-    assert min(cut_off) == int(restarted[0])
+    assert min(abandoned) == int(restarted[0])
     record_fault("SIGKILL of a real Keras study", "I8", phases={"tell": 1})
 
 
@@ -748,10 +748,10 @@ def test_a_study_killed_among_its_finalists_trains_only_the_missing_repeat_and_r
     assert resumed.exit_code == 0, resumed.output + resumed.errors
     runs = {run.info.run_id: run for run in resumed.evidence.repeats}
     (current,) = runs.keys() - {run.info.run_id for run in before.values()}
-    cut_off = runs[before["2"].info.run_id]
+    abandoned = runs[before["2"].info.run_id]
     assert (runs[current].info.status, runs[current].data.tags["repeat"]) == ("FINISHED", "2")
-    assert (cut_off.info.status, cut_off.data.tags["superseded_by"]) == ("KILLED", current)
-    assert runs[current].data.tags["seed"] == cut_off.data.tags["seed"]
+    assert (abandoned.info.status, abandoned.data.tags["superseded_by"]) == ("KILLED", current)
+    assert runs[current].data.tags["seed"] == abandoned.data.tags["seed"]
     (version,) = resumed.evidence.client.search_model_versions("name = 'digits-cnn'")
     assert version.run_id in {before["1"].info.run_id, current}
     record_fault("SIGKILL of a real Keras study", "I2 I3 I4 I6", phases={"finalists": 1})

@@ -16,9 +16,9 @@ from fashion_study.engine_comparison import (
     ComparisonConfig,
     Search,
     compare_engines,
+    comparisons,
     figure,
     search_within,
-    standings,
     table,
 )
 from fashion_study.errors import BadInputError
@@ -50,9 +50,9 @@ def test_a_search_counts_every_epoch_and_stops_at_the_budget() -> None:
 
 
 def test_standings_pair_the_seeds_and_begin_with_the_best_mean() -> None:
-    found = standings(BEST, TRIALS, "random")
+    found = comparisons(BEST, TRIALS, "random")
 
-    assert [standing.contender for standing in found] == ["a", "random", "b"]
+    assert [comparison.contender for comparison in found] == ["a", "random", "b"]
     winner, reference, _ = found
     assert winner.difference == pytest.approx(0.05)
     low, high = winner.interval
@@ -64,7 +64,7 @@ def test_standings_pair_the_seeds_and_begin_with_the_best_mean() -> None:
 
 
 def test_the_table_shows_points_of_a_hundred() -> None:
-    row = table(standings(BEST, TRIALS, "random")).iloc[0]
+    row = table(comparisons(BEST, TRIALS, "random")).iloc[0]
 
     assert row["contender"] == "a"
     assert (row["mean best"], row["lowest"], row["highest"], row["difference"]) == (92.0, 90.0, 94.0, 5.0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fashion_study.signals import Interrupts, Terminated
+from fashion_study.signals import StopSignals, Terminated
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_noted_and_the_second_ends_at_once(number: signal.Signals) -> None:
-    with Interrupts() as interrupts:
-        seen = [interrupts.received]
+    with StopSignals() as stop_signals:
+        seen = [stop_signals.received]
         signal.raise_signal(number)
-        seen.append(interrupts.received)
+        seen.append(stop_signals.received)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
     assert seen == [None, number]
-    assert interrupts.received is number
+    assert stop_signals.received is number
 
 
 def test_the_first_signal_is_answered_with_what_happens_now() -> None:
     said: list[str] = []
-    with Interrupts(said.append):
+    with StopSignals(said.append):
         signal.raise_signal(signal.SIGINT)
 
     (line,) = said
@@ -60,7 +60,7 @@ def test_a_signal_in_the_middle_of_a_line_waits_with_its_own_until_that_is_writt
         output.write(line.encode())
         output.flush()
 
-    with Interrupts(say):
+    with StopSignals(say):
         output.write(b"trial 001 started\n")
         output.flush()
 
@@ -70,18 +70,18 @@ def test_a_signal_in_the_middle_of_a_line_waits_with_its_own_until_that_is_writt
 
 
 def test_afterwards_signals_mean_what_they_meant_before() -> None:
-    before = {number: signal.getsignal(number) for number in Interrupts.HANDLED}
+    before = {number: signal.getsignal(number) for number in StopSignals.HANDLED}
 
-    with Interrupts():
+    with StopSignals():
         assert all(signal.getsignal(number) != handler for number, handler in before.items())
 
-    assert {number: signal.getsignal(number) for number in Interrupts.HANDLED} == before
+    assert {number: signal.getsignal(number) for number in StopSignals.HANDLED} == before
 
 
 def test_handlers_are_handed_back_after_an_error_too() -> None:
     before = signal.getsignal(signal.SIGINT)
 
-    with pytest.raises(ZeroDivisionError), Interrupts():
+    with pytest.raises(ZeroDivisionError), StopSignals():
         _ = 1 / 0
 
     assert signal.getsignal(signal.SIGINT) == before
@@ -92,8 +92,8 @@ def test_outside_the_main_thread_nothing_is_changed() -> None:
     seen: list[object] = []
 
     def enter() -> None:
-        with Interrupts() as interrupts:
-            seen.extend([signal.getsignal(signal.SIGINT), interrupts.received])
+        with StopSignals() as stop_signals:
+            seen.extend([signal.getsignal(signal.SIGINT), stop_signals.received])
 
     thread = threading.Thread(target=enter)
     thread.start()
@@ -103,7 +103,7 @@ def test_outside_the_main_thread_nothing_is_changed() -> None:
 
 
 def test_a_second_sigterm_says_that_it_was_one() -> None:
-    with Interrupts():
+    with StopSignals():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(Terminated):
             signal.raise_signal(signal.SIGTERM)
@@ -120,7 +120,7 @@ def test_which_signal_was_the_second_is_known_where_a_library_answers_it_with_a_
         except KeyboardInterrupt:
             raise KeyboardInterrupt from None
 
-    with pytest.raises(KeyboardInterrupt) as end, Interrupts():
+    with pytest.raises(KeyboardInterrupt) as end, StopSignals():
         as_in_a_call_of_ray()
 
     assert isinstance(end.value, Terminated) == (number is signal.SIGTERM)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from fashion_study.stderr_log import tensorflow_messages_into
+from fashion_study.stderr_log import stderr_into
 
 
 def test_messages_of_python_and_of_native_code_go_into_the_file(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "logs" / "messages.log"
-    with tensorflow_messages_into(log):
+    with stderr_into(log):
         os.write(2, b"native\n")
         print("python", file=sys.__stderr__, flush=True)
         print("for the user")
@@ -24,7 +24,7 @@ def test_messages_of_python_and_of_native_code_go_into_the_file(
 
 
 def test_the_terminal_comes_back_after_an_error_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="bad"), tensorflow_messages_into(tmp_path / "log"):
+    with pytest.raises(ValueError, match="bad"), stderr_into(tmp_path / "log"):
         raise ValueError("bad")
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "after\n"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from fashion_study.database_url import ledger_address
+from fashion_study.database_url import trials_database_url
 from fashion_study.errors import BadInputError
 from fashion_study.space.file import load_space
 from fashion_study.space.space import Int, SearchSpace, Value
@@ -69,7 +69,7 @@ class StudyConfig(BaseModel):
     of the best so many trials are kept, and those of the others taken away. The best `finalists` trials are trained
     again `repeats` times; left out, 3 and 3 as far as that takes no more epochs than the trials did. `try_points` are
     tried first, after the baseline; what a point leaves out comes from the baseline. `study_db` is the address of a
-    PostgreSQL database for the ledger of trials, without a password; left out, it is `OPTUNA_STORAGE`, else a file in
+    PostgreSQL database for the trial storage of trials, without a password; left out, it is `OPTUNA_STORAGE`, else a file in
     `store`. The default `sampler` is the `engine`'s: tpe of Optuna, hyperband of KerasTuner, which has no pruners. With
     `executor` ray the workers are on the Ray cluster at `address`, or on one that is started here; each takes
     `worker_cpus` (1) and `worker_gpus` (1 where there are any), and without `workers` there are as many as the cluster
@@ -110,7 +110,7 @@ class StudyConfig(BaseModel):
 
     def __init__(self, **fields: Any) -> None:
         # Here, so that no config holds a password: it is shown, and written down as a command line.
-        ledger_address(fields.get("study_db"))
+        trials_database_url(fields.get("study_db"))
         try:
             super().__init__(**_with_defaults_of_its_engine(fields))
         except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Where the ledger lies when a server has it: the address of a PostgreSQL database, its password kept apart."""
+"""Where the trial storage lies when a server has it: the address of a PostgreSQL database, its password kept apart."""
 
 import os
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ PLACES = f"Put it into {VARIABLE}, PGPASSWORD or ~/.pgpass instead"
 
 
 @dataclass(frozen=True)
-class DatabaseAddress:
+class DatabaseUrl:
     """Name a PostgreSQL database and a role on it, as SQLAlchemy wants it in `uri`, without the password.
 
     Where that is None, PostgreSQL's own client looks for it in `PGPASSWORD` and in `~/.pgpass`.
@@ -29,8 +29,8 @@ class DatabaseAddress:
         return f"{parts.netloc.rpartition('@')[2] or 'the local socket'}{parts.path}"
 
 
-def ledger_address(option: str | None) -> DatabaseAddress | None:
-    """Return where the ledger lies: what `--study-db` says, else `OPTUNA_STORAGE`; None: in the store's own folder.
+def trials_database_url(option: str | None) -> DatabaseUrl | None:
+    """Return where the trial storage lies: what `--study-db` says, else `OPTUNA_STORAGE`; None: in the store's own folder.
 
     No refusal repeats what was given: it may hold a password.
 
@@ -51,7 +51,7 @@ def ledger_address(option: str | None) -> DatabaseAddress | None:
     _require_driver(name)
     role, at, host = parts.netloc.rpartition("@")
     plain = parts._replace(scheme=SCHEMES[-1], netloc=role.partition(":")[0] + at + host)
-    return DatabaseAddress(plain.geturl(), unquote(parts.password) if parts.password else None)
+    return DatabaseUrl(plain.geturl(), unquote(parts.password) if parts.password else None)
 
 
 def _parsed(given: str, name: str) -> SplitResult:
@@ -76,7 +76,7 @@ def _parsed(given: str, name: str) -> SplitResult:
 def _refused(name: str, found: str) -> BadInputError:
     return BadInputError(
         f"{name} {found}. Expected the address of a PostgreSQL database, such as {EXAMPLE}. "
-        "Without one the ledger lies in the folder of --store."
+        "Without one the trial storage lies in the folder of --store."
     )
 
 

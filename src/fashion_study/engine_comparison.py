@@ -101,7 +101,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Standing:
+class PairedComparison:
     """Show one contender over all seeds, and how far it is from another, seed by seed.
 
     `interval` holds the mean difference with 95 % confidence (Student's t over the pairs); `p` is that of the exact
@@ -122,8 +122,8 @@ class Comparison:
 
     config: ComparisonConfig
     searches: tuple[Search, ...]
-    against_random: tuple[Standing, ...]
-    against_winner: tuple[Standing, ...]
+    against_random: tuple[PairedComparison, ...]
+    against_winner: tuple[PairedComparison, ...]
     run_id: str
 
     @property
@@ -154,8 +154,8 @@ def compare_engines(config: ComparisonConfig, observer: "Observer") -> Compariso
     assert result is not None
     best = {name: tuple(search.best for search in searches if search.contender == name) for name in CONTENDERS}
     trials = {name: mean(search.trials for search in searches if search.contender == name) for name in CONTENDERS}
-    against_random = standings(best, trials, REFERENCE)
-    against_winner = standings(best, trials, against_random[0].contender)
+    against_random = comparisons(best, trials, REFERENCE)
+    against_winner = comparisons(best, trials, against_random[0].contender)
     run_id = _record(config, result, searches, against_random, against_winner)
     return Comparison(config, tuple(searches), against_random, against_winner, run_id)
 
@@ -182,17 +182,19 @@ def search_within(contender: str, seed: int, records: "Sequence[TrialRecord]", b
     return Search(contender, seed, trials, tuple(found))
 
 
-def standings(
+def comparisons(
     best: Mapping[str, tuple[float, ...]], trials: Mapping[str, float], reference: str
-) -> tuple[Standing, ...]:
+) -> tuple[PairedComparison, ...]:
     """Compare each contender's best objectives with a reference's, the best mean first."""
     found = []
     for name, values in best.items():
         differences = [ours - theirs for ours, theirs in zip(values, best[reference], strict=True)]
         found.append(
-            Standing(name, values, trials[name], mean(differences), _interval(differences), _swapped(differences))
+            PairedComparison(
+                name, values, trials[name], mean(differences), _interval(differences), _sign_flip_p(differences)
+            )
         )
-    return tuple(sorted(found, key=lambda standing: -mean(standing.best)))
+    return tuple(sorted(found, key=lambda comparison: -mean(comparison.best)))
 
 
 def _interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -202,30 +204,30 @@ def _interval(differences: Sequence[float]) -> tuple[float, float]:
     return mean(differences) - half, mean(differences) + half
 
 
-def _swapped(differences: Sequence[float]) -> float:
+def _sign_flip_p(differences: Sequence[float]) -> float:
     """Return how many of all 2^n ways to swap the pairs give a mean at least as far from 0."""
     found = abs(sum(differences)) - 1e-12
     signs = list(itertools.product((1, -1), repeat=len(differences)))
     return mean(abs(sum(sign * each for sign, each in zip(way, differences, strict=True))) >= found for way in signs)
 
 
-def table(standings: Sequence[Standing]) -> "pd.DataFrame":
+def table(comparisons: Sequence[PairedComparison]) -> "pd.DataFrame":
     """Lay standings out, in points of 100."""
     import pandas as pd
 
     return pd.DataFrame(
         {
-            "contender": standing.contender,
-            "mean best": round(100 * mean(standing.best), 2),
-            "lowest": round(100 * min(standing.best), 2),
-            "highest": round(100 * max(standing.best), 2),
-            "trials": round(standing.trials, 1),
-            "difference": round(100 * standing.difference, 2),
-            "95 % from": round(100 * standing.interval[0], 2),
-            "95 % to": round(100 * standing.interval[1], 2),
-            "p": round(standing.p, 4),
+            "contender": comparison.contender,
+            "mean best": round(100 * mean(comparison.best), 2),
+            "lowest": round(100 * min(comparison.best), 2),
+            "highest": round(100 * max(comparison.best), 2),
+            "trials": round(comparison.trials, 1),
+            "difference": round(100 * comparison.difference, 2),
+            "95 % from": round(100 * comparison.interval[0], 2),
+            "95 % to": round(100 * comparison.interval[1], 2),
+            "p": round(comparison.p, 4),
         }
-        for standing in standings
+        for comparison in comparisons
     )
 
 
@@ -233,8 +235,8 @@ def _record(
     config: ComparisonConfig,
     last: "StudyResult",
     searches: Sequence[Search],
-    against_random: Sequence[Standing],
-    against_winner: Sequence[Standing],
+    against_random: Sequence[PairedComparison],
+    against_winner: Sequence[PairedComparison],
 ) -> str:
     """Write a comparison down as a run beside the studies that it is made of, once however often it is made."""
     from mlflow.entities import Metric, Param, RunTag
@@ -274,7 +276,7 @@ def figure(searches: Sequence[Search], budget: int) -> "Figure":
     axes = drawn.subplots()
     epochs = np.arange(1, budget + 1)
     for name in CONTENDERS:
-        curves = np.array([_stairs(each, epochs) for each in searches if each.contender == name])
+        curves = np.array([_step_function(each, epochs) for each in searches if each.contender == name])
         # Before a seed's first complete trial there is no mean of all.
         (line,) = axes.plot(epochs, 100 * curves.mean(axis=0), label=name)
         axes.fill_between(
@@ -285,7 +287,7 @@ def figure(searches: Sequence[Search], budget: int) -> "Figure":
     return drawn
 
 
-def _stairs(search: Search, epochs: Any) -> Any:
+def _step_function(search: Search, epochs: Any) -> Any:
     import numpy as np
 
     steps = np.array([step for step, _ in search.best_after])

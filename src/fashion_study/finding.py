@@ -6,22 +6,22 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """Name a kind of disagreement between ledger, runs, registry and files."""
+    """Name a kind of disagreement between trial storage, runs, registry and files."""
 
     DATABASE = "damaged database"
     MOVED = "moved store"
     ZOMBIE_STUDY = "study without a process"
     ZOMBIE_TRIAL = "trial without a process"
     ZOMBIE_RUN = "run without a process"
-    UNTOLD = "result not in the ledger"
-    UNLIKE = "run unlike its trial"
-    BEHIND = "best objective behind"
+    UNRECORDED_RESULT = "result not in the trial storage"
+    STATUS_MISMATCH = "run unlike its trial"
+    STALE_BEST = "best objective behind"
     ORPHAN = "orphan run"
-    TWO_CURRENT = "two current runs"
+    DUPLICATE_CURRENT_RUN = "two current runs"
     DELETED_RUN = "deleted run"
     LOST_RUN = "lost run"
     FILES = "damaged files"
-    HALF_WRITTEN = "half-written model"
+    PENDING_MODEL = "half-written model"
     ALIAS = "alias without its version"
     VERSION = "damaged version"
     PREVIOUS_CHAMPION = "previous-champion left behind"

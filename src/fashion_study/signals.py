@@ -15,7 +15,7 @@ class Terminated(KeyboardInterrupt):
     """Say that it was SIGTERM, not Ctrl-C, that ends the process at once."""
 
 
-class Interrupts:
+class StopSignals:
     """Note the first signal for the coordinator to see and `say` so; raise KeyboardInterrupt on the second.
 
     Outside the main thread (a notebook server's, say) signals cannot be handled, and nothing is changed.

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 
-def import_quietly(library: str) -> None:
+def import_without_stderr(library: str) -> None:
     """Import TensorFlow, or what brings it, keeping what it writes to standard error meanwhile away from the user.
 
     It says there, past Python and past its own setting of a level, that it found no GPU. What goes wrong is raised.

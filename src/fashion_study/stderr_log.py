@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @contextmanager
-def tensorflow_messages_into(log: Path) -> Iterator[None]:
+def stderr_into(log: Path) -> Iterator[None]:
     """Send what is written to stderr in this block into a file; to be entered before TensorFlow is imported.
 
     Some of it comes from native code before any setting is read, so the process's stderr itself is turned round.

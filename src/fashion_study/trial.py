@@ -71,10 +71,10 @@ class FailReason(StrEnum):
 
 
 @dataclass(frozen=True)
-class Continuation:
+class Checkpoint:
     """Say from where a training goes on: the trial and the run that left the model, and after how many epochs.
 
-    `run_id` is None where the ledger has none.
+    `run_id` is None where the trial storage has none.
     """
 
     number: int
@@ -96,7 +96,7 @@ class TrialSpec:
     run_id: str
     precision: Precision
     repeat: int = 0
-    continues: Continuation | None = None
+    continues: Checkpoint | None = None
 
     @property
     def label(self) -> str:
@@ -214,7 +214,7 @@ class ProbeResult:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PruneDecision:
     """Answer an epoch's report: go on, or end the trial as pruned."""
 
     prune: bool

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from benchmarks.evidence import examine
+from benchmarks.evidence import check_store
 from fashion_study.store.store import open_store
 
 TRIAL: dict[str, Any] = {
@@ -50,7 +50,7 @@ def contender(tmp_path: Path) -> Contender:
 def test_a_run_with_parameters_curve_matrix_and_model_is_complete(contender: Contender) -> None:
     contender.leave([1, 2], ["confusion_matrix.json", "model/MLmodel"])
 
-    evidence = examine(contender.uri, [TRIAL])
+    evidence = check_store(contender.uri, [TRIAL])
 
     assert (evidence.trials, evidence.complete, evidence.complaints) == (1, 1, ())
     assert evidence.accuracy == pytest.approx(0.7)
@@ -60,7 +60,7 @@ def test_what_a_run_lacks_or_mislabels_is_named_and_one_too_many_is_counted(cont
     contender.leave([0, 0], ["model/MLmodel"])
     contender.leave([0, 0], ["confusion_matrix.png"], status=None, learning_rate=0.5)
 
-    evidence = examine(contender.uri, [TRIAL])
+    evidence = check_store(contender.uri, [TRIAL])
 
     assert (evidence.trials, evidence.complete) == (2, 0)
     assert set(evidence.complaints) == {

@@ -56,9 +56,9 @@ def test_mlflow_reads_a_whole_run_for_every_copied_trial(grown: Path) -> None:
 
 def test_a_grown_study_goes_on(grown: Path) -> None:
     study = open_toy_study(grown, EPOCHS)
-    before = study.ledger.counted()
+    before = study.trial_storage.counted()
 
     study.run(2, MemoryExecutor(2))
 
-    assert study.ledger.counted() == before + 2
-    assert {record.state for record in study.ledger.records()[SIZE:]} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert study.trial_storage.counted() == before + 2
+    assert {record.state for record in study.trial_storage.records()[SIZE:]} <= {TrialState.COMPLETE, TrialState.PRUNED}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.evidence import examine
+from benchmarks.evidence import check_store
 from benchmarks.peers.task import Task
 from benchmarks.throughput import PEERS, TRIALS
 
@@ -29,7 +29,7 @@ def test_a_peer_leaves_every_trial_in_full(launcher: str, tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
     assert done.returncode == 0, done.stderr[-4000:]
-    evidence = examine(task.tracking_uri, trials)
+    evidence = check_store(task.tracking_uri, trials)
     assert (evidence.trials, evidence.complete) == (1, 1), evidence.complaints
     models = [zipfile.ZipFile(path).read("config.json") for path in task.folder.rglob("*.keras")]
     assert models

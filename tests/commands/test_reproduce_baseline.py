@@ -14,7 +14,7 @@ from fashion_study.baseline.reproduce import BaselineConfig, reproduce_baseline
 from fashion_study.baseline.table import Figures, Reproduction, comparison
 from fashion_study.data.dataset import CLASS_NAMES, locate
 from fashion_study.store.store import open_store
-from fashion_study.tracking.aliases import only_promotion
+from fashion_study.tracking.aliases import promotion_lock
 from fashion_study.trial import DataSource, Hyperparameters
 from tests.faults.table import RecordFault
 
@@ -171,7 +171,7 @@ def test_while_a_promotion_is_running_the_model_is_registered_and_nobody_is_crow
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_fault: RecordFault
 ) -> None:
     monkeypatch.setattr("fashion_study.baseline.reproduce.PROMOTION_SECONDS", 0.0)
-    with only_promotion(tmp_path):
+    with promotion_lock(tmp_path):
         done = reproduce_baseline(BaselineConfig(locate("digits"), store=tmp_path, register=True))
     assert done.version == "digits-cnn version 1 (not champion: a promotion or the doctor is at work there)"
     client, runs = runs_in(tmp_path)

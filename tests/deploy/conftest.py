@@ -22,9 +22,9 @@ def on_servers(postgres: "Postgres", team: "TeamMlflow") -> dict[str, str]:
     """Give the environment of somebody who runs studies on both servers, passwords in both addresses."""
     from tests.deploy.servers import ROOT, clean_environment
 
-    ledger = postgres.address().replace("optuna@", f"optuna:{quoted(postgres.passwords['optuna'])}@")
+    trial_storage = postgres.address().replace("optuna@", f"optuna:{quoted(postgres.passwords['optuna'])}@")
     return clean_environment() | {
-        "OPTUNA_STORAGE": ledger,
+        "OPTUNA_STORAGE": trial_storage,
         "MLFLOW_TRACKING_URI": team.address.replace("://", f"://{team.account}:{quoted(team.password)}@"),
         "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
         "COLUMNS": "400",

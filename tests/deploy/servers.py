@@ -123,7 +123,7 @@ class Postgres:
         return f"postgresql://{role}@{HOST}:{self.port}/{database}"
 
     def driver_address(self) -> str:
-        """Return the address of the ledger's database as SQLAlchemy wants it."""
+        """Return the address of the trial storage's database as SQLAlchemy wants it."""
         return self.address().replace("postgresql:", "postgresql+psycopg:", 1)
 
     def query(self, words: str, database: str = "optuna", role: str = "optuna") -> list[tuple[object, ...]]:

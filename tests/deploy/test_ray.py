@@ -91,7 +91,7 @@ def _trains_on_both(shown: str) -> bool:
 
 
 def _is_whole(study: str, postgres: Postgres) -> None:
-    """See every trial once in the ledger, and its one run that counts in MLflow."""
+    """See every trial once in the trial storage, and its one run that counts in MLflow."""
     trials = postgres.query(
         "SELECT number, state::text, (SELECT value_json FROM trial_user_attributes AS attribute "
         "WHERE attribute.trial_id = trials.trial_id AND key = 'run_id') FROM trials JOIN studies USING (study_id) "

@@ -30,7 +30,7 @@ class Ran:
 @pytest.fixture(scope="module")
 def ran(run: Command, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("team")
-    # The other way to name the ledger: the commands after this one have OPTUNA_STORAGE.
+    # The other way to name the trial storage: the commands after this one have OPTUNA_STORAGE.
     own = {"OPTUNA_STORAGE": "", "PGPASSWORD": postgres.passwords["optuna"]}
     words = ("--study-db", postgres.address(), "--trials", "3", "--finalists", "1", "--repeats", "1")
     with ProcessList() as processes:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fashion_study.doctor.check import Examination, Treated
-from fashion_study.doctor.view import show_examination
+from fashion_study.doctor.check import CheckedFinding, CheckReport
+from fashion_study.doctor.view import show_report
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.store import Store
 
@@ -15,22 +15,28 @@ RUN, OTHER = "9f5fd2250a1b4c6e8d7f3a2b1c0d9e8f", "46834ddc9c8b7a6958473625140392
 STORE = Store(Path("/data/studies/of the spring/mlruns"), "sqlite://")
 FOUND = (
     Finding(Kind.ZOMBIE_STUDY, "digits-smoke", f"run {RUN} is RUNNING, and no process runs the study", "ends it", str),
-    Finding(Kind.TWO_CURRENT, f"run {RUN} of trial 001", "is current too", f"marks it as superseded by {OTHER}", str),
+    Finding(
+        Kind.DUPLICATE_CURRENT_RUN,
+        f"run {RUN} of trial 001",
+        "is current too",
+        f"marks it as superseded by {OTHER}",
+        str,
+    ),
     Finding(Kind.DATABASE, "optuna.db", "is gone", "nothing: restore the file from a copy"),
     Finding(Kind.VERSION, "digits-cnn version 1", "[bold]model.keras[/bold] altered", "writes it on the version", str),
 )
 
 
-def shown(examination: Examination, width: int) -> str:
+def shown(report_: CheckReport, width: int) -> str:
     console = Console(file=StringIO(), width=width)
-    show_examination(examination, console)
+    show_report(report_, console)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 
 
 @pytest.mark.parametrize("width", [20, 80, 400])
 def test_ids_and_commands_are_whole_at_any_width(width: int) -> None:
-    text = shown(Examination(STORE, False, tuple(map(Treated, FOUND)), ()), width)
+    text = shown(CheckReport(STORE, False, tuple(map(CheckedFinding, FOUND)), ()), width)
     assert text.count(RUN) == 2
     assert OTHER in text
     assert "[bold]model.keras[/bold] altered" in " ".join(text.split())
@@ -39,8 +45,8 @@ def test_ids_and_commands_are_whole_at_any_width(width: int) -> None:
 
 
 def test_after_mending_each_says_what_was_done_or_what_is_left_to_do() -> None:
-    results = (Treated(FOUND[0], "its run is KILLED"), Treated(FOUND[2]))
-    text = shown(Examination(STORE, True, results, ("1 runs lie in MLflow's bin: left there.",)), 80)
+    results = (CheckedFinding(FOUND[0], "its run is KILLED"), CheckedFinding(FOUND[2]))
+    text = shown(CheckReport(STORE, True, results, ("1 runs lie in MLflow's bin: left there.",)), 80)
     assert text.splitlines() == [
         "study without a process",
         f"    digits-smoke: run {RUN} is RUNNING, and no",

@@ -17,7 +17,7 @@ from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.engines.points import distributions_of
 from fashion_study.space.space import SearchSpace
-from fashion_study.store.trials import Ledger
+from fashion_study.store.trials import TrialStorage
 from fashion_study.trial import FailReason, Hyperparameters, ParamValue, TrialResult, TrialState, trial_seed
 from tests.support.twins import memory_storage, toy_accuracy
 
@@ -83,14 +83,14 @@ def storage() -> RDBStorage:
 
 
 @pytest.fixture
-def ledger(storage: RDBStorage, request: pytest.FixtureRequest) -> Ledger:
-    return Ledger(storage, request.node.nodeid)
+def trial_storage(storage: RDBStorage, request: pytest.FixtureRequest) -> TrialStorage:
+    return TrialStorage(storage, request.node.nodeid)
 
 
 @pytest.fixture
-def quick_ledger() -> Ledger:
+def quick_ledger() -> TrialStorage:
     # Much faster than a database, and enough where no trial is sent back to waiting.
-    return Ledger(InMemoryStorage(), "quick")
+    return TrialStorage(InMemoryStorage(), "quick")
 
 
 class EngineContract(ABC):
@@ -101,19 +101,19 @@ class EngineContract(ABC):
     @abstractmethod
     def make(
         self,
-        ledger: Ledger,
+        trial_storage: TrialStorage,
         space: SearchSpace,
         seed: int = 0,
         try_points: tuple[Point, ...] = (),
     ) -> Engine:
-        """Make the engine under test on an open ledger."""
+        """Make the engine under test on an open trial storage."""
 
     def space(self, kind: str) -> SearchSpace:
         """Make a space of the kit, with what the engine needs besides."""
         return canonical(kind)
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_every_suggestion_lies_inside_the_space(self, kind: str, quick_ledger: Ledger) -> None:
+    def test_every_suggestion_lies_inside_the_space(self, kind: str, quick_ledger: TrialStorage) -> None:
         space = self.space(kind)
         engine = self.make(quick_ledger, space)
 
@@ -124,20 +124,20 @@ class EngineContract(ABC):
             assert {name: value for name, value in params.items() if not space.parameters[name].contains(value)} == {}
             assert space.hyperparameters(params).model_dump() | params == space.hyperparameters(params).model_dump()
 
-    def test_numbers_count_from_zero_and_attempts_from_one(self, ledger: Ledger) -> None:
+    def test_numbers_count_from_zero_and_attempts_from_one(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")
 
-        found = proposals(self.make(ledger, space), ledger, space, 3)
+        found = proposals(self.make(trial_storage, space), trial_storage, space, 3)
 
         assert [(proposal.number, proposal.attempt) for proposal in found] == [(0, 1), (1, 1), (2, 1)]
         assert {proposal.superseded_run_id for proposal in found} == {None}
 
-    def test_points_to_try_come_right_after_the_baseline(self, ledger: Ledger) -> None:
+    def test_points_to_try_come_right_after_the_baseline(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")
         points = tuple(space.complete(point) for point in ({"optimizer": "rmsprop"}, {"dense_units": 11}))
-        engine = self.make(ledger, space, try_points=points)
+        engine = self.make(trial_storage, space, try_points=points)
 
-        suggestions = [proposal.params for proposal in proposals(engine, ledger, space, 4)]
+        suggestions = [proposal.params for proposal in proposals(engine, trial_storage, space, 4)]
 
         assert suggestions[:3] == [space.baseline, *points]
         assert suggestions[3] not in suggestions[:3]
@@ -146,22 +146,24 @@ class EngineContract(ABC):
         space = self.space("mixed")
 
         def params(seed: int) -> list[Point]:
-            own = Ledger(InMemoryStorage(), "quick")
+            own = TrialStorage(InMemoryStorage(), "quick")
             return [proposal.params for proposal in proposals(self.make(own, space, seed), own, space, self.trials)]
 
         first = params(5)
         assert params(5) == first
         assert params(6) != first
 
-    def test_a_resumed_ledger_goes_on_as_if_nothing_had_happened(self, ledger: Ledger, tmp_path: Path) -> None:
+    def test_a_resumed_ledger_goes_on_as_if_nothing_had_happened(
+        self, trial_storage: TrialStorage, tmp_path: Path
+    ) -> None:
         space = self.space("mixed")
         tried = (space.complete({"dense_units": 10}),)
-        whole = proposals(self.make(ledger, space, 5, tried), ledger, space, self.trials)
+        whole = proposals(self.make(trial_storage, space, 5, tried), trial_storage, space, self.trials)
 
         resumed: list[Proposal] = []
         for total in (1, self.trials // 2, self.trials - 1, self.trials):
             # Objects of their own each time, as in a new process; what was running is sent back as reconcile does.
-            own = Ledger(RDBStorage(f"sqlite:///{tmp_path / 'optuna.db'}"), ledger.name)
+            own = TrialStorage(RDBStorage(f"sqlite:///{tmp_path / 'optuna.db'}"), trial_storage.name)
             for record in own.records():
                 if record.state is TrialState.RUNNING:
                     own.release(record.number)
@@ -172,43 +174,43 @@ class EngineContract(ABC):
         assert [proposal.params for proposal in resumed] == [proposal.params for proposal in whole]
         assert [proposal.number for proposal in resumed] == list(range(self.trials))
 
-    def test_a_trial_that_waits_is_proposed_before_any_other(self, ledger: Ledger) -> None:
+    def test_a_trial_that_waits_is_proposed_before_any_other(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")
-        engine = self.make(ledger, space)
-        proposals(engine, ledger, space, 2)
-        first = asked(engine, ledger)
-        ledger.release(first.number)
+        engine = self.make(trial_storage, space)
+        proposals(engine, trial_storage, space, 2)
+        first = asked(engine, trial_storage)
+        trial_storage.release(first.number)
 
         again = engine.ask()
 
         assert again == Proposal(first.number, 2, first.params, run_id(first))
 
-    def test_failed_trials_do_not_stop_it(self, ledger: Ledger) -> None:
+    def test_failed_trials_do_not_stop_it(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")
-        engine = self.make(ledger, space)
+        engine = self.make(trial_storage, space)
         seen = []
         for reason in itertools.islice(itertools.cycle(FailReason), self.trials):
-            proposal = asked(engine, ledger)
+            proposal = asked(engine, trial_storage)
             seen.append(proposal.params)
             engine.tell(TrialResult(proposal.number, proposal.attempt, TrialState.FAILED, 0, reason=reason))
 
         assert len({tuple(params.values()) for params in seen}) == self.trials
-        assert {record.state for record in ledger.records()} == {TrialState.FAILED}
+        assert {record.state for record in trial_storage.records()} == {TrialState.FAILED}
 
-    def test_a_point_that_was_tried_already_is_not_tried_again(self, ledger: Ledger) -> None:
+    def test_a_point_that_was_tried_already_is_not_tried_again(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")
-        first = proposals(self.make(ledger, space), ledger, space, 2)
+        first = proposals(self.make(trial_storage, space), trial_storage, space, 2)
 
-        engine = self.make(ledger, space, try_points=tuple(proposal.params for proposal in first))
+        engine = self.make(trial_storage, space, try_points=tuple(proposal.params for proposal in first))
 
-        assert [record.state for record in ledger.records()] == [TrialState.COMPLETE] * 2
-        assert asked(engine, ledger).params not in [proposal.params for proposal in first]
+        assert [record.state for record in trial_storage.records()] == [TrialState.COMPLETE] * 2
+        assert asked(engine, trial_storage).params not in [proposal.params for proposal in first]
 
-    def test_a_small_space_is_tried_to_its_last_point_and_no_point_twice(self, ledger: Ledger) -> None:
+    def test_a_small_space_is_tried_to_its_last_point_and_no_point_twice(self, trial_storage: TrialStorage) -> None:
         space = self.space("countable")
-        engine = self.make(ledger, space)
+        engine = self.make(trial_storage, space)
 
-        suggestions = [proposal.params for proposal in proposals(engine, ledger, space, 100)]
+        suggestions = [proposal.params for proposal in proposals(engine, trial_storage, space, 100)]
 
         every = {
             (optimizer, filters, decay)
@@ -218,35 +220,35 @@ class EngineContract(ABC):
         }
         values = [(point["optimizer"], point["filters_1"], round(float(point["decay"]), 9)) for point in suggestions]
         assert sorted(values) == sorted(every)
-        assert [record.number for record in ledger.records()] == list(range(len(every)))
-        answer = self.make(ledger, space).ask()
+        assert [record.number for record in trial_storage.records()] == list(range(len(every)))
+        answer = self.make(trial_storage, space).ask()
         assert isinstance(answer, Exhausted)
         assert answer.reason
-        assert len(ledger.records()) == len(every)
+        assert len(trial_storage.records()) == len(every)
 
     def test_a_point_that_runs_is_not_proposed_beside_it_and_comes_again_when_it_is_sent_back(
-        self, ledger: Ledger
+        self, trial_storage: TrialStorage
     ) -> None:
         space = self.space("categorical")
-        engine = self.make(ledger, space)
-        running = [asked(engine, ledger) for _ in range(3)]
+        engine = self.make(trial_storage, space)
+        running = [asked(engine, trial_storage) for _ in range(3)]
         assert isinstance(engine.ask(), Exhausted)
 
-        ledger.release(running[1].number)
+        trial_storage.release(running[1].number)
 
         assert {str(proposal.params["optimizer"]) for proposal in running} == {"sgd", "adam", "rmsprop"}
         assert engine.ask() == Proposal(1, 2, running[1].params, run_id(running[1]))
 
-    def test_reports_and_ends_reach_the_ledger(self, ledger: Ledger) -> None:
-        engine = self.make(ledger, self.space("mixed"))
-        complete, pruned = asked(engine, ledger), asked(engine, ledger)
+    def test_reports_and_ends_reach_the_ledger(self, trial_storage: TrialStorage) -> None:
+        engine = self.make(trial_storage, self.space("mixed"))
+        complete, pruned = asked(engine, trial_storage), asked(engine, trial_storage)
         for epoch, value in ((1, 0.25), (2, 0.5)):
             engine.report(complete.number, epoch, value)
         engine.tell(completed(complete, 0.5))
         engine.report(pruned.number, 1, 0.125)
         engine.tell(TrialResult(pruned.number, pruned.attempt, TrialState.PRUNED, 1))
 
-        first, second = ledger.records()
+        first, second = trial_storage.records()
         assert (first.state, first.objective, first.curve) == (TrialState.COMPLETE, 0.5, {1: 0.25, 2: 0.5})
         assert (second.state, second.objective, second.curve) == (TrialState.PRUNED, None, {1: 0.125})
 
@@ -257,23 +259,23 @@ class OptunaContract(EngineContract):
 
     def make(
         self,
-        ledger: Ledger,
+        trial_storage: TrialStorage,
         space: SearchSpace,
         seed: int = 0,
         try_points: tuple[Point, ...] = (),
         pruner: PrunerName = "hyperband",
     ) -> Engine:
-        return OptunaEngine(ledger, space, self.sampler, pruner, seed, try_points)
+        return OptunaEngine(trial_storage, space, self.sampler, pruner, seed, try_points)
 
-    def test_the_baseline_is_never_pruned(self, ledger: Ledger) -> None:
+    def test_the_baseline_is_never_pruned(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")
-        engine = self.make(ledger, space, pruner="median")
-        baseline = asked(engine, ledger)
+        engine = self.make(trial_storage, space, pruner="median")
+        baseline = asked(engine, trial_storage)
         for _ in range(6):
-            good = asked(engine, ledger)
+            good = asked(engine, trial_storage)
             assert [engine.report(good.number, epoch, 0.9) for epoch in (1, 2, 3)] == [False] * 3
             engine.tell(completed(good, 0.9))
-        bad = asked(engine, ledger)
+        bad = asked(engine, trial_storage)
 
         assert [engine.report(baseline.number, epoch, 0.1) for epoch in (1, 2, 3)] == [False] * 3
         verdicts = [engine.report(bad.number, epoch, 0.1) for epoch in (1, 2)]
@@ -284,30 +286,34 @@ class TestTpe(OptunaContract):
     sampler = "tpe"
     trials = 12  # It draws at random until ten have ended.
 
-    def test_it_proposes_what_optuna_s_own_sampler_does(self, ledger: Ledger) -> None:
+    def test_it_proposes_what_optuna_s_own_sampler_does(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")
-        engine = self.make(ledger, space, seed=5, pruner="none")
-        asked(engine, ledger)  # It runs all the while.
-        proposals(engine, ledger, space, self.trials)
+        engine = self.make(trial_storage, space, seed=5, pruner="none")
+        asked(engine, trial_storage)  # It runs all the while.
+        proposals(engine, trial_storage, space, self.trials)
 
         for _ in range(3):
-            own = create_study(direction="maximize", sampler=TPESampler(seed=trial_seed(5, len(ledger.trials()))))
-            own.add_trials(ledger.trials())
-            assert asked(engine, ledger).params == own.ask(distributions_of(space)).params
+            own = create_study(
+                direction="maximize", sampler=TPESampler(seed=trial_seed(5, len(trial_storage.trials())))
+            )
+            own.add_trials(trial_storage.trials())
+            assert asked(engine, trial_storage).params == own.ask(distributions_of(space)).params
 
 
 class TestRandom(OptunaContract):
     sampler = "random"
 
-    def test_a_space_that_cannot_be_counted_is_given_up_when_many_draws_find_nothing_new(self, ledger: Ledger) -> None:
+    def test_a_space_that_cannot_be_counted_is_given_up_when_many_draws_find_nothing_new(
+        self, trial_storage: TrialStorage
+    ) -> None:
         narrow = {"type": "float", "low": 1e-3, "high": 1e-3 + 1e-18, "log": True, "why": "A test."}
         content = canonical("float_log").model_dump(exclude={"parameters"})
         space = SearchSpace.model_validate(
             content | {"baseline": {"learning_rate": 1e-3}, "parameters": {"learning_rate": narrow}}
         )
-        engine = self.make(ledger, space)
+        engine = self.make(trial_storage, space)
 
-        assert len(proposals(engine, ledger, space, 100)) == len(ledger.records()) == 1
+        assert len(proposals(engine, trial_storage, space, 100)) == len(trial_storage.records()) == 1
         assert isinstance(engine.ask(), Exhausted)
 
 
@@ -319,7 +325,7 @@ class TestGrid(OptunaContract):
     sampler = "grid"
 
     @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mixed"])
-    def test_every_point_is_proposed_once_and_then_it_is_exhausted(self, kind: str, quick_ledger: Ledger) -> None:
+    def test_every_point_is_proposed_once_and_then_it_is_exhausted(self, kind: str, quick_ledger: TrialStorage) -> None:
         space = canonical(kind)
         engine = self.make(quick_ledger, space)
         grid = [dict(zip(space.grid, values, strict=True)) for values in itertools.product(*space.grid.values())]
@@ -339,12 +345,12 @@ class KerasTunerContract(EngineContract):
 
     def make(
         self,
-        ledger: Ledger,
+        trial_storage: TrialStorage,
         space: SearchSpace,
         seed: int = 0,
         try_points: tuple[Point, ...] = (),
     ) -> Engine:
-        return KerasTunerEngine(ledger, space, self.sampler, seed, try_points)
+        return KerasTunerEngine(trial_storage, space, self.sampler, seed, try_points)
 
 
 class TestKerasTunerRandom(KerasTunerContract):
@@ -370,54 +376,54 @@ class TestKerasTunerHyperband(KerasTunerContract):
     def space(self, kind: str) -> SearchSpace:
         return canonical(kind, epochs={"type": "int", "low": 1, "high": 9})
 
-    def test_a_small_space_is_tried_to_its_last_point_and_no_point_twice(self, ledger: Ledger) -> None:
+    def test_a_small_space_is_tried_to_its_last_point_and_no_point_twice(self, trial_storage: TrialStorage) -> None:
         space = self.space("countable")
-        engine = self.make(ledger, space)
+        engine = self.make(trial_storage, space)
 
-        suggestions = [proposal.params for proposal in proposals(engine, ledger, space, 100)]
+        suggestions = [proposal.params for proposal in proposals(engine, trial_storage, space, 100)]
 
         configurations = {(point["optimizer"], point["filters_1"], point["decay"]) for point in suggestions}
         assert len(configurations) == 12
         assert len({tuple(point.values()) for point in suggestions}) == len(suggestions)
-        answer = self.make(ledger, space).ask()
+        answer = self.make(trial_storage, space).ask()
         assert isinstance(answer, Exhausted)
         assert answer.reason
-        assert len(ledger.records()) == len(suggestions)
+        assert len(trial_storage.records()) == len(suggestions)
 
     def test_a_point_that_runs_is_not_proposed_beside_it_and_comes_again_when_it_is_sent_back(
-        self, ledger: Ledger
+        self, trial_storage: TrialStorage
     ) -> None:
-        engine = self.make(ledger, self.space("categorical"))
+        engine = self.make(trial_storage, self.space("categorical"))
         running = []
         while isinstance(answer := engine.ask(), Proposal):
-            ledger.begin_attempt(answer.number, answer.attempt, run_id(answer))
+            trial_storage.begin_attempt(answer.number, answer.attempt, run_id(answer))
             running.append(answer)
         # What ends next may be promoted.
         assert isinstance(answer, Wait)
 
-        ledger.release(running[1].number)
+        trial_storage.release(running[1].number)
 
         assert {str(proposal.params["optimizer"]) for proposal in running} == {"sgd", "adam", "rmsprop"}
         assert engine.ask() == Proposal(1, 2, running[1].params, run_id(running[1]))
 
 
-def asked(engine: Engine, ledger: Ledger) -> Proposal:
+def asked(engine: Engine, trial_storage: TrialStorage) -> Proposal:
     """Ask for a proposal and begin it, as the coordinator does."""
     answer = engine.ask()
     assert isinstance(answer, Proposal)
-    ledger.begin_attempt(answer.number, answer.attempt, run_id(answer))
+    trial_storage.begin_attempt(answer.number, answer.attempt, run_id(answer))
     return answer
 
 
-def proposals(engine: Engine, ledger: Ledger, space: SearchSpace, count: int) -> list[Proposal]:
+def proposals(engine: Engine, trial_storage: TrialStorage, space: SearchSpace, count: int) -> list[Proposal]:
     """Train up to `count` trials on the toy objective, one after the other, until nothing is left to propose."""
-    return list(itertools.islice(_trained(engine, ledger, space), count))
+    return list(itertools.islice(_trained(engine, trial_storage, space), count))
 
 
-def _trained(engine: Engine, ledger: Ledger, space: SearchSpace) -> Iterator[Proposal]:
+def _trained(engine: Engine, trial_storage: TrialStorage, space: SearchSpace) -> Iterator[Proposal]:
     while not isinstance(answer := engine.ask(), Exhausted):
         assert isinstance(answer, Proposal)
-        ledger.begin_attempt(answer.number, answer.attempt, run_id(answer))
+        trial_storage.begin_attempt(answer.number, answer.attempt, run_id(answer))
         params = space.hyperparameters(answer.params)
         engine.report(answer.number, 1, toy_accuracy(params, 1))
         engine.tell(completed(answer, toy_accuracy(params, 3)))

@@ -1,4 +1,4 @@
-"""What the KerasTuner engine promises beyond the contract: rungs, continuations, and one truth in the ledger."""
+"""What the KerasTuner engine promises beyond the contract: rungs, continuations, and one truth in the trial storage."""
 
 import math
 from pathlib import Path
@@ -11,9 +11,9 @@ from fashion_study.engines.engine import Engine, Exhausted, Proposal, Wait
 from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.space.space import SearchSpace
-from fashion_study.store.trials import MAX_RETURNS, Ledger
+from fashion_study.store.trials import MAX_RETRIES, TrialStorage
 from fashion_study.study.loop import Assignment, Coordinator
-from fashion_study.trial import Continuation, ParamValue, Precision, TrialResult, TrialState
+from fashion_study.trial import Checkpoint, ParamValue, Precision, TrialResult, TrialState
 from tests.engines.test_engine_contract import asked, canonical, completed, proposals, run_id
 from tests.support.twins import MemoryExecutor, MemoryTracker, RecordingObserver, memory_storage
 
@@ -22,33 +22,33 @@ def nine_epochs(kind: str = "float_log", low: int = 1) -> SearchSpace:
     return canonical(kind, epochs={"type": "int", "low": low, "high": 9})
 
 
-def in_memory(name: str = "study") -> Ledger:
-    return Ledger(InMemoryStorage(), name)
+def in_memory(name: str = "study") -> TrialStorage:
+    return TrialStorage(InMemoryStorage(), name)
 
 
-def on_disk(folder: Path) -> Ledger:
-    """Open the same ledger with objects of its own each time, as a new process does."""
+def on_disk(folder: Path) -> TrialStorage:
+    """Open the same trial storage with objects of its own each time, as a new process does."""
     from optuna.storages import RDBStorage
 
-    ledger = Ledger(RDBStorage(f"sqlite:///{folder / 'optuna.db'}"), "study")
-    for record in ledger.records():
+    trial_storage = TrialStorage(RDBStorage(f"sqlite:///{folder / 'optuna.db'}"), "study")
+    for record in trial_storage.records():
         if record.state is TrialState.RUNNING:
-            ledger.release(record.number)
-    return ledger
+            trial_storage.release(record.number)
+    return trial_storage
 
 
 def test_hyperband_promotes_the_best_of_a_rung_and_goes_on_from_its_run() -> None:
-    ledger, space = in_memory(), nine_epochs(low=5)
+    trial_storage, space = in_memory(), nine_epochs(low=5)
 
-    found = proposals(KerasTunerEngine(ledger, space), ledger, space, 14)
+    found = proposals(KerasTunerEngine(trial_storage, space), trial_storage, space, 14)
 
     epochs = [proposal.params["epochs"] for proposal in found]
     # The baseline; then nine configurations for one epoch, the best three for three, the best of these for nine.
     assert epochs == [5] + 9 * [1] + 3 * [3] + [9]
-    objectives = {record.number: record.objective or 0.0 for record in ledger.records()}
+    objectives = {record.number: record.objective or 0.0 for record in trial_storage.records()}
     best_three = sorted(range(1, 10), key=lambda number: -objectives[number])[:3]
     assert [proposal.continues for proposal in found[10:13]] == [
-        Continuation(number, f"run-{number}-1", 1) for number in best_three
+        Checkpoint(number, f"run-{number}-1", 1) for number in best_three
     ]
     winner = found[13].continues
     assert winner is not None
@@ -62,10 +62,10 @@ def test_hyperband_promotes_the_best_of_a_rung_and_goes_on_from_its_run() -> Non
 
 def test_a_promoted_trial_that_was_interrupted_goes_on_from_the_same_run_again(tmp_path: Path) -> None:
     space = nine_epochs()
-    ledger = on_disk(tmp_path)
-    engine = KerasTunerEngine(ledger, space)
-    proposals(engine, ledger, space, 10)
-    promoted = asked(engine, ledger)
+    trial_storage = on_disk(tmp_path)
+    engine = KerasTunerEngine(trial_storage, space)
+    proposals(engine, trial_storage, space, 10)
+    promoted = asked(engine, trial_storage)
     assert promoted.continues is not None
 
     again = KerasTunerEngine(on_disk(tmp_path), space).ask()
@@ -74,9 +74,9 @@ def test_a_promoted_trial_that_was_interrupted_goes_on_from_the_same_run_again(t
 
 
 def test_hyperband_waits_where_only_the_end_of_a_trial_brings_something_new() -> None:
-    ledger, space = in_memory(), nine_epochs("categorical")
-    engine = KerasTunerEngine(ledger, space)
-    running = [asked(engine, ledger) for _ in range(3)]
+    trial_storage, space = in_memory(), nine_epochs("categorical")
+    engine = KerasTunerEngine(trial_storage, space)
+    running = [asked(engine, trial_storage) for _ in range(3)]
     assert isinstance(engine.ask(), Wait)
 
     for proposal in running:
@@ -88,15 +88,15 @@ def test_hyperband_waits_where_only_the_end_of_a_trial_brings_something_new() ->
 
 def test_a_trial_that_is_given_up_keeps_nothing_waiting(tmp_path: Path) -> None:
     space = nine_epochs("categorical")
-    ledger = on_disk(tmp_path)
-    engine = KerasTunerEngine(ledger, space)
-    for proposal in (asked(engine, ledger), asked(engine, ledger)):
+    trial_storage = on_disk(tmp_path)
+    engine = KerasTunerEngine(trial_storage, space)
+    for proposal in (asked(engine, trial_storage), asked(engine, trial_storage)):
         engine.tell(completed(proposal, 0.5))
-    for _ in range(MAX_RETURNS + 1):
-        proposal = asked(engine, ledger)
-        ledger.release(proposal.number)
+    for _ in range(MAX_RETRIES + 1):
+        proposal = asked(engine, trial_storage)
+        trial_storage.release(proposal.number)
 
-    assert ledger.records()[proposal.number].state is TrialState.FAILED
+    assert trial_storage.records()[proposal.number].state is TrialState.FAILED
     assert isinstance(engine.ask(), Exhausted)
 
 
@@ -113,16 +113,16 @@ def test_a_kill_before_a_proposal_is_written_down_costs_nothing(
 
     space = nine_epochs("mixed" if sampler != "grid" else "grid")
     storage = memory_storage()
-    ledger = Ledger(storage, "study")
-    proposals(KerasTunerEngine(ledger, space, sampler), ledger, space, 3)
-    dying = Ledger(storage, "study")
+    trial_storage = TrialStorage(storage, "study")
+    proposals(KerasTunerEngine(trial_storage, space, sampler), trial_storage, space, 3)
+    dying = TrialStorage(storage, "study")
     monkeypatch.setattr(dying, "add", die)
     with pytest.raises(KilledError):
         KerasTunerEngine(dying, space, sampler).ask()
     never = in_memory()
     undisturbed = proposals(KerasTunerEngine(never, space, sampler), never, space, 6)
 
-    resumed = proposals(KerasTunerEngine(ledger, space, sampler), ledger, space, 3)
+    resumed = proposals(KerasTunerEngine(trial_storage, space, sampler), trial_storage, space, 3)
 
     assert [proposal.params for proposal in resumed] == [proposal.params for proposal in undisturbed[3:]]
     assert [proposal.number for proposal in resumed] == [3, 4, 5]
@@ -131,11 +131,13 @@ def test_a_kill_before_a_proposal_is_written_down_costs_nothing(
 def test_a_bayesian_study_goes_on_from_its_model_after_a_kill_with_a_trial_running(tmp_path: Path) -> None:
     space = canonical("float_log")  # Three trials of one dimension, and the model takes over.
 
-    def overlapping(engine: Engine, ledger: Ledger, running: list[Proposal], count: int) -> list[ParamValue]:
+    def overlapping(
+        engine: Engine, trial_storage: TrialStorage, running: list[Proposal], count: int
+    ) -> list[ParamValue]:
         """Ask one ahead, as the coordinator does, so that the model has to guess what runs."""
         rates = []
         for _ in range(count):
-            running.append(asked(engine, ledger))
+            running.append(asked(engine, trial_storage))
             rates.append(running[-1].params["learning_rate"])
             if len(running) > 1:
                 proposal = running.pop(0)
@@ -157,10 +159,10 @@ def test_a_bayesian_study_goes_on_from_its_model_after_a_kill_with_a_trial_runni
 
 def test_a_grid_goes_on_beside_a_trial_that_an_interruption_sent_back(tmp_path: Path) -> None:
     space = canonical("grid")
-    ledger = on_disk(tmp_path)
-    engine = KerasTunerEngine(ledger, space, "grid")
-    proposals(engine, ledger, space, 2)
-    interrupted = asked(engine, ledger)
+    trial_storage = on_disk(tmp_path)
+    engine = KerasTunerEngine(trial_storage, space, "grid")
+    proposals(engine, trial_storage, space, 2)
+    interrupted = asked(engine, trial_storage)
 
     resumed = on_disk(tmp_path)
     engine = KerasTunerEngine(resumed, space, "grid")
@@ -173,47 +175,47 @@ def test_the_bayesian_model_learns_from_trials_that_it_did_not_propose() -> None
     space = canonical("float_log")
 
     def fifth(slope: float) -> ParamValue:
-        ledger = in_memory()
+        trial_storage = in_memory()
         points = tuple({"learning_rate": rate} for rate in (1e-4, 1e-3, 1e-2))
-        engine = KerasTunerEngine(ledger, space, "bayesian", try_points=points)
+        engine = KerasTunerEngine(trial_storage, space, "bayesian", try_points=points)
         for _ in range(4):
-            proposal = asked(engine, ledger)
+            proposal = asked(engine, trial_storage)
             engine.tell(completed(proposal, 0.5 + slope * math.log10(float(proposal.params["learning_rate"]))))
-        return asked(engine, ledger).params["learning_rate"]
+        return asked(engine, trial_storage).params["learning_rate"]
 
     # What is drawn at random, before the model takes over, depends on no objective.
     assert fifth(0.05) != fifth(-0.05)
 
 
 def test_a_study_can_change_its_engine_and_its_sampler_and_repeats_nothing() -> None:
-    ledger, space = in_memory(), nine_epochs("grid")
+    trial_storage, space = in_memory(), nine_epochs("grid")
     engines: list[Engine] = []
     for make in (
-        lambda: OptunaEngine(ledger, space, "random"),
-        lambda: KerasTunerEngine(ledger, space, "hyperband"),
-        lambda: KerasTunerEngine(ledger, space, "random"),
-        lambda: KerasTunerEngine(ledger, space, "hyperband"),
-        lambda: OptunaEngine(ledger, space, "tpe"),
+        lambda: OptunaEngine(trial_storage, space, "random"),
+        lambda: KerasTunerEngine(trial_storage, space, "hyperband"),
+        lambda: KerasTunerEngine(trial_storage, space, "random"),
+        lambda: KerasTunerEngine(trial_storage, space, "hyperband"),
+        lambda: OptunaEngine(trial_storage, space, "tpe"),
     ):
         engines.append(make())
-        assert len(proposals(engines[-1], ledger, space, 5)) == 5
+        assert len(proposals(engines[-1], trial_storage, space, 5)) == 5
 
-    points = [tuple(sorted(record.params.items())) for record in ledger.records()]
+    points = [tuple(sorted(record.params.items())) for record in trial_storage.records()]
     assert len(points) == len(set(points)) == 25
 
 
 def test_a_failed_trial_is_never_promoted() -> None:
-    ledger, space = in_memory(), nine_epochs()
-    engine = KerasTunerEngine(ledger, space)
-    engine.tell(completed(asked(engine, ledger), 0.5))
+    trial_storage, space = in_memory(), nine_epochs()
+    engine = KerasTunerEngine(trial_storage, space)
+    engine.tell(completed(asked(engine, trial_storage), 0.5))
     for place in range(9):
-        proposal = asked(engine, ledger)
+        proposal = asked(engine, trial_storage)
         if place < 2:
             engine.tell(TrialResult(proposal.number, proposal.attempt, TrialState.FAILED, 0))
         else:
             engine.tell(completed(proposal, place / 10))
 
-    promoted = asked(engine, ledger)
+    promoted = asked(engine, trial_storage)
 
     assert promoted.continues is not None
     assert promoted.continues.number == 9
@@ -224,9 +226,9 @@ def test_an_oracle_prints_nothing_and_writes_no_file(
     sampler: KerasTunerSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ledger, space = in_memory(), nine_epochs("grid")
+    trial_storage, space = in_memory(), nine_epochs("grid")
 
-    found = proposals(KerasTunerEngine(ledger, space, sampler), ledger, space, 5)
+    found = proposals(KerasTunerEngine(trial_storage, space, sampler), trial_storage, space, 5)
 
     assert len(found) == 5
     assert list(tmp_path.iterdir()) == []
@@ -234,13 +236,18 @@ def test_an_oracle_prints_nothing_and_writes_no_file(
 
 
 def test_a_study_keeps_two_workers_busy_through_the_rungs_and_says_from_where_a_trial_goes_on() -> None:
-    ledger, space, tracker, executor = on_one_connection(), nine_epochs(), MemoryTracker(), MemoryExecutor(slots=2)
+    trial_storage, space, tracker, executor = (
+        on_one_connection(),
+        nine_epochs(),
+        MemoryTracker(),
+        MemoryExecutor(slots=2),
+    )
     observer = RecordingObserver()
     assignment = Assignment(space, 0, Precision.FLOAT32, trials=14)
 
-    Coordinator(assignment, KerasTunerEngine(ledger, space), ledger, executor, tracker, observer).run()
+    Coordinator(assignment, KerasTunerEngine(trial_storage, space), trial_storage, executor, tracker, observer).run()
 
-    assert [record.state for record in ledger.records()] == [TrialState.COMPLETE] * 14
+    assert [record.state for record in trial_storage.records()] == [TrialState.COMPLETE] * 14
     assert executor.most_at_once == 2
     promoted = [spec for spec in executor.submitted if spec.continues is not None]
     assert promoted
@@ -249,8 +256,8 @@ def test_a_study_keeps_two_workers_busy_through_the_rungs_and_says_from_where_a_
         tags = tracker.runs[spec.run_id].tags
         assert tags["continues_run"] == spec.continues.run_id == f"run-{tags['continues_trial']}-1"
         first, last = spec.continues.epochs + 1, spec.hyperparameters.epochs
-        assert sorted(ledger.records()[spec.number].curve) == list(range(first, last + 1))
+        assert sorted(trial_storage.records()[spec.number].curve) == list(range(first, last + 1))
 
 
-def on_one_connection() -> Ledger:
-    return Ledger(memory_storage(), "study")
+def on_one_connection() -> TrialStorage:
+    return TrialStorage(memory_storage(), "study")

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from fashion_study.errors import BadInputError
-from fashion_study.executors.cluster import Demand, connected
+from fashion_study.executors.cluster import Resources, connected
 
 SQLITE = "sqlite:////here/mlflow.db"
 GIBIBYTE = 2**30
@@ -55,18 +55,18 @@ def test_an_address_where_something_else_listens_is_refused() -> None:
 @pytest.mark.parametrize(
     ("demand", "room"),
     [
-        (Demand(1, 0, GIBIBYTE), 4),
-        (Demand(0.1, 0, GIBIBYTE), 8),
-        (Demand(1, 0.5, GIBIBYTE), 4),
-        (Demand(0.5, 1, GIBIBYTE), 2),
-        (Demand(1, 0, 3 * GIBIBYTE), 2),
-        (Demand(5, 0, GIBIBYTE), 0),
-        (Demand(0.1, 0.1, 2**20), 20),
+        (Resources(1, 0, GIBIBYTE), 4),
+        (Resources(0.1, 0, GIBIBYTE), 8),
+        (Resources(1, 0.5, GIBIBYTE), 4),
+        (Resources(0.5, 1, GIBIBYTE), 2),
+        (Resources(1, 0, 3 * GIBIBYTE), 2),
+        (Resources(5, 0, GIBIBYTE), 0),
+        (Resources(0.1, 0.1, 2**20), 20),
     ],
 )
-def test_a_node_has_room_for_as_many_workers_as_all_that_they_take_allows(demand: Demand, room: int) -> None:
-    assert demand.room_on({"CPU": 4.0, "GPU": 2.0, "memory": 8.0 * GIBIBYTE, "node:10.0.0.1": 1.0}) == room
+def test_a_node_has_room_for_as_many_workers_as_all_that_they_take_allows(needed: Resources, room: int) -> None:
+    assert needed.room_on({"CPU": 4.0, "GPU": 2.0, "memory": 8.0 * GIBIBYTE, "node:10.0.0.1": 1.0}) == room
 
 
 def test_a_node_without_what_is_wanted_has_no_room() -> None:
-    assert Demand(1, 1, GIBIBYTE).room_on({"CPU": 4.0, "memory": 8.0 * GIBIBYTE}) == 0
+    assert Resources(1, 1, GIBIBYTE).room_on({"CPU": 4.0, "memory": 8.0 * GIBIBYTE}) == 0

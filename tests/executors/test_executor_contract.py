@@ -31,14 +31,14 @@ from fashion_study.trial import (
     WorkerSettings,
 )
 from tests.support.processes import descendants_running, has_ended
-from tests.support.twins import PROBED, Fate, Key, MemoryExecutor, toy_report, toy_result
+from tests.support.twins import PROBED, Key, MemoryExecutor, SimulatedOutcome, toy_report, toy_result
 
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
 TOY = "tests.executors.toy_worker"
 SETTINGS = WorkerSettings(DataSource("digits", None, "d" * 64), None, 1, "sqlite:///nowhere.db")
 PATIENCE = 60
 
-Make = Callable[[int, Mapping[Key, Fate]], Executor]
+Make = Callable[[int, Mapping[Key, SimulatedOutcome]], Executor]
 MakeProcesses = Callable[..., Executor]
 MEBIBYTE = 2**20
 
@@ -114,7 +114,9 @@ class ExecutorContract:
         assert ends == {0: TrialState.COMPLETE, 1: TrialState.PRUNED}
 
     def test_a_slot_is_free_again_after_any_end(self, make: Make) -> None:
-        executor = make(1, {(0, 1): Fate.ERROR, (1, 1): Fate.DIVERGED, (2, 1): Fate.LOST})
+        executor = make(
+            1, {(0, 1): SimulatedOutcome.ERROR, (1, 1): SimulatedOutcome.DIVERGED, (2, 1): SimulatedOutcome.LOST}
+        )
         ends = []
         for asked in (spec(0), spec(1), spec(2), spec(2, attempt=2)):
             executor.submit(asked)
@@ -129,7 +131,7 @@ class ExecutorContract:
         assert executor.slots == 1
 
     def test_an_attempt_that_is_lost_leaves_the_others_alone(self, make: Make) -> None:
-        executor = make(2, {(0, 1): Fate.LOST})
+        executor = make(2, {(0, 1): SimulatedOutcome.LOST})
         for number in (0, 1):
             executor.submit(spec(number, epochs=4))
 
@@ -145,7 +147,7 @@ class ExecutorContract:
         assert make(1, {}).probe_precision(lambda: True) is None
 
     def test_it_stops_in_the_middle_of_an_attempt_and_may_be_stopped_twice(self, make: Make) -> None:
-        executor = make(2, {(0, 1): Fate.STUCK})
+        executor = make(2, {(0, 1): SimulatedOutcome.STUCK})
         executor.submit(spec(0))
         executor.answer(first_report(executor), prune=False)
 
@@ -209,7 +211,7 @@ class ProcessContract(ExecutorContract):
         assert result.spent.waiting > 0
 
     def test_a_worker_that_dies_is_replaced_at_once(self, make: MakeProcesses) -> None:
-        executor = make(2, {(0, 1): Fate.LOST})
+        executor = make(2, {(0, 1): SimulatedOutcome.LOST})
         before = {process.pid for process in await_workers(2)}
         executor.submit(spec(0))
 
@@ -283,7 +285,7 @@ class ProcessContract(ExecutorContract):
         assert end_of(executor) == toy_result(spec(1), TrialState.COMPLETE, 2)
 
     def test_stopping_ends_every_process(self, make: MakeProcesses) -> None:
-        executor = make(2, {(0, 1): Fate.STUCK})
+        executor = make(2, {(0, 1): SimulatedOutcome.STUCK})
         executor.submit(spec(0))
         executor.answer(first_report(executor), prune=False)
         workers = await_workers(2)
@@ -517,7 +519,7 @@ class TestLocalExecutor(ProcessContract):
             executor.probe_precision()
 
     def test_stopping_returns_when_every_process_has_ended(self, make: Make) -> None:
-        executor = make(3, {(0, 1): Fate.STUCK})
+        executor = make(3, {(0, 1): SimulatedOutcome.STUCK})
         executor.submit(spec(0))
         executor.answer(first_report(executor), prune=False)
         assert len(workers_of(os.getpid())) == 3

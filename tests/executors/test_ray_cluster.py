@@ -15,14 +15,14 @@ from ray.cluster_utils import Cluster as NodesHere
 
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.errors import BadInputError, StudyError
-from fashion_study.executors.cluster import Demand, connected
+from fashion_study.executors.cluster import Resources, connected
 from fashion_study.executors.executor import Event
 from fashion_study.executors.ray import LOST, RayExecutor
-from fashion_study.store.trials import Ledger
+from fashion_study.store.trials import TrialStorage
 from fashion_study.study.loop import Assignment, Coordinator
 from fashion_study.trial import Precision, TrialState
 from tests.executors.test_executor_contract import PATIENCE, PYTHONPATH, workers_of
-from tests.executors.test_ray_executor import SMALL, await_slots, outfit, supervisors
+from tests.executors.test_ray_executor import SMALL, await_slots, supervisors, worker_context
 from tests.study.test_loop import smoke_with
 from tests.support.processes import unless_gone
 from tests.support.twins import MemoryTracker, RecordingObserver, memory_storage
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.faults
 SERVER = "http://mlflow.invalid:5000"
 SQLITE = "sqlite:////here/mlflow.db"
 # What a node of the tests has.
-A_NODE = Demand(1, 0, 2**20)
+A_NODE = Resources(1, 0, 2**20)
 SMALL_STORE = 80 * 2**20
 
 
@@ -80,11 +80,11 @@ def test_a_study_takes_the_cluster_as_it_is_and_every_trial_ends_once(
     monkeypatch.setenv("TOY_EPOCH", "0.2")
     trials, epochs = 8, 8
     space = smoke_with(epochs=epochs)
-    ledger, runs, observer = Ledger(memory_storage(), "toy"), MemoryTracker(), RecordingObserver()
+    trial_storage, runs, observer = TrialStorage(memory_storage(), "toy"), MemoryTracker(), RecordingObserver()
     sizes: list[int] = []
 
     with connected(nodes.address, SERVER) as cluster:
-        executor = Patient(cluster, outfit(tmp_path, {}), A_NODE, warn=observer.warn)
+        executor = Patient(cluster, worker_context(tmp_path, {}), A_NODE, warn=observer.warn)
 
         def shrink_and_grow() -> bool:
             """Take a node away in the middle of two attempts, and bring another one when the loss is noticed."""
@@ -104,8 +104,8 @@ def test_a_study_takes_the_cluster_as_it_is_and_every_trial_ends_once(
 
         Coordinator(
             Assignment(space, 7, Precision.FLOAT32, trials),
-            OptunaEngine(ledger, space, "random", "none", 7),
-            ledger,
+            OptunaEngine(trial_storage, space, "random", "none", 7),
+            trial_storage,
             executor,
             runs,
             observer,
@@ -114,7 +114,7 @@ def test_a_study_takes_the_cluster_as_it_is_and_every_trial_ends_once(
         executor.stop()
 
     assert sizes == [2, 1, 2]
-    assert [record.state for record in ledger.records()] == [TrialState.COMPLETE] * trials
+    assert [record.state for record in trial_storage.records()] == [TrialState.COMPLETE] * trials
     ((key, cause, state),) = observer.lost
     assert (cause, state) == (LOST, TrialState.WAITING)
     ends = Counter((run.number, run.status) for run in runs.runs.values())
@@ -133,12 +133,12 @@ def test_several_nodes_and_a_store_that_they_do_not_share_do_not_go_together(sto
 
 def test_a_worker_that_the_one_node_of_such_a_store_can_never_hold_is_refused(head: NodesHere) -> None:
     with connected(head.address, SQLITE) as cluster, pytest.raises(BadInputError, match=r"takes 64 CPUs.*no node"):
-        cluster.refuse_without_room(Demand(64, 0, 2**20), workers=1)
+        cluster.refuse_without_room(Resources(64, 0, 2**20), workers=1)
 
 
 def test_with_a_store_of_this_machine_a_node_that_joins_later_is_left_alone(head: NodesHere, tmp_path: Path) -> None:
     with connected(head.address, SQLITE) as cluster:
-        executor = RayExecutor(cluster, outfit(tmp_path, {}), A_NODE, workers=2)
+        executor = RayExecutor(cluster, worker_context(tmp_path, {}), A_NODE, workers=2)
         add_node(head)
         await_slots(executor, 1)
         assert len([node for node in ray.nodes() if node["Alive"]]) == 2
@@ -154,7 +154,7 @@ def test_with_a_store_of_this_machine_a_node_that_joins_later_is_left_alone(head
 
 def test_a_cluster_of_its_own_that_dies_ends_the_study(tmp_path: Path) -> None:
     with connected(None, SQLITE) as cluster:
-        executor = RayExecutor(cluster, outfit(tmp_path, {}), SMALL, workers=1)
+        executor = RayExecutor(cluster, worker_context(tmp_path, {}), SMALL, workers=1)
         await_slots(executor, 1)
         # Of this cluster: another one's processes may stand beside.
         (supervisor,) = supervisors()

@@ -17,11 +17,11 @@ import pytest
 import ray
 
 from fashion_study.errors import BadInputError
-from fashion_study.executors.cluster import Cluster, Demand, connected
+from fashion_study.executors.cluster import Cluster, Resources, connected
 from fashion_study.executors.executor import Executor
 from fashion_study.executors.local import Limits
 from fashion_study.executors.ray import LOST, RayExecutor
-from fashion_study.executors.supervisor import Outfit
+from fashion_study.executors.supervisor import WorkerContext
 from fashion_study.trial import AttemptLost, EpochReport, TrialState
 from tests.executors.test_executor_contract import (
     PATIENCE,
@@ -38,18 +38,18 @@ from tests.executors.test_executor_contract import (
     workers_of,
 )
 from tests.support.processes import unless_gone
-from tests.support.twins import Fate, Key, toy_result
+from tests.support.twins import Key, SimulatedOutcome, toy_result
 
 # Small enough for two on a machine with one core.
-SMALL = Demand(0.5, 0, 2**20)
+SMALL = Resources(0.5, 0, 2**20)
 
 
-def outfit(folder: Path, fates: Mapping[Key, str], limits: Limits | None = None) -> Outfit:
+def worker_context(folder: Path, fates: Mapping[Key, str], limits: Limits | None = None) -> WorkerContext:
     """Equip a supervisor with the toy worker, and with what this process's environment tells that."""
     by_name = {f"{number}/{attempt}": str(fate) for (number, attempt), fate in fates.items()}
     toys = {name: value for name, value in os.environ.items() if name.startswith("TOY_")}
     environment = toys | {"PYTHONPATH": PYTHONPATH, "TOY_FATES": json.dumps(by_name)}
-    return Outfit(SETTINGS, limits or Limits(), folder / "logs", TOY, environment)
+    return WorkerContext(SETTINGS, limits or Limits(), folder / "logs", TOY, environment)
 
 
 def await_slots(executor: Executor, slots: int) -> None:
@@ -88,11 +88,11 @@ def test_signals_are_the_coordinator_s_to_answer(cluster: Cluster) -> None:
 
 def test_a_worker_that_no_node_could_ever_have_is_refused(cluster: Cluster) -> None:
     with pytest.raises(BadInputError, match=r"takes 1024 CPUs.*no node.*--worker-cpus"):
-        cluster.refuse_without_room(Demand(1024, 0, 2**20), workers=None)
+        cluster.refuse_without_room(Resources(1024, 0, 2**20), workers=None)
 
 
 def test_a_cluster_of_its_own_is_out_of_reach_for_other_machines(cluster: Cluster, tmp_path: Path) -> None:
-    executor = RayExecutor(cluster, outfit(tmp_path, {}), SMALL, workers=1)
+    executor = RayExecutor(cluster, worker_context(tmp_path, {}), SMALL, workers=1)
     await_slots(executor, 1)
     me = psutil.Process()
     below = me.children(recursive=True)
@@ -124,7 +124,7 @@ def test_a_cluster_of_its_own_lets_nobody_in_without_its_token(own: dict[str, st
 
 
 def test_a_probe_that_waits_for_its_first_worker_ends_when_its_caller_says_so(cluster: Cluster, tmp_path: Path) -> None:
-    executor = RayExecutor(cluster, outfit(tmp_path, {}), Demand(1024, 0, 2**20), workers=1)
+    executor = RayExecutor(cluster, worker_context(tmp_path, {}), Resources(1024, 0, 2**20), workers=1)
     asked = iter([False, False, True])
 
     assert executor.probe_precision(lambda: next(asked)) is None
@@ -139,8 +139,8 @@ class TestRayExecutor(ProcessContract):
         made: list[RayExecutor] = []
 
         def start(workers: int, fates: Mapping[Key, str], limits: Limits | None = None) -> RayExecutor:
-            demand = Demand(min(0.5, 1 / workers), 0, SMALL.memory)
-            made.append(RayExecutor(cluster, outfit(tmp_path, fates, limits), demand, workers))
+            needed = Resources(min(0.5, 1 / workers), 0, SMALL.memory)
+            made.append(RayExecutor(cluster, worker_context(tmp_path, fates, limits), needed, workers))
             await_slots(made[-1], workers)
             return made[-1]
 
@@ -149,7 +149,7 @@ class TestRayExecutor(ProcessContract):
             executor.stop()
 
     def test_an_attempt_is_lost_with_its_supervisor_and_another_one_takes_its_place(self, make: MakeProcesses) -> None:
-        executor = make(1, {(0, 1): Fate.STUCK})
+        executor = make(1, {(0, 1): SimulatedOutcome.STUCK})
         executor.submit(spec(0))
         executor.answer(first_report(executor), prune=False)
         (worker,) = workers_of(os.getpid())

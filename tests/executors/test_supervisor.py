@@ -10,7 +10,7 @@ import pytest
 
 from fashion_study.errors import DataError
 from fashion_study.executors.local import Limits, LocalExecutor
-from fashion_study.executors.supervisor import Outfit, Supervisor
+from fashion_study.executors.supervisor import Supervisor, WorkerContext
 from fashion_study.trial import DataSource, TrialState, WorkerFailed
 from tests.executors.test_executor_contract import PYTHONPATH, SETTINGS, TOY, spec
 from tests.support.twins import PROBED, toy_report, toy_result
@@ -35,14 +35,14 @@ def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
         executor.stop()
 
 
-def outfit(folder: Path, source: DataSource = SETTINGS.source) -> Outfit:
-    return Outfit(replace(SETTINGS, source=source), Limits(), folder, TOY, {"TOY_FATES": "{}"})
+def worker_context(folder: Path, source: DataSource = SETTINGS.source) -> WorkerContext:
+    return WorkerContext(replace(SETTINGS, source=source), Limits(), folder, TOY, {"TOY_FATES": "{}"})
 
 
 def test_each_call_returns_with_what_comes_next(supervisor: Supervisor, tmp_path: Path) -> None:
     asked = spec(0, epochs=2)
 
-    assert supervisor.begin(outfit(tmp_path), "ray-0") == []
+    assert supervisor.begin(worker_context(tmp_path), "ray-0") == []
     assert supervisor.probe() == [PROBED]
     assert supervisor.submit(asked) == []
     first, second = toy_report(asked, 1), toy_report(asked, 2)
@@ -56,7 +56,7 @@ def test_images_that_are_not_where_the_coordinator_has_them_are_looked_for(
     supervisor: Supervisor, fashion_mnist_dir: Path, tmp_path: Path
 ) -> None:
     assert fashion_mnist_dir.is_dir()  # FASHION_MNIST_DIR names it on this machine too.
-    assert supervisor.begin(outfit(tmp_path, ELSEWHERE), "ray-0") == []
+    assert supervisor.begin(worker_context(tmp_path, ELSEWHERE), "ray-0") == []
     assert supervisor.probe() == [PROBED]
 
 
@@ -65,7 +65,7 @@ def test_images_that_are_nowhere_are_missed_by_the_name_of_the_machine_by_every_
 ) -> None:
     monkeypatch.setenv("FASHION_MNIST_DIR", str(tmp_path / "nowhere"))
 
-    told = supervisor.begin(outfit(tmp_path, ELSEWHERE), "ray-0")
+    told = supervisor.begin(worker_context(tmp_path, ELSEWHERE), "ray-0")
 
     assert isinstance(told, WorkerFailed)
     assert isinstance(told.error, DataError)
@@ -79,7 +79,7 @@ def test_a_machine_without_the_coordinator_s_folders_keeps_its_logs_in_one_of_it
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
-    supervisor.begin(outfit(tmp_path / "nowhere"), "ray-3")
+    supervisor.begin(worker_context(tmp_path / "nowhere"), "ray-3")
 
     assert not (tmp_path / "nowhere").exists()
     assert [log.parent.name for log in tmp_path.glob("fashion-study-logs-*/**/worker-0.log")] == ["ray-3"]

@@ -1,6 +1,6 @@
 """The real worker process with a toy for a trainer: no TensorFlow, no data, and fates for attempts to meet.
 
-`TOY_FATES` maps attempts to fates, as JSON: `{"3/1": "lost"}`; beside those of `Fate` a real process can meet the ones
+`TOY_FATES` maps attempts to fates, as JSON: `{"3/1": "lost"}`; beside those of `SimulatedOutcome` a real process can meet the ones
 below. `TOY_BROKEN` keeps the trainer from starting; with `SIGKILL` it takes the process along, with `hang` it never
 comes to an end. `TOY_PROBE` is the fate of a probe. `TOY_SLOW` is the seconds that a start takes, `TOY_EPOCH` those
 that an epoch takes.
@@ -18,7 +18,7 @@ from types import ModuleType
 from fashion_study.errors import DataError
 from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialResult, TrialSpec, WorkerSettings
 from fashion_study.worker import process as worker
-from tests.support.twins import PROBED, Fate, toy_training
+from tests.support.twins import PROBED, SimulatedOutcome, toy_training
 
 HUNGER = 256 * 2**20
 KEPT: list[bytes] = []
@@ -83,7 +83,7 @@ class ToyTrainer:
 
     def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
         name = self._fates.get(f"{spec.number}/{spec.attempt}", "")
-        training = toy_training(spec, Fate(name) if name in set(Fate) else None)
+        training = toy_training(spec, SimulatedOutcome(name) if name in set(SimulatedOutcome) else None)
         verdict = None
         while True:
             time.sleep(float(os.environ.get("TOY_EPOCH", "0")))
@@ -95,7 +95,7 @@ class ToyTrainer:
                 ENDS[name]()
             if name == "store":
                 return AttemptLost(*spec.key, "the store failed: disk full", by_store=True)
-            if name not in set(Fate):
+            if name not in set(SimulatedOutcome):
                 ENDS.get(name, bool)()
 
 

@@ -40,7 +40,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a store whose databases are migrated, which takes some seconds, to be copied."""
     store = open_store(tmp_path_factory.mktemp("empty") / "store")
     store.client()
-    store.optuna_storage()
+    store.open_optuna_storage()
     return store.root
 
 

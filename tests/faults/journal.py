@@ -19,9 +19,9 @@ class Journal:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_DSYNC)
         self._who = who
 
-    def note(self, what: str, **facts: Any) -> None:
+    def note(self, what: str, **attrs: Any) -> None:
         """Write down what has happened."""
-        os.write(self._file, (json.dumps({"who": self._who, "what": what, **facts}) + "\n").encode())
+        os.write(self._file, (json.dumps({"who": self._who, "what": what, **attrs}) + "\n").encode())
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:

@@ -242,12 +242,12 @@ def _watch_phases(journal: Journal) -> None:
 
 
 def _watch_results(journal: Journal) -> None:
-    """Note what the ledger has taken in: from there on a result is acknowledged."""
+    """Note what the trial storage has taken in: from there on a result is acknowledged."""
 
     def note(_: Any, result: Any) -> None:
         journal.note("told", trial=result.number, state=result.state.value, objective=result.objective)
 
-    _around("fashion_study.store.trials:Ledger", "close", after=note)
+    _around("fashion_study.store.trials:TrialStorage", "close", after=note)
 
 
 def _inside(owner: str, name: str, context: Callable[[], AbstractContextManager[None]]) -> None:

@@ -79,7 +79,7 @@ def databases_are_whole(root: Path) -> None:
 
 
 def no_acknowledged_result_is_lost(found: Found, lives: Iterable[Life]) -> None:
-    """I1: what a user was shown, and what the ledger had taken in, is there to the last digit."""
+    """I1: what a user was shown, and what the trial storage had taken in, is there to the last digit."""
     trials = {trial.number: trial for trial in found.trials}
     current = {key[:2]: run for key, run in found.runs.items() if "superseded_by" not in run.data.tags}
     for life in lives:

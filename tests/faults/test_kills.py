@@ -7,7 +7,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from fashion_study.tracking.pending import half_written
+from fashion_study.tracking.pending import pending_models
 from tests.faults.conftest import Launch, NewStore
 from tests.faults.launcher import Life, Plan
 from tests.faults.promises import (
@@ -43,7 +43,7 @@ def test_killed_while_its_worker_writes_it_ends_as_if_it_had_not_been(
         found = Found(root, STUDY)
         check(found, lives, TOTAL)
         assert outcome(found) == whole[1], number
-        assert half_written(found.client, [one.experiment_id for one in found.client.search_experiments()]) == []
+        assert pending_models(found.client, [one.experiment_id for one in found.client.search_experiments()]) == []
         phases[lives[0].phase] += 1
 
     record_fault("SIGKILL of the coordinator while its worker writes", EVERYTHING, len(numbers), phases)

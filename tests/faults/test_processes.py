@@ -241,7 +241,7 @@ def open_everything(root: Path, number: int) -> None:
     """Open an empty store in a process that is killed before its nth commit; 0: never."""
     die_at_commit(number)
     store = open_store(root)
-    store.optuna_storage()
+    store.open_optuna_storage()
     store.experiment_id(store.client(), "digits")
 
 

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from fashion_study.store.relocation import local_path
 from fashion_study.store.store import open_store
-from fashion_study.training.model import build_model, float32_twin
+from fashion_study.training.model import build_model, to_float32
 from fashion_study.worker.record import record_model
 from tests.support.model_store import SMALL
 
@@ -17,7 +17,7 @@ def main() -> None:
         store = open_store(scratch)
         client = store.client()
         run_id = client.create_run(store.experiment_id(client, "digits")).info.run_id
-        logged = record_model(client, run_id, float32_twin(build_model(SMALL), SMALL), SMALL)
+        logged = record_model(client, run_id, to_float32(build_model(SMALL), SMALL), SMALL)
         folder = local_path(client.get_logged_model(logged.model_id).artifact_location)
         assert folder is not None
         unfinished = Path(f"{sys.argv[1]}.part")

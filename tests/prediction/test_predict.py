@@ -11,9 +11,9 @@ from rich.console import Console
 from fashion_study.data.dataset import CLASS_NAMES
 from fashion_study.errors import BadInputError, DamagedModelError, StoreError
 from fashion_study.prediction.model_uri import ModelUri
-from fashion_study.prediction.predict import Guess, Prediction, Predictions, as_json, predict, table
+from fashion_study.prediction.predict import ClassProbability, Prediction, Predictions, as_json, predict, table
 from fashion_study.tracking.registry import CHAMPION, Candidate
-from fashion_study.training.model import build_model, float32_twin
+from fashion_study.training.model import build_model, to_float32
 from fashion_study.worker.record import record_model
 from tests.support.model_store import SMALL, ModelStore, digits, trained
 
@@ -50,8 +50,8 @@ def assert_predicted_by(epochs: int, found: Predictions) -> None:
     wanted = trained(epochs).predict(digits().validation.images[: len(found.pictures)], verbose=0)
     for one, row in zip(found.pictures, wanted, strict=True):
         best = np.argsort(-row, kind="stable")[:3]
-        assert [guess.name for guess in one.guesses] == [str(digit) for digit in best]
-        assert [guess.probability for guess in one.guesses] == pytest.approx(list(row[best]), abs=1e-5)
+        assert [each.name for each in one.classes] == [str(digit) for digit in best]
+        assert [each.probability for each in one.classes] == pytest.approx(list(row[best]), abs=1e-5)
 
 
 def test_the_champion_predicts_pictures_as_it_predicts_their_images(shelf: Shelf, pictures: list[Path]) -> None:
@@ -86,7 +86,7 @@ def test_photographs_of_digits_are_taken_for_what_they_show(shelf: Shelf, tmp_pa
         paths.append(tmp_path / f"{number}.jpg")
         picture.save(paths[-1], quality=90)
     found = predict(paths, shelf.models.store)
-    right = [one.guesses[0].name == str(label) for one, label in zip(found.pictures, split.labels[:200], strict=True)]
+    right = [one.classes[0].name == str(label) for one, label in zip(found.pictures, split.labels[:200], strict=True)]
     assert np.mean(right) > 0.75
 
 
@@ -100,7 +100,7 @@ def test_of_several_data_sets_the_champion_of_fashion_mnist_is_used(tmp_path: Pa
         models.registry.move_alias(version.name, CHAMPION, version.number)
     found = predict(pictures, models.store)
     assert found.model == "fashion-mnist-cnn version 1 (champion)"
-    assert {guess.name for one in found.pictures for guess in one.guesses} <= set(CLASS_NAMES["fashion-mnist"])
+    assert {each.name for one in found.pictures for each in one.classes} <= set(CLASS_NAMES["fashion-mnist"])
 
 
 def test_a_picture_that_cannot_be_read_keeps_no_other_from_being_predicted(
@@ -110,7 +110,7 @@ def test_a_picture_that_cannot_be_read_keeps_no_other_from_being_predicted(
     broken.write_text("no picture")
     missing = tmp_path / "missing.png"
     found = predict([broken, *pictures[:2], missing], shelf.models.store)
-    assert [bool(one.guesses) for one in found.pictures] == [False, True, True, False]
+    assert [bool(one.classes) for one in found.pictures] == [False, True, True, False]
     assert [one.error is None for one in found.pictures] == [False, True, True, False]
     assert [str(path) in error for path, error in zip((broken, missing), found.errors, strict=True)] == [True, True]
 
@@ -154,7 +154,7 @@ def test_a_run_that_says_no_digest_gives_no_model(shelf: Shelf, pictures: list[P
 def test_a_model_with_other_classes_than_its_data_set_is_refused(shelf: Shelf, pictures: list[Path]) -> None:
     models = shelf.models
     run_id = models.client.create_run(models.experiment_id).info.run_id
-    logged = record_model(models.client, run_id, float32_twin(build_model(SMALL, classes=12), SMALL), SMALL)
+    logged = record_model(models.client, run_id, to_float32(build_model(SMALL, classes=12), SMALL), SMALL)
     models.client.set_tag(run_id, "model_sha256", logged.sha256)
     with pytest.raises(DamagedModelError, match="12 classes apart; its data set has 10"):
         predict(pictures, models.store, ModelUri.parse(logged.uri))
@@ -194,13 +194,13 @@ def test_a_table_shows_model_names_and_probabilities_of_what_could_be_read(
     lines = shown(found)
     assert "digits-cnn version 1 (champion)" in lines[0]
     (row,) = (line for line in lines if "%" in line)
-    best = found.pictures[0].guesses[0]
+    best = found.pictures[0].classes[0]
     assert row.split()[-9:-6] == [best.name, f"{100 * best.probability:.1f}", "%"]
     assert "missing" not in "".join(lines)
 
 
 def test_a_name_that_would_move_the_cursor_is_shown_harmless() -> None:
-    one = Prediction(Path("a\x1b[2J[red]b.png"), tuple(Guess(name, 0.3) for name in "abc"))
+    one = Prediction(Path("a\x1b[2J[red]b.png"), tuple(ClassProbability(name, 0.3) for name in "abc"))
     lines = "".join(shown(Predictions("a model", (one,))))
     assert "\x1b" not in lines
     assert "[2J[red]b.png" in lines
@@ -213,6 +213,6 @@ def test_json_has_an_object_for_each_picture(shelf: Shelf, pictures: list[Path],
     assert read == {
         "picture": str(pictures[0]),
         "model": found.model,
-        "classes": [{"name": guess.name, "probability": guess.probability} for guess in found.pictures[0].guesses],
+        "classes": [{"name": each.name, "probability": each.probability} for each in found.pictures[0].classes],
     }
     assert unread == {"picture": str(missing), "error": found.errors[0]}

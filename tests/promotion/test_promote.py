@@ -16,12 +16,12 @@ import pytest
 from fashion_study.data.dataset import Split
 from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import BadInputError, DamagedModelError, DataError, ExitCode, StoreError
-from fashion_study.promotion.contenders import NobodyToBeatError, choose_challenger
+from fashion_study.promotion.contenders import NoReferenceModelError, choose_challenger
 from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
 from fashion_study.promotion.evidence import PREDICTIONS
 from fashion_study.promotion.gates import Gates
-from fashion_study.promotion.promote import NothingToGoBackToError, promote
-from fashion_study.tracking.aliases import LostRaceError
+from fashion_study.promotion.promote import NoPreviousChampionError, promote
+from fashion_study.tracking.aliases import ConcurrentUpdateError
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, Version
 from fashion_study.trial import DataSource
 from tests.faults.table import RecordFault
@@ -378,7 +378,7 @@ def test_rollback_goes_one_step_back_and_is_recorded(scene: Scene) -> None:
 
 def test_rollback_with_nothing_to_go_back_to_says_so(scene: Scene) -> None:
     version = scene.champion(POOR)
-    with pytest.raises(NothingToGoBackToError, match="no version was champion before it") as refused:
+    with pytest.raises(NoPreviousChampionError, match="no version was champion before it") as refused:
         scene.promote(rollback=True)
     assert refused.value.exit_code == 1
     assert scene.aliases()[CHAMPION] == version.number
@@ -478,7 +478,7 @@ def test_a_race_that_is_lost_on_a_server_is_reported_and_recorded(
             move(registry, name, alias, other.number)
 
     monkeypatch.setattr(Registry, "move_alias", overtaken)
-    with pytest.raises(LostRaceError, match=f"{other} is champion now") as lost:
+    with pytest.raises(ConcurrentUpdateError, match=f"{other} is champion now") as lost:
         scene.promote()
     assert lost.value.exit_code == 1
     assert scene.aliases()[CHAMPION] == other.number
@@ -546,7 +546,7 @@ def test_a_reproduced_baseline_as_challenger_is_checked_against_what_was_logged_
 
 def test_with_nobody_to_beat_the_answer_is_no_and_the_way_on_is_named(scene: Scene) -> None:
     scene.register(scene.baseline(trained(POOR)))
-    with pytest.raises(NobodyToBeatError, match="--force") as refused:
+    with pytest.raises(NoReferenceModelError, match="--force") as refused:
         scene.promote()
     assert refused.value.exit_code == 1
 
@@ -617,7 +617,7 @@ def test_where_two_data_sets_have_a_challenger_one_has_to_be_named(scene: Scene)
     scene.promote(study="digits-tiny", force="first look")
     with pytest.raises(BadInputError, match="a champion each"):
         scene.promote(rollback=True)
-    with pytest.raises(NothingToGoBackToError, match="digits-cnn version 1"):
+    with pytest.raises(NoPreviousChampionError, match="digits-cnn version 1"):
         scene.promote(rollback=True, study="digits-tiny")
 
 

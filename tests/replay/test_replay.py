@@ -26,11 +26,11 @@ from fashion_study.replay.replay import replay
 from fashion_study.replay.request import ReplayConfig
 from fashion_study.replay.view import show_replay
 from fashion_study.store.store import Store, open_store
-from fashion_study.store.trials import Ledger
-from fashion_study.study.plan import data_cards, plan_study
+from fashion_study.store.trials import TrialStorage
+from fashion_study.study.plan import dataset_metadata, plan_study
 from fashion_study.tracking.runs import MlflowTracker
 from fashion_study.trial import (
-    Continuation,
+    Checkpoint,
     FailReason,
     Hyperparameters,
     Precision,
@@ -55,19 +55,19 @@ class Desk:
         self.client = store.client()
         config = StudyConfig(space="smoke", dataset="digits", workers=2, study=name)
         self.tracker = MlflowTracker(self.client, store.experiment_id(self.client, "digits"))
-        card = plan_study(config).card(Precision.FLOAT32)
-        self.run_id = self.tracker.open_study(card, data_cards(load_study_data(locate("digits"))), None)
-        self.ledger = Ledger(store.optuna_storage(), name)
+        metadata = plan_study(config).metadata(Precision.FLOAT32)
+        self.run_id = self.tracker.open_study(metadata, dataset_metadata(load_study_data(locate("digits"))), None)
+        self.trial_storage = TrialStorage(store.open_optuna_storage(), name)
 
     def begin(self, repeat: int = 0, epochs: int = EPOCHS) -> TrialSpec:
         """Open a trial, or a repeat of the first one."""
-        number = 0 if repeat else self.ledger.add({"learning_rate": RATE}, DISTRIBUTIONS).number
+        number = 0 if repeat else self.trial_storage.add({"learning_rate": RATE}, DISTRIBUTIONS).number
         hyperparameters = Hyperparameters(learning_rate=RATE, epochs=epochs)
         seed = trial_seed(0, number, repeat)
         tags = {"seed": str(seed), "precision": "float32"}
         run_id = self.tracker.open_trial(number, 1, hyperparameters.model_dump(), tags, repeat)
         if not repeat:
-            self.ledger.begin_attempt(number, 1, run_id)
+            self.trial_storage.begin_attempt(number, 1, run_id)
         return TrialSpec(number, 1, hyperparameters, seed, run_id, Precision.FLOAT32, repeat)
 
     def end(
@@ -86,7 +86,7 @@ class Desk:
         result = replace(result, metrics=metrics, tags=dict(tags or {"threads": "1"}))
         self.tracker.close_trial(spec, result)
         if not spec.repeat:
-            self.ledger.close(result)
+            self.trial_storage.close(result)
         return spec
 
     def replay(self, trial: object, study: str | None = None) -> Replay:
@@ -101,7 +101,7 @@ class Desk:
 
     def runs(self) -> list[str]:
         """Return the runs of the study's trials."""
-        return [str(record.run_id) for record in self.ledger.records()]
+        return [str(record.run_id) for record in self.trial_storage.records()]
 
     def content(self) -> tuple[list[str], list[str]]:
         """Return every row of both databases, and the name and size of every other file."""
@@ -258,7 +258,7 @@ def test_a_continued_training_goes_on_from_the_same_run(desk: Desk) -> None:
     desk.client.set_tag(spec.run_id, "continues_trial", "3")
     desk.client.set_tag(spec.run_id, "continues_run", "0" * 32)
 
-    assert read_recorded(desk.client, spec.run_id).spec.continues == Continuation(3, "0" * 32, 2)
+    assert read_recorded(desk.client, spec.run_id).spec.continues == Checkpoint(3, "0" * 32, 2)
 
 
 def test_a_worker_that_dies_ends_the_replay_and_what_it_printed_is_kept(

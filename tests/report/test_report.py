@@ -25,11 +25,11 @@ from fashion_study.report.publish import publish_report
 from fashion_study.space.file import load_space
 from fashion_study.store.locks import sole_owner
 from fashion_study.store.store import open_store
-from fashion_study.store.trials import Ledger
+from fashion_study.store.trials import TrialStorage
 from fashion_study.study.run import StudyResult, run_study
 from fashion_study.tracking.registry import CHAMPION, Candidate, Registry
 from fashion_study.tracking.runs import MlflowTracker
-from fashion_study.tracking.tracker import StudyCard
+from fashion_study.tracking.tracker import StudyMetadata
 from fashion_study.trial import TrialState
 from tests.support.study_facts import CLASSES, facts, finals, model, record
 
@@ -222,7 +222,7 @@ class Real:
     store: Path
     result: StudyResult
     client: MlflowClient
-    ledger: Ledger
+    trial_storage: TrialStorage
     page: Page
 
     @property
@@ -251,8 +251,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     )
     report = publish_report(STUDY, store, root / "page.html")
     assert report.is_logged
-    ledger = Ledger(result.store.optuna_storage(), STUDY)
-    return Real(root, store, result, result.store.client(), ledger, Page(report.path.read_text()))
+    trial_storage = TrialStorage(result.store.open_optuna_storage(), STUDY)
+    return Real(root, store, result, result.store.client(), trial_storage, Page(report.path.read_text()))
 
 
 def test_the_file_and_the_artifact_on_the_study_run_are_the_same_page(real: Real) -> None:
@@ -261,7 +261,7 @@ def test_the_file_and_the_artifact_on_the_study_run_are_the_same_page(real: Real
 
 
 def test_a_real_page_says_what_its_runs_say(real: Real) -> None:
-    study = collect(real.ledger, real.result.store)
+    study = collect(real.trial_storage, real.result.store)
     assert study.best is not None
     assert study.best.repeat in (1, 2)
     run_of_best = real.client.get_run(study.best.run_id)
@@ -273,7 +273,7 @@ def test_a_real_page_says_what_its_runs_say(real: Real) -> None:
 
 
 def test_the_examples_are_the_images_that_the_best_model_confuses(real: Real) -> None:
-    study, data = collect(real.ledger, real.result.store), load_study_data(locate("digits"))
+    study, data = collect(real.trial_storage, real.result.store), load_study_data(locate("digits"))
     assert study.best is not None
     assert study.best.mistakes is not None
     assert study.pixels
@@ -290,7 +290,7 @@ def test_the_examples_are_the_images_that_the_best_model_confuses(real: Real) ->
 def test_the_confusion_matrix_is_compared_with_the_champion_where_that_was_evaluated_on_the_same_images(
     real: Real,
 ) -> None:
-    study = collect(real.ledger, real.result.store)
+    study = collect(real.trial_storage, real.result.store)
     assert study.best is not None
     assert study.reference is not None
     assert (study.reference.model.trial, study.reference.reason) == (0, "no model of this data set is the champion yet")
@@ -301,38 +301,38 @@ def test_the_confusion_matrix_is_compared_with_the_champion_where_that_was_evalu
     registry = Registry(real.client)
     version = registry.register(Candidate("digits", other.run_id, tags["model_uri"], tags["model_sha256"], {}))
     registry.move_alias(version.name, CHAMPION, version.number)
-    against_champion = collect(real.ledger, real.result.store).reference
+    against_champion = collect(real.trial_storage, real.result.store).reference
     assert against_champion is not None
     assert against_champion.model.run_id == other.run_id
     assert against_champion.name == f"the champion ({version})"
 
     # As a registered reproduction of the baseline has it: a matrix, but of the holdout.
     real.client.set_tag(other.run_id, "kind", "baseline")
-    against_baseline = collect(real.ledger, real.result.store).reference
+    against_baseline = collect(real.trial_storage, real.result.store).reference
     real.client.set_tag(other.run_id, "kind", "trial")
     assert against_baseline is not None
     assert against_baseline.model.trial == 0
     assert "was not evaluated on these validation images" in against_baseline.reason
 
 
-def open_study(root: Path, values: list[float]) -> Ledger:
+def open_study(root: Path, values: list[float]) -> TrialStorage:
     """Begin a study as the coordinator does, and leave its first trial running after some epochs."""
     store = open_store(root)
-    ledger, client = Ledger(store.optuna_storage(), "open"), store.client()
+    trial_storage, client = TrialStorage(store.open_optuna_storage(), "open"), store.client()
     tracker = MlflowTracker(client, store.experiment_id(client, "digits"))
-    card = StudyCard(
+    card = StudyMetadata(
         name="open",
         space_yaml=SMOKE.source_text,
-        facts={"dataset": "digits", "limit_train": None, "seed": 0},
+        attrs={"dataset": "digits", "limit_train": None, "seed": 0},
         settings={"trials": 4, "workers": 1, "command": "python -m experiments.run_study --trials 4"},
     )
     run_id = tracker.open_study(card, (), None)
-    ledger.remember(run_id=run_id, split=load_study_data(locate("digits")).split_digest)
-    OptunaEngine(ledger, SMOKE).ask()
-    ledger.begin_attempt(0, 1, tracker.open_trial(0, 1, SMOKE.baseline, {}))
+    trial_storage.set_attrs(run_id=run_id, split=load_study_data(locate("digits")).split_digest)
+    OptunaEngine(trial_storage, SMOKE).ask()
+    trial_storage.begin_attempt(0, 1, tracker.open_trial(0, 1, SMOKE.baseline, {}))
     for epoch, value in enumerate(values, start=1):
-        ledger.record_value(0, epoch, value)
-    return ledger
+        trial_storage.record_value(0, epoch, value)
+    return trial_storage
 
 
 @pytest.mark.parametrize("values", [[], [0.4]])
@@ -340,8 +340,8 @@ def test_a_study_that_is_running_is_read_beside_its_owner_and_nothing_is_written
     tmp_path: Path, values: list[float]
 ) -> None:
     store = tmp_path / "store"
-    ledger = open_study(store, values)
-    before = ledger.records()
+    trial_storage = open_study(store, values)
+    before = trial_storage.records()
     with sole_owner(store, "open"):
         report = publish_report("open", store, tmp_path / "open.html")
     page = Page(report.path.read_text())
@@ -349,9 +349,9 @@ def test_a_study_that_is_running_is_read_beside_its_owner_and_nothing_is_written
     assert report.contents == "open: still running, 0 of 4 trials done, none complete yet"
     assert "This study is still running" in page.text
     assert "No trial is complete: nothing can be said yet about accuracy." in page.text
-    assert ledger.records() == before
+    assert trial_storage.records() == before
     client = MlflowClient(f"sqlite:///{store}/mlflow.db")
-    assert {artifact.path for artifact in client.list_artifacts(ledger.facts["run_id"])} == {
+    assert {artifact.path for artifact in client.list_artifacts(trial_storage.attrs["run_id"])} == {
         "space.yaml",
         "invocations.json",
     }
@@ -411,7 +411,7 @@ def test_a_study_whose_tags_were_altered_is_refused_as_a_store(
 def test_a_study_whose_artifacts_were_altered_is_refused_as_a_store(
     name: str, content: str, real: Real, tmp_path: Path
 ) -> None:
-    best = collect(real.ledger, real.result.store).best
+    best = collect(real.trial_storage, real.result.store).best
     assert best is not None
     path = next(real.store.joinpath("artifacts").rglob(f"{best.run_id}/artifacts/{name}"))
     before = path.read_bytes()
@@ -443,7 +443,7 @@ def test_a_study_of_a_hostile_name_gets_no_file_of_that_name(
     monkeypatch.chdir(folder)
     names = ["../../evil", "/etc/evil", ATTACK, "two\nlines", "\x1b[2J", "x" * 300]
     for name in names:
-        Ledger(open_store(tmp_path / "store").optuna_storage(), name).remember(run_id="0" * 32)
+        TrialStorage(open_store(tmp_path / "store").open_optuna_storage(), name).set_attrs(run_id="0" * 32)
 
     def files() -> list[Path]:
         # SQLite's -wal and -shm come and go with the connections, which end when the collector finds them.
@@ -486,7 +486,7 @@ def test_an_unknown_study_is_refused_with_the_known_ones(
 def test_a_study_that_ended_before_its_first_trial_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Ledger(open_store(tmp_path).optuna_storage(), "stillborn")
+    TrialStorage(open_store(tmp_path).open_optuna_storage(), "stillborn")
     code, message = refusal(monkeypatch, capsys, "stillborn", "--store", tmp_path)
     assert code == 2
     assert "ended before its first trial was begun" in message

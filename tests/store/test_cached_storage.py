@@ -9,7 +9,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from fashion_study.engines.points import Point
-from fashion_study.store.trials import Ledger
+from fashion_study.store.trials import TrialStorage
 from fashion_study.trial import FailReason, TrialResult, TrialState
 
 DISTRIBUTIONS = {
@@ -27,10 +27,10 @@ def address(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def ledger(address: str) -> Ledger:
-    """A ledger, another study's trials before and between its own, that has come to every state."""
-    other, ledger = Ledger(RDBStorage(address), "another"), Ledger(RDBStorage(address), "toy")
-    assert other.trials() == ledger.trials() == []
+def trial_storage(address: str) -> TrialStorage:
+    """A trial storage, another study's trials before and between its own, that has come to every state."""
+    other, trial_storage = TrialStorage(RDBStorage(address), "another"), TrialStorage(RDBStorage(address), "toy")
+    assert other.trials() == trial_storage.trials() == []
     results = (
         TrialResult(0, 1, TrialState.COMPLETE, 2, 0.5, seconds=12.5),
         TrialResult(1, 1, TrialState.PRUNED, 2),
@@ -38,24 +38,24 @@ def ledger(address: str) -> Ledger:
     )
     for result in results:
         other.enqueue(POINT, DISTRIBUTIONS)
-        begin(ledger, result.number)
-        ledger.close(result)
-    begin(ledger, 3)
-    ledger.record_verdict(3, 2)
-    ledger.study.ask(fixed_distributions=DISTRIBUTIONS)
-    ledger.study.ask()
-    begin(ledger, 6)
-    ledger.release(6)
-    ledger.enqueue(POINT, DISTRIBUTIONS)
-    return ledger
+        begin(trial_storage, result.number)
+        trial_storage.close(result)
+    begin(trial_storage, 3)
+    trial_storage.record_prune(3, 2)
+    trial_storage.study.ask(fixed_distributions=DISTRIBUTIONS)
+    trial_storage.study.ask()
+    begin(trial_storage, 6)
+    trial_storage.release(6)
+    trial_storage.enqueue(POINT, DISTRIBUTIONS)
+    return trial_storage
 
 
-def begin(ledger: Ledger, number: int) -> None:
-    trial = ledger.add(POINT, DISTRIBUTIONS, {"place": number, "values": {"filters": (1, 2)}})
+def begin(trial_storage: TrialStorage, number: int) -> None:
+    trial = trial_storage.add(POINT, DISTRIBUTIONS, {"place": number, "values": {"filters": (1, 2)}})
     assert trial.number == number
-    ledger.begin_attempt(number, 1, f"run-{number}")
+    trial_storage.begin_attempt(number, 1, f"run-{number}")
     for epoch, value in enumerate((0.25, float("inf"), 0.75), start=1):
-        ledger.record_value(number, epoch, value)
+        trial_storage.record_value(number, epoch, value)
 
 
 def without_times(trials: list[FrozenTrial]) -> list[dict[str, object]]:
@@ -66,42 +66,42 @@ def without_times(trials: list[FrozenTrial]) -> list[dict[str, object]]:
     ]
 
 
-def test_what_is_written_through_is_what_the_database_holds(ledger: Ledger, address: str) -> None:
-    stored = RDBStorage(address).get_all_trials(ledger.study._study_id)
+def test_what_is_written_through_is_what_the_database_holds(trial_storage: TrialStorage, address: str) -> None:
+    stored = RDBStorage(address).get_all_trials(trial_storage.study._study_id)
 
     assert len(stored) == 8
-    assert without_times(ledger.trials()) == without_times(stored)
-    for mirrored, trial in zip(ledger.trials(), stored, strict=True):
+    assert without_times(trial_storage.trials()) == without_times(stored)
+    for mirrored, trial in zip(trial_storage.trials(), stored, strict=True):
         assert (mirrored.datetime_start is None) == (trial.datetime_start is None)
         assert (mirrored.datetime_complete is None) == (trial.datetime_complete is None)
 
 
-def test_what_is_read_anew_is_what_optuna_reads(ledger: Ledger, address: str) -> None:
-    again = Ledger(RDBStorage(address), "toy")
+def test_what_is_read_anew_is_what_optuna_reads(trial_storage: TrialStorage, address: str) -> None:
+    again = TrialStorage(RDBStorage(address), "toy")
 
-    assert again.trials() == RDBStorage(address).get_all_trials(ledger.study._study_id)
+    assert again.trials() == RDBStorage(address).get_all_trials(trial_storage.study._study_id)
     assert [again.trial(number) for number in range(8)] == again.trials()
 
 
-def test_a_trial_that_was_handed_out_stays_as_it_was(ledger: Ledger) -> None:
-    before = ledger.trial(3)
+def test_a_trial_that_was_handed_out_stays_as_it_was(trial_storage: TrialStorage) -> None:
+    before = trial_storage.trial(3)
 
-    ledger.record_value(3, 4, 0.5)
+    trial_storage.record_value(3, 4, 0.5)
 
     assert 4 not in before.intermediate_values
-    assert ledger.trial(3).intermediate_values[4] == 0.5
+    assert trial_storage.trial(3).intermediate_values[4] == 0.5
 
 
-def test_what_the_database_refuses_changes_nothing(ledger: Ledger, address: str) -> None:
+def test_what_the_database_refuses_changes_nothing(trial_storage: TrialStorage, address: str) -> None:
     with pytest.raises(UpdateFinishedTrialError):
-        ledger.record_value(0, 4, 0.5)
+        trial_storage.record_value(0, 4, 0.5)
 
-    assert 4 not in ledger.trial(0).intermediate_values
-    assert 4 not in Ledger(RDBStorage(address), "toy").trial(0).intermediate_values
+    assert 4 not in trial_storage.trial(0).intermediate_values
+    assert 4 not in TrialStorage(RDBStorage(address), "toy").trial(0).intermediate_values
 
 
 @pytest.mark.usefixtures("ledger")
 def test_trials_have_in_common_what_is_the_same_in_all(address: str) -> None:
-    first, second, *_ = Ledger(RDBStorage(address), "toy").trials()
+    first, second, *_ = TrialStorage(RDBStorage(address), "toy").trials()
 
     assert first.distributions is second.distributions

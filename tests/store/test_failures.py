@@ -35,8 +35,8 @@ def ask_a_damaged_mlflow(store: Store) -> None:
 
 
 def write_to_a_held_optuna(store: Store) -> None:
-    store.optuna_storage()
-    storage = RDBStorage(f"sqlite:///{store.ledger_file}", engine_kwargs={"connect_args": {"timeout": 0.1}})
+    store.open_optuna_storage()
+    storage = RDBStorage(f"sqlite:///{store.trials_file}", engine_kwargs={"connect_args": {"timeout": 0.1}})
     with closing(sqlite3.connect(store.root / "optuna.db")) as holder:
         holder.execute("BEGIN EXCLUSIVE")
         storage.create_new_study([StudyDirection.MAXIMIZE], "kept waiting")
@@ -89,7 +89,7 @@ def misuse_mlflow(store: Store) -> None:
 
 
 def break_a_constraint(store: Store) -> None:
-    store.optuna_storage()
+    store.open_optuna_storage()
     with closing(sqlite3.connect(store.root / "optuna.db")) as connection:
         connection.execute("INSERT INTO trial_values (trial_value_id) VALUES (1)")
 

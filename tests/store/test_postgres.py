@@ -1,4 +1,4 @@
-"""The promises of a ledger on PostgreSQL: one owner of a study among all machines, one connection, one message."""
+"""The promises of a trial storage on PostgreSQL: one owner of a study among all machines, one connection, one message."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ import pytest
 from fashion_study.errors import ExitCode, StoreError
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.study_owner import claim_study, sole_coordinator
-from fashion_study.store.trials import Ledger
+from fashion_study.store.trials import TrialStorage
 from tests.deploy.servers import Postgres
 
 HOLD = """
@@ -64,7 +64,7 @@ def held(store: Store, study: str) -> Iterator[subprocess.Popen[str]]:
 def test_a_second_coordinator_is_refused_from_whichever_machine_and_told_who_runs_the_study(
     store: Store, postgres: Postgres
 ) -> None:
-    with held(store, "toy") as holder, store.ledger_storage() as storage:
+    with held(store, "toy") as holder, store.optuna_storage() as storage:
         with (
             pytest.raises(StoreError, match=f"process {holder.pid} on {socket.gethostname()} ") as caught,
             sole_coordinator(store, storage, "toy"),
@@ -83,7 +83,7 @@ def test_a_second_coordinator_is_refused_from_whichever_machine_and_told_who_run
 
 
 def test_a_study_is_free_again_when_its_owner_is_done(store: Store) -> None:
-    with store.ledger_storage() as one, store.ledger_storage() as other:
+    with store.optuna_storage() as one, store.optuna_storage() as other:
         with claim_study(store, one, "toy") as holder, claim_study(store, other, "toy") as refused:
             assert holder is None
             assert refused is not None
@@ -93,26 +93,26 @@ def test_a_study_is_free_again_when_its_owner_is_done(store: Store) -> None:
 
 def test_a_ledger_keeps_one_connection_and_closes_it(store: Store, postgres: Postgres) -> None:
     see_all_go(postgres)
-    with store.ledger_storage() as storage, sole_coordinator(store, storage, "toy"):
-        ledger = Ledger(storage, "connections")
-        ledger.remember(something=1)
-        assert ledger.counted() == 0
+    with store.optuna_storage() as storage, sole_coordinator(store, storage, "toy"):
+        trial_storage = TrialStorage(storage, "connections")
+        trial_storage.set_attrs(something=1)
+        assert trial_storage.counted() == 0
         assert postgres.query(f"SELECT count(*) {OURS}") == [(1,)]
     see_all_go(postgres)
 
 
 def test_a_lost_connection_is_noticed_and_never_made_again(store: Store, postgres: Postgres) -> None:
-    with store.ledger_storage() as storage, sole_coordinator(store, storage, "lost") as require_ownership:
-        ledger = Ledger(storage, "lost")
+    with store.optuna_storage() as storage, sole_coordinator(store, storage, "lost") as require_ownership:
+        trial_storage = TrialStorage(storage, "lost")
         require_ownership()
         postgres.query(f"SELECT pg_terminate_backend(pid, 60000) {OURS}")
 
         with pytest.raises(StoreError, match="the same command goes on"):
             require_ownership()
         with pytest.raises(StoreError, match="is lost"):
-            ledger.remember(something=1)
-        with store.ledger_storage() as other, sole_coordinator(store, other, "lost"):
-            assert "something" not in Ledger(other, "lost").facts
+            trial_storage.set_attrs(something=1)
+        with store.optuna_storage() as other, sole_coordinator(store, other, "lost"):
+            assert "something" not in TrialStorage(other, "lost").attrs
 
 
 def test_several_processes_may_open_an_empty_database_at_once(postgres: Postgres, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def closed_port() -> int:
 def refusal(address: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("OPTUNA_STORAGE", address)
     with pytest.raises(StoreError) as caught:
-        open_store(root).optuna_storage()
+        open_store(root).open_optuna_storage()
     assert caught.value.exit_code is ExitCode.STORE
     assert "sesame" not in str(caught.value)
     return str(caught.value)

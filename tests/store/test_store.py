@@ -30,7 +30,7 @@ def test_both_databases_let_readers_and_a_writer_work_side_by_side(name: str, st
 
 def test_what_a_new_store_acknowledges_is_on_the_disk(tmp_path: Path) -> None:
     # Making its tables does not wait for the disk; everything after it does.
-    with open_store(tmp_path / "new").ledger_storage() as storage, storage.engine.connect() as connection:
+    with open_store(tmp_path / "new").optuna_storage() as storage, storage.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
     with closing(sqlite3.connect(tmp_path / "new" / "optuna.db")) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -48,12 +48,12 @@ def test_everything_lies_in_the_folder_whatever_the_working_directory(
     client = relative.client()
     run = client.create_run(relative.experiment_id(client, "digits"))
     client.log_text(run.info.run_id, "evidence", "note.txt")
-    assert isinstance(relative.optuna_storage(), RDBStorage)
+    assert isinstance(relative.open_optuna_storage(), RDBStorage)
 
     assert list(tmp_path.iterdir()) == []
     (note,) = store.root.glob("artifacts/digits/**/note.txt")
     assert note.read_text() == "evidence"
-    for path in (store.tracking_uri.removeprefix("sqlite:///"), store.ledger_file):
+    for path in (store.tracking_uri.removeprefix("sqlite:///"), store.trials_file):
         assert Path(path).is_absolute()
 
 
@@ -110,7 +110,7 @@ def test_the_user_s_own_server_is_honoured(status: int, tmp_path: Path, monkeypa
 
     assert store.tracking_uri == client.tracking_uri == address
     assert not store.is_embedded
-    assert store.ledger_file == tmp_path / "optuna.db"
+    assert store.trials_file == tmp_path / "optuna.db"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -177,7 +177,7 @@ def test_a_damaged_database_is_refused(library: str, tmp_path: Path) -> None:
     store = open_store(tmp_path)
 
     with pytest.raises(StoreError, match="not a database") as caught:
-        store.client() if library == "mlflow" else store.optuna_storage()
+        store.client() if library == "mlflow" else store.open_optuna_storage()
 
     assert str(tmp_path / f"{library}.db") in str(caught.value)
     assert "--store" in str(caught.value)

@@ -11,7 +11,7 @@ from scipy.stats import ttest_1samp
 
 from fashion_study.errors import StoreError
 from fashion_study.space.file import load_space
-from fashion_study.store.trials import MAX_RETURNS, TrialRecord
+from fashion_study.store.trials import MAX_RETRIES, TrialRecord
 from fashion_study.study.finalists import (
     Budget,
     Finalist,
@@ -25,11 +25,11 @@ from fashion_study.trial import ParamValue, Precision, TrialState, trial_seed
 from tests.support.twins import (
     ComingAndGoing,
     FailingStore,
-    Fate,
     Key,
     MemoryExecutor,
     MemoryTracker,
     RecordingObserver,
+    SimulatedOutcome,
     toy_accuracy,
 )
 
@@ -59,7 +59,7 @@ class Final:
 
     plan: FinalistPlan = field(default_factory=lambda: FinalistPlan(RANKED[:2], 3))
     slots: int = 1
-    fates: Mapping[Key, Fate] = field(default_factory=dict)
+    fates: Mapping[Key, SimulatedOutcome] = field(default_factory=dict)
     tracker: MemoryTracker = field(default_factory=MemoryTracker)
     deadline: float | None = None
     make_executor: type[MemoryExecutor] = MemoryExecutor
@@ -207,7 +207,7 @@ def test_a_run_that_a_killed_coordinator_left_running_is_ended_and_trained_again
 
 
 def test_a_repeat_that_comes_with_the_loss_that_ends_the_study_is_kept() -> None:
-    fates = {(4, 1): Fate.LOST, (2, 1): Fate.LOST}
+    fates = {(4, 1): SimulatedOutcome.LOST, (2, 1): SimulatedOutcome.LOST}
     # Those that are lost are lost after one epoch.
     records = (*RANKED[:2], record(0, 0.90, epochs=1))
     plan = FinalistPlan(records, 1)
@@ -218,30 +218,34 @@ def test_a_repeat_that_comes_with_the_loss_that_ends_the_study_is_kept() -> None
 
 
 def test_a_repeat_whose_worker_dies_is_trained_again() -> None:
-    final = Final(fates={(4, 1): Fate.LOST})
+    final = Final(fates={(4, 1): SimulatedOutcome.LOST})
     results = final.run()
     assert final.observer.lost[0][2] is TrialState.WAITING
     assert {len(result.objectives) for result in results} == {3}
 
 
 def test_repeats_wait_for_a_worker() -> None:
-    final = Final(fates={(4, 1): Fate.LOST}, make_executor=ComingAndGoing)
+    final = Final(fates={(4, 1): SimulatedOutcome.LOST}, make_executor=ComingAndGoing)
     assert {len(result.objectives) for result in final.run()} == {3}
 
 
 def test_a_repeat_whose_workers_always_die_is_given_up() -> None:
-    deadly = {(4, attempt): Fate.LOST for attempt in range(1, MAX_RETURNS + 2)}
+    deadly = {(4, attempt): SimulatedOutcome.LOST for attempt in range(1, MAX_RETRIES + 2)}
     final = Final(FinalistPlan(RANKED[:1], 1), fates=deadly)
     (result,) = final.run()
     assert result.objectives == ()
-    assert len(final.executor.submitted) == MAX_RETURNS + 1
+    assert len(final.executor.submitted) == MAX_RETRIES + 1
     assert final.observer.lost[-1][2] is TrialState.FAILED
 
 
 def test_a_store_that_goes_on_failing_ends_the_finalists_and_gives_no_repeat_up() -> None:
     final = Final()
-    for start in range(MAX_RETURNS + 2):
-        lost = {(number, attempt): Fate.LOST for number in range(9) for attempt in range(2 * start + 1, 2 * start + 9)}
+    for start in range(MAX_RETRIES + 2):
+        lost = {
+            (number, attempt): SimulatedOutcome.LOST
+            for number in range(9)
+            for attempt in range(2 * start + 1, 2 * start + 9)
+        }
         final = Final(tracker=final.tracker, fates=lost, make_executor=FailingStore)
         with pytest.raises(StoreError, match="the same command goes on"):
             final.run()
@@ -253,7 +257,7 @@ def test_a_store_that_goes_on_failing_ends_the_finalists_and_gives_no_repeat_up(
 
 
 def test_a_repeat_that_diverges_leaves_its_finalist_with_fewer_and_is_not_tried_again() -> None:
-    final = Final(fates={(4, 1): Fate.DIVERGED})
+    final = Final(fates={(4, 1): SimulatedOutcome.DIVERGED})
     results = final.run()
     assert {result.trial: len(result.objectives) for result in results} == {4: 2, 2: 3}
     again = Final(tracker=final.tracker)
@@ -280,7 +284,7 @@ def test_repeats_that_are_trained_already_take_no_time() -> None:
 
 def test_a_stop_is_no_loss_however_often_it_comes() -> None:
     final = Final(FinalistPlan(RANKED[:1], 1))
-    for stops in range(MAX_RETURNS + 2):
+    for stops in range(MAX_RETRIES + 2):
         final.run(lambda: len(final.executor.submitted) == 1)
         assert final.observer.lost[-1][2] is TrialState.WAITING, stops
     assert len(final.run()[0].objectives) == 1

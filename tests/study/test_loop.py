@@ -1,4 +1,4 @@
-"""The promises of the study's loop, kept with the real ledger and engine, and with twins of all that is slow."""
+"""The promises of the study's loop, kept with the real trial storage and engine, and with twins of all that is slow."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from fashion_study.errors import StoreError, StudyError
 from fashion_study.executors.executor import Event
 from fashion_study.space.file import load_space
 from fashion_study.space.space import SearchSpace
-from fashion_study.store.trials import MAX_RETURNS, Ledger
+from fashion_study.store.trials import MAX_RETRIES, TrialStorage
 from fashion_study.study import loop as coordinator_module
 from fashion_study.study.loop import Assignment, Coordinator
 from fashion_study.trial import (
@@ -29,11 +29,11 @@ from fashion_study.trial import (
 from tests.support.twins import (
     ComingAndGoing,
     FailingStore,
-    Fate,
     Key,
     MemoryExecutor,
     MemoryTracker,
     RecordingObserver,
+    SimulatedOutcome,
     memory_storage,
     toy_accuracy,
     toy_report,
@@ -50,7 +50,7 @@ class Study:
 
     trials: int = 4
     slots: int = 1
-    fates: Mapping[Key, Fate] = field(default_factory=dict)
+    fates: Mapping[Key, SimulatedOutcome] = field(default_factory=dict)
     sampler: SamplerName = "random"
     pruner: PrunerName = "none"
     deadline: float | None = None
@@ -62,7 +62,7 @@ class Study:
 
     def __post_init__(self) -> None:
         self.journal: list[str] = []
-        self.ledger = Ledger(self.storage, "toy")
+        self.trial_storage = TrialStorage(self.storage, "toy")
         self.executor = MemoryExecutor(self.slots, self.fates, self.journal)
         self.runs = self.tracker or MemoryTracker(self.journal)
         self.observer = RecordingObserver()
@@ -72,8 +72,8 @@ class Study:
     ) -> Coordinator:
         coordinator = Coordinator(
             Assignment(self.space, SEED, Precision.FLOAT32, self.trials, self.deadline, self.epoch_budget),
-            self.engine(self.ledger, self.space, self.sampler, self.pruner, SEED),
-            self.ledger,
+            self.engine(self.trial_storage, self.space, self.sampler, self.pruner, SEED),
+            self.trial_storage,
             self.executor,
             self.runs,
             self.observer,
@@ -84,11 +84,11 @@ class Study:
         return coordinator
 
     def again(self, **changes: Any) -> "Study":
-        """The same study, run again later: the ledger stays, the processes are new."""
+        """The same study, run again later: the trial storage stays, the processes are new."""
         return replace(self, **({"fates": {}} | changes))
 
     def states(self) -> list[TrialState]:
-        return [record.state for record in self.ledger.records()]
+        return [record.state for record in self.trial_storage.records()]
 
 
 def smoke_with(epochs: int) -> SearchSpace:
@@ -130,13 +130,18 @@ def test_exactly_as_many_trials_are_run_as_asked_for(slots: int) -> None:
 
 
 def test_pruned_and_failed_trials_count() -> None:
-    fates = {(1, 1): Fate.DIVERGED, (3, 1): Fate.ERROR, (4, 1): Fate.TIMEOUT, (5, 1): Fate.OOM}
+    fates = {
+        (1, 1): SimulatedOutcome.DIVERGED,
+        (3, 1): SimulatedOutcome.ERROR,
+        (4, 1): SimulatedOutcome.TIMEOUT,
+        (5, 1): SimulatedOutcome.OOM,
+    }
     study = Study(trials=7, fates=fates)
 
     study.run()
 
-    records = study.ledger.records()
-    assert len(records) == study.ledger.counted() == 7
+    records = study.trial_storage.records()
+    assert len(records) == study.trial_storage.counted() == 7
     failed = [FailReason.ERROR, FailReason.TIMEOUT, FailReason.OOM]
     assert [record.reason for record in records] == [None, FailReason.DIVERGED, None, *failed, None]
 
@@ -157,7 +162,7 @@ def test_a_study_that_has_its_trials_already_starts_nothing() -> None:
     again.run()
 
     assert again.executor.submitted == []
-    assert len(again.ledger.records()) == 3
+    assert len(again.trial_storage.records()) == 3
 
 
 def test_a_higher_total_adds_the_difference() -> None:
@@ -168,7 +173,7 @@ def test_a_higher_total_adds_the_difference() -> None:
     more.run()
 
     assert [spec.number for spec in more.executor.submitted] == [3, 4]
-    assert more.ledger.counted() == 5
+    assert more.trial_storage.counted() == 5
 
 
 def test_a_worker_is_asked_for_what_the_space_and_the_ledger_say() -> None:
@@ -176,7 +181,7 @@ def test_a_worker_is_asked_for_what_the_space_and_the_ledger_say() -> None:
 
     study.run()
 
-    for spec, record in zip(study.executor.submitted, study.ledger.records(), strict=True):
+    for spec, record in zip(study.executor.submitted, study.trial_storage.records(), strict=True):
         assert spec.hyperparameters == SMOKE.hyperparameters(record.params)
         assert spec.seed == trial_seed(SEED, spec.number)
         assert spec.run_id == record.run_id
@@ -189,7 +194,7 @@ def test_every_epoch_reaches_the_run_the_ledger_and_the_observer() -> None:
 
     study.run()
 
-    for spec, record in zip(study.executor.submitted, study.ledger.records(), strict=True):
+    for spec, record in zip(study.executor.submitted, study.trial_storage.records(), strict=True):
         params = spec.hyperparameters
         epochs = range(1, params.epochs + 1)
         assert study.runs.runs[spec.run_id].epochs == [toy_report(spec, epoch) for epoch in epochs]
@@ -208,7 +213,7 @@ def test_the_best_so_far_only_rises_and_goes_on_after_a_resume() -> None:
 
     steps = study.runs.best + more.runs.best
     assert [value for _, value in steps] == sorted({value for _, value in steps})
-    best = more.ledger.best()
+    best = more.trial_storage.best()
     assert best is not None
     assert steps[-1][1] == best.objective
     assert [counted for counted, _ in steps] == sorted({counted for counted, _ in steps})
@@ -241,10 +246,10 @@ def test_runs_are_closed_before_the_ledger_is_told() -> None:
 
     class Watching(MemoryTracker):
         def close_trial(self, spec: TrialSpec, result: TrialResult) -> None:
-            states.append(study.ledger.records()[spec.number].state)
+            states.append(study.trial_storage.records()[spec.number].state)
             super().close_trial(spec, result)
 
-    study = Study(trials=3, fates={(1, 1): Fate.ERROR}, tracker=Watching())
+    study = Study(trials=3, fates={(1, 1): SimulatedOutcome.ERROR}, tracker=Watching())
 
     study.run()
 
@@ -258,7 +263,7 @@ def test_hopeless_trials_are_pruned_and_the_baseline_never() -> None:
     study.run()
 
     assert study.states()[0] is TrialState.COMPLETE
-    pruned = [record for record in study.ledger.records() if record.state is TrialState.PRUNED]
+    pruned = [record for record in study.trial_storage.records() if record.state is TrialState.PRUNED]
     assert pruned
     for record in pruned:
         run = study.runs.runs[record.run_id or ""]
@@ -295,7 +300,7 @@ def test_after_the_deadline_nothing_starts_and_what_runs_ends(monkeypatch: pytes
     assert study.states()[:4] == [TrialState.COMPLETE] * 4
     assert len(study.executor.submitted) == 4
     assert study.states()[4:] == [TrialState.WAITING]
-    assert study.ledger.records()[4].attempt == 0
+    assert study.trial_storage.records()[4].attempt == 0
 
 
 def test_an_interrupted_study_sends_its_running_trials_back_and_ends_their_runs() -> None:
@@ -305,7 +310,7 @@ def test_an_interrupted_study_sends_its_running_trials_back_and_ends_their_runs(
 
     assert study.states() == [TrialState.COMPLETE] * 2 + [TrialState.WAITING] * 3
     assert study.executor.is_stopped
-    for record in study.ledger.records()[2:4]:
+    for record in study.trial_storage.records()[2:4]:
         run = study.runs.runs[record.run_id or ""]
         assert (run.status, run.cause) == ("interrupted", "the study was stopped")
         assert run.epochs
@@ -320,7 +325,7 @@ def test_a_proposal_that_nobody_began_is_withdrawn_without_counting_an_attempt()
 
     study.run(interrupted_after(study, 2))
 
-    begun, withdrawn = study.ledger.records()
+    begun, withdrawn = study.trial_storage.records()
     assert (begun.state, begun.attempt) == (TrialState.WAITING, 1)
     assert (withdrawn.state, withdrawn.attempt, withdrawn.run_id) == (TrialState.WAITING, 0, None)
     assert list(study.runs.runs) == [begun.run_id]
@@ -337,7 +342,7 @@ def test_a_result_that_came_before_the_interruption_is_kept() -> None:
 
 
 def evidence(study: Study) -> list[tuple[object, ...]]:
-    return [(record.params, record.state, record.curve) for record in study.ledger.records()]
+    return [(record.params, record.state, record.curve) for record in study.trial_storage.records()]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "qmc"])
@@ -357,7 +362,7 @@ def test_with_one_worker_an_interrupted_study_goes_on_as_if_nothing_had_happened
 
 
 def test_a_lost_attempt_is_tried_again_as_the_same_trial() -> None:
-    study = Study(trials=4, fates={(2, 1): Fate.LOST})
+    study = Study(trials=4, fates={(2, 1): SimulatedOutcome.LOST})
 
     study.run()
 
@@ -368,34 +373,34 @@ def test_a_lost_attempt_is_tried_again_as_the_same_trial() -> None:
     assert study.runs.runs[first.run_id].status == "interrupted"
     assert study.runs.runs[first.run_id].superseded_by == second.run_id
     assert study.runs.runs[second.run_id].superseded_by is None
-    assert study.ledger.records()[2].run_id == second.run_id
+    assert study.trial_storage.records()[2].run_id == second.run_id
     assert study.observer.lost == [((2, 1), "signal SIGKILL", TrialState.WAITING)]
 
 
 def test_a_trial_that_is_lost_every_time_is_given_up_and_counts() -> None:
-    fates = {(1, attempt): Fate.LOST for attempt in range(1, 9)}
+    fates = {(1, attempt): SimulatedOutcome.LOST for attempt in range(1, 9)}
     study = Study(trials=3, fates=fates)
 
     study.run()
 
     assert study.states() == [TrialState.COMPLETE, TrialState.FAILED, TrialState.COMPLETE]
-    given_up = study.ledger.records()[1]
+    given_up = study.trial_storage.records()[1]
     assert given_up.reason is FailReason.INTERRUPTED
-    assert given_up.attempt == MAX_RETURNS + 1 == 4
+    assert given_up.attempt == MAX_RETRIES + 1 == 4
     assert [state for _, _, state in study.observer.lost] == [TrialState.WAITING] * 3 + [TrialState.FAILED]
     runs = [run for run in study.runs.runs.values() if run.number == 1]
     assert [run.status for run in runs] == ["interrupted"] * 3 + ["failed"]
-    assert study.ledger.counted() == 3
+    assert study.trial_storage.counted() == 3
 
 
 def test_interruptions_by_the_user_count_as_attempts_too() -> None:
     study = Study(trials=2)
-    for _ in range(MAX_RETURNS + 1):
+    for _ in range(MAX_RETRIES + 1):
         study = study.again(tracker=study.runs)
         study.run(interrupted_after(study, 1))
 
     assert study.states()[0] is TrialState.FAILED
-    assert study.ledger.records()[0].reason is FailReason.INTERRUPTED
+    assert study.trial_storage.records()[0].reason is FailReason.INTERRUPTED
 
 
 def with_workers_that_come_and_go(study: Study) -> Study:
@@ -404,7 +409,9 @@ def with_workers_that_come_and_go(study: Study) -> Study:
 
 
 def test_a_study_waits_for_its_first_worker_and_for_another_one_after_the_last_is_lost() -> None:
-    study = with_workers_that_come_and_go(Study(trials=3, fates={(1, 1): Fate.LOST, (2, 1): Fate.LOST}))
+    study = with_workers_that_come_and_go(
+        Study(trials=3, fates={(1, 1): SimulatedOutcome.LOST, (2, 1): SimulatedOutcome.LOST})
+    )
 
     study.run()
 
@@ -435,7 +442,7 @@ def test_a_study_without_a_worker_can_be_ended_and_withdraws_what_it_proposed(
     study.run(lambda: not is_late and study.executor.absent == 2)  # type: ignore[attr-defined]
 
     assert study.executor.slots == 0
-    (withdrawn,) = study.ledger.records()
+    (withdrawn,) = study.trial_storage.records()
     assert (withdrawn.state, withdrawn.attempt, withdrawn.run_id) == (TrialState.WAITING, 0, None)
 
 
@@ -445,13 +452,13 @@ def with_failing_store(study: Study) -> Study:
 
 
 def test_a_store_that_fails_a_worker_for_a_moment_costs_no_attempt() -> None:
-    fates = {(number, 1): Fate.LOST for number in (0, 2)}
+    fates = {(number, 1): SimulatedOutcome.LOST for number in (0, 2)}
     study = with_failing_store(Study(trials=4, fates=fates))
 
     study.run()
 
     assert study.states() == [TrialState.COMPLETE] * 4
-    assert [record.losses for record in study.ledger.records()] == [1] * 4
+    assert [record.counted_attempts for record in study.trial_storage.records()] == [1] * 4
 
 
 @pytest.mark.parametrize(
@@ -463,13 +470,13 @@ def test_a_store_that_fails_a_worker_for_a_moment_costs_no_attempt() -> None:
     ],
 )
 def test_a_store_that_goes_on_failing_ends_the_study_and_no_trial_is_given_up(slots: int, lost: list[Key]) -> None:
-    study = Study(trials=2, slots=slots, fates=dict.fromkeys(lost, Fate.LOST), space=smoke_with(epochs=1))
-    for _ in range(MAX_RETURNS + 2):
+    study = Study(trials=2, slots=slots, fates=dict.fromkeys(lost, SimulatedOutcome.LOST), space=smoke_with(epochs=1))
+    for _ in range(MAX_RETRIES + 2):
         with pytest.raises(StoreError, match=r"signal SIGKILL.*the same command goes on"):
             with_failing_store(study).run()
         assert set(study.states()) <= {TrialState.WAITING, TrialState.COMPLETE}
-        begun = {record.number: record.attempt for record in study.ledger.records()}
-        again = {(number, begun[number] + later): Fate.LOST for number, _ in lost for later in (1, 2)}
+        begun = {record.number: record.attempt for record in study.trial_storage.records()}
+        again = {(number, begun[number] + later): SimulatedOutcome.LOST for number, _ in lost for later in (1, 2)}
         study = study.again(tracker=study.runs, fates=again)
 
     study.again(tracker=study.runs).run()
@@ -478,7 +485,7 @@ def test_a_store_that_goes_on_failing_ends_the_study_and_no_trial_is_given_up(sl
 
 
 def test_a_result_that_comes_with_the_loss_that_ends_the_study_is_kept() -> None:
-    fates = {(number, 1): Fate.LOST for number in (0, 1)}
+    fates = {(number, 1): SimulatedOutcome.LOST for number in (0, 1)}
     study = with_failing_store(Study(trials=3, slots=3, fates=fates, space=smoke_with(epochs=1)))
 
     with pytest.raises(StoreError):
@@ -493,7 +500,7 @@ def test_workers_that_cannot_start_cost_no_trial_an_attempt() -> None:
             raise StudyError(f"A worker process ended before it was ready, within {timeout} s.")
 
     study = Study(trials=2, slots=2)
-    for _ in range(MAX_RETURNS + 2):
+    for _ in range(MAX_RETRIES + 2):
         study.executor = Broken(2)
         with pytest.raises(StudyError, match="before it was ready"):
             study.run()
@@ -507,7 +514,7 @@ def test_workers_that_cannot_start_cost_no_trial_an_attempt() -> None:
 
 
 def test_what_a_superseded_attempt_sends_is_ignored() -> None:
-    study = Study(trials=2, fates={(0, 1): Fate.LOST}, space=smoke_with(epochs=3))
+    study = Study(trials=2, fates={(0, 1): SimulatedOutcome.LOST}, space=smoke_with(epochs=3))
 
     def send_late() -> bool:
         if len(study.executor.submitted) >= 2 and not study.executor.late:
@@ -530,11 +537,11 @@ def test_an_exhausted_grid_ends_the_study_and_says_why() -> None:
     assert coordinator.exhausted is not None
     assert "grid" in coordinator.exhausted.reason
     # The baseline has two epochs, which the grid has not.
-    assert study.ledger.counted() == len(study.ledger.records()) == 1 + 2 * 2 * 2
+    assert study.trial_storage.counted() == len(study.trial_storage.records()) == 1 + 2 * 2 * 2
 
 
 def test_the_last_point_of_a_grid_is_tried_again_when_it_is_lost() -> None:
-    study = Study(trials=50, sampler="grid", fates={(8, 1): Fate.LOST})
+    study = Study(trials=50, sampler="grid", fates={(8, 1): SimulatedOutcome.LOST})
 
     coordinator = study.run()
 
@@ -543,14 +550,16 @@ def test_the_last_point_of_a_grid_is_tried_again_when_it_is_lost() -> None:
 
 
 def test_a_space_of_few_points_ends_the_study_when_each_was_tried_once() -> None:
-    study = Study(trials=50, slots=3, space=few_points(), fates={(2, 1): Fate.LOST, (4, 1): Fate.ERROR})
+    study = Study(
+        trials=50, slots=3, space=few_points(), fates={(2, 1): SimulatedOutcome.LOST, (4, 1): SimulatedOutcome.ERROR}
+    )
 
     coordinator = study.run()
 
     assert coordinator.exhausted is not None
     assert "all 6 points" in coordinator.exhausted.reason
-    tried = [tuple(record.params.items()) for record in study.ledger.records()]
-    assert len(tried) == len(set(tried)) == study.ledger.counted() == 6
+    tried = [tuple(record.params.items()) for record in study.trial_storage.records()]
+    assert len(tried) == len(set(tried)) == study.trial_storage.counted() == 6
     assert sorted(spec.number for spec in study.executor.submitted) == [0, 1, 2, 2, 3, 4, 5]
 
     again = study.again()
@@ -572,20 +581,20 @@ def test_with_one_worker_a_study_of_few_points_goes_on_after_interruptions_as_if
     broken.run()
 
     assert evidence(broken) == evidence(whole)
-    assert broken.ledger.counted() == 6
+    assert broken.trial_storage.counted() == 6
 
 
 def test_what_comes_after_a_trial_sees_it_written_down() -> None:
     seen: list[tuple[int, int]] = []
-    study = Study(trials=3, fates={(1, 1): Fate.ERROR})
+    study = Study(trials=3, fates={(1, 1): SimulatedOutcome.ERROR})
 
-    study.run(after_trial=lambda: seen.append((study.ledger.counted(), len(study.observer.closed))))
+    study.run(after_trial=lambda: seen.append((study.trial_storage.counted(), len(study.observer.closed))))
 
     assert seen == [(1, 1), (2, 2), (3, 3)]
 
 
 def test_an_observer_sees_every_attempt_begin_and_every_trial_end() -> None:
-    study = Study(trials=4, fates={(1, 1): Fate.LOST, (2, 1): Fate.ERROR})
+    study = Study(trials=4, fates={(1, 1): SimulatedOutcome.LOST, (2, 1): SimulatedOutcome.ERROR})
 
     study.run()
 
@@ -601,7 +610,7 @@ def test_a_budget_of_epochs_is_a_total_that_lets_running_trials_end(slots: int) 
 
     # After seven epochs a third trial is in its course, and with a second worker a fourth one.
     assert study.states() == [TrialState.COMPLETE] * (2 + slots) + [TrialState.WAITING] * (
-        len(study.ledger.records()) - 2 - slots
+        len(study.trial_storage.records()) - 2 - slots
     )
     assert study.executor.epochs == 3 * (2 + slots)
     again = study.again()
@@ -615,7 +624,7 @@ def test_a_budget_of_epochs_is_a_total_that_lets_running_trials_end(slots: int) 
 class TimedExecutor(MemoryExecutor):
     """Say of every result that its worker trained, waited and wrote for so long."""
 
-    def _end(self, spec: TrialSpec, end: TrialResult | Fate) -> list[Event]:
+    def _end(self, spec: TrialSpec, end: TrialResult | SimulatedOutcome) -> list[Event]:
         spent = TimeSpent(training=8, waiting=4, writing=2)
         return [replace(e, spent=spent) if isinstance(e, TrialResult) else e for e in super()._end(spec, end)]
 

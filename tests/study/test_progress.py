@@ -8,7 +8,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from fashion_study.study.progress import LiveDisplay, Observer, PlainLines, Silent, describe, duration, watch
+from fashion_study.study.progress import LiveDisplay, NullObserver, Observer, PlainLines, describe, duration, watch
 from fashion_study.trial import EpochReport, FailReason, Hyperparameters, Precision, TrialResult, TrialSpec, TrialState
 from tests.support.twins import toy_report, toy_result
 
@@ -171,8 +171,8 @@ def test_what_is_worse_than_it_should_be_is_told_where_errors_are(
 
 
 def test_a_library_shows_nothing_unless_it_is_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
-    act(Silent())
-    Silent().epoch_done(spec(1), toy_report(spec(1), 1))
+    act(NullObserver())
+    NullObserver().epoch_done(spec(1), toy_report(spec(1), 1))
 
     assert capsys.readouterr() == ("", "")
 

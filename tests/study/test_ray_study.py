@@ -32,7 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_trial_is_in_the_ledger_and_a_run_in_mlflow(store: Path) -> None:
     opened = open_store(store)
-    study = optuna.load_study(study_name="digits-smoke", storage=opened.optuna_storage())
+    study = optuna.load_study(study_name="digits-smoke", storage=opened.open_optuna_storage())
     client: MlflowClient = opened.client()
     runs = client.search_runs([study.user_attrs["experiment_id"]])
 

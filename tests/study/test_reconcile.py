@@ -15,11 +15,11 @@ from mlflow.entities import LoggedModelStatus
 from optuna.distributions import FloatDistribution
 
 from fashion_study.store.store import Store, open_store
-from fashion_study.store.trials import MAX_RETURNS, Ledger
+from fashion_study.store.trials import MAX_RETRIES, TrialStorage
 from fashion_study.study.reconcile import disagreements, reconcile
 from fashion_study.tracking.attempt import StudyRuns
 from fashion_study.tracking.runs import MlflowTracker, run_name
-from fashion_study.tracking.tracker import StudyCard
+from fashion_study.tracking.tracker import StudyMetadata
 from fashion_study.trial import FailReason, Hyperparameters, Precision, TrialResult, TrialSpec, TrialState
 from tests.faults.commits import on_every_commit
 from tests.faults.launcher import SLOW_IMPORTS
@@ -47,26 +47,26 @@ class Killed:
 
     def __init__(self, store: Store, client: MlflowClient, name: str) -> None:
         self.store, self.client, self.name = store, client, name
-        self.ledger = Ledger(store.optuna_storage(), name)
+        self.trial_storage = TrialStorage(store.open_optuna_storage(), name)
         self.experiment_id = store.experiment_id(client, "digits")
         self.tracker = MlflowTracker(client, self.experiment_id)
-        known = self.ledger.facts.get("run_id")
-        self.study_run = self.tracker.open_study(StudyCard(name, "", {}, {}), (), known)
-        self.ledger.remember(run_id=self.study_run)
+        known = self.trial_storage.attrs.get("run_id")
+        self.study_run = self.tracker.open_study(StudyMetadata(name, "", {}, {}), (), known)
+        self.trial_storage.set_attrs(run_id=self.study_run)
         self.runs = StudyRuns(client, self.experiment_id, self.study_run)
 
     def begin(self, until_superseded: bool = True) -> tuple[int, str]:
         """Begin the next trial, as engine and coordinator do; return its number and its run."""
-        trial = self.ledger.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
+        trial = self.trial_storage.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
         attempt = int(trial.user_attrs.get("attempt", 0)) + 1
         run_id = self.tracker.open_trial(trial.number, attempt, {}, {})
-        self.ledger.begin_attempt(trial.number, attempt, run_id)
+        self.trial_storage.begin_attempt(trial.number, attempt, run_id)
         if "run_id" in trial.user_attrs and until_superseded:
             self.tracker.supersede(trial.user_attrs["run_id"], run_id)
         return trial.number, run_id
 
     def close(self, begun: tuple[int, str], result: TrialResult, repeat: int = 0) -> None:
-        """Close the run of an attempt as the coordinator does; the ledger does not hear of it."""
+        """Close the run of an attempt as the coordinator does; the trial storage does not hear of it."""
         spec = TrialSpec(begun[0], result.attempt, Hyperparameters(), 0, begun[1], Precision.FLOAT32, repeat)
         self.tracker.close_trial(spec, result)
 
@@ -83,9 +83,9 @@ def killed(store: Store, client: MlflowClient, request: pytest.FixtureRequest) -
 def test_trials_left_running_wait_and_their_runs_are_killed(killed: Killed) -> None:
     (first, first_run), (second, second_run) = killed.begin(), killed.begin()
 
-    lines = reconcile(killed.ledger, killed.runs)
+    lines = reconcile(killed.trial_storage, killed.runs)
 
-    assert [record.state for record in killed.ledger.records()] == [TrialState.WAITING] * 2
+    assert [record.state for record in killed.trial_storage.records()] == [TrialState.WAITING] * 2
     for run_id in (first_run, second_run):
         assert killed.status(run_id) == ("KILLED", "interrupted")
         assert killed.client.get_run(run_id).data.tags["cause"] == "the coordinator died"
@@ -96,51 +96,51 @@ def test_trials_left_running_wait_and_their_runs_are_killed(killed: Killed) -> N
 def test_what_has_ended_is_left_alone(killed: Killed) -> None:
     for result in ENDINGS:
         killed.close(killed.begin(), result)
-        killed.ledger.close(result)
+        killed.trial_storage.close(result)
     killed.tracker.log_best(1, 0.5)
-    before = killed.ledger.records()
+    before = killed.trial_storage.records()
 
-    assert reconcile(killed.ledger, killed.runs) == []
+    assert reconcile(killed.trial_storage, killed.runs) == []
 
-    assert killed.ledger.records() == before
+    assert killed.trial_storage.records() == before
 
 
 def test_a_model_whose_logging_was_cut_off_is_given_up_and_those_of_others_are_left_alone(
     killed: Killed, store: Store, client: MlflowClient
 ) -> None:
     _, run_id = killed.begin()
-    cut_off = client.create_logged_model(killed.experiment_id, name="model", source_run_id=run_id)
+    abandoned = client.create_logged_model(killed.experiment_id, name="model", source_run_id=run_id)
     other = Killed(store, client, "another study")
     _, run_of_other = other.begin()
     of_other = client.create_logged_model(other.experiment_id, name="model", source_run_id=run_of_other)
 
-    lines = reconcile(killed.ledger, killed.runs)
+    lines = reconcile(killed.trial_storage, killed.runs)
 
-    assert lines[1:] == [f"model {cut_off.model_id} of run {run_id} was cut off while it was logged; it is FAILED"]
-    assert client.get_logged_model(cut_off.model_id).status is LoggedModelStatus.FAILED
+    assert lines[1:] == [f"model {abandoned.model_id} of run {run_id} was cut off while it was logged; it is FAILED"]
+    assert client.get_logged_model(abandoned.model_id).status is LoggedModelStatus.FAILED
     assert client.get_logged_model(of_other.model_id).status is LoggedModelStatus.PENDING
-    assert reconcile(killed.ledger, killed.runs) == []
+    assert reconcile(killed.trial_storage, killed.runs) == []
 
 
 def test_after_three_returns_the_attempt_that_is_cut_off_is_the_last(killed: Killed) -> None:
-    for attempt in range(1, MAX_RETURNS + 2):
+    for attempt in range(1, MAX_RETRIES + 2):
         number, _ = killed.begin()
-        (line,) = reconcile(killed.ledger, killed.runs)
+        (line,) = reconcile(killed.trial_storage, killed.runs)
         assert line.startswith(f"trial {number:03d} was cut off in attempt {attempt}")
 
-    (record,) = killed.ledger.records()
+    (record,) = killed.trial_storage.records()
     assert (record.state, record.reason) == (TrialState.FAILED, FailReason.INTERRUPTED)
     assert "failed" in line
     assert killed.status(str(record.run_id)) == ("FAILED", "failed")
-    assert [attempt.status for attempt in killed.runs.attempts()] == ["KILLED"] * MAX_RETURNS + ["FAILED"]
+    assert [attempt.status for attempt in killed.runs.attempts()] == ["KILLED"] * MAX_RETRIES + ["FAILED"]
 
 
 def test_an_attempt_that_was_superseded_before_its_end_was_written_down_is_no_orphan(killed: Killed) -> None:
     number, first = killed.begin()
-    killed.ledger.release(number)
+    killed.trial_storage.release(number)
     _, second = killed.begin()
 
-    lines = reconcile(killed.ledger, killed.runs)
+    lines = reconcile(killed.trial_storage, killed.runs)
 
     assert [killed.status(run_id) for run_id in (first, second)] == [("KILLED", "interrupted")] * 2
     tags = killed.client.get_run(first).data.tags
@@ -154,7 +154,7 @@ def test_an_attempt_that_was_superseded_before_its_end_was_written_down_is_no_or
 def test_a_run_that_was_opened_for_no_attempt_is_ended_and_marked(killed: Killed) -> None:
     orphan = killed.tracker.open_trial(5, 1, {}, {})
 
-    (line,) = reconcile(killed.ledger, killed.runs)
+    (line,) = reconcile(killed.trial_storage, killed.runs)
 
     assert orphan in line
     assert "005" in line
@@ -163,10 +163,10 @@ def test_a_run_that_was_opened_for_no_attempt_is_ended_and_marked(killed: Killed
 
 
 def test_a_run_of_the_study_that_a_kill_kept_from_being_named_is_ended_and_marked(killed: Killed) -> None:
-    card = StudyCard(killed.name, "", {}, {})
-    nameless = killed.tracker.open_study(card, (), None, killed.ledger.token)
+    metadata = StudyMetadata(killed.name, "", {}, {})
+    nameless = killed.tracker.open_study(metadata, (), None, killed.trial_storage.token)
 
-    (line,) = reconcile(killed.ledger, killed.runs)
+    (line,) = reconcile(killed.trial_storage, killed.runs)
 
     assert nameless in line
     found = killed.client.get_run(nameless)
@@ -178,20 +178,20 @@ def test_a_run_of_the_study_that_a_kill_kept_from_being_named_is_ended_and_marke
 def test_killed_while_an_attempt_begins_its_number_never_comes_again(
     killed: Killed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Ledger._set_attr
+    write = TrialStorage._set_attr
     written: list[str] = []
 
-    def killed_before_the_second(ledger: Ledger, number: int, key: str, value: object) -> None:
+    def killed_before_the_second(trial_storage: TrialStorage, number: int, key: str, value: object) -> None:
         if written:
             raise KeyboardInterrupt
         written.append(key)
-        write(ledger, number, key, value)
+        write(trial_storage, number, key, value)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Ledger, "_set_attr", killed_before_the_second)
+        patched.setattr(TrialStorage, "_set_attr", killed_before_the_second)
         with pytest.raises(KeyboardInterrupt):
             killed.begin()
-    reconcile(killed.ledger, killed.runs)
+    reconcile(killed.trial_storage, killed.runs)
     killed.begin()
 
     numbers = [attempt.number for attempt in killed.runs.attempts()]
@@ -199,12 +199,12 @@ def test_killed_while_an_attempt_begins_its_number_never_comes_again(
 
 
 def test_a_proposal_that_no_worker_had_begun_waits_and_was_no_attempt(killed: Killed) -> None:
-    killed.ledger.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
+    killed.trial_storage.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
 
-    (line,) = reconcile(killed.ledger, killed.runs)
+    (line,) = reconcile(killed.trial_storage, killed.runs)
 
     assert "no worker had begun it" in line
-    (record,) = killed.ledger.records()
+    (record,) = killed.trial_storage.records()
     assert (record.state, record.attempt, record.run_id) == (TrialState.WAITING, 0, None)
 
 
@@ -213,44 +213,44 @@ def test_no_result_is_trained_twice_that_the_ledger_did_not_hear_of(killed: Kill
     runs = []
     for result in ENDINGS:
         runs.append(killed.begin()[1])
-        killed.ledger.record_value(result.number, 1, 0.25)
+        killed.trial_storage.record_value(result.number, 1, 0.25)
         killed.close((result.number, runs[-1]), result)
         if not is_ended:
             killed.client.update_run(runs[-1], status="RUNNING")
 
-    lines = reconcile(killed.ledger, killed.runs)
+    lines = reconcile(killed.trial_storage, killed.runs)
 
-    records = killed.ledger.records()
+    records = killed.trial_storage.records()
     assert [record.state for record in records] == [result.state for result in ENDINGS]
     assert [record.objective for record in records] == [0.5, None, None]
     assert [record.reason for record in records] == [None, None, FailReason.DIVERGED]
     assert [record.run_id for record in records] == runs
     assert all(record.seconds is not None for record in records)
-    assert killed.ledger.trial(1).value == 0.25
+    assert killed.trial_storage.trial(1).value == 0.25
     assert [killed.status(run_id)[0] for run_id in runs] == ["FINISHED", "KILLED", "FAILED"]
     assert [killed.client.get_run(run_id).info.run_name for run_id in runs] == [run_name(one) for one in ENDINGS]
-    assert all("the ledger did not hear of it" in line for line in lines[:3])
+    assert all("the trial storage did not hear of it" in line for line in lines[:3])
     assert killed.client.get_run(killed.study_run).data.metrics["best_objective"] == 0.5
 
 
 def test_a_result_that_an_earlier_start_sent_back_to_waiting_counts_all_the_same(killed: Killed) -> None:
     begun = killed.begin()
     killed.close(begun, ENDINGS[0])
-    killed.ledger.withdraw(begun[0])
+    killed.trial_storage.requeue_unstarted(begun[0])
 
-    reconcile(killed.ledger, killed.runs)
+    reconcile(killed.trial_storage, killed.runs)
 
-    assert killed.ledger.records()[0].objective == 0.5
+    assert killed.trial_storage.records()[0].objective == 0.5
 
 
 def test_a_trial_s_earlier_runs_name_their_successor(killed: Killed) -> None:
     first = killed.begin(until_superseded=False)[1]
-    reconcile(killed.ledger, killed.runs)
+    reconcile(killed.trial_storage, killed.runs)
     second = killed.begin(until_superseded=False)[1]
-    reconcile(killed.ledger, killed.runs)
+    reconcile(killed.trial_storage, killed.runs)
     third = killed.begin(until_superseded=False)[1]
 
-    reconcile(killed.ledger, killed.runs)
+    reconcile(killed.trial_storage, killed.runs)
 
     superseded = [killed.client.get_run(run_id).data.tags.get("superseded_by") for run_id in (first, second, third)]
     assert superseded == [second, third, None]
@@ -262,7 +262,7 @@ def test_a_finalist_s_repeat_keeps_its_result_or_is_ended(killed: Killed) -> Non
     killed.close((0, done), replace(ENDINGS[0], attempt=2), repeat=1)
     killed.client.update_run(done, status="RUNNING")
 
-    reconcile(killed.ledger, killed.runs)
+    reconcile(killed.trial_storage, killed.runs)
 
     assert killed.status(lost) == ("KILLED", "interrupted")
     assert killed.status(done) == ("FINISHED", "complete")
@@ -274,45 +274,45 @@ def test_a_run_that_was_deleted_is_restored_where_its_trial_goes_on(killed: Kill
     begun = killed.begin()
     killed.client.delete_run(begun[1])
 
-    reconcile(killed.ledger, killed.runs)
+    reconcile(killed.trial_storage, killed.runs)
 
     assert killed.client.get_run(begun[1]).info.lifecycle_stage == "active"
     assert killed.status(begun[1]) == ("KILLED", "interrupted")
-    assert killed.ledger.records()[0].state is TrialState.WAITING
+    assert killed.trial_storage.records()[0].state is TrialState.WAITING
 
 
 def test_a_run_that_was_deleted_after_its_end_stays_deleted(killed: Killed) -> None:
     begun = killed.begin()
     killed.close(begun, ENDINGS[0])
-    killed.ledger.close(ENDINGS[0])
+    killed.trial_storage.close(ENDINGS[0])
     killed.tracker.log_best(1, 0.5)
     killed.client.delete_run(begun[1])
 
-    assert reconcile(killed.ledger, killed.runs) == []
+    assert reconcile(killed.trial_storage, killed.runs) == []
 
     assert killed.client.get_run(begun[1]).info.lifecycle_stage == "deleted"
-    assert killed.ledger.records()[0].objective == 0.5
+    assert killed.trial_storage.records()[0].objective == 0.5
 
 
 def test_a_run_that_is_gone_for_good_costs_its_attempt_but_no_result(killed: Killed) -> None:
-    ended, cut_off = killed.begin(), killed.begin()
+    ended, abandoned = killed.begin(), killed.begin()
     killed.close(ended, ENDINGS[0])
-    killed.ledger.close(ENDINGS[0])
+    killed.trial_storage.close(ENDINGS[0])
     killed.tracker.log_best(1, 0.5)
     gone = "0" * 32
-    for number in (ended[0], cut_off[0]):
+    for number in (ended[0], abandoned[0]):
         with sqlite3.connect(killed.store.root / "optuna.db") as connection:
             connection.execute(
                 "UPDATE trial_user_attributes SET value_json = ? WHERE key = 'run_id' AND trial_id = ?",
-                (json.dumps(gone), killed.ledger.trial(number)._trial_id),
+                (json.dumps(gone), killed.trial_storage.trial(number)._trial_id),
             )
     killed = Killed(killed.store, killed.client, killed.name)
 
     # The runs that no trial names any more are orphans.
-    assert len(reconcile(killed.ledger, killed.runs)) == 2
+    assert len(reconcile(killed.trial_storage, killed.runs)) == 2
     assert len(mend_everything(killed)) == 2
 
-    first, second = killed.ledger.records()
+    first, second = killed.trial_storage.records()
     assert (first.state, first.objective) == (TrialState.COMPLETE, 0.5)
     assert (second.state, second.run_id) == (TrialState.WAITING, None)
     assert nothing_is_left(killed)
@@ -321,11 +321,11 @@ def test_a_run_that_is_gone_for_good_costs_its_attempt_but_no_result(killed: Kil
 def test_what_something_else_than_a_kill_did_to_a_trial_that_has_ended_is_left_to_the_doctor(killed: Killed) -> None:
     begun = killed.begin()
     killed.close(begun, ENDINGS[0])
-    killed.ledger.close(ENDINGS[0])
+    killed.trial_storage.close(ENDINGS[0])
     killed.tracker.log_best(1, 0.5)
     killed.client.set_tag(begun[1], "state", "pruned")
 
-    assert reconcile(killed.ledger, killed.runs) == []
+    assert reconcile(killed.trial_storage, killed.runs) == []
     assert len(mend_everything(killed)) == 1
 
     assert killed.status(begun[1]) == ("FINISHED", "complete")
@@ -334,12 +334,12 @@ def test_what_something_else_than_a_kill_did_to_a_trial_that_has_ended_is_left_t
 
 def mend_everything(killed: Killed) -> list[str]:
     """Mend as the doctor does, which looks at every run."""
-    return [found.repair() for found in disagreements(killed.ledger, killed.runs) if found.repair]
+    return [found.repair() for found in disagreements(killed.trial_storage, killed.runs) if found.repair]
 
 
 def nothing_is_left(killed: Killed) -> bool:
     """Say whether neither the next start nor the doctor finds anything."""
-    return reconcile(killed.ledger, killed.runs) == [] == list(disagreements(killed.ledger, killed.runs))
+    return reconcile(killed.trial_storage, killed.runs) == [] == list(disagreements(killed.trial_storage, killed.runs))
 
 
 def reconcile_and_die(root: Path, name: str, number: int) -> None:
@@ -355,7 +355,7 @@ def reconcile_and_die(root: Path, name: str, number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     on_every_commit(before=count)
-    reconcile(killed.ledger, killed.runs)
+    reconcile(killed.trial_storage, killed.runs)
     sys.exit(commits)
 
 
@@ -371,9 +371,9 @@ def ended_with(store: Store, name: str, number: int) -> int | None:
 
 def wreck(killed: Killed) -> None:
     """Leave something of everything that can be cut off, first a trial that is given up by it."""
-    for _ in range(MAX_RETURNS):
+    for _ in range(MAX_RETRIES):
         number, run_id = killed.begin()
-        killed.tracker.interrupt_trial(number, run_id, "A test.", killed.ledger.release(number))
+        killed.tracker.interrupt_trial(number, run_id, "A test.", killed.trial_storage.release(number))
     killed.begin(until_superseded=False)
     killed.begin()
     for result in ENDINGS:
@@ -381,12 +381,14 @@ def wreck(killed: Killed) -> None:
         killed.close(begun, replace(result, number=begun[0]))
     killed.tracker.open_trial(9, 1, {}, {})
     killed.tracker.open_trial(1, 2, {}, {}, repeat=1)
-    killed.ledger.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
+    killed.trial_storage.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
 
 
 def outcome(killed: Killed) -> object:
     """Say where a study stands, without the ids and the times that differ from one to the next."""
-    records = [(record.number, record.state, record.objective, record.reason) for record in killed.ledger.records()]
+    records = [
+        (record.number, record.state, record.objective, record.reason) for record in killed.trial_storage.records()
+    ]
     found = killed.client.search_runs([killed.experiment_id], f"tags.study = '{killed.name}'")
     runs = [
         (run.info.run_name, run.info.status, run.data.tags["state"], "orphan" in run.data.tags)
@@ -414,7 +416,7 @@ def test_killed_at_any_commit_it_does_what_is_left_the_next_time(
         assert ended_with(store, killed.name, number) == -signal.SIGKILL
         killed = Killed(store, client, killed.name)
 
-        reconcile(killed.ledger, killed.runs)
+        reconcile(killed.trial_storage, killed.runs)
 
         assert outcome(killed) == outcome(whole)
         assert nothing_is_left(killed)

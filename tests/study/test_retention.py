@@ -13,10 +13,10 @@ from optuna.distributions import FloatDistribution
 
 from fashion_study import StudyConfig, run_study
 from fashion_study.store.store import open_store
-from fashion_study.store.trials import Ledger
+from fashion_study.store.trials import TrialStorage
 from fashion_study.study.retention import REMOVED, ModelKeeper
 from fashion_study.study.run import StudyResult
-from fashion_study.tracking.pending import half_written
+from fashion_study.tracking.pending import pending_models
 from fashion_study.trial import FailReason, TrialResult, TrialSpec, TrialState
 from tests.support.model_store import ModelStore, trained
 from tests.support.twins import RecordingObserver
@@ -30,23 +30,23 @@ class Bench:
     def __init__(self, store: ModelStore, name: str) -> None:
         self.store = store
         self.client = store.client
-        self.ledger = Ledger(store.store.optuna_storage(), name)
+        self.trial_storage = TrialStorage(store.store.open_optuna_storage(), name)
         self.study_run = store.study(name)
         self.runs: dict[int, str] = {}
 
     def add(self, objective: float | None) -> int:
         """Add a trial, complete with this objective or failed, and return its number."""
-        number = self.ledger.add({"learning_rate": len(self.ledger.trials()) / 100}, SPACE).number
+        number = self.trial_storage.add({"learning_rate": len(self.trial_storage.trials()) / 100}, SPACE).number
         self.runs[number] = self.store.trial(self.study_run, number, trained(0))
-        self.ledger.begin_attempt(number, 1, self.runs[number])
+        self.trial_storage.begin_attempt(number, 1, self.runs[number])
         state = TrialState.FAILED if objective is None else TrialState.COMPLETE
         reason = FailReason.ERROR if objective is None else None
-        self.ledger.close(TrialResult(number, 1, state, 1, objective, reason))
+        self.trial_storage.close(TrialResult(number, 1, state, 1, objective, reason))
         return number
 
     def keeper(self, keep: int | None) -> ModelKeeper:
         self.notes: list[str] = []
-        return ModelKeeper(self.client, self.ledger, keep, self.store.root / "artifacts", self.notes.append)
+        return ModelKeeper(self.client, self.trial_storage, keep, self.store.root / "artifacts", self.notes.append)
 
     def with_files(self) -> set[int]:
         """Return the trials whose model files lie on disk."""
@@ -211,7 +211,7 @@ def test_a_study_that_has_ended_leaves_no_model_half_written(ended: StudyResult)
     assert ended.experiment_id is not None
     models = client.search_logged_models([ended.experiment_id])
     assert Counter(model.status.name for model in models)["FAILED"] == 1
-    assert half_written(client, [ended.experiment_id]) == []
+    assert pending_models(client, [ended.experiment_id]) == []
 
 
 def test_the_study_s_run_says_what_limits_it_had(ended: StudyResult) -> None:

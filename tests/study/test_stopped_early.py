@@ -19,7 +19,7 @@ from fashion_study import StudyConfig, run_study
 from fashion_study.errors import ExitCode, StoreError
 from fashion_study.executors.supervisor import Supervisor
 from fashion_study.store.store import open_store
-from fashion_study.study.progress import Silent
+from fashion_study.study.progress import NullObserver
 
 ROOT = Path(__file__).parents[2]
 # Not a measure of anything: how long a command on a busy machine may take before something must be wrong.
@@ -80,7 +80,7 @@ def test_a_signal_ends_it_cleanly_while_the_first_worker_starts(tmp_path: Path) 
     goes_on(store)
 
 
-class StoppingAtTheStart(Silent):
+class StoppingAtTheStart(NullObserver):
     """Send Ctrl-C when the workers are being started."""
 
     def note(self, text: str) -> None:

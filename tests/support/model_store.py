@@ -17,7 +17,7 @@ from fashion_study.promotion.promote import promote
 from fashion_study.store.store import open_store
 from fashion_study.tracking.registry import CHALLENGER, Candidate, Registry, Version
 from fashion_study.training.evaluation import evaluate
-from fashion_study.training.model import build_model, float32_twin
+from fashion_study.training.model import build_model, to_float32
 from fashion_study.trial import Hyperparameters
 from fashion_study.worker.record import record_model
 
@@ -39,7 +39,7 @@ def trained(epochs: int, seed: int = 0) -> keras.Model:
     if epochs:
         train = digits().train
         model.fit(train.images, train.labels, batch_size=SMALL.batch_size, epochs=epochs, verbose=0)
-    return float32_twin(model, SMALL)
+    return to_float32(model, SMALL)
 
 
 class ModelStore:

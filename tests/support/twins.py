@@ -27,7 +27,7 @@ Key = tuple[int, int]
 PROBED = ProbeResult(Precision.FLOAT32, {"float32": 7_500.0, "bfloat16": 700.0})
 
 
-class Fate(StrEnum):
+class SimulatedOutcome(StrEnum):
     """Say what becomes of an attempt after its first epoch; without a fate it goes on to its end."""
 
     LOST = "lost"
@@ -65,16 +65,18 @@ def toy_result(spec: TrialSpec, state: TrialState, epochs: int, reason: FailReas
     return TrialResult(*spec.key, state, epochs, objective=toy_accuracy(spec.hyperparameters, epochs))
 
 
-def toy_training(spec: TrialSpec, fate: Fate | None) -> Generator[EpochReport, bool | None, TrialResult | Fate]:
+def toy_training(
+    spec: TrialSpec, fate: SimulatedOutcome | None
+) -> Generator[EpochReport, bool | None, TrialResult | SimulatedOutcome]:
     """Yield a report for each epoch, take whether to prune, and return the result; LOST and STUCK as they are."""
     done = 0 if spec.continues is None else spec.continues.epochs
     for epoch in range(done + 1, spec.hyperparameters.epochs + 1):
         if (yield toy_report(spec, epoch)):
             return toy_result(spec, TrialState.PRUNED, epoch)
         match fate:
-            case Fate.LOST | Fate.STUCK:
+            case SimulatedOutcome.LOST | SimulatedOutcome.STUCK:
                 return fate
-            case Fate.ERROR | Fate.DIVERGED | Fate.TIMEOUT | Fate.OOM:
+            case SimulatedOutcome.ERROR | SimulatedOutcome.DIVERGED | SimulatedOutcome.TIMEOUT | SimulatedOutcome.OOM:
                 return toy_result(spec, TrialState.FAILED, epoch, FailReason(fate.value))
     return toy_result(spec, TrialState.COMPLETE, spec.hyperparameters.epochs)
 
@@ -82,7 +84,7 @@ def toy_training(spec: TrialSpec, fate: Fate | None) -> Generator[EpochReport, b
 @dataclass
 class _Attempt:
     spec: TrialSpec
-    training: Generator[EpochReport, bool | None, TrialResult | Fate]
+    training: Generator[EpochReport, bool | None, TrialResult | SimulatedOutcome]
     is_ready: bool = True
     verdict: bool | None = None
 
@@ -91,7 +93,7 @@ class MemoryExecutor:
     """Train the toy objective, one epoch of each running attempt whenever the caller has time to wait."""
 
     def __init__(
-        self, slots: int = 1, fates: Mapping[Key, Fate] | None = None, journal: list[str] | None = None
+        self, slots: int = 1, fates: Mapping[Key, SimulatedOutcome] | None = None, journal: list[str] | None = None
     ) -> None:
         self._slots = slots
         self._fates = fates or {}
@@ -149,8 +151,8 @@ class MemoryExecutor:
         self.epochs += 1
         return [report]
 
-    def _end(self, spec: TrialSpec, end: TrialResult | Fate) -> list[Event]:
-        if end is Fate.STUCK:
+    def _end(self, spec: TrialSpec, end: TrialResult | SimulatedOutcome) -> list[Event]:
+        if end is SimulatedOutcome.STUCK:
             return []
         del self._attempts[spec.key]
         return [end if isinstance(end, TrialResult) else AttemptLost(*spec.key, "signal SIGKILL")]
@@ -178,7 +180,7 @@ class ComingAndGoing(MemoryExecutor):
 class FailingStore(MemoryExecutor):
     """Blame the store for every attempt that is lost."""
 
-    def _end(self, spec: TrialSpec, end: TrialResult | Fate) -> list[Event]:
+    def _end(self, spec: TrialSpec, end: TrialResult | SimulatedOutcome) -> list[Event]:
         return [
             replace(event, by_store=True) if isinstance(event, AttemptLost) else event
             for event in super()._end(spec, end)

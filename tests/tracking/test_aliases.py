@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fashion_study.tracking.aliases import Champions, LostRaceError
+from fashion_study.tracking.aliases import Champions, ConcurrentUpdateError
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, Version
 from tests.support.model_store import ModelStore, trained
 
@@ -40,8 +40,8 @@ def champions(models: ModelStore) -> Champions:
 
 
 @pytest.fixture
-def crown(models: ModelStore, champions: Champions) -> Callable[[int], None]:
-    return lambda number: champions.crown(version(models, number), champions.current())
+def set_champion(models: ModelStore, champions: Champions) -> Callable[[int], None]:
+    return lambda number: champions.set_champion(version(models, number), champions.current())
 
 
 def version(models: ModelStore, number: int) -> Version:
@@ -49,26 +49,26 @@ def version(models: ModelStore, number: int) -> Version:
 
 
 def back(champions: Champions) -> tuple[int, int] | None:
-    moved = champions.step_back()
+    moved = champions.rollback()
     return None if moved is None else (moved[0].number, moved[1].number)
 
 
 def test_the_first_champion_has_nobody_before_it(
-    models: ModelStore, champions: Champions, crown: Callable[[int], None]
+    models: ModelStore, champions: Champions, set_champion: Callable[[int], None]
 ) -> None:
     assert champions.current() is None
     assert champions.previous() is None
-    crown(1)
+    set_champion(1)
     assert models.aliases() == {CHAMPION: 1}
-    assert champions.step_back() is None
+    assert champions.rollback() is None
     assert models.aliases() == {CHAMPION: 1}
 
 
 def test_each_step_goes_one_back_to_the_first(
-    models: ModelStore, champions: Champions, crown: Callable[[int], None]
+    models: ModelStore, champions: Champions, set_champion: Callable[[int], None]
 ) -> None:
     for number in (1, 2, 3):
-        crown(number)
+        set_champion(number)
     assert models.aliases() == {CHAMPION: 3, PREVIOUS_CHAMPION: 2}
     assert back(champions) == (3, 2)
     assert models.aliases() == {CHAMPION: 2, PREVIOUS_CHAMPION: 1}
@@ -78,24 +78,24 @@ def test_each_step_goes_one_back_to_the_first(
 
 
 def test_steps_back_end_even_where_a_version_was_champion_twice(
-    models: ModelStore, champions: Champions, crown: Callable[[int], None]
+    models: ModelStore, champions: Champions, set_champion: Callable[[int], None]
 ) -> None:
     for number in (1, 2, 1):
-        crown(number)
+        set_champion(number)
     assert models.aliases() == {CHAMPION: 1, PREVIOUS_CHAMPION: 2}
     assert [back(champions) for _ in range(3)] == [(1, 2), (2, 1), None]
     assert models.aliases() == {CHAMPION: 1}
 
 
 def test_a_version_that_was_rolled_back_can_come_again(
-    models: ModelStore, champions: Champions, crown: Callable[[int], None]
+    models: ModelStore, champions: Champions, set_champion: Callable[[int], None]
 ) -> None:
-    crown(1)
-    crown(2)
+    set_champion(1)
+    set_champion(2)
     back(champions)
-    crown(3)
+    set_champion(3)
     assert models.aliases() == {CHAMPION: 3, PREVIOUS_CHAMPION: 1}
-    crown(2)
+    set_champion(2)
     assert [back(champions) for _ in range(3)] == [(2, 3), (3, 1), None]
 
 
@@ -114,25 +114,25 @@ def test_a_version_that_was_deleted_is_passed_over(models: ModelStore, champions
     assert models.aliases() == {CHAMPION: 2, PREVIOUS_CHAMPION: 1}
 
 
-def test_other_aliases_stay_where_they_are(models: ModelStore, crown: Callable[[int], None]) -> None:
+def test_other_aliases_stay_where_they_are(models: ModelStore, set_champion: Callable[[int], None]) -> None:
     models.registry.move_alias(NAME, CHALLENGER, 2)
-    crown(1)
-    crown(2)
+    set_champion(1)
+    set_champion(2)
     assert models.aliases() == {CHALLENGER: 2, CHAMPION: 2, PREVIOUS_CHAMPION: 1}
 
 
 @pytest.mark.parametrize("writes", range(3))
 @pytest.mark.parametrize("step_back", [False, True])
 def test_a_kill_after_any_write_leaves_a_champion_and_the_way_back(
-    step_back: bool,
+    rollback: bool,
     writes: int,
     models: ModelStore,
     champions: Champions,
-    crown: Callable[[int], None],
+    set_champion: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for number in (1, 2, 3) if step_back else (1, 2):
-        crown(number)
+    for number in (1, 2, 3) if rollback else (1, 2):
+        set_champion(number)
     before = models.aliases()[CHAMPION]
     left = writes
 
@@ -149,13 +149,13 @@ def test_a_kill_after_any_write_leaves_a_champion_and_the_way_back(
     with monkeypatch.context() as killing:
         for name in ("tag", "move_alias", "remove_alias"):
             killing.setattr(Registry, name, counted(getattr(Registry, name)))
-        move = champions.step_back if step_back else lambda: crown(3)
+        move = champions.rollback if rollback else lambda: set_champion(3)
         with pytest.raises(KilledError):
             move()
 
-    after = 2 if step_back else 3
+    after = 2 if rollback else 3
     assert models.aliases()[CHAMPION] == (before if writes < 2 else after)
-    champions.settle()
+    champions.sync_alias()
     reached = models.aliases()[CHAMPION]
     assert models.aliases().get(PREVIOUS_CHAMPION) == reached - 1
     steps = [back(champions) for _ in range(reached)]
@@ -163,16 +163,16 @@ def test_a_kill_after_any_write_leaves_a_champion_and_the_way_back(
 
 
 def test_a_champion_that_changed_before_the_move_is_left_alone(models: ModelStore, champions: Champions) -> None:
-    champions.crown(version(models, 1), None)
-    with pytest.raises(LostRaceError, match="digits-cnn version 1 is champion now"):
-        champions.crown(version(models, 2), None)
+    champions.set_champion(version(models, 1), None)
+    with pytest.raises(ConcurrentUpdateError, match="digits-cnn version 1 is champion now"):
+        champions.set_champion(version(models, 2), None)
     assert models.aliases() == {CHAMPION: 1}
 
 
 def test_a_champion_that_changed_after_the_move_is_reported_and_stays(
     models: ModelStore, champions: Champions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    champions.crown(version(models, 1), None)
+    champions.set_champion(version(models, 1), None)
     move = Registry.move_alias
 
     def moved_by_two(registry: Registry, name: str, alias: str, number: int) -> None:
@@ -180,9 +180,9 @@ def test_a_champion_that_changed_after_the_move_is_reported_and_stays(
         if alias == CHAMPION and number == 2:
             monkeypatch.undo()
             # What a promotion from another machine writes at this very moment.
-            Champions(models.client, NAME).crown(version(models, 3), version(models, 2))
+            Champions(models.client, NAME).set_champion(version(models, 3), version(models, 2))
 
     monkeypatch.setattr(Registry, "move_alias", moved_by_two)
-    with pytest.raises(LostRaceError, match="digits-cnn version 3 is champion now"):
-        champions.crown(version(models, 2), version(models, 1))
+    with pytest.raises(ConcurrentUpdateError, match="digits-cnn version 3 is champion now"):
+        champions.set_champion(version(models, 2), version(models, 1))
     assert models.aliases()[CHAMPION] == 3

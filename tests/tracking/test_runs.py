@@ -17,20 +17,20 @@ from fashion_study.store.trials import TrialRecord
 from fashion_study.study.leaderboard import table
 from fashion_study.tracking import runs
 from fashion_study.tracking.runs import MlflowTracker, run_name
-from fashion_study.tracking.tracker import DataCard, StudyCard
+from fashion_study.tracking.tracker import DatasetMetadata, StudyMetadata
 from fashion_study.trial import FailReason, Hyperparameters, Precision, TrialResult, TrialSpec, TrialState
 from tests.support.twins import toy_report
 
 PARAMS = Hyperparameters(epochs=3)
-CARD = StudyCard(
+CARD = StudyMetadata(
     name="toy",
     space_yaml="name: toy\n",
-    facts={"space": "smoke", "seed": 3, "limit_train": None},
+    attrs={"space": "smoke", "seed": 3, "limit_train": None},
     settings={"sampler": "tpe", "trials": 4, "timeout": None},
 )
 DATA = (
-    DataCard("digits-training", "a" * 64, 1078, "training"),
-    DataCard("digits-validation", "a" * 64, 359, "validation"),
+    DatasetMetadata("digits-training", "a" * 64, 1078, "training"),
+    DatasetMetadata("digits-validation", "a" * 64, 359, "validation"),
 )
 
 
@@ -43,8 +43,8 @@ class Bench:
 
     def tracker(self, name: str, run_id: str | None = None) -> tuple[MlflowTracker, str]:
         tracker = MlflowTracker(self.client, self.experiment_id)
-        card = StudyCard(name, CARD.space_yaml, CARD.facts, CARD.settings)
-        return tracker, tracker.open_study(card, DATA, run_id)
+        metadata = StudyMetadata(name, CARD.space_yaml, CARD.attrs, CARD.settings)
+        return tracker, tracker.open_study(metadata, DATA, run_id)
 
     def run(self, run_id: str) -> Run:
         return self.client.get_run(run_id)
@@ -110,8 +110,8 @@ def test_a_resumed_study_keeps_its_run_and_notes_each_start(bench: Bench, name: 
     assert bench.run(run_id).info.status == "KILLED"
 
     again = MlflowTracker(bench.client, bench.experiment_id)
-    card = StudyCard(name, CARD.space_yaml, CARD.facts, {"sampler": "qmc", "trials": 9, "timeout": None})
-    assert again.open_study(card, DATA, run_id) == run_id
+    metadata = StudyMetadata(name, CARD.space_yaml, CARD.attrs, {"sampler": "qmc", "trials": 9, "timeout": None})
+    assert again.open_study(metadata, DATA, run_id) == run_id
 
     run = bench.run(run_id)
     assert run.info.status == "RUNNING"

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from fashion_study.training.fit import seed_training
 from fashion_study.training.layers import TrainingConvPool2D
-from fashion_study.training.model import UNSEEN, build_model, float32_twin
+from fashion_study.training.model import DEAD_MARGIN, build_model, to_float32
 from fashion_study.trial import Hyperparameters
 
 SMALL = Hyperparameters(filters_1=4, filters_2=6, filters_3=8, dense_units=12, input_scale="unit")
@@ -58,8 +58,8 @@ def stock_and_training_layers(
 
 def weight_gradients(model: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> list[npt.NDArray[np.float32]]:
     with tf.GradientTape() as tape:
-        losses = keras.losses.sparse_categorical_crossentropy(labels, model(images, training=True))
-        loss = tf.reduce_mean(losses)
+        counted_attempts = keras.counted_attempts.sparse_categorical_crossentropy(labels, model(images, training=True))
+        loss = tf.reduce_mean(counted_attempts)
     return [gradient.numpy() for gradient in tape.gradient(loss, model.trainable_weights)]
 
 
@@ -108,17 +108,17 @@ def gradient_of_sum(layer: keras.layers.Layer, images: tf.Tensor) -> tf.Tensor:
 
 def test_what_training_crops_reaches_nothing() -> None:
     seed_training(3)
-    logged = float32_twin(build_model(SMALL), SMALL)
+    logged = to_float32(build_model(SMALL), SMALL)
     pixels = RANDOM.integers(0, 256, size=(4, 28, 28, 1))
     others = pixels.copy()
-    others[:, -UNSEEN:], others[:, :, -UNSEEN:] = 255, 255
+    others[:, -DEAD_MARGIN:], others[:, :, -DEAD_MARGIN:] = 255, 255
     np.testing.assert_array_equal(logged(pixels), logged(others))
 
 
 def test_the_network_that_trains_is_the_network_that_is_logged() -> None:
     seed_training(3)
     training = build_model(SMALL)
-    logged = float32_twin(training, SMALL)
+    logged = to_float32(training, SMALL)
     pixels = tf.constant(RANDOM.integers(0, 256, size=(16, 28, 28, 1)), tf.uint8)
     labels = tf.constant(RANDOM.integers(0, 10, size=16))
 
@@ -132,11 +132,11 @@ def test_what_is_logged_holds_stock_layers_and_loads_in_safe_mode(tmp_path: Path
     training = build_model(SMALL)
     if not tf.config.list_physical_devices("GPU"):
         assert TrainingConvPool2D in {type(layer) for layer in training.layers}
-    twin = float32_twin(training, SMALL)
-    twin.save(tmp_path / "model.keras")
+    float32_model = to_float32(training, SMALL)
+    float32_model.save(tmp_path / "model.keras")
 
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
 
-    for model in (twin, loaded):
+    for model in (float32_model, loaded):
         for layer in model.layers:
             assert type(layer) is getattr(keras.layers, type(layer).__name__)

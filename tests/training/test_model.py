@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from fashion_study.data.dataset import StudyData
 from fashion_study.training.fit import seed_training
-from fashion_study.training.model import build_model, float32_twin
+from fashion_study.training.model import build_model, to_float32
 from fashion_study.trial import Hyperparameters, Precision
 
 BLOG = Hyperparameters()
@@ -103,7 +103,7 @@ def test_training_computes_what_the_layers_of_the_blog_post_compute(digits: Stud
     def answer_and_gradients(model: keras.Model) -> tuple[np.ndarray, list[np.ndarray]]:
         with tf.GradientTape() as tape:
             answer = model(pixels, training=True)
-            loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, answer))
+            loss = tf.reduce_mean(keras.counted_attempts.sparse_categorical_crossentropy(labels, answer))
         return answer.numpy(), [gradient.numpy() for gradient in tape.gradient(loss, model.trainable_weights)]
 
     (answer, gradients), (expected, stock) = answer_and_gradients(ours), answer_and_gradients(blog)
@@ -115,9 +115,9 @@ def test_training_computes_what_the_layers_of_the_blog_post_compute(digits: Stud
 def test_the_float32_twin_has_the_weights_and_nothing_of_the_training(digits: StudyData) -> None:
     model = build_model(SMALL, Precision.BFLOAT16, classes=10)
     model.train_on_batch(digits.train.images[:32], digits.train.labels[:32])
-    twin = float32_twin(model, SMALL)
+    float32_model = to_float32(model, SMALL)
 
-    for ours, theirs in zip(twin.get_weights(), model.get_weights(), strict=True):
+    for ours, theirs in zip(float32_model.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert {layer.compute_dtype for layer in twin.layers} == {"float32"}
-    assert not twin.compiled
+    assert {layer.compute_dtype for layer in float32_model.layers} == {"float32"}
+    assert not float32_model.compiled

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 import pytest
 
 from fashion_study.trial import FailReason, TrialResult, TrialState
-from fashion_study.worker.failure import LONGEST, last_words
+from fashion_study.worker.failure import LONGEST, truncated_traceback
 
 STOPS = 200
 # A worker that fails again and again, at such a length as a trainer can send.
@@ -34,7 +34,7 @@ def failed(error: str) -> TrialResult:
     except ValueError:
         tags = {f"tag_{number}": "x" * 250 for number in range(20)}
         return TrialResult(
-            3, 1, TrialState.FAILED, 2, reason=FailReason.ERROR, message=last_words(), tags=tags, seconds=1.0
+            3, 1, TrialState.FAILED, 2, reason=FailReason.ERROR, message=truncated_traceback(), tags=tags, seconds=1.0
         )
 
 

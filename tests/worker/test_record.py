@@ -16,7 +16,7 @@ from mlflow.utils import requirements_utils
 from fashion_study.data.dataset import StudyData
 from fashion_study.store.store import open_store
 from fashion_study.training.evaluation import Evaluation, evaluate
-from fashion_study.training.model import build_model, float32_twin
+from fashion_study.training.model import build_model, to_float32
 from fashion_study.trial import Hyperparameters, Precision
 from fashion_study.worker.record import RecordedModel, record_evaluation, record_model
 
@@ -33,7 +33,7 @@ class Recorded:
         self.run_id = self.client.create_run(store.experiment_id(self.client, "digits")).info.run_id
         model = build_model(PARAMS, Precision.BFLOAT16)
         model.train_on_batch(data.train.images[:64], data.train.labels[:64])
-        self.model = float32_twin(model, PARAMS)
+        self.model = to_float32(model, PARAMS)
         self.evaluation: Evaluation = evaluate(self.model, data.validation, data.class_names)
         self.sums = record_evaluation(self.client, self.run_id, self.evaluation, data.validation, seed=0)
         self.logged: RecordedModel = record_model(self.client, self.run_id, self.model, PARAMS)

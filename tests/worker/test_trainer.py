@@ -17,7 +17,7 @@ from fashion_study.store.store import open_store
 from fashion_study.training.fit import FitOutcome, fit
 from fashion_study.trial import (
     AttemptLost,
-    Continuation,
+    Checkpoint,
     EpochReport,
     FailReason,
     Hyperparameters,
@@ -260,7 +260,7 @@ def test_a_continued_trial_takes_up_the_weights_the_epochs_and_the_steps_of_an_e
 
     monkeypatch.setattr(trainer, "fit", fit_and_look)
 
-    result, reports = bench.train(replace(bench.spec(), number=6, continues=Continuation(5, first.run_id, 1)))
+    result, reports = bench.train(replace(bench.spec(), number=6, continues=Checkpoint(5, first.run_id, 1)))
 
     assert result.state is TrialState.COMPLETE, result.message
     assert [report.epoch for report in reports] == [2, 3]
@@ -276,7 +276,7 @@ def test_a_continued_trial_takes_up_the_weights_the_epochs_and_the_steps_of_an_e
 
 @pytest.mark.parametrize("run_id", ["0" * 32, None])
 def test_a_trial_whose_earlier_run_is_gone_begins_at_its_first_epoch_too(bench: Bench, run_id: str | None) -> None:
-    result, reports = bench.train(replace(bench.spec(), continues=Continuation(5, run_id, 1)))
+    result, reports = bench.train(replace(bench.spec(), continues=Checkpoint(5, run_id, 1)))
 
     assert result.state is TrialState.COMPLETE, result.message
     assert [report.epoch for report in reports] == [1, 2, 3]
@@ -293,7 +293,7 @@ def test_a_trial_whose_earlier_model_is_gone_begins_at_its_first_epoch_and_says_
     else:
         bench.client.set_tag(first.run_id, "model_sha256", 64 * "0")
 
-    result, reports = bench.train(replace(bench.spec(), continues=Continuation(5, first.run_id, 1)))
+    result, reports = bench.train(replace(bench.spec(), continues=Checkpoint(5, first.run_id, 1)))
 
     assert result.state is TrialState.COMPLETE, result.message
     assert [report.epoch for report in reports] == [1, 2, 3]

@@ -27,7 +27,7 @@ from fashion_study.executors.local import MALLOC, default_workers, threads_per_w
 from fashion_study.store.failures import store_failures
 from fashion_study.store.locks import sole_owner
 from fashion_study.store.store import open_store
-from fashion_study.tracking.aliases import Champions, LostRaceError, PromotionRunningError, only_promotion
+from fashion_study.tracking.aliases import Champions, ConcurrentUpdateError, PromotionRunningError, promotion_lock
 from fashion_study.tracking.registry import Candidate, Registry, Version
 from fashion_study.tracking.runs import code_commit, code_digest
 from fashion_study.trial import DataSource, Hyperparameters
@@ -129,18 +129,18 @@ def _register(client: MlflowClient, root: Path, source: DataSource, trained: tup
             },
         )
     )
-    return f"{version} ({_crown_the_first(client, root, version)})"
+    return f"{version} ({_set_first_champion(client, root, version)})"
 
 
-def _crown_the_first(client: MlflowClient, root: Path, version: Version) -> str:
+def _set_first_champion(client: MlflowClient, root: Path, version: Version) -> str:
     """Make a version champion where there is none, and say what became of it."""
     champions = Champions(client, version.name)
     try:
-        with only_promotion(root, PROMOTION_SECONDS):
+        with promotion_lock(root, PROMOTION_SECONDS):
             if (champion := champions.current()) is not None:
                 return f"the champion stays version {champion.number}"
-            champions.crown(version, None)
-    except LostRaceError:
+            champions.set_champion(version, None)
+    except ConcurrentUpdateError:
         return "not champion: another command moved the alias at the same time"
     except PromotionRunningError:
         return "not champion: a promotion or the doctor is at work there"
@@ -207,7 +207,7 @@ def _train(job: _Job) -> Figures:
     """Train and measure once, in a process of its own."""
     from fashion_study.training.evaluation import evaluate
     from fashion_study.training.fit import FitEnd, fit, seed_training
-    from fashion_study.training.model import build_model, float32_twin
+    from fashion_study.training.model import build_model, to_float32
     from fashion_study.worker.record import record_evaluation, record_model
 
     client = MlflowClient(job.tracking_uri)
@@ -229,11 +229,11 @@ def _train(job: _Job) -> Figures:
         # Counted before it is read, so that no reading escapes the count.
         _log_metrics(client, run_id, {"holdout_readings": 1})
         holdout = load_holdout(job.source)
-        twin = float32_twin(model, params)
-        evaluation = evaluate(twin, holdout, class_names)
+        float32_model = to_float32(model, params)
+        evaluation = evaluate(float32_model, holdout, class_names)
         _log_metrics(client, run_id, _final_metrics(evaluation, model.count_params(), outcome.train_seconds))
         record_evaluation(client, run_id, evaluation, holdout, job.seed)
-        logged = record_model(client, run_id, twin, params)
+        logged = record_model(client, run_id, float32_model, params)
         for name, value in (("model_uri", logged.uri), ("model_sha256", logged.sha256)):
             client.set_tag(run_id, name, value)
     by_class = {name: (evaluation.precision[name], evaluation.recall[name]) for name in class_names}

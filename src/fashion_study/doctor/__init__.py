@@ -1,1 +1,1 @@
-"""The doctor: ledger, runs, registry and files, compared."""
+"""The doctor: trial storage, runs, registry and files, compared."""

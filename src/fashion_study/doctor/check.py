@@ -15,7 +15,7 @@ from fashion_study.text import printable
 
 
 @dataclass(frozen=True)
-class Treated:
+class CheckedFinding:
     """Show a finding with what was done about it; None: nothing."""
 
     finding: Finding
@@ -23,12 +23,12 @@ class Treated:
 
 
 @dataclass(frozen=True)
-class Examination:
+class CheckReport:
     """Show what was found in a store, and what should be known besides."""
 
     store: Store
     is_fixing: bool
-    results: tuple[Treated, ...]
+    results: tuple[CheckedFinding, ...]
     notes: tuple[str, ...]
 
     @property
@@ -37,8 +37,8 @@ class Examination:
         return sum(result.done is None for result in self.results)
 
 
-def examine(root: Path, fix: bool = False) -> Examination:
-    """Compare ledger, runs, registry and files of a store; with `fix` mend what can be mended.
+def check_store(root: Path, fix: bool = False) -> CheckReport:
+    """Compare trial storage, runs, registry and files of a store; with `fix` mend what can be mended.
 
     No result is deleted: what is lost is written down as lost where it belongs. A study that a process is running is
     left alone.
@@ -50,9 +50,9 @@ def examine(root: Path, fix: bool = False) -> Examination:
     notes: list[str] = []
     with store_failures(store, "What was mended before stays mended; call the doctor again when it answers."):
         results = tuple(
-            Treated(found, found.repair() if fix and found.repair else None) for found in _findings(store, notes)
+            CheckedFinding(found, found.repair() if fix and found.repair else None) for found in _findings(store, notes)
         )
-    return Examination(store, fix, results, tuple(notes))
+    return CheckReport(store, fix, results, tuple(notes))
 
 
 def _existing(root: Path) -> Store:
@@ -99,23 +99,23 @@ def _moved(store: Store, move: Move) -> Finding:
 
 
 def _of_open_store(store: Store, notes: list[str]) -> Iterator[Finding]:
-    from fashion_study.doctor.context import Case
+    from fashion_study.doctor.context import CheckContext
     from fashion_study.doctor.files import damaged_files
     from fashion_study.doctor.registry import damaged_registry
     from fashion_study.doctor.runs import damaged_reproductions, orphans
     from fashion_study.doctor.studies import damaged_studies
 
-    case = Case(store, store.client(), notes)
+    context = CheckContext(store, store.client(), notes)
     if not store.is_embedded:
         notes.append(
             f"MLflow's data lie at {store.tracked_at}: its database, where it keeps its files, and runs of other "
             "stores are not looked at."
         )
-    yield from damaged_studies(case)
-    yield from damaged_reproductions(case)
-    yield from orphans(case)
+    yield from damaged_studies(context)
+    yield from damaged_reproductions(context)
+    yield from orphans(context)
     if moves(store):
         notes.append("Files and registry are looked at once the addresses are mended.")
         return
-    yield from damaged_files(case)
-    yield from damaged_registry(case)
+    yield from damaged_files(context)
+    yield from damaged_registry(context)

@@ -12,17 +12,17 @@ from fashion_study.tracking.attempt import search_runs
 
 
 @dataclass
-class Case:
+class CheckContext:
     """Hold an open store, and what has become known of it on the way.
 
-    `notes` tell what is no damage but should be said. `families` are the runs of studies and reproductions that
+    `notes` tell what is no damage but should be said. `run_trees` are the runs of studies and reproductions that
     this store knows of, each with those nested under it; `alive` are those of them that a process is working on.
     """
 
     store: Store
     client: MlflowClient
     notes: list[str] = field(default_factory=list)
-    families: set[str] = field(default_factory=set)
+    run_trees: set[str] = field(default_factory=set)
     alive: set[str] = field(default_factory=set)
 
     @cached_property
@@ -36,7 +36,7 @@ class Case:
 
     def runs(self) -> list[Run]:
         """Return the runs that belong to this store: on a server those of the families that it knows of."""
-        return [run for run in self.all_runs() if self.store.is_embedded or family(run) in self.families]
+        return [run for run in self.all_runs() if self.store.is_embedded or run_tree(run) in self.run_trees]
 
     def models(self) -> dict[str, LoggedModel]:
         """Return every logged model, by its id."""
@@ -50,9 +50,9 @@ class Case:
 
     def is_alive(self, run: Run) -> bool:
         """Say whether a process may be working on a run."""
-        return family(run) in self.alive
+        return run_tree(run) in self.alive
 
 
-def family(run: Run) -> str:
+def run_tree(run: Run) -> str:
     """Return the run that a run is nested under, or its own id."""
     return str(run.data.tags.get(MLFLOW_PARENT_RUN_ID, run.info.run_id))

@@ -21,20 +21,20 @@ def damaged_databases(store: Store) -> Iterator[Finding]:
     Raises:
         StoreError: a file is no database, or cannot be read.
     """
-    runs, ledger = store.root / "mlflow.db", store.ledger_file
-    damaged = list(_check(ledger)) if store.database is None and ledger.is_file() else []
+    runs, trial_storage = store.root / "mlflow.db", store.trials_file
+    damaged = list(_check(trial_storage)) if store.database is None and trial_storage.is_file() else []
     if store.is_embedded:
         if runs.is_file():
             yield from _check(runs)
         elif not damaged and store.database is None and has_runs(store):
-            what = "is gone, and with it the runs of the ledger's studies"
+            what = "is gone, and with it the runs of the trial storage's studies"
             yield Finding(Kind.DATABASE, runs.name, what, RESTORE)
     yield from damaged
 
 
 def has_runs(store: Store) -> bool:
-    """Say whether a study of the ledger has got as far as a run; a kill may have come before."""
-    with store.ledger_storage() as storage:
+    """Say whether a study of the trial storage has got as far as a run; a kill may have come before."""
+    with store.optuna_storage() as storage:
         return any("run_id" in study.user_attrs for study in storage.get_all_studies())
 
 

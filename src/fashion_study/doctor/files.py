@@ -6,10 +6,10 @@ from pathlib import Path
 
 from mlflow.entities import LoggedModel, Run
 
-from fashion_study.doctor.context import Case
+from fashion_study.doctor.context import CheckContext
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.relocation import local_path
-from fashion_study.tracking.pending import cut_off, half_written
+from fashion_study.tracking.pending import abandoned, pending_models
 from fashion_study.tracking.registry import CARD_FILE, MODEL_FILE
 from fashion_study.trial import TrialState
 
@@ -26,10 +26,10 @@ EVIDENCE = (
 )
 
 
-def damaged_files(case: Case) -> Iterator[Finding]:
+def damaged_files(context: CheckContext) -> Iterator[Finding]:
     """Find runs whose files are missing or altered, and models whose logging was cut off."""
-    models = case.models()
-    runs = {run.info.run_id: run for run in case.runs()}
+    models = context.models()
+    runs = {run.info.run_id: run for run in context.runs()}
     unseen = 0
     for run in runs.values():
         if run.info.lifecycle_stage != "active" or run.info.status == "RUNNING":
@@ -38,13 +38,13 @@ def damaged_files(case: Case) -> Iterator[Finding]:
         if damage is None:
             unseen += 1
         elif damage != run.data.tags.get(DAMAGED, ""):
-            yield _damaged(case, run, damage)
+            yield _damaged(context, run, damage)
     if unseen:
-        case.notes.append(f"The files of {unseen} runs do not lie on this machine: not looked at.")
-    for model in half_written(case.client, case.experiments):
+        context.notes.append(f"The files of {unseen} runs do not lie on this machine: not looked at.")
+    for model in pending_models(context.client, context.experiments):
         owner = runs.get(model.source_run_id or "")
-        if owner is not None and not case.is_alive(owner):
-            yield cut_off(case.client, model)
+        if owner is not None and not context.is_alive(owner):
+            yield abandoned(context.client, model)
 
 
 def model_damage(folder: Path, sha256: str) -> str | None:
@@ -88,12 +88,12 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _damaged(case: Case, run: Run, damage: str) -> Finding:
+def _damaged(context: CheckContext, run: Run, damage: str) -> Finding:
     def repair() -> str:
         if damage:
-            case.client.set_tag(run.info.run_id, DAMAGED, damage)
+            context.client.set_tag(run.info.run_id, DAMAGED, damage)
             return "the run says so"
-        case.client.delete_tag(run.info.run_id, DAMAGED)
+        context.client.delete_tag(run.info.run_id, DAMAGED)
         return "the run says so no more"
 
     where = f"run {run.info.run_id} ({run.info.run_name})"

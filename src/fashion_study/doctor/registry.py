@@ -8,61 +8,61 @@ from tempfile import TemporaryDirectory
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from fashion_study.doctor.context import Case
+from fashion_study.doctor.context import CheckContext
 from fashion_study.doctor.files import DAMAGED, model_damage
 from fashion_study.errors import DamagedModelError
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.relocation import local_path
-from fashion_study.tracking.aliases import Champions, PromotionRunningError, only_promotion
+from fashion_study.tracking.aliases import Champions, PromotionRunningError, promotion_lock
 from fashion_study.tracking.attempt import find_run
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, Version
 
 
-def damaged_registry(case: Case) -> Iterator[Finding]:
+def damaged_registry(context: CheckContext) -> Iterator[Finding]:
     """Compare every registered model of this project with what it stands for, unless a promotion is at work."""
     with ExitStack() as alone:
         try:
-            alone.enter_context(only_promotion(case.store.root))
+            alone.enter_context(promotion_lock(context.store.root))
         except PromotionRunningError:
-            case.notes.append("A promotion is at work, or another doctor: the registry is left alone.")
+            context.notes.append("A promotion is at work, or another doctor: the registry is left alone.")
             return
-        registry = Registry(case.client)
+        registry = Registry(context.client)
         for name in registry.names():
-            yield from _dangling(case, registry, name)
+            yield from _dangling(context, registry, name)
             for version in registry.versions(name):
-                yield from _damaged_version(case, registry, version)
-            yield from _left_behind(case, registry, name)
+                yield from _damaged_version(context, registry, version)
+            yield from _left_behind(context, registry, name)
 
 
-def _dangling(case: Case, registry: Registry, name: str) -> Iterator[Finding]:
+def _dangling(context: CheckContext, registry: Registry, name: str) -> Iterator[Finding]:
     """Find aliases whose version is gone."""
-    model: RegisteredModel = case.client.get_registered_model(name)
+    model: RegisteredModel = context.client.get_registered_model(name)
     known = {version.number for version in registry.versions(name)}
     targets = {alias: int(number) for alias, number in model.aliases.items()}
     for alias, number in sorted(targets.items()):
         if number not in known:
             former = targets.get(PREVIOUS_CHAMPION)
             heir = former if alias == CHAMPION and former in known else None
-            yield _dangling_alias(case, name, alias, number, heir)
+            yield _dangling_alias(context, name, alias, number, heir)
 
 
-def _dangling_alias(case: Case, name: str, alias: str, number: int, heir: int | None) -> Finding:
+def _dangling_alias(context: CheckContext, name: str, alias: str, number: int, heir: int | None) -> Finding:
     def repair() -> str:
         if heir is not None:
-            case.client.set_registered_model_alias(name, alias, str(heir))
+            context.client.set_registered_model_alias(name, alias, str(heir))
             return f"it points to version {heir}"
-        case.client.delete_registered_model_alias(name, alias)
+        context.client.delete_registered_model_alias(name, alias)
         return "it is gone"
 
     remedy = "takes the alias away" if heir is None else f"points it to the previous champion, version {heir}"
     return Finding(Kind.ALIAS, f"{name}@{alias}", f"points to version {number}, which is gone", remedy, repair)
 
 
-def _damaged_version(case: Case, registry: Registry, version: Version) -> Iterator[Finding]:
-    run = find_run(case.client, version.run_id)
+def _damaged_version(context: CheckContext, registry: Registry, version: Version) -> Iterator[Finding]:
+    run = find_run(context.client, version.run_id)
     if run is not None and run.info.lifecycle_stage != "active":
-        yield _deleted(case, version)
-    damage = [_model_damage(case, registry, version)] if version.sha256 else []
+        yield _deleted(context, version)
+    damage = [_model_damage(context, registry, version)] if version.sha256 else []
     if run is None:
         damage.append("its run is gone")
     found = ", ".join(filter(None, damage))
@@ -70,24 +70,24 @@ def _damaged_version(case: Case, registry: Registry, version: Version) -> Iterat
         remedy = "nothing: only you can choose another champion (python -m experiments.promote, or its --rollback)"
         yield Finding(Kind.VERSION, f"{version}, the champion", found, remedy)
     elif found != version.tags.get(DAMAGED, "") or (found and CHALLENGER in version.aliases):
-        yield _damaged(case, registry, version, found)
+        yield _damaged(context, registry, version, found)
 
 
-def _deleted(case: Case, version: Version) -> Finding:
+def _deleted(context: CheckContext, version: Version) -> Finding:
     def repair() -> str:
-        case.client.restore_run(version.run_id)
+        context.client.restore_run(version.run_id)
         return "restored"
 
     what = f"has its run {version.run_id} in MLflow's bin"
     return Finding(Kind.DELETED_RUN, str(version), what, "restores the run", repair)
 
 
-def _damaged(case: Case, registry: Registry, version: Version, damage: str) -> Finding:
+def _damaged(context: CheckContext, registry: Registry, version: Version, damage: str) -> Finding:
     is_challenger = bool(damage) and CHALLENGER in version.aliases
 
     def repair() -> str:
         if not damage:
-            case.client.delete_model_version_tag(version.name, str(version.number), DAMAGED)
+            context.client.delete_model_version_tag(version.name, str(version.number), DAMAGED)
             return "it says so no more"
         registry.tag(version, {DAMAGED: damage})
         if is_challenger:
@@ -101,10 +101,10 @@ def _damaged(case: Case, registry: Registry, version: Version, damage: str) -> F
     return Finding(Kind.VERSION, str(version), damage, remedy, repair)
 
 
-def _model_damage(case: Case, registry: Registry, version: Version) -> str | None:
+def _model_damage(context: CheckContext, registry: Registry, version: Version) -> str | None:
     model_id = version.model_uri.removeprefix("models:/")
     try:
-        address = case.client.get_logged_model(model_id).artifact_location if model_id.startswith("m-") else model_id
+        address = context.client.get_logged_model(model_id).artifact_location if model_id.startswith("m-") else model_id
     except MlflowException:
         return "logged model missing"
     if (folder := local_path(address)) is not None:
@@ -117,15 +117,15 @@ def _model_damage(case: Case, registry: Registry, version: Version) -> str | Non
     return None
 
 
-def _left_behind(case: Case, registry: Registry, name: str) -> Iterator[Finding]:
+def _left_behind(context: CheckContext, registry: Registry, name: str) -> Iterator[Finding]:
     """Find a `previous-champion` that is not what the champion's line says: a command was killed between the two."""
-    champions = Champions(case.client, name)
+    champions = Champions(context.client, name)
     previous, shown = champions.previous(), registry.by_alias(name, PREVIOUS_CHAMPION)
     if (previous and previous.number) == (shown and shown.number):
         return
 
     def repair() -> str:
-        champions.settle()
+        champions.sync_alias()
         return f"it is {previous or 'gone'}"
 
     what = f"points to {shown or 'nothing'}, and {previous or 'nobody'} was champion before"

@@ -1,10 +1,10 @@
-"""Runs outside the ledger's studies: reproductions of the baseline, and what belongs to nobody."""
+"""Runs outside the trial storage's studies: reproductions of the baseline, and what belongs to nobody."""
 
 from collections.abc import Iterator
 
 from mlflow.entities import Run
 
-from fashion_study.doctor.context import Case, family
+from fashion_study.doctor.context import CheckContext, run_tree
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.locks import claim, lock_file
 from fashion_study.tracking.attempt import ORPHAN
@@ -14,70 +14,70 @@ REPRODUCTION = "baseline reproduction"
 LOCK = "lock"
 
 
-def damaged_reproductions(case: Case) -> Iterator[Finding]:
+def damaged_reproductions(context: CheckContext) -> Iterator[Finding]:
     """Find reproductions of the baseline that are open and that no process works on any more."""
-    runs = [run for run in case.all_runs() if run.info.lifecycle_stage == "active"]
+    runs = [run for run in context.all_runs() if run.info.lifecycle_stage == "active"]
     nested = [run for run in runs if run.data.tags["kind"] == "baseline" and run.info.status == "RUNNING"]
     for parent in (run for run in runs if run.data.tags["kind"] == REPRODUCTION):
-        open_runs = [run for run in nested if family(run) == parent.info.run_id]
+        open_runs = [run for run in nested if run_tree(run) == parent.info.run_id]
         if parent.info.status == "RUNNING":
             open_runs.append(parent)
         if open_runs:
-            yield from _open_reproduction(case, parent, open_runs)
+            yield from _open_reproduction(context, parent, open_runs)
 
 
-def _open_reproduction(case: Case, parent: Run, open_runs: list[Run]) -> Iterator[Finding]:
+def _open_reproduction(context: CheckContext, parent: Run, open_runs: list[Run]) -> Iterator[Finding]:
     run_id, lock = parent.info.run_id, parent.data.tags.get(LOCK, "")
-    case.families.add(run_id)
-    if not lock or not lock_file(case.store.root, lock).is_file():
-        if not case.store.is_embedded:
+    context.run_trees.add(run_id)
+    if not lock or not lock_file(context.store.root, lock).is_file():
+        if not context.store.is_embedded:
             # Of another store or another machine, whose locks cannot be seen from here.
-            case.alive.add(run_id)
-            case.notes.append(f"Run {run_id} reproduces the baseline, or did: which process does is not known here.")
+            context.alive.add(run_id)
+            context.notes.append(f"Run {run_id} reproduces the baseline, or did: which process does is not known here.")
             return
-        yield from (_abandoned(case, run) for run in open_runs)
+        yield from (_abandoned(context, run) for run in open_runs)
         return
-    with claim(case.store.root, lock) as holder:
+    with claim(context.store.root, lock) as holder:
         if holder is None:
-            yield from (_abandoned(case, run) for run in open_runs)
+            yield from (_abandoned(context, run) for run in open_runs)
         else:
-            case.alive.add(run_id)
-            case.notes.append(f"The baseline is being reproduced by {holder}, in run {run_id}: left alone.")
+            context.alive.add(run_id)
+            context.notes.append(f"The baseline is being reproduced by {holder}, in run {run_id}: left alone.")
 
 
-def _abandoned(case: Case, run: Run) -> Finding:
+def _abandoned(context: CheckContext, run: Run) -> Finding:
     def repair() -> str:
-        case.client.set_tag(run.info.run_id, "cause", "its process died")
-        case.client.set_terminated(run.info.run_id, "KILLED")
+        context.client.set_tag(run.info.run_id, "cause", "its process died")
+        context.client.set_terminated(run.info.run_id, "KILLED")
         return "it is KILLED"
 
     where = f"run {run.info.run_id} ({run.info.run_name})"
     return Finding(Kind.ZOMBIE_RUN, where, "is RUNNING, and no process works on it", "ends the run KILLED", repair)
 
 
-def orphans(case: Case) -> Iterator[Finding]:
-    """Find the runs of studies, trials and finalists that no study of the ledger has anything to do with."""
-    if deleted := sum(run.info.lifecycle_stage != "active" for run in case.runs()):
+def orphans(context: CheckContext) -> Iterator[Finding]:
+    """Find the runs of studies, trials and finalists that no study of the trial storage has anything to do with."""
+    if deleted := sum(run.info.lifecycle_stage != "active" for run in context.runs()):
         # Somebody's decision, and no damage.
-        case.notes.append(f"{deleted} runs lie in MLflow's bin: left there.")
-    # A ledger elsewhere may be another one than that of these runs.
-    if not case.store.is_embedded or case.store.database is not None or not case.store.has_ledger:
+        context.notes.append(f"{deleted} runs lie in MLflow's bin: left there.")
+    # A trial storage elsewhere may be another one than that of these runs.
+    if not context.store.is_embedded or context.store.database is not None or not context.store.has_trials:
         return
-    for run in case.runs():
+    for run in context.runs():
         is_ours = run.data.tags["kind"] in ("study", "trial", "finalist") and run.info.lifecycle_stage == "active"
         is_marked = ORPHAN in run.data.tags and run.info.status != "RUNNING"
-        if is_ours and not is_marked and family(run) not in case.families:
-            yield _orphan(case, run)
+        if is_ours and not is_marked and run_tree(run) not in context.run_trees:
+            yield _orphan(context, run)
 
 
-def _orphan(case: Case, run: Run) -> Finding:
+def _orphan(context: CheckContext, run: Run) -> Finding:
     def repair() -> str:
-        case.client.set_tag(run.info.run_id, ORPHAN, "true")
+        context.client.set_tag(run.info.run_id, ORPHAN, "true")
         if run.info.status == "RUNNING":
-            case.client.set_tag(run.info.run_id, "cause", "no study names this run")
-            case.client.set_terminated(run.info.run_id, "KILLED")
+            context.client.set_tag(run.info.run_id, "cause", "no study names this run")
+            context.client.set_terminated(run.info.run_id, "KILLED")
         return "it is marked as an orphan"
 
     where = f"run {run.info.run_id} ({run.info.run_name})"
     remedy = "marks the run as an orphan" + (", ends it KILLED" if run.info.status == "RUNNING" else "")
-    return Finding(Kind.ORPHAN, where, "belongs to no study of the ledger", remedy, repair)
+    return Finding(Kind.ORPHAN, where, "belongs to no study of the trial storage", remedy, repair)

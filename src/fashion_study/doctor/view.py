@@ -6,38 +6,38 @@ from textwrap import TextWrapper
 from rich.console import Console
 from rich.text import Text
 
-from fashion_study.doctor.check import Examination, Treated
+from fashion_study.doctor.check import CheckedFinding, CheckReport
 
 INDENT = 4 * " "
 
 
-def show_examination(examination: Examination, console: Console) -> None:
+def show_report(report_: CheckReport, console: Console) -> None:
     """Print what was found and what was or can be done, and a sentence on where that leaves the store."""
     # No table: its cells would cut the id of a run in two where a terminal is narrow.
     paragraph = TextWrapper(
         console.width, initial_indent=INDENT, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False
     )
-    for result in examination.results:
+    for result in report_.results:
         console.print(Text(result.finding.kind, style="bold"))
-        for line in _lines(result, examination.is_fixing):
+        for line in _lines(result, report_.is_fixing):
             console.print(Text(paragraph.fill(line)), soft_wrap=True)
-    for line in (*examination.notes, _summary(examination)):
+    for line in (*report_.notes, _summary(report_)):
         console.print(Text(line), soft_wrap=True)
 
 
-def _lines(result: Treated, is_fixing: bool) -> tuple[str, str]:
+def _lines(result: CheckedFinding, is_fixing: bool) -> tuple[str, str]:
     found = result.finding
     label = "with --fix" if not is_fixing else "left" if result.done is None else "done"
     return f"{found.where}: {found.what}", f"{label}: {result.done or found.remedy}"
 
 
-def _summary(examination: Examination) -> str:
-    count, root = len(examination.results), examination.store.root
+def _summary(report_: CheckReport) -> str:
+    count, root = len(report_.results), report_.store.root
     if not count:
         return f"Nothing is wrong with {root}."
-    if examination.is_fixing:
-        return f"{count} found in {root}, {count - examination.remaining} mended, {examination.remaining} left."
-    mendable = sum(result.finding.repair is not None for result in examination.results)
+    if report_.is_fixing:
+        return f"{count} found in {root}, {count - report_.remaining} mended, {report_.remaining} left."
+    mendable = sum(result.finding.repair is not None for result in report_.results)
     if not mendable:
         return f"{count} found in {root}. None can be mended here."
     # On a line of its own, to be copied.

@@ -1,1 +1,1 @@
-"""What proposes hyperparameters, and the ledger of trials."""
+"""What proposes hyperparameters, and the trial storage of trials."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from fashion_study.trial import Continuation, ParamValue, TrialResult
+from fashion_study.trial import Checkpoint, ParamValue, TrialResult
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Proposal:
     attempt: int
     params: dict[str, ParamValue]
     superseded_run_id: str | None = None
-    continues: Continuation | None = None
+    continues: Checkpoint | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""KerasTuner as the engine: its oracles propose, the ledger remembers.
+"""KerasTuner as the engine: its oracles propose, the trial storage remembers.
 
-What an oracle knows is written down on the ledger's own trials, each in the one write that adds the trial: which trial
+What an oracle knows is written down on the trial storage's own trials, each in the one write that adds the trial: which trial
 of the oracle it is, and how the oracle stood when it had proposed it. A new process rebuilds the oracle from there.
 """
 
@@ -18,8 +18,8 @@ from fashion_study.engines.oracle import Draw, Oracle
 from fashion_study.engines.points import Point, distributions_of, key_of
 from fashion_study.space.keras_tuner import values_within
 from fashion_study.space.space import SearchSpace
-from fashion_study.store.trials import Ledger
-from fashion_study.trial import Continuation, ParamValue, TrialResult, trial_seed
+from fashion_study.store.trials import TrialStorage
+from fashion_study.trial import Checkpoint, ParamValue, TrialResult, trial_seed
 
 # The attribute of a trial that keeps what the oracle has to know of it.
 ORACLE = "oracle"
@@ -33,10 +33,10 @@ DRAWS = 200
 
 
 class KerasTunerEngine:
-    """Propose trials of `space` into the ledger: the baseline first, then the user's own points, then the oracle's.
+    """Propose trials of `space` into the trial storage: the baseline first, then the user's own points, then the oracle's.
 
     No point is proposed twice; only a trial that was sent back to waiting comes again, under its own number. A point
-    of the oracle's that the ledger has already is no trial: the oracle is told what it reached.
+    of the oracle's that the trial storage has already is no trial: the oracle is told what it reached.
 
     Under Hyperband the oracle decides the epochs, from 1 to the space's most; a promoted trial is a trial of its own
     that goes on from the model of the one before it. There `space` has to search `epochs`.
@@ -44,35 +44,35 @@ class KerasTunerEngine:
 
     def __init__(
         self,
-        ledger: Ledger,
+        trial_storage: TrialStorage,
         space: SearchSpace,
         sampler: KerasTunerSampler = "hyperband",
         seed: int = 0,
         try_points: tuple[Mapping[str, ParamValue], ...] = (),
     ) -> None:
-        self._ledger = ledger
+        self._trial_storage = trial_storage
         self._space = space
         self._sampler = sampler
         self._seed = seed
         self._distributions = distributions_of(space)
         if sampler == "hyperband":
             self._distributions["epochs"] = IntDistribution(1, space.max_epochs)
-        self._numbers = {key_of(trial.params): trial.number for trial in ledger.trials()}
+        self._numbers = {key_of(trial.params): trial.number for trial in trial_storage.trials()}
         for point in (space.baseline, *try_points):
             if key_of(point) not in self._numbers:
-                self._numbers[key_of(point)] = len(ledger.trials())
-                ledger.enqueue(point, self._distributions)
+                self._numbers[key_of(point)] = len(trial_storage.trials())
+                trial_storage.enqueue(point, self._distributions)
         self._oracle = Oracle(sampler, space, seed)
-        # The oracle's trials, each with the ledger's that it stands for; those whose end it does not know yet.
+        # The oracle's trials, each with the trial storage's that it stands for; those whose end it does not know yet.
         self._number_by_id: dict[str, int] = {}
         self._open: set[str] = set()
-        # Its trials that repeat one of the ledger's, and that no trial of the ledger names yet.
+        # Its trials that repeat one of the trial storage's, and that no trial of the trial storage names yet.
         self._repeats: list[dict[str, Any]] = []
         self._rebuild()
 
     def ask(self) -> Proposal | Wait | Exhausted:
         """Return a trial that waits, else a new one drawn with the seed of its number."""
-        trial = self._ledger.take_waiting() or self._new_trial()
+        trial = self._trial_storage.claim_waiting() or self._new_trial()
         if not isinstance(trial, FrozenTrial):
             return trial
         return Proposal(
@@ -80,22 +80,22 @@ class KerasTunerEngine:
             int(trial.user_attrs.get("attempt", 0)) + 1,
             dict(trial.params),
             trial.user_attrs.get("run_id"),
-            self._continuation(trial),
+            self._checkpoint(trial),
         )
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Record the objective after `epoch`; no trial is pruned."""
-        self._ledger.record_value(number, epoch, value)
+        self._trial_storage.record_value(number, epoch, value)
         return False
 
     def tell(self, result: TrialResult) -> None:
-        """Record for good how a trial ended; the oracle learns it from the ledger before it is asked again."""
-        self._ledger.close(result)
+        """Record for good how a trial ended; the oracle learns it from the trial storage before it is asked again."""
+        self._trial_storage.close(result)
 
     def _rebuild(self) -> None:
-        """Bring the oracle to where the ledger says that it stood."""
+        """Bring the oracle to where the trial storage says that it stood."""
         state: Mapping[str, Any] = {}
-        for trial in self._ledger.trials():
+        for trial in self._trial_storage.trials():
             known = trial.user_attrs.get(ORACLE)
             if known is not None and known["sampler"] == self._sampler:
                 for repeated in known["repeats"]:
@@ -115,8 +115,8 @@ class KerasTunerEngine:
         self._open.add(trial_id)
 
     def _new_trial(self) -> FrozenTrial | Wait | Exhausted:
-        """Add a trial to the ledger that it has not; say why where no such point is found."""
-        trials = self._ledger.trials()
+        """Add a trial to the trial storage that it has not; say why where no such point is found."""
+        trials = self._trial_storage.trials()
         number = len(trials)
         self._learn(trials)
         self._oracle.reseed(trial_seed(self._seed, number))
@@ -128,7 +128,7 @@ class KerasTunerEngine:
             known = self._numbers.setdefault(key_of(point), number)
             self._stands_for(draw.id, known)
             if known == number:
-                return self._ledger.add(point, self._distributions, self._attributes(draw))
+                return self._trial_storage.add(point, self._distributions, self._attributes(draw))
             self._repeats.append({"id": draw.id, "values": draw.values, "number": known})
             self._learn(trials)
         # Hyperband alone can get new points from the end of a trial.
@@ -163,12 +163,12 @@ class KerasTunerEngine:
         earlier = draw.values.get("tuner/trial_id")
         return {ORACLE: oracle} if earlier is None else {ORACLE: oracle, "continues": self._number_by_id[earlier]}
 
-    def _continuation(self, trial: FrozenTrial) -> Continuation | None:
+    def _checkpoint(self, trial: FrozenTrial) -> Checkpoint | None:
         number = trial.user_attrs.get("continues")
         if number is None:
             return None
-        earlier = self._ledger.trial(number)
-        return Continuation(number, earlier.user_attrs.get("run_id"), earlier.params["epochs"])
+        earlier = self._trial_storage.trial(number)
+        return Checkpoint(number, earlier.user_attrs.get("run_id"), earlier.params["epochs"])
 
     def _why_exhausted(self) -> str:
         if self._sampler == "grid":

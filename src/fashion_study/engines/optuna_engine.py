@@ -32,7 +32,7 @@ from fashion_study.engines.engine import Exhausted, Proposal, Wait
 from fashion_study.engines.halving import BestSoFarHalving
 from fashion_study.engines.points import Point, distributions_of, key_of
 from fashion_study.space.space import SearchSpace
-from fashion_study.store.trials import Ledger
+from fashion_study.store.trials import TrialStorage
 from fashion_study.trial import ParamValue, TrialResult, trial_seed
 
 BASELINE_NUMBER = 0
@@ -44,26 +44,26 @@ SAMPLER_DRAWS = 20
 RANDOM_DRAWS = 200
 
 # The attribute that keeps how far a trial has come in the sampler's sequence.
-PLACE = "qmc_place"
+SEQUENCE_INDEX = "qmc_place"
 
 
 class OptunaEngine:
-    """Propose trials of `space` into the ledger's study: the baseline first, then the points of the user's own.
+    """Propose trials of `space` into the trial storage's study: the baseline first, then the points of the user's own.
 
     No point is proposed twice; only a trial that was sent back to waiting comes again, under its own number.
     """
 
     def __init__(
         self,
-        ledger: Ledger,
+        trial_storage: TrialStorage,
         space: SearchSpace,
         sampler: SamplerName = "tpe",
         pruner: PrunerName = "successive-halving",
         seed: int = 0,
         try_points: tuple[Mapping[str, ParamValue], ...] = (),
     ) -> None:
-        self._ledger = ledger
-        self._study = ledger.study
+        self._trial_storage = trial_storage
+        self._study = trial_storage.study
         self._sampler_name = sampler
         self._seed = seed
         self._distributions = distributions_of(space)
@@ -71,14 +71,14 @@ class OptunaEngine:
         self._points = _shuffled_grid(space, seed) if sampler == "grid" else _every_point(self._distributions)
         self._attempt_curves: dict[int, dict[int, float]] = {}
         self._study.pruner = _pruner(pruner, space.max_epochs)
-        self._known = {key_of(trial.params) for trial in ledger.trials()}
+        self._known = {key_of(trial.params) for trial in trial_storage.trials()}
         for point in (space.baseline, *try_points):
             if self._claim(point):
-                ledger.enqueue(point, self._distributions)
+                trial_storage.enqueue(point, self._distributions)
 
     def ask(self) -> Proposal | Wait | Exhausted:
         """Return a trial that waits, else a new one drawn with the seed of its number."""
-        trial = self._ledger.take_waiting() or self._new_trial()
+        trial = self._trial_storage.claim_waiting() or self._new_trial()
         if trial is None:
             return Exhausted(self._why_exhausted())
         superseded = trial.user_attrs.get("run_id")
@@ -90,10 +90,10 @@ class OptunaEngine:
         """Record the objective after `epoch` and ask the pruner; the baseline is never pruned."""
         curve = self._attempt_curves[number]
         curve[epoch] = value
-        self._ledger.record_value(number, epoch, value)
+        self._trial_storage.record_value(number, epoch, value)
         if number == BASELINE_NUMBER:
             return False
-        trial = self._ledger.trial(number)
+        trial = self._trial_storage.trial(number)
         if trial.user_attrs.get("pruned_at") == epoch:
             return True  # An interrupted attempt was told so; by now there may be others to compare with.
         # The storage keeps what an interrupted attempt reported; the pruner must see this attempt alone.
@@ -101,23 +101,23 @@ class OptunaEngine:
         this_attempt.intermediate_values = dict(curve)
         prune = self._study.pruner.prune(self._study, this_attempt)
         if prune:
-            self._ledger.record_verdict(number, epoch)
+            self._trial_storage.record_prune(number, epoch)
         return prune
 
     def tell(self, result: TrialResult) -> None:
         """Record for good how a trial ended."""
         self._attempt_curves.pop(result.number, None)
-        self._ledger.close(result)
+        self._trial_storage.close(result)
 
     def _new_trial(self) -> FrozenTrial | None:
-        """Add a trial to the ledger that it has not; None where no such point is found."""
-        number = len(self._ledger.trials())
+        """Add a trial to the trial storage that it has not; None where no such point is found."""
+        number = len(self._trial_storage.trials())
         sampler = self._sampler(number)
         point = next(filter(self._claim, self._candidates(sampler, number)), None)
         if point is None:
             return None
-        attrs = {PLACE: sampler.place} if isinstance(sampler, _Sobol) else {}
-        return self._ledger.add(point, self._distributions, attrs)
+        attrs = {SEQUENCE_INDEX: sampler.place} if isinstance(sampler, _Sobol) else {}
+        return self._trial_storage.add(point, self._distributions, attrs)
 
     def _sampler(self, number: int) -> BaseSampler:
         # Re-seeded for each trial: a sampler that lives on in a resumed study would draw its first points again.
@@ -127,7 +127,7 @@ class OptunaEngine:
                 return _Tpe(self._distributions, seed)
             case "qmc":
                 # A sequence goes on behind the last place that a trial has taken, whatever a kill has left undone.
-                taken = (trial.user_attrs.get(PLACE, -1) for trial in self._ledger.trials())
+                taken = (trial.user_attrs.get(SEQUENCE_INDEX, -1) for trial in self._trial_storage.trials())
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ExperimentalWarning)
                     return _Sobol(self._seed, seed, max(taken, default=-1))
@@ -167,7 +167,7 @@ class OptunaEngine:
         return {name: drawn[name] for name in self._distributions}
 
     def _claim(self, point: Mapping[str, ParamValue]) -> bool:
-        """Take a point that the ledger has not yet, from now on one of its own; false where it has it."""
+        """Take a point that the trial storage has not yet, from now on one of its own; false where it has it."""
         key = key_of(point)
         if key in self._known:
             return False

@@ -17,7 +17,7 @@ from threadpoolctl import ThreadpoolController
 from fashion_study.config import KerasTunerSampler
 from fashion_study.space.keras_tuner import declare, declare_axes
 from fashion_study.space.space import SearchSpace
-from fashion_study.stderr import import_quietly
+from fashion_study.stderr import import_without_stderr
 from fashion_study.trial import ParamValue
 
 # The name under which an oracle knows a trial's objective.
@@ -42,14 +42,14 @@ class Oracle:
     def __init__(self, sampler: KerasTunerSampler, space: SearchSpace, seed: int) -> None:
         self._sampler = sampler
         with _quietly():
-            import_quietly("keras_tuner")
+            import_without_stderr("keras_tuner")
             self._oracle = _make(sampler, space, seed)
         # Of one thread: on matrices as small as a model's more of them only wait for each other, for three times the
         # work. To look the libraries up takes as long as a draw.
         self._libraries = ThreadpoolController()
         self._oracle.verbose = 0
         self._oracle._max_collisions = MAX_COLLISIONS
-        # Its files would be a second truth beside the ledger, in the folder that a command happens to run in.
+        # Its files would be a second truth beside the trial storage, in the folder that a command happens to run in.
         self._oracle.save = lambda: None
         self._oracle._save_trial = lambda _: None
 
@@ -184,5 +184,5 @@ def _hyperparameters(sampler: KerasTunerSampler, space: SearchSpace, seed: int) 
 
 def _shuffled(axes: Mapping[str, tuple[ParamValue, ...]], seed: int) -> dict[str, list[ParamValue]]:
     """Reorder a grid by the seed: it is walked through like an odometer, and a budget may end before the grid does."""
-    dice = random.Random(seed)
-    return {name: dice.sample(axes[name], len(axes[name])) for name in dice.sample(list(axes), len(axes))}
+    rng = random.Random(seed)
+    return {name: rng.sample(axes[name], len(axes[name])) for name in rng.sample(list(axes), len(axes))}

@@ -1,4 +1,4 @@
-"""Points of a search space, as every engine writes them into the ledger."""
+"""Points of a search space, as every engine writes them into the trial storage."""
 
 from collections.abc import Mapping
 

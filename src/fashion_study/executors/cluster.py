@@ -40,7 +40,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0
 
 
 @dataclass(frozen=True)
-class Demand:
+class Resources:
     """Say what a worker takes of its node: CPUs, a share of a GPU, and bytes of memory."""
 
     cpus: float
@@ -77,7 +77,7 @@ class Cluster:
         """Tell Ray on which nodes workers may be."""
         return "SPREAD" if self._only is None else NodeAffinitySchedulingStrategy(self._only, soft=False)
 
-    def room(self, demand: Demand) -> int:
+    def room(self, needed: Resources) -> int:
         """Count the workers for which there would be room if nobody else used the cluster.
 
         Raises:
@@ -89,20 +89,20 @@ class Cluster:
                 "The Ray cluster that was started on this machine has died. Expected it to live as long as the study. "
                 "Every result that was shown is kept; the same command goes on."
             )
-        return sum(demand.room_on(resources) for resources in nodes)
+        return sum(needed.room_on(resources) for resources in nodes)
 
-    def refuse_without_room(self, demand: Demand, workers: int | None) -> None:
+    def refuse_without_room(self, needed: Resources, workers: int | None) -> None:
         """Refuse to wait for ever; where a number of workers is asked for, a cluster of many nodes may grow to it.
 
         Raises:
             BadInputError: no node is large enough for a worker.
         """
         may_grow = self._only is None and not self._is_own
-        if self.room(demand) > 0 or (workers is not None and may_grow):
+        if self.room(needed) > 0 or (workers is not None and may_grow):
             return
-        found = "; ".join(str(Demand.of(resources)) for resources in self._resources())
+        found = "; ".join(str(Resources.of(resources)) for resources in self._resources())
         raise BadInputError(
-            f"A worker takes {demand}, and no node of the Ray cluster has as much (found {found}). Ask for less with "
+            f"A worker takes {needed}, and no node of the Ray cluster has as much (found {found}). Ask for less with "
             "--worker-cpus, --worker-gpus or --worker-memory"
             + ("; or say with --workers to how many the cluster will grow." if may_grow else ".")
         )
@@ -127,7 +127,7 @@ def connected(address: str | None, tracking_uri: str) -> Iterator[Cluster]:
         with _on_this_machine_alone(), _own_cluster():
             yield Cluster(is_own=True)
         return
-    _refuse_silence(address)
+    _check_cluster_reachable(address)
     with _connection(f"The Ray cluster at {address} cannot be used", address=address):
         yield Cluster(None if _can_be_shared(tracking_uri) else _the_one_node(tracking_uri))
 
@@ -193,7 +193,7 @@ def _hand_back(handlers: dict[signal.Signals, Any]) -> None:
             signal.signal(number, handler)
 
 
-def _refuse_silence(address: str) -> None:
+def _check_cluster_reachable(address: str) -> None:
     """Ask whether anything like Ray listens there: Ray itself would ask for two minutes."""
     host, _, port = address.rpartition(":")
     try:

@@ -26,10 +26,10 @@ from fashion_study.trial import (
     FailReason,
     ProbeOrder,
     ProbeResult,
+    PruneDecision,
     TrialResult,
     TrialSpec,
     TrialState,
-    Verdict,
     WorkerFailed,
     WorkerReady,
     WorkerSettings,
@@ -86,7 +86,7 @@ class _Worker:
     memory: int = 0
     memory_at_start: int = 0
 
-    def give(self, spec: TrialSpec) -> None:
+    def assign(self, spec: TrialSpec) -> None:
         """Hand over an attempt; while the worker still imports, it is not begun."""
         self.spec = spec
         self.epochs = 0
@@ -173,10 +173,10 @@ class LocalExecutor:
         self._run_clocks()
         for worker in list(self._workers):
             if worker.spec is None and worker.is_ready and worker.process.poll() is not None:
-                self._bury(worker)  # It has died since the last look, with nothing to lose.
+                self._reap(worker)  # It has died since the last look, with nothing to lose.
         free = (worker for worker in self._workers if worker.spec is None)
         # The one that is ready first, if there is one.
-        min(free, key=lambda worker: not worker.is_ready).give(spec)
+        min(free, key=lambda worker: not worker.is_ready).assign(spec)
 
     def wait(self, timeout: float) -> list[Event]:
         """Return what the workers have sent, after at most `timeout` seconds; perhaps nothing.
@@ -190,7 +190,7 @@ class LocalExecutor:
         key = (report.number, report.attempt)
         for worker in self._workers:
             if worker.spec is not None and worker.spec.key == key:
-                worker.send(Verdict(prune))
+                worker.send(PruneDecision(prune))
 
     def stop(self) -> None:
         """End every worker, whatever it is doing; each one ends by itself when its connection closes."""
@@ -234,7 +234,7 @@ class LocalExecutor:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):
-            return self._bury(worker)
+            return self._reap(worker)
         match message:
             case WorkerFailed():
                 raise message.error
@@ -254,7 +254,7 @@ class LocalExecutor:
                     self._replace(worker)
         return [message]
 
-    def _bury(self, worker: _Worker) -> list[Event]:
+    def _reap(self, worker: _Worker) -> list[Event]:
         """Put a new worker in the place of a dead one, and end the attempt that died with it."""
         code = worker.process.wait()
         worker.connection.close()
@@ -284,7 +284,7 @@ class LocalExecutor:
         successor = self._start(worker.slot)
         self._workers[self._workers.index(worker)] = successor
         if worker.spec is not None and not worker.is_ready:
-            successor.give(worker.spec)  # Nobody has begun it yet.
+            successor.assign(worker.spec)  # Nobody has begun it yet.
 
     def _run_clocks(self) -> None:
         """Let the clocks run on to now, before anything is begun, ended or judged by them."""

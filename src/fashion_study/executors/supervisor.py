@@ -20,7 +20,7 @@ Answer = list[Any] | WorkerFailed
 
 
 @dataclass(frozen=True)
-class Outfit:
+class WorkerContext:
     """Hold what a worker needs wherever it is.
 
     `environment` goes before that of the node, secrets included. `log_dir` is the coordinator's; a node that does not
@@ -44,14 +44,20 @@ class Supervisor:
         self._executor: LocalExecutor
         self._failed: WorkerFailed | None = None
 
-    def begin(self, outfit: Outfit, name: str) -> Answer:
+    def begin(self, worker_context: WorkerContext, name: str) -> Answer:
         """Start the worker process; `name` tells this supervisor from the others of its study."""
 
         def start() -> list[Any]:
-            os.environ.update(outfit.environment)
-            settings = replace(outfit.settings, source=_found_here(outfit.settings.source))
-            log_dir = outfit.log_dir if outfit.log_dir.is_dir() else Path(mkdtemp(prefix="fashion-study-logs-"))
-            self._executor = LocalExecutor(settings, 1, log_dir / name, outfit.limits, outfit.worker_module)
+            os.environ.update(worker_context.environment)
+            settings = replace(worker_context.settings, source=_found_here(worker_context.settings.source))
+            log_dir = (
+                worker_context.log_dir
+                if worker_context.log_dir.is_dir()
+                else Path(mkdtemp(prefix="fashion-study-logs-"))
+            )
+            self._executor = LocalExecutor(
+                settings, 1, log_dir / name, worker_context.limits, worker_context.worker_module
+            )
             return []
 
         return self._told(start)
@@ -63,13 +69,13 @@ class Supervisor:
     def submit(self, spec: TrialSpec) -> Answer:
         """Begin an attempt; that this returns means that it is begun."""
 
-        def give() -> list[Any]:
+        def assign() -> list[Any]:
             # Nobody has looked since the last attempt: a worker that died is replaced now, and the time is not charged.
             self._executor.wait(0)
             self._executor.submit(spec)
             return []
 
-        return self._told(give)
+        return self._told(assign)
 
     def follow(self) -> Answer:
         """Return what the attempt that runs has sent, as soon as there is anything."""

@@ -23,10 +23,10 @@ def app() -> ASGIApp:
     # Imported here: `mlflow server` looks at this module too, and only its child serves.
     from mlflow.server.fastapi_app import app as mlflow_app
 
-    return Guard(mlflow_app)
+    return SameOriginMiddleware(mlflow_app)
 
 
-class Guard:
+class SameOriginMiddleware:
     """Refuse the assistant, and what another origin's page wants to write; let it read only as if no page had asked."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -31,7 +31,7 @@ DATASETS = ("fashion-mnist", *sorted(CLASS_NAMES.keys() - {"fashion-mnist"}))
 
 
 @dataclass(frozen=True)
-class Guess:
+class ClassProbability:
     """Say how probable the model finds a class."""
 
     name: str
@@ -43,7 +43,7 @@ class Prediction:
     """Show the three most probable classes of a picture, the best first; none, and why, where it is unreadable."""
 
     picture: Path
-    guesses: tuple[Guess, ...] = ()
+    classes: tuple[ClassProbability, ...] = ()
     error: str | None = None
 
 
@@ -90,8 +90,8 @@ def predict(pictures: Sequence[Path], store: Store, model_uri: ModelUri | None =
         client = store.client()
         model, dataset = _champion(Registry(client)) if model_uri is None else _at(client, model_uri)
         rows = _probabilities(Registry(client), model, np.stack(list(images.values())), len(CLASS_NAMES[dataset]))
-    guesses = {path: _best(row, CLASS_NAMES[dataset]) for path, row in zip(images, rows, strict=True)}
-    found = (Prediction(path, guesses.get(path, ()), errors.get(path)) for path in pictures)
+    classes = {path: _best(row, CLASS_NAMES[dataset]) for path, row in zip(images, rows, strict=True)}
+    found = (Prediction(path, classes.get(path, ()), errors.get(path)) for path in pictures)
     return Predictions(_described(model), tuple(found))
 
 
@@ -105,8 +105,8 @@ def table(predictions: Predictions) -> Table:
         laid.add_column(heading, no_wrap=True)
         laid.add_column("", justify="right", no_wrap=True)
     for one in predictions.pictures:
-        if one.guesses:
-            cells = [cell for guess in one.guesses for cell in (guess.name, f"{100 * guess.probability:.1f} %")]
+        if one.classes:
+            cells = [cell for each in one.classes for cell in (each.name, f"{100 * each.probability:.1f} %")]
             laid.add_row(Text(printable(str(one.picture))), *cells)
     return laid
 
@@ -118,7 +118,7 @@ def as_json(predictions: Predictions) -> list[dict[str, Any]]:
         if one.error is not None:
             described.append({"picture": str(one.picture), "error": one.error})
             continue
-        classes = [{"name": guess.name, "probability": guess.probability} for guess in one.guesses]
+        classes = [{"name": each.name, "probability": each.probability} for each in one.classes]
         described.append({"picture": str(one.picture), "model": predictions.model, "classes": classes})
     return described
 
@@ -194,10 +194,10 @@ def _described(model: Stored) -> str:
 
 def _probabilities(registry: Registry, model: Stored, images: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:
     """Return the probability of each class, (n, classes)."""
-    from fashion_study.stderr import import_quietly
+    from fashion_study.stderr import import_without_stderr
     from fashion_study.training.model_file import load_model_file
 
-    import_quietly("tensorflow")
+    import_without_stderr("tensorflow")
     with TemporaryDirectory(prefix="fashion-study-") as folder:
         loaded = load_model_file(registry.fetch(model, Path(folder)))
         if loaded.output_shape[-1] != classes:
@@ -208,6 +208,6 @@ def _probabilities(registry: Registry, model: Stored, images: NDArray[np.uint8],
         return np.asarray(loaded.predict(images.astype(np.float32), batch_size=BATCH, verbose=0))
 
 
-def _best(probabilities: NDArray[np.float32], names: Sequence[str]) -> tuple[Guess, ...]:
+def _best(probabilities: NDArray[np.float32], names: Sequence[str]) -> tuple[ClassProbability, ...]:
     order = np.argsort(-probabilities, kind="stable")[:SHOWN]
-    return tuple(Guess(names[index], float(probabilities[index])) for index in order)
+    return tuple(ClassProbability(names[index], float(probabilities[index])) for index in order)

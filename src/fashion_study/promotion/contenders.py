@@ -13,7 +13,7 @@ from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry, Vers
 BASELINE = 0
 
 
-class NobodyToBeatError(StudyError):
+class NoReferenceModelError(StudyError):
     """Report that there is neither a champion nor a complete baseline trial."""
 
     exit_code = ExitCode.ANSWER_IS_NO
@@ -77,7 +77,7 @@ def baseline_of(client: MlflowClient, challenger: Version) -> Contender:
     Raises:
         NobodyToBeatError: the challenger has no study, or its baseline trial is not complete.
     """
-    study_run = family_run(client, challenger)
+    study_run = parent_run(client, challenger)
     experiment = client.get_run(study_run).info.experiment_id
     condition = (
         f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{study_run}' and tags.kind = 'trial' and tags.trial = '{BASELINE}' "
@@ -85,7 +85,7 @@ def baseline_of(client: MlflowClient, challenger: Version) -> Contender:
     )
     runs = [run for run in client.search_runs([experiment], condition) if "model_uri" in run.data.tags]
     if not runs:
-        raise NobodyToBeatError(
+        raise NoReferenceModelError(
             f"There is no champion, and {challenger} comes from no study with a complete baseline trial. Expected one "
             'of them to compare with. Promote it without a comparison: --force "the reason".'
         )
@@ -101,7 +101,7 @@ def baseline_of(client: MlflowClient, challenger: Version) -> Contender:
     )
 
 
-def family_run(client: MlflowClient, version: Version) -> str:
+def parent_run(client: MlflowClient, version: Version) -> str:
     """Return the run above a version's run, its study's where it has one: readings of the holdout are counted there.
 
     Raises:

@@ -13,14 +13,14 @@ from pydantic import ValidationError
 
 from fashion_study.data.dataset import locate
 from fashion_study.errors import DamagedModelError, DataError, ExitCode, StudyError
-from fashion_study.promotion.contenders import as_contender, baseline_of, choose_challenger, choose_name, family_run
+from fashion_study.promotion.contenders import as_contender, baseline_of, choose_challenger, choose_name, parent_run
 from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
 from fashion_study.promotion.evidence import Examiner, check_signature
 from fashion_study.promotion.view import decision_page
-from fashion_study.stderr_log import tensorflow_messages_into
+from fashion_study.stderr_log import stderr_into
 from fashion_study.store.existing import find_store
 from fashion_study.store.failures import store_failures
-from fashion_study.tracking.aliases import Champions, LostRaceError, only_promotion
+from fashion_study.tracking.aliases import Champions, ConcurrentUpdateError, promotion_lock
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
 from fashion_study.trial import DataSource
 
@@ -32,7 +32,7 @@ STATISTICS = ("accuracy", "recall per class", "parameters", "latency", "fidelity
 PROMOTE_AGAIN = "What was decided before is recorded there; promote again when it answers."
 
 
-class NothingToGoBackToError(StudyError):
+class NoPreviousChampionError(StudyError):
     """Report that no version was champion before this one."""
 
     exit_code = ExitCode.ANSWER_IS_NO
@@ -55,12 +55,12 @@ def promote(config: PromotionConfig) -> Decision:
     store = find_store(config.store)
     # Before the lock: where no server answers, nothing is made.
     store.require_server()
-    with store_failures(store, PROMOTE_AGAIN), only_promotion(store.root):
+    with store_failures(store, PROMOTE_AGAIN), promotion_lock(store.root):
         client = store.client()
         if config.rollback:
             return _roll_back(client, choose_name(Registry(client), config.study))
         version = choose_challenger(Registry(client), config)
-        with tensorflow_messages_into(store.root / "logs" / "promotion.log"):
+        with stderr_into(store.root / "logs" / "promotion.log"):
             return _promote(client, version, config)
 
 
@@ -71,7 +71,7 @@ def _promote(client: MlflowClient, version: Version, config: PromotionConfig) ->
         _complete(client, champion)
     if champion is not None and champion.number == version.number:
         if not config.dry_run:
-            champions.settle()
+            champions.sync_alias()
         return _decision(version, Outcome.NOTHING_TO_DO)
     decide = _judged if config.force is None else _forced
     decision = decide(client, version, champion, config)
@@ -79,14 +79,14 @@ def _promote(client: MlflowClient, version: Version, config: PromotionConfig) ->
         return decision
     if decision.failed:
         return _record(client, decision, version, champion)
-    return _carry_out(client, decision, version, champion, lambda: champions.crown(version, champion))
+    return _carry_out(client, decision, version, champion, lambda: champions.set_champion(version, champion))
 
 
 def _judged(client: MlflowClient, version: Version, champion: Version | None, config: PromotionConfig) -> Decision:
     """Ask every gate."""
     source = _same_images(version, config.data_dir)
     opponent = baseline_of(client, version) if champion is None else as_contender(champion, CHAMPION)
-    examiner = Examiner(client, source, config.gates, family_run(client, version))
+    examiner = Examiner(client, source, config.gates, parent_run(client, version))
     evidence = examiner.compare(as_contender(version, CHALLENGER), opponent)
     return _decision(
         version,
@@ -122,14 +122,14 @@ def _roll_back(client: MlflowClient, name: str) -> Decision:
     if champion is not None:
         _complete(client, champion)
     if champion is None or previous is None:
-        raise NothingToGoBackToError(
+        raise NoPreviousChampionError(
             f"{champion or name} cannot be rolled back: no version was champion before it. "
             "Expected an earlier promotion. Nothing was moved; promote another version instead."
         )
     _check_file(Registry(client), previous)
     opponent = as_contender(champion, CHAMPION)
     decision = _decision(previous, Outcome.PENDING, opponent=opponent, is_rollback=True)
-    return _carry_out(client, decision, previous, champion, champions.step_back)
+    return _carry_out(client, decision, previous, champion, champions.rollback)
 
 
 def _carry_out(
@@ -139,7 +139,7 @@ def _carry_out(
     _log(client, decision)
     try:
         move()
-    except LostRaceError:
+    except ConcurrentUpdateError:
         _record(client, decision.model_copy(update={"outcome": Outcome.LOST}), version, None)
         raise
     outcome = Outcome.ROLLED_BACK if decision.is_rollback else Outcome.PROMOTED
@@ -193,9 +193,9 @@ def _record(client: MlflowClient, decision: Decision, version: Version, champion
     """Keep a decision on the challenger's run and, in short, on both versions."""
     _log(client, decision)
     registry = Registry(client)
-    facts = {"decision": decision.outcome.value, "decision_at": decision.at, "decision_folder": decision.folder}
-    facts |= {"decision_reason": decision.forced} if decision.forced else {}
-    registry.tag(version, facts | ({"decision_against": str(decision.opponent)} if decision.opponent else {}))
+    attrs = {"decision": decision.outcome.value, "decision_at": decision.at, "decision_folder": decision.folder}
+    attrs |= {"decision_reason": decision.forced} if decision.forced else {}
+    registry.tag(version, attrs | ({"decision_against": str(decision.opponent)} if decision.opponent else {}))
     if champion is not None:
         outcome = "kept" if decision.outcome is Outcome.REFUSED else "replaced"
         told = {"challenged_by": str(version.number), "challenge_outcome": outcome, "challenge_at": decision.at}

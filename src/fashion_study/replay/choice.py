@@ -1,4 +1,4 @@
-"""Which trial is meant, and whether it can be trained again: what the ledger alone can tell."""
+"""Which trial is meant, and whether it can be trained again: what the trial storage alone can tell."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -7,7 +7,7 @@ import optuna
 
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.store.store import Store
-from fashion_study.store.trials import Ledger
+from fashion_study.store.trials import TrialStorage
 from fashion_study.text import did_you_mean, shown, shown_list
 from fashion_study.trial import FailReason, TrialState
 
@@ -28,13 +28,13 @@ def run_of_trial(store: Store, number: int, study: str | None) -> str:
 
     Raises:
         BadInputError: there is no such study or trial, or the trial has no end that could be compared.
-        StoreError: the store has no ledger.
+        StoreError: the store has no trial storage.
     """
-    _require_ledger(store)
-    with store.ledger_storage() as storage:
-        ledger = _ledger(store, storage, study)
-        records = {record.number: record for record in ledger.records()}
-    label = f"trial {number:03d} of study {ledger.name}"
+    _require_trials(store)
+    with store.optuna_storage() as storage:
+        trial_storage = _trial_storage(store, storage, study)
+        records = {record.number: record for record in trial_storage.records()}
+    label = f"trial {number:03d} of study {trial_storage.name}"
     if number not in records:
         found = f"it has the trials 0 to {max(records)}" if records else "it has none yet"
         raise BadInputError(f"There is no {label}: {found}. Expected one of these; name another study with --study.")
@@ -42,7 +42,7 @@ def run_of_trial(store: Store, number: int, study: str | None) -> str:
     refuse_without_end(label, record.state, record.reason)
     if record.run_id is None:
         raise StoreError(
-            f"The ledger names no run of {label}. Expected one for a trial that has ended. "
+            f"The trial storage names no run of {label}. Expected one for a trial that has ended. "
             "python -m experiments.doctor looks for damage."
         )
     return record.run_id
@@ -63,24 +63,24 @@ def refuse_without_end(label: str, state: TrialState | None, reason: FailReason 
     )
 
 
-def _require_ledger(store: Store) -> None:
-    if not store.has_ledger:
+def _require_trials(store: Store) -> None:
+    if not store.has_trials:
         raise StoreError(
-            f"There is no ledger in {store.root}: it has no optuna.db. Expected the folder of an earlier study. "
+            f"There is no trial storage in {store.root}: it has no optuna.db. Expected the folder of an earlier study. "
             "Name it with --store, set OPTUNA_STORAGE, or name a run instead of a trial's number."
         )
 
 
-def _ledger(store: Store, storage: "RDBStorage", study: str | None) -> Ledger:
+def _trial_storage(store: Store, storage: "RDBStorage", study: str | None) -> TrialStorage:
     known = optuna.get_all_study_names(storage)
     if not known:
-        raise BadInputError(f"There is no study in {store.ledger_at}. Run one with python -m experiments.run_study.")
+        raise BadInputError(f"There is no study in {store.trials_at}. Run one with python -m experiments.run_study.")
     if study is not None and study not in known:
         raise BadInputError(
-            f"There is no study {shown(study)} in {store.ledger_at}{did_you_mean(study, dict.fromkeys(known))}. "
+            f"There is no study {shown(study)} in {store.trials_at}{did_you_mean(study, dict.fromkeys(known))}. "
             f"Expected one of: {shown_list(tuple(known))}. Name another store with --store."
         )
-    return Ledger(storage, study or max(known, key=lambda name: _worked_on(storage, name)))
+    return TrialStorage(storage, study or max(known, key=lambda name: _worked_on(storage, name)))
 
 
 def _worked_on(storage: "RDBStorage", study: str) -> datetime:

@@ -18,7 +18,7 @@ from fashion_study.tracking.attempt import Attempt, find_run, read_attempt, sear
 from fashion_study.tracking.runs import provenance
 from fashion_study.trial import (
     TRAINING_VERSION,
-    Continuation,
+    Checkpoint,
     Hyperparameters,
     Precision,
     TrialSpec,
@@ -114,9 +114,9 @@ def environment_here(tags: Mapping[str, str]) -> dict[str, str]:
     return select(provenance() | {"training_version": str(TRAINING_VERSION)} | dict(tags))
 
 
-def select(facts: Mapping[str, str]) -> dict[str, str]:
+def select(attrs: Mapping[str, str]) -> dict[str, str]:
     """Take what describes an environment."""
-    return {name: facts[name] for name in ENVIRONMENT if name in facts}
+    return {name: attrs[name] for name in ENVIRONMENT if name in attrs}
 
 
 @contextmanager
@@ -171,15 +171,15 @@ def _spec(run: Run, attempt: Attempt) -> TrialSpec:
         run.info.run_id,
         Precision(tags["precision"]),
         attempt.repeat,
-        _continuation(tags),
+        _checkpoint(tags),
     )
 
 
-def _continuation(tags: Mapping[str, str]) -> Continuation | None:
+def _checkpoint(tags: Mapping[str, str]) -> Checkpoint | None:
     """Return from where a training went on; None where it began at its first epoch."""
     if "continued_after_epoch" not in tags:
         return None
-    return Continuation(int(tags["continues_trial"]), tags["continues_run"], int(tags["continued_after_epoch"]))
+    return Checkpoint(int(tags["continues_trial"]), tags["continues_run"], int(tags["continued_after_epoch"]))
 
 
 def _curves(client: MlflowClient, run_id: str) -> Curves:

@@ -6,7 +6,7 @@ from fashion_study.replay.request import ReplayConfig
 from fashion_study.store.existing import find_store
 from fashion_study.store.failures import store_failures
 from fashion_study.store.store import Store
-from fashion_study.study.progress import Observer, Silent
+from fashion_study.study.progress import NullObserver, Observer
 
 if TYPE_CHECKING:
     from fashion_study.replay.comparison import Replay
@@ -24,7 +24,7 @@ def replay(config: ReplayConfig, observer: Observer | None = None) -> "Replay":
         DataError: the images are missing or others.
         StudyError: the worker died.
     """
-    observer = observer or Silent()
+    observer = observer or NullObserver()
     config.check()
     store = find_store(config.store)
     with store_failures(store, "python -m experiments.doctor looks for damage."):

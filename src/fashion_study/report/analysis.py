@@ -85,7 +85,7 @@ def savings(facts: StudyFacts) -> Savings:
     reached = [(record.curve[max(record.curve)], record.number) for record in pruned if record.curve]
     return Savings(
         pruned=len(pruned),
-        epochs_asked=sum(facts.epochs_asked(record) - record.taken_over for record in ended),
+        epochs_asked=sum(facts.epochs_asked(record) - record.inherited_epochs for record in ended),
         epochs_saved=sum(facts.epochs_asked(record) - record.reached for record in pruned),
         ended_at=dict(sorted(Counter(record.reached for record in pruned).items())),
         highest_pruned=max(reached, default=None),

@@ -1,4 +1,4 @@
-"""Collect the facts of a study from its ledger, its runs and the registry, writing nothing and locking no study."""
+"""Collect the facts of a study from its trial storage, its runs and the registry, writing nothing and locking no study."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from fashion_study.report.facts import Finals, ModelFacts, Reference, StudyFacts
 from fashion_study.report.logged import Confused, Confusion, read_command, read_finals, read_json
 from fashion_study.space.file import load_space
 from fashion_study.store.store import Store
-from fashion_study.store.trials import Ledger
+from fashion_study.store.trials import TrialStorage
 from fashion_study.study.figures import FEWEST_FOR_IMPORTANCES
 from fashion_study.study.leaderboard import rank
 from fashion_study.text import printable
@@ -34,31 +34,31 @@ from fashion_study.tracking.registry import CHAMPION, Registry, registered_name
 ON_VALIDATION_IMAGES = ("trial", "finalist")
 
 
-def collect(ledger: Ledger, store: Store, data_dir: Path | None = None) -> StudyFacts:
-    """Read everything that a report says of the study of `ledger`, which has a run in `store`.
+def collect(trial_storage: TrialStorage, store: Store, data_dir: Path | None = None) -> StudyFacts:
+    """Read everything that a report says of the study of `trial storage`, which has a run in `store`.
 
     `data_dir` is the folder of the Fashion-MNIST files, for the examples; nothing is downloaded.
 
     Raises:
-        StoreError: the store cannot be read, or what its ledger names is missing from it or is not what a study writes.
+        StoreError: the store cannot be read, or what its trial storage names is missing from it or is not what a study writes.
     """
-    with _reading(ledger.name), TemporaryDirectory() as folder:
+    with _reading(trial_storage.name), TemporaryDirectory() as folder:
         client = store.client()
         runs = _Runs(client, Path(folder))
-        run = client.get_run(ledger.facts["run_id"])
+        run = client.get_run(trial_storage.attrs["run_id"])
         finals = runs.finals(run.info.run_id)
-        best = _best(ledger, runs, finals)
-        baseline = _baseline(ledger, runs)
-        pixels, pixels_missing = _pixels(best, ledger, run, data_dir)
+        best = _best(trial_storage, runs, finals)
+        baseline = _baseline(trial_storage, runs)
+        pixels, pixels_missing = _pixels(best, trial_storage, run, data_dir)
         return StudyFacts(
-            name=ledger.name,
+            name=trial_storage.name,
             run_id=run.info.run_id,
             run_status=run.info.status,
             began=_moment(run.info.start_time),
             ended=None if run.info.end_time is None else _moment(run.info.end_time),
             written=datetime.now(UTC),
             space=load_space(str(runs.file(run.info.run_id, "space.yaml"))),
-            records=rank(ledger.records()),
+            records=rank(trial_storage.records()),
             trials=int(run.data.tags["trials"]),
             settings={**run.data.tags, "command": read_command(run.data.tags)},
             asked=run.data.params,
@@ -67,7 +67,7 @@ def collect(ledger: Ledger, store: Store, data_dir: Path | None = None) -> Study
             baseline=baseline,
             finals=finals,
             reference=_reference(client, runs, run.data.params["dataset"], best, baseline),
-            importances=_importances(ledger),
+            importances=_importances(trial_storage),
             pixels=pixels,
             pixels_missing=pixels_missing,
         )
@@ -123,7 +123,7 @@ def _reading(study: str) -> Iterator[None]:
     except (MlflowException, OSError) as error:
         reason = printable(next(iter(str(error).splitlines()), repr(error)).rstrip("."))
         raise StoreError(
-            f"The runs of study {study!r} cannot be read: {reason}. Expected every run and artifact that its ledger "
+            f"The runs of study {study!r} cannot be read: {reason}. Expected every run and artifact that its trial storage "
             "names. Check MLFLOW_TRACKING_URI and --store; python -m experiments.doctor looks for damage."
         ) from error
     except (BadInputError, LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
@@ -134,15 +134,15 @@ def _reading(study: str) -> Iterator[None]:
         ) from error
 
 
-def _best(ledger: Ledger, runs: _Runs, finals: Finals | None) -> ModelFacts | None:
+def _best(trial_storage: TrialStorage, runs: _Runs, finals: Finals | None) -> ModelFacts | None:
     if finals is not None and finals.version_run is not None:
         return runs.model(finals.version_run)
-    best = ledger.best()
+    best = trial_storage.best()
     return None if best is None or best.run_id is None else runs.model(best.run_id)
 
 
-def _baseline(ledger: Ledger, runs: _Runs) -> ModelFacts | None:
-    records = {record.number: record for record in ledger.records()}
+def _baseline(trial_storage: TrialStorage, runs: _Runs) -> ModelFacts | None:
+    records = {record.number: record for record in trial_storage.records()}
     baseline = records.get(BASELINE_NUMBER)
     if baseline is None or baseline.objective is None or baseline.run_id is None:
         return None
@@ -173,18 +173,18 @@ def _same_images(first: ModelFacts, second: ModelFacts) -> bool:
     return first.classes == second.classes and np.array_equal(first.confusion.sum(axis=1), second.confusion.sum(axis=1))
 
 
-def _importances(ledger: Ledger) -> dict[str, float]:
-    complete = [record for record in ledger.records() if record.objective is not None]
+def _importances(trial_storage: TrialStorage) -> dict[str, float]:
+    complete = [record for record in trial_storage.records() if record.objective is not None]
     if len(complete) < FEWEST_FOR_IMPORTANCES or len({record.objective for record in complete}) == 1:
         return {}
     with warnings.catch_warnings():
         # Optuna calls its own default evaluator experimental.
         warnings.simplefilter("ignore")
-        return get_param_importances(ledger.study)
+        return get_param_importances(trial_storage.study)
 
 
 def _pixels(
-    best: ModelFacts | None, ledger: Ledger, run: Run, data_dir: Path | None
+    best: ModelFacts | None, trial_storage: TrialStorage, run: Run, data_dir: Path | None
 ) -> tuple[dict[int, npt.NDArray[np.uint8]], str | None]:
     """Take the examples of confused images from the data, where they are on this machine's disk."""
     wanted = sorted({index for pair in best.pairs for index in pair.examples}) if best else []
@@ -198,7 +198,7 @@ def _pixels(
         data = load_study_data(source, None if limit == "None" else int(limit))
     except DataError:
         return {}, f"{dataset} is missing or damaged on this machine; name its folder with --data-dir"
-    if data.split_digest != ledger.facts["split"]:
+    if data.split_digest != trial_storage.attrs["split"]:
         return {}, "the images on this machine are divided in another way than this study's"
     return {index: data.validation.images[index, :, :, 0] for index in wanted}, None
 

@@ -141,7 +141,7 @@ def _budget(facts: StudyFacts) -> dict[str, object]:
             if (number := sum(record.state is state for record in facts.records))
         ],
         "trained": sum(len(record.curve) for record in begun),
-        "asked": sum(facts.epochs_asked(record) - record.taken_over for record in begun),
+        "asked": sum(facts.epochs_asked(record) - record.inherited_epochs for record in begun),
         "seconds": sum(record.seconds or 0 for record in begun),
         "repeats": sum(len(f.objectives) for f in facts.finals.finalists) if facts.finals else 0,
         "again": sum(max(record.attempt - 1, 0) for record in facts.records),

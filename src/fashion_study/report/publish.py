@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fashion_study.database_url import ledger_address
+from fashion_study.database_url import trials_database_url
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.store.failures import store_failures
 from fashion_study.store.store import Store, open_store
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
     from fashion_study.report.facts import StudyFacts
-    from fashion_study.store.trials import Ledger
+    from fashion_study.store.trials import TrialStorage
 
 ARTIFACT = "report.html"
 AGAIN = "Call for the report again when it answers."
@@ -43,17 +43,17 @@ def publish_report(study: str, store: Path | str, output: Path | None = None, da
     """
     output = None if output is None else _expanded(output)
     _require_place(output)
-    if ledger_address(None) is None:
+    if trials_database_url(None) is None:
         _require_data(_expanded(store))
     opened = open_store(store)
-    with store_failures(opened, AGAIN), opened.ledger_storage() as storage:
-        ledger = _ledger(study, opened, storage)
+    with store_failures(opened, AGAIN), opened.optuna_storage() as storage:
+        trial_storage = _trial_storage(study, opened, storage)
         # Imported here: they bring MLflow and Matplotlib, and a refusal must not wait for those.
         from fashion_study.report.collect import collect
         from fashion_study.report.page import render
 
         path = output or _default_place(study)
-        facts = collect(ledger, opened, data_dir)
+        facts = collect(trial_storage, opened, data_dir)
     page = render(facts, Path(store))
     try:
         path.write_text(page, encoding="utf-8")
@@ -113,26 +113,26 @@ def _require_data(store: Path) -> None:
         )
 
 
-def _ledger(study: str, store: Store, storage: "RDBStorage") -> "Ledger":
-    """Open the ledger of a study that is there and has a run."""
+def _trial_storage(study: str, store: Store, storage: "RDBStorage") -> "TrialStorage":
+    """Open the trial storage of a study that is there and has a run."""
     import optuna
 
-    from fashion_study.store.trials import Ledger
+    from fashion_study.store.trials import TrialStorage
 
     known = optuna.get_all_study_names(storage)
     if study not in known:
         listed = shown_list(tuple(known)) if known else "none at all"
         raise BadInputError(
-            f"There is no study {shown(study)} in {store.ledger_at}{did_you_mean(study, dict.fromkeys(known))}. "
+            f"There is no study {shown(study)} in {store.trials_at}{did_you_mean(study, dict.fromkeys(known))}. "
             f"Expected one of: {listed}. Name another store with --store."
         )
-    ledger = Ledger(storage, study)
-    if "run_id" not in ledger.facts:
+    trial_storage = TrialStorage(storage, study)
+    if "run_id" not in trial_storage.attrs:
         raise BadInputError(
             f"Study {study!r} ended before its first trial was begun. Expected at least one trial. "
             "Start it again with the command that began it."
         )
-    return ledger
+    return trial_storage
 
 
 def _contents(facts: "StudyFacts") -> str:

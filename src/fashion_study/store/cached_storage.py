@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fashion_study.store.bulk_read import read_trials
 
 
-class Mirror(BaseStorage):
+class CachedStorage(BaseStorage):
     """Keep the trials of one study in memory as its database has them, so that only what changes goes there.
 
     Optuna's own cache asks the database each time about every trial that has not ended: another process might have

@@ -39,7 +39,7 @@ def store_failures(store: Store, advice: str) -> Iterator[None]:
     except StudyError:
         raise  # Ours: a refusal must not wait for MLflow.
     except Exception as error:
-        if (failure := _failure_behind(error, store.root)) is None:
+        if (failure := _root_cause(error, store.root)) is None:
             raise
         raise StoreError(
             f"The store {_place(error, store)} gave up: {_reason(failure)}. "
@@ -47,7 +47,7 @@ def store_failures(store: Store, advice: str) -> Iterator[None]:
         ) from error
 
 
-class Patience:
+class StoreFailurePolicy:
     """Bear with a store that fails a worker once; not where it does so twice in a row, or twice to one trial."""
 
     def __init__(self) -> None:
@@ -88,18 +88,18 @@ def _place(error: Exception, store: Store) -> str:
     return str(store.root)
 
 
-def _failure_behind(error: BaseException | None, root: Path) -> BaseException | None:
+def _root_cause(error: BaseException | None, root: Path) -> BaseException | None:
     """Return the store's own error among an error and its causes; None where it is a mistake of ours."""
     from mlflow.exceptions import MlflowException
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
     if isinstance(error, StorageInternalError):
-        return _failure_behind(error.__cause__, root)
+        return _root_cause(error.__cause__, root)
     if isinstance(error, MlflowException):
         cause = error.__cause__ or error.__context__
         if isinstance(cause, SQLAlchemyError | sqlite3.Error | OSError | MlflowException):
-            return _failure_behind(cause, root)
+            return _root_cause(cause, root)
         # MLflow wraps what breaks inside it, too.
         is_mistake = error.error_code in MISTAKES and DELETED not in error.message
         return None if error.__cause__ or is_mistake else error

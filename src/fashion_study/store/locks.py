@@ -20,7 +20,7 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockHolder:
     """Name the process that owns something; `pid` is None where it left no word, or the wrong one."""
 
     pid: int | None = None
@@ -37,7 +37,7 @@ def lock_file(root: Path, name: str) -> Path:
 
 
 @contextmanager
-def claim(root: Path, name: str) -> Iterator[Holder | None]:
+def claim(root: Path, name: str) -> Iterator[LockHolder | None]:
     """Own `name` in the store at `root` while the block runs, and yield None.
 
     Where another process owns it already, yield who that is. The operating system frees the lock when its owner dies,
@@ -77,15 +77,15 @@ def sole_owner(root: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _read(word: Path) -> Holder:
+def _read(word: Path) -> LockHolder:
     try:
         known = json.loads(word.read_text())
         process = psutil.Process(int(known["pid"]))
         if abs(_started(process) - float(known["started"])) > SAME_START_SECONDS:
-            return Holder()
-        return Holder(process.pid, " ".join(process.cmdline()[-6:]))
+            return LockHolder()
+        return LockHolder(process.pid, " ".join(process.cmdline()[-6:]))
     except (OSError, ValueError, TypeError, KeyError, OverflowError, psutil.Error):
-        return Holder()
+        return LockHolder()
 
 
 def _started(process: psutil.Process) -> float:

@@ -24,7 +24,7 @@ REFUSED = (401, 403)
 SHOWN = 200
 
 
-def refuse_deaf_server(uri: str) -> None:
+def check_server_reachable(uri: str) -> None:
     """Ask the server at `uri` one question with the user's log-in; it may answer that it does not know the question.
 
     Raises:

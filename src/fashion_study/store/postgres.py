@@ -1,6 +1,6 @@
-"""The ledger's database on PostgreSQL: opened on one connection, which holds the locks on what this process runs.
+"""The trial storage's database on PostgreSQL: opened on one connection, which holds the locks on what this process runs.
 
-A lock of this kind lives as long as the connection that took it. Since the ledger has no other, whatever is written to
+A lock of this kind lives as long as the connection that took it. Since the trial storage has no other, whatever is written to
 it is written by the owner, on whichever machine that is; a connection that was lost is not made again.
 """
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fashion_study.database_url import DatabaseAddress
+from fashion_study.database_url import DatabaseUrl
 from fashion_study.errors import StoreError
 from fashion_study.store.passwords import without_passwords
 
@@ -35,7 +35,7 @@ NAME_LENGTH = 63
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class RemoteLockHolder:
     """Name the connection that owns something; all None where it belongs to another role, or has just let go."""
 
     application: str | None = None
@@ -49,7 +49,7 @@ class Elsewhere:
         return f"{where} ({self.address or 'by a local socket'}, connected since {self.since})"
 
 
-def open_storage(address: DatabaseAddress) -> "RDBStorage":
+def open_storage(address: DatabaseUrl) -> "RDBStorage":
     """Open Optuna's storage on a database, its tables made first where there are none.
 
     Raises:
@@ -67,7 +67,7 @@ def open_storage(address: DatabaseAddress) -> "RDBStorage":
 
 
 @contextmanager
-def claim_everywhere(storage: "RDBStorage", name: str) -> Iterator[Elsewhere | None]:
+def claim_everywhere(storage: "RDBStorage", name: str) -> Iterator[RemoteLockHolder | None]:
     """Own `name` among all that use the storage's database while the block runs, and yield None.
 
     Where another connection owns it already, yield whose that is.
@@ -88,7 +88,7 @@ def claim_everywhere(storage: "RDBStorage", name: str) -> Iterator[Elsewhere | N
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": key})
 
 
-def connection_watch(storage: "RDBStorage", address: DatabaseAddress) -> Callable[[], None]:
+def connection_watch(storage: "RDBStorage", address: DatabaseUrl) -> Callable[[], None]:
     """Return a function that raises StoreError once the storage's connection, and with it every lock, is lost.
 
     As long as the server has nothing to say it costs one look at a socket.
@@ -111,7 +111,7 @@ def connection_watch(storage: "RDBStorage", address: DatabaseAddress) -> Callabl
     return require_connection
 
 
-def _connect_args(address: DatabaseAddress) -> dict[str, object]:
+def _connect_args(address: DatabaseUrl) -> dict[str, object]:
     # What the address says itself comes first: SQLAlchemy lets these arguments win.
     own = {
         "connect_timeout": CONNECT_SECONDS,
@@ -126,7 +126,7 @@ def _connect_args(address: DatabaseAddress) -> dict[str, object]:
 
 
 @contextmanager
-def _opening(address: DatabaseAddress) -> Iterator[None]:
+def _opening(address: DatabaseUrl) -> Iterator[None]:
     """Turn what the libraries below raise for a database that cannot be used into one message."""
     from alembic.util import CommandError
     from sqlalchemy.exc import SQLAlchemyError
@@ -144,7 +144,7 @@ def _opening(address: DatabaseAddress) -> Iterator[None]:
 
 
 @contextmanager
-def _making(address: DatabaseAddress, options: dict[str, Any]) -> Iterator[None]:
+def _making(address: DatabaseUrl, options: dict[str, Any]) -> Iterator[None]:
     """Let one process at a time look for the tables and make them: two at once would break each other."""
     from sqlalchemy import NullPool, create_engine, text
 
@@ -154,7 +154,7 @@ def _making(address: DatabaseAddress, options: dict[str, Any]) -> Iterator[None]
         yield
 
 
-def _lost(address: DatabaseAddress) -> Callable[..., NoReturn]:
+def _lost(address: DatabaseUrl) -> Callable[..., NoReturn]:
     def refuse(*_: object) -> NoReturn:
         raise StoreError(
             f"The connection to PostgreSQL's database {address} is lost, and with it the lock that kept other "
@@ -170,7 +170,7 @@ def _key(name: str) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def _holder(connection: "Connection", key: int) -> Elsewhere:
+def _holder(connection: "Connection", key: int) -> RemoteLockHolder:
     from sqlalchemy import text
 
     # PostgreSQL shows a key of 64 bits in two halves.
@@ -184,4 +184,4 @@ def _holder(connection: "Connection", key: int) -> Elsewhere:
         ),
         {"high": high, "low": low},
     ).first()
-    return Elsewhere(*found) if found else Elsewhere()
+    return RemoteLockHolder(*found) if found else RemoteLockHolder()

@@ -62,7 +62,7 @@ def rebase(store: Store, move: Move) -> Path | None:
         if all(still.old != move.old for still in moves(store)):
             return None
         copy = _back_up(store, connection)
-        _bring_along(connection, move)
+        _copy_artifacts(connection, move)
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             for table, column in COLUMNS:
@@ -115,7 +115,7 @@ def _back_up(store: Store, connection: sqlite3.Connection) -> Path:
     return unfinished.replace(copy)
 
 
-def _bring_along(connection: sqlite3.Connection, move: Move) -> None:
+def _copy_artifacts(connection: sqlite3.Connection, move: Move) -> None:
     for table, column in (("runs", "artifact_uri"), ("logged_models", "artifact_location")):
         query = f"SELECT {column} FROM {table} WHERE {_below(column)}"
         for (address,) in connection.execute(query, _bounds(move.old)).fetchall():

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from fashion_study.database_url import DatabaseAddress, ledger_address
+from fashion_study.database_url import DatabaseUrl, trials_database_url
 from fashion_study.errors import StoreError
 from fashion_study.store.filesystems import mounts, refuse_network
-from fashion_study.store.mlflow_server import login_refused, refuse_deaf_server
+from fashion_study.store.mlflow_server import check_server_reachable, login_refused
 from fashion_study.store.passwords import hide_login, without_passwords
 from fashion_study.store.postgres import open_storage
 from fashion_study.text import printable
@@ -44,12 +44,12 @@ REFUSALS = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
 class Store:
     """Name where the evidence lies. All addresses are absolute, so they hold from any working directory.
 
-    `database` is PostgreSQL's where that has the ledger; None: a file in the folder has it.
+    `database` is PostgreSQL's where that has the trial storage; None: a file in the folder has it.
     """
 
     root: Path
     tracking_uri: str
-    database: DatabaseAddress | None = None
+    database: DatabaseUrl | None = None
 
     @property
     def is_embedded(self) -> bool:
@@ -62,19 +62,19 @@ class Store:
         return without_passwords(self.tracking_uri)
 
     @property
-    def ledger_file(self) -> Path:
-        """Return the file that has the ledger where no database on a server has it."""
+    def trials_file(self) -> Path:
+        """Return the file that has the trial storage where no database on a server has it."""
         return self.root / "optuna.db"
 
     @property
-    def ledger_at(self) -> str:
-        """Name the place of the ledger, without a password."""
+    def trials_at(self) -> str:
+        """Name the place of the trial storage, without a password."""
         return str(self.database or self.root)
 
     @property
-    def has_ledger(self) -> bool:
-        """Say whether there is a ledger, or a server to ask for one; nothing is made."""
-        return self.database is not None or self.ledger_file.is_file()
+    def has_trials(self) -> bool:
+        """Say whether there is a trial storage, or a server to ask for one; nothing is made."""
+        return self.database is not None or self.trials_file.is_file()
 
     def client(self) -> "MlflowClient":
         """Open MLflow's client on this store, creating or migrating the embedded database first.
@@ -100,25 +100,25 @@ class Store:
             StoreError: it does not answer, or refuses the log-in.
         """
         if self.tracking_uri.startswith(("http://", "https://")):
-            refuse_deaf_server(self.tracking_uri)
+            check_server_reachable(self.tracking_uri)
 
-    def optuna_storage(self) -> "RDBStorage":
+    def open_optuna_storage(self) -> "RDBStorage":
         """Open Optuna's storage on this store, creating or migrating its database first."""
         if self.database is not None:
             return open_storage(self.database)
         from optuna.storages import RDBStorage
 
-        uri = _sqlite_uri(self.ledger_file)
+        uri = _sqlite_uri(self.trials_file)
         with _opening("Optuna", uri), self._migration_lock("optuna"):
-            _make_whole(self.ledger_file, lambda unfinished: RDBStorage(unfinished).engine)
+            _create_atomically(self.trials_file, lambda unfinished: RDBStorage(unfinished).engine)
             storage = RDBStorage(uri, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
-            _use_write_ahead_log(self.ledger_file)
+            _use_write_ahead_log(self.trials_file)
             return storage
 
     @contextmanager
-    def ledger_storage(self) -> "Iterator[RDBStorage]":
+    def optuna_storage(self) -> "Iterator[RDBStorage]":
         """Open Optuna's storage on this store while the block runs, and close its connections after it."""
-        storage = self.optuna_storage()
+        storage = self.open_optuna_storage()
         try:
             yield storage
         finally:
@@ -146,7 +146,7 @@ class Store:
         with self._migration_lock("mlflow"):
             artifacts = self.root / "artifacts"
             artifacts.mkdir(exist_ok=True)
-            _make_whole(self.root / "mlflow.db", lambda uri: SqlAlchemyStore(uri, artifacts.as_uri()).engine)
+            _create_atomically(self.root / "mlflow.db", lambda uri: SqlAlchemyStore(uri, artifacts.as_uri()).engine)
             SqlAlchemyStore(self.tracking_uri, artifacts.as_uri())
             _use_write_ahead_log(self.root / "mlflow.db")
 
@@ -159,7 +159,7 @@ def open_store(root: Path | str, *, study_db: str | None = None, makes_folder: b
     """Make the folder where there is none, unless that is not wanted, and name what lies in it.
 
     `MLFLOW_TRACKING_URI` is honoured where the user set it: the runs then go to that server. The path of an SQLite
-    database in it is taken from the working directory, as MLflow takes it, and made absolute. The ledger lies in the
+    database in it is taken from the working directory, as MLflow takes it, and made absolute. The trial storage lies in the
     PostgreSQL database that `study_db` or else `OPTUNA_STORAGE` names.
 
     Raises:
@@ -180,7 +180,7 @@ def open_store(root: Path | str, *, study_db: str | None = None, makes_folder: b
     store = Store(
         root=folder,
         tracking_uri=_absolute(os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(folder / "mlflow.db")),
-        database=ledger_address(study_db),
+        database=trials_database_url(study_db),
     )
     if makes_folder:
         # Asked first: where no server answers, nothing is made.
@@ -241,7 +241,7 @@ def _absolute(uri: str) -> str:
     return f"{_sqlite_uri(Path(path).resolve())}{mark}{query}"
 
 
-def _make_whole(database: Path, make: Callable[[str], "Engine"]) -> None:
+def _create_atomically(database: Path, make: Callable[[str], "Engine"]) -> None:
     """Make a database that is not there beside its place, and put it there once it is whole.
 
     Killed in the middle, a library would find tables that it did not expect, and refuse the database for ever.
@@ -251,7 +251,7 @@ def _make_whole(database: Path, make: Callable[[str], "Engine"]) -> None:
     unfinished = database.with_name(f".{database.name}.part")
     for leftover in database.parent.glob(f"{unfinished.name}*"):
         leftover.unlink()
-    with _unsynced():
+    with _synchronous_off():
         make(_sqlite_uri(unfinished)).dispose()
     with unfinished.open("rb+") as whole:
         os.fsync(whole.fileno())
@@ -259,7 +259,7 @@ def _make_whole(database: Path, make: Callable[[str], "Engine"]) -> None:
 
 
 @contextmanager
-def _unsynced() -> Iterator[None]:
+def _synchronous_off() -> Iterator[None]:
     """Let the SQLite connections that are opened meanwhile not wait for the disk.
 
     Hundreds of steps make MLflow's tables, and each would wait; of a database that nobody uses yet none needs to.

@@ -5,8 +5,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from fashion_study.errors import StoreError
-from fashion_study.store.locks import Holder, claim
-from fashion_study.store.postgres import Elsewhere, claim_everywhere, connection_watch
+from fashion_study.store.locks import LockHolder, claim
+from fashion_study.store.postgres import RemoteLockHolder, claim_everywhere, connection_watch
 from fashion_study.store.store import Store
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 def claim_study(
     store: Store, storage: "RDBStorage", name: str
-) -> AbstractContextManager[Holder | None] | AbstractContextManager[Elsewhere | None]:
-    """Own a study of a store's ledger while the block runs, and give None; else who owns it already."""
+) -> AbstractContextManager[LockHolder | None] | AbstractContextManager[RemoteLockHolder | None]:
+    """Own a study of a store's trial storage while the block runs, and give None; else who owns it already."""
     return claim(store.root, name) if store.database is None else claim_everywhere(storage, name)
 
 

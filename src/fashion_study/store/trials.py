@@ -1,4 +1,4 @@
-"""The ledger of trials: an Optuna study, whichever engine proposes."""
+"""The trial storage of trials: an Optuna study, whichever engine proposes."""
 
 import math
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
-from fashion_study.store.cached_storage import Mirror
+from fashion_study.store.cached_storage import CachedStorage
 from fashion_study.trial import FailReason, ParamValue, TrialResult, TrialState
 
 # A trial goes back to waiting this often; stopped from outside once more, it is given up.
-MAX_RETURNS = 3
+MAX_RETRIES = 3
 
 STATES = {
     OptunaState.WAITING: TrialState.WAITING,
@@ -27,14 +27,14 @@ STATES = {
 }
 # The fact that tells a study from any other.
 TOKEN = "token"
-# And where its runs are kept, which a ledger that lies elsewhere cannot know otherwise.
+# And where its runs are kept, which a trial storage that lies elsewhere cannot know otherwise.
 TRACKED_AT = "tracked_at"
 COUNTED = (OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.FAIL)
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """Show one trial of the ledger.
+    """Show one trial of the trial storage.
 
     `objective` is the validation accuracy of a complete trial; `curve` maps each reported epoch (from 1) to the
     validation accuracy after it; `seconds` is how long the attempt took that ended the trial.
@@ -49,7 +49,7 @@ class TrialRecord:
     curve: dict[int, float] = field(default_factory=dict)
     reason: FailReason | None = None
     seconds: float | None = None
-    spared: int = 0
+    uncounted_attempts: int = 0
 
     @property
     def reached(self) -> int:
@@ -57,23 +57,23 @@ class TrialRecord:
         return max(self.curve, default=0)
 
     @property
-    def taken_over(self) -> int:
+    def inherited_epochs(self) -> int:
         """Count the epochs of an earlier trial that this one goes on from: its curve begins after them."""
         return min(self.curve, default=1) - 1
 
     @property
-    def losses(self) -> int:
+    def counted_attempts(self) -> int:
         """Count the attempts, the latest included, that count against the trial where they are stopped from outside."""
-        return self.attempt - self.spared
+        return self.attempt - self.uncounted_attempts
 
 
-class Ledger:
+class TrialStorage:
     """Keep trials, their attempts and the links to their runs."""
 
     def __init__(self, storage: BaseStorage, study_name: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._records: dict[int, tuple[FrozenTrial, TrialRecord]] = {}
-        self._storage = Mirror(storage) if isinstance(storage, RDBStorage) else storage
+        self._storage = CachedStorage(storage) if isinstance(storage, RDBStorage) else storage
         self.study = optuna.create_study(
             storage=self._storage, study_name=study_name, direction="maximize", load_if_exists=True
         )
@@ -84,20 +84,20 @@ class Ledger:
         return self.study.study_name
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def attrs(self) -> Mapping[str, Any]:
         """Return what was remembered of the study: its identity, its run, its precision."""
         return self.study.user_attrs
 
     @property
     def token(self) -> str:
         """Return what tells this study from any other, whatever their names."""
-        if TOKEN not in self.facts:
-            self.remember(**{TOKEN: uuid4().hex})
-        return str(self.facts[TOKEN])
+        if TOKEN not in self.attrs:
+            self.set_attrs(**{TOKEN: uuid4().hex})
+        return str(self.attrs[TOKEN])
 
-    def remember(self, **facts: Any) -> None:
+    def set_attrs(self, **attrs: Any) -> None:
         """Keep facts (JSON values) with the study."""
-        for key, value in facts.items():
+        for key, value in attrs.items():
             self.study.set_user_attr(key, value)
 
     def counted(self) -> int:
@@ -137,7 +137,7 @@ class Ledger:
         self._add(OptunaState.RUNNING, params, distributions, attrs)
         return self.trials()[-1]
 
-    def take_waiting(self) -> FrozenTrial | None:
+    def claim_waiting(self) -> FrozenTrial | None:
         """Return the first trial that waits, which runs now; None where none does."""
         waiting = next((trial for trial in self.trials() if trial.state is OptunaState.WAITING), None)
         if waiting is None:
@@ -155,35 +155,35 @@ class Ledger:
         """Keep the objective after `epoch`; a later attempt's value replaces an earlier one's."""
         self._storage.set_trial_intermediate_value(self._id(number), epoch, value)
 
-    def record_verdict(self, number: int, epoch: int) -> None:
+    def record_prune(self, number: int, epoch: int) -> None:
         """Keep that the pruner ends a trial after `epoch`, whichever attempt comes there."""
         self._set_attr(number, "pruned_at", epoch)
 
-    def release(self, number: int, *, spared: bool = False) -> TrialState:
+    def release(self, number: int, *, uncounted_attempts: bool = False) -> TrialState:
         """Send a trial that was stopped from outside back to waiting; give it up after too many returns.
 
-        One that is `spared` was failed by the store, or no worker has begun with it: that return does not count.
+        One that is `uncounted_attempts` was failed by the store, or no worker has begun with it: that return does not count.
         """
         record = self._record(self.trial(number))
-        if spared:
-            self._set_attr(number, "spared", record.spared + 1)
-        elif record.losses > MAX_RETURNS:
+        if uncounted_attempts:
+            self._set_attr(number, "spared", record.uncounted_attempts + 1)
+        elif record.counted_attempts > MAX_RETRIES:
             self._set_attr(number, "reason", FailReason.INTERRUPTED.value)
             self._storage.set_trial_state_values(self._id(number), OptunaState.FAIL)
             return TrialState.FAILED
         self._storage.set_trial_state_values(self._id(number), OptunaState.WAITING)
         return TrialState.WAITING
 
-    def withdraw(self, number: int) -> None:
+    def requeue_unstarted(self, number: int) -> None:
         """Send a proposal that no worker has begun back to waiting."""
         self._storage.set_trial_state_values(self._id(number), OptunaState.WAITING)
 
-    def forget_run(self, number: int) -> None:
+    def unlink_run(self, number: int) -> None:
         """Let a trial whose run is gone wait for a new one."""
         self._set_attr(number, "run_id", None)
-        self.withdraw(number)
+        self.requeue_unstarted(number)
 
-    def take_over(
+    def adopt_result(
         self,
         number: int,
         state: TrialState,
@@ -196,8 +196,8 @@ class Ledger:
 
         `value` is the objective of a complete trial, and what a pruned one had reached.
         """
-        facts = {"epochs_run": epochs_run, "seconds": seconds, "reason": reason and reason.value}
-        for key, fact in facts.items():
+        attrs = {"epochs_run": epochs_run, "seconds": seconds, "reason": reason and reason.value}
+        for key, fact in attrs.items():
             if fact is not None:
                 self._set_attr(number, key, fact)
         # State and value in one transaction, from WAITING too, which `tell` would refuse.
@@ -270,7 +270,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         curve={epoch: value for epoch, value in sorted(trial.intermediate_values.items()) if epoch <= last},
         reason=FailReason(reason) if reason else None,
         seconds=end.get("seconds"),
-        spared=_whole(trial.user_attrs.get("spared")),
+        uncounted_attempts=_whole(trial.user_attrs.get("spared")),
     )
 
 

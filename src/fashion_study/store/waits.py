@@ -10,7 +10,7 @@ from urllib3.util.retry import Retry
 TELLING = 2
 
 
-class Waits(logging.Handler):
+class RetryNotifier(logging.Handler):
     """Count how often a server was waited for, and tell of each time when it begins."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
@@ -27,10 +27,10 @@ class Waits(logging.Handler):
 
 
 @contextmanager
-def watch_waits(tell: Callable[[str], None]) -> Iterator[Waits]:
+def watch_waits(tell: Callable[[str], None]) -> Iterator[RetryNotifier]:
     """Tell of every wait for a server while the block runs, in place of what urllib3 would print."""
     logger = logging.getLogger("urllib3.connectionpool")
-    waits, propagate = Waits(tell), logger.propagate
+    waits, propagate = RetryNotifier(tell), logger.propagate
     logger.addHandler(waits)
     logger.propagate = False
     try:

@@ -13,8 +13,8 @@ from scipy.special import stdtrit
 from fashion_study.errors import StudyError
 from fashion_study.executors.executor import Event, Executor, losses_last
 from fashion_study.space.space import SearchSpace
-from fashion_study.store.failures import Patience
-from fashion_study.store.trials import MAX_RETURNS, TrialRecord
+from fashion_study.store.failures import StoreFailurePolicy
+from fashion_study.store.trials import MAX_RETRIES, TrialRecord
 from fashion_study.study.progress import Observer
 from fashion_study.tracking.tracker import RepeatRun, RepeatTracker
 from fashion_study.trial import (
@@ -212,7 +212,7 @@ class Repeats:
         self._attempts: Counter[int] = Counter()
         self._lost: Counter[tuple[int, int]] = Counter()
         self._open: list[tuple[int, int]] = []
-        self._patience = Patience()
+        self._store_failures = StoreFailurePolicy()
         self.spent = TimeSpent()
 
     @property
@@ -303,17 +303,17 @@ class Repeats:
                 self.spent += event.spent
                 self._observer.trial_closed(spec, event, None)
                 if event.state is TrialState.COMPLETE:
-                    self._patience.has_answered()
+                    self._store_failures.has_answered()
             case AttemptLost():
                 del self._running[spec.key]
                 self._lose(spec, event.cause, event.by_store)
                 if event.by_store:
-                    self._patience.has_failed(spec.label, event.cause)
+                    self._store_failures.has_failed(spec.label, event.cause)
 
     def _lose(self, spec: TrialSpec, cause: str, by_store: bool) -> None:
         key = spec.number, spec.repeat
         self._lost[key] += not by_store
-        is_given_up = self._lost[key] > MAX_RETURNS
+        is_given_up = self._lost[key] > MAX_RETRIES
         state = TrialState.FAILED if is_given_up else TrialState.WAITING
         self._tracker.interrupt_trial(spec.number, spec.run_id, cause, state)
         if not is_given_up:

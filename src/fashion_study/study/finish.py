@@ -15,7 +15,7 @@ from fashion_study.study.finalists import (
     plan_finalists,
 )
 from fashion_study.study.leaderboard import rank, table
-from fashion_study.study.reconcile import give_up_half_written
+from fashion_study.study.reconcile import fail_pending_models
 from fashion_study.study.session import OwnedStudy, Session
 from fashion_study.trial import TimeSpent
 
@@ -32,16 +32,16 @@ class Final:
 
 def is_published(study: OwnedStudy) -> bool:
     """Say whether a study shows all that is asked for again, so that nothing is left to do."""
-    return bool(study.ledger.facts.get("published") == _publication(study))
+    return bool(study.trial_storage.attrs.get("published") == _publication(study))
 
 
 def train_finalists(session: Session) -> Final:
     """Train the best trials again, as far as the budget goes."""
     study, config = session.study, session.study.plan.config
-    records = rank(study.ledger.records())
+    records = rank(study.trial_storage.records())
     plan = FinalistPlan((), 0)
     # Of a study whose trials are done also where it is to be stopped: what is left is to be known then.
-    is_stopped = study.is_interrupted() and study.ledger.counted() < config.trials
+    is_stopped = study.is_interrupted() and study.trial_storage.counted() < config.trials
     if not is_stopped and config.finalists != 0:
         plan = plan_finalists(
             records,
@@ -69,28 +69,28 @@ def train_finalists(session: Session) -> Final:
 
 def publish(session: Session, final: Final) -> None:
     """Write the leaderboard and the figures, register the challenger, and end the study's run."""
-    study, ledger, tracker = session.study, session.study.ledger, session.tracker
-    tracker.log_leaderboard(table(rank(ledger.records())))
-    for name, figure in study_figures(ledger.study):
+    study, trial_storage, tracker = session.study, session.study.trial_storage, session.tracker
+    tracker.log_leaderboard(table(rank(trial_storage.records())))
+    for name, figure in study_figures(trial_storage.study):
         tracker.log_figure(figure, name)
-    tags = {"trials_counted": str(ledger.counted())}
+    tags = {"trials_counted": str(trial_storage.counted())}
     if study.waits.count:
         tags["server_waits"] = str(study.waits.count)
-    if (best := ledger.best()) is not None and best.run_id is not None:
+    if (best := trial_storage.best()) is not None and best.run_id is not None:
         tags |= {"best_trial": str(best.number), "best_run": best.run_id}
     if not study.is_interrupted():
         tags |= _conclude(session, final)
     _tidy(session)
-    finished = not study.is_interrupted() or (ledger.counted() >= study.plan.config.trials and not final.left)
+    finished = not study.is_interrupted() or (trial_storage.counted() >= study.plan.config.trials and not final.left)
     tracker.close_study("FINISHED" if finished else "KILLED", tags)
-    ledger.remember(repeats_left=final.left)
+    trial_storage.set_attrs(repeats_left=final.left)
     in_time = session.deadline is None or time.monotonic() < session.deadline
     if in_time and not study.is_interrupted():
-        ledger.remember(published=_publication(study))
+        trial_storage.set_attrs(published=_publication(study))
 
 
 def _budget(session: Session) -> Budget:
-    config, records = session.study.plan.config, session.study.ledger.records()
+    config, records = session.study.plan.config, session.study.trial_storage.records()
     trained = sum(len(record.curve) for record in records)
     is_default = config.finalists is None and config.repeats is None
     epochs = float(trained) if is_default else float("inf")
@@ -105,10 +105,10 @@ def _conclude(session: Session, final: Final) -> dict[str, str]:
     """Log the finalists and register the challenger, where the study does; return what the study's run says of it."""
     from fashion_study.study.challenger import register_challenger
 
-    plan, ledger, finalists = session.study.plan, session.study.ledger, final.finalists
+    plan, trial_storage, finalists = session.study.plan, session.study.trial_storage, final.finalists
     version = None
     if session.study.registers:
-        version = register_challenger(session.client, plan, ledger.best(), finalists, session.validation_images)
+        version = register_challenger(session.client, plan, trial_storage.best(), finalists, session.validation_images)
     winner = choose(finalists)
     if finalists:
         session.tracker.log_finalists(
@@ -121,7 +121,7 @@ def _conclude(session: Session, final: Final) -> dict[str, str]:
             }
         )
     named = (version.name, version.number) if version else None
-    ledger.remember(finalists=[finalist.as_dict() for finalist in finalists], version=named)
+    trial_storage.set_attrs(finalists=[finalist.as_dict() for finalist in finalists], version=named)
     return {"challenger": str(version)} if version else {}
 
 
@@ -129,11 +129,11 @@ def _tidy(session: Session) -> None:
     """Give up what workers have left half-written that were ended or died; no worker is left."""
     from fashion_study.tracking.attempt import StudyRuns
 
-    facts = session.study.ledger.facts
-    for line in give_up_half_written(StudyRuns(session.client, facts["experiment_id"], facts["run_id"])):
+    attrs = session.study.trial_storage.attrs
+    for line in fail_pending_models(StudyRuns(session.client, attrs["experiment_id"], attrs["run_id"])):
         session.study.observer.note(line)
 
 
 def _publication(study: OwnedStudy) -> list[int | None]:
     """Name what a published study shows."""
-    return [study.ledger.counted(), study.plan.config.finalists, study.plan.config.repeats]
+    return [study.trial_storage.counted(), study.plan.config.finalists, study.plan.config.repeats]

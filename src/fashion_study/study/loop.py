@@ -9,8 +9,8 @@ from fashion_study.engines.engine import Engine, Exhausted, Proposal
 from fashion_study.errors import StudyError
 from fashion_study.executors.executor import Event, Executor, losses_last
 from fashion_study.space.space import SearchSpace
-from fashion_study.store.failures import Patience
-from fashion_study.store.trials import Ledger
+from fashion_study.store.failures import StoreFailurePolicy
+from fashion_study.store.trials import TrialStorage
 from fashion_study.study.progress import Observer
 from fashion_study.tracking.tracker import Tracker
 from fashion_study.trial import (
@@ -43,7 +43,7 @@ class Assignment:
 class Coordinator:
     """Keep every worker busy until the budget is spent, nothing is left to propose, or `interrupted` says stop.
 
-    A worker waits for what its answer rests on, and for nothing more: a report for the ledger and the pruner, a result
+    A worker waits for what its answer rests on, and for nothing more: a report for the trial storage and the pruner, a result
     until it is safe, an order until its run is open. All else that goes to the stores waits in `_later` until no
     message does.
     `after_trial` is called when a trial has ended and everything of it is written down.
@@ -53,7 +53,7 @@ class Coordinator:
         self,
         assignment: Assignment,
         engine: Engine,
-        ledger: Ledger,
+        trial_storage: TrialStorage,
         executor: Executor,
         tracker: Tracker,
         observer: Observer,
@@ -62,21 +62,21 @@ class Coordinator:
     ) -> None:
         self._assignment = assignment
         self._engine = engine
-        self._ledger = ledger
+        self._trial_storage = trial_storage
         self._executor = executor
         self._tracker = tracker
         self._observer = observer
         self._interrupted = interrupted
         self._after_trial = after_trial
-        self._counted = ledger.counted()
-        self._epochs = sum(len(record.curve) for record in ledger.records())
-        best = ledger.best()
+        self._counted = trial_storage.counted()
+        self._epochs = sum(len(record.curve) for record in trial_storage.records())
+        best = trial_storage.best()
         self._best = (best.number, best.objective or 0.0) if best else None
         self._next: Proposal | None = None
         self._running: dict[tuple[int, int], TrialSpec] = {}
         self._unsettled = 0
         self._later: deque[Callable[[], None]] = deque()
-        self._patience = Patience()
+        self._store_failures = StoreFailurePolicy()
         self.exhausted: Exhausted | None = None
         self.spent = TimeSpent()
 
@@ -89,7 +89,7 @@ class Coordinator:
         try:
             self._run()
         except StudyError:
-            self._wind_up(spared=True)
+            self._wind_up(uncounted_attempts=True)
             raise
         self._wind_up()
 
@@ -140,7 +140,7 @@ class Coordinator:
                 tags["continues_run"] = proposal.continues.run_id
         params = hyperparameters.model_dump()
         run_id = self._tracker.open_trial(proposal.number, proposal.attempt, params, tags)
-        self._ledger.begin_attempt(proposal.number, proposal.attempt, run_id)
+        self._trial_storage.begin_attempt(proposal.number, proposal.attempt, run_id)
         if proposal.superseded_run_id is not None:
             self._tracker.supersede(proposal.superseded_run_id, run_id)
         spec = TrialSpec(
@@ -171,15 +171,15 @@ class Coordinator:
                 self._unsettled += 1
                 self._later.append(lambda: self._settle(spec, event))
                 if event.state is TrialState.COMPLETE:
-                    self._patience.has_answered()
+                    self._store_failures.has_answered()
             case AttemptLost():
                 del self._running[spec.key]
                 self._lose(spec, event.cause, event.by_store)
                 if event.by_store:
-                    self._patience.has_failed(spec.label, event.cause)
+                    self._store_failures.has_failed(spec.label, event.cause)
 
     def _settle(self, spec: TrialSpec, result: TrialResult) -> None:
-        # The run first: a trial that the ledger calls complete always has its evidence.
+        # The run first: a trial that the trial storage calls complete always has its evidence.
         self._tracker.close_trial(spec, result)
         self._engine.tell(result)
         self._unsettled -= 1
@@ -192,8 +192,8 @@ class Coordinator:
         self._observer.trial_closed(spec, result, self._best)
         self._after_trial()
 
-    def _lose(self, spec: TrialSpec, cause: str, spared: bool) -> None:
-        state = self._ledger.release(spec.number, spared=spared)
+    def _lose(self, spec: TrialSpec, cause: str, uncounted_attempts: bool) -> None:
+        state = self._trial_storage.release(spec.number, uncounted_attempts=uncounted_attempts)
         self._later.append(lambda: self._tracker.interrupt_trial(spec.number, spec.run_id, cause, state))
         if state is TrialState.FAILED:
             self._counted += 1
@@ -201,15 +201,15 @@ class Coordinator:
             self.exhausted = None  # It waits to be proposed again.
         self._observer.trial_lost(spec, cause, state)
 
-    def _wind_up(self, spared: bool = False) -> None:
+    def _wind_up(self, uncounted_attempts: bool = False) -> None:
         """Send back to waiting whatever is not finished, and write down the rest."""
         if self._running:
             self._executor.stop()
         for spec in self._running.values():
-            self._lose(spec, "the study was stopped", spared)
+            self._lose(spec, "the study was stopped", uncounted_attempts)
         self._running.clear()
         if self._next is not None:
-            self._ledger.withdraw(self._next.number)
+            self._trial_storage.requeue_unstarted(self._next.number)
             self._next = None
         while self._later:
             self._later.popleft()()

@@ -7,7 +7,7 @@ from fashion_study.data.dataset import StudyData, check_limit, locate
 from fashion_study.executors.local import default_workers
 from fashion_study.space.space import SearchSpace
 from fashion_study.study.fingerprint import Identity, identity_of
-from fashion_study.tracking.tracker import DataCard, StudyCard
+from fashion_study.tracking.tracker import DatasetMetadata, StudyMetadata
 from fashion_study.trial import TRAINING_VERSION, DataSource, ParamValue, Precision
 
 
@@ -28,7 +28,7 @@ class Plan:
         return identity_of(self.space, self.source, self.config.seed, self.config.limit_train)
 
     @property
-    def workforce(self) -> str:
+    def workers_of(self) -> str:
         """Name what trains."""
         if self.workers is None:
             return "workers wherever Ray has room"
@@ -43,16 +43,16 @@ class Plan:
         proposing = f"{config.sampler} / {config.pruner}" if optuna else f"{config.engine} {config.sampler}"
         return (
             f"study {self.name}: space {self.space.name}, data {self.source.name}{fallback}, "
-            f"{proposing}, seed {config.seed}, {self.workforce}, {precision}"
+            f"{proposing}, seed {config.seed}, {self.workers_of}, {precision}"
         )
 
-    def card(self, precision: Precision) -> StudyCard:
+    def metadata(self, precision: Precision) -> StudyMetadata:
         """Return what the study's run shows."""
         config = self.config
-        return StudyCard(
+        return StudyMetadata(
             name=self.name,
             space_yaml=self.space.source_text,
-            facts={
+            attrs={
                 "space": self.space.name,
                 "space_digest": self.space.digest,
                 "dataset": self.source.name,
@@ -111,11 +111,11 @@ def plan_study(config: StudyConfig) -> Plan:
     return Plan(config, space, points, source, name, workers)
 
 
-def data_cards(data: StudyData) -> tuple[DataCard, ...]:
+def dataset_metadata(data: StudyData) -> tuple[DatasetMetadata, ...]:
     """Name the data sets that every trial reads."""
     # MLflow tells data sets apart by name and digest, so each part has a name of its own.
     parts = (("training", data.train), ("validation", data.validation))
     return tuple(
-        DataCard(f"{data.source.name}-{context}", data.split_digest, len(split.labels), context)
+        DatasetMetadata(f"{data.source.name}-{context}", data.split_digest, len(split.labels), context)
         for context, split in parts
     )

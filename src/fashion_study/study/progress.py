@@ -47,7 +47,7 @@ class Observer(Protocol):
         ...
 
 
-class Silent:
+class NullObserver:
     """Show nothing."""
 
     def begin(self, title: str, counted: int, total: int, what: str = "trials") -> None:
@@ -72,7 +72,7 @@ class Silent:
         """Show nothing."""
 
 
-class PatientConsole(Console):
+class PipeSafeConsole(Console):
     """Print as Rich does; where nobody reads any more, as behind `| head`, be silent instead of ending the process."""
 
     def on_broken_pipe(self) -> None:
@@ -83,7 +83,7 @@ class PatientConsole(Console):
         os.close(nowhere)
 
 
-class PlainLines(Silent):
+class PlainLines(NullObserver):
     """Print a line for each event, as a log should keep it."""
 
     def __init__(self, console: Console) -> None:

@@ -1,11 +1,11 @@
-"""Bring ledger and runs together: what a kill left running is running no more, and no result is trained twice."""
+"""Bring trial storage and runs together: what a kill left running is running no more, and no result is trained twice."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fashion_study.finding import Finding, Kind
-from fashion_study.store.trials import MAX_RETURNS, TOKEN, Ledger, TrialRecord
+from fashion_study.store.trials import MAX_RETRIES, TOKEN, TrialRecord, TrialStorage
 from fashion_study.trial import FailReason, TrialState
 
 if TYPE_CHECKING:
@@ -17,35 +17,35 @@ LOST_RUNS = "lost_runs"
 CAUSE = "the coordinator died"
 
 
-def reconcile(ledger: Ledger, runs: "StudyRuns") -> list[str]:
-    """Mend what a kill has left between a study's ledger and its runs, and say in a line each what was done.
+def reconcile(trial_storage: TrialStorage, runs: "StudyRuns") -> list[str]:
+    """Mend what a kill has left between a study's trial storage and its runs, and say in a line each what was done.
 
     The caller holds the study's lock, so whatever is marked as running has no owner. Killed at any point, it does
     what is left the next time; where nothing disagrees it does nothing.
 
-    A kill leaves nothing wrong with a trial that the ledger calls ended: its run was closed before, and what it
+    A kill leaves nothing wrong with a trial that the trial storage calls ended: its run was closed before, and what it
     superseded said so before it was trained. So of most trials no run is read. What something else than a kill may
     have done to those, `disagreements` finds.
     """
-    unsettled = [record for record in ledger.records() if not _is_settled(record)]
+    unsettled = [record for record in trial_storage.records() if not _is_settled(record)]
     attempts = runs.unsettled([record.number for record in unsettled if record.attempt > 1])
     numbers = {record.number for record in unsettled} | {attempt.trial for attempt in attempts if not attempt.repeat}
-    records = [record for record in ledger.records() if record.number in numbers]
-    found = _disagreements(ledger, runs, records, attempts)
-    return [*_mended(found), *give_up_half_written(runs)]
+    records = [record for record in trial_storage.records() if record.number in numbers]
+    found = _disagreements(trial_storage, runs, records, attempts)
+    return [*_mended(found), *fail_pending_models(runs)]
 
 
-def give_up_half_written(runs: "StudyRuns") -> list[str]:
+def fail_pending_models(runs: "StudyRuns") -> list[str]:
     """Mark the models whose logging was cut off, while no worker has an attempt in hand, and say so in a line each."""
-    return _mended(runs.half_written())
+    return _mended(runs.pending_models())
 
 
-def disagreements(ledger: Ledger, runs: "StudyRuns") -> Iterator[Finding]:
-    """Find whatever disagrees between a study's ledger and its runs, while the caller holds the study's lock.
+def disagreements(trial_storage: TrialStorage, runs: "StudyRuns") -> Iterator[Finding]:
+    """Find whatever disagrees between a study's trial storage and its runs, while the caller holds the study's lock.
 
     Each repair leaves what comes after it to be found as if nothing had been wrong.
     """
-    yield from _disagreements(ledger, runs, ledger.records(), runs.attempts())
+    yield from _disagreements(trial_storage, runs, trial_storage.records(), runs.attempts())
 
 
 def _is_settled(record: TrialRecord) -> bool:
@@ -54,7 +54,7 @@ def _is_settled(record: TrialRecord) -> bool:
 
 
 def _disagreements(
-    ledger: Ledger, runs: "StudyRuns", records: Sequence[TrialRecord], attempts: Sequence["Attempt"]
+    trial_storage: TrialStorage, runs: "StudyRuns", records: Sequence[TrialRecord], attempts: Sequence["Attempt"]
 ) -> Iterator[Finding]:
     by_run = {attempt.run_id: attempt for attempt in attempts}
     for record in records:
@@ -62,13 +62,13 @@ def _disagreements(
         if attempt is not None and attempt.is_deleted and record.state not in ENDED:
             yield _deleted(runs, attempt)
             attempt = runs.find(attempt.run_id)
-        # What was put into the bin after its end stays there, as somebody has decided; the ledger has the result.
+        # What was put into the bin after its end stays there, as somebody has decided; the trial storage has the result.
         if attempt is None or not attempt.is_deleted:
-            yield from _of_trial(ledger, runs, record, attempt)
-    yield from _unnamed(ledger, runs, [attempt for attempt in attempts if not attempt.repeat])
+            yield from _of_trial(trial_storage, runs, record, attempt)
+    yield from _unnamed(trial_storage, runs, [attempt for attempt in attempts if not attempt.repeat])
     yield from _repeats(runs, [attempt for attempt in attempts if attempt.repeat])
-    yield from _best(ledger, runs)
-    yield from (_nameless(runs, run_id) for run_id in runs.unnamed(ledger.facts.get(TOKEN)))
+    yield from _best(trial_storage, runs)
+    yield from (_nameless(runs, run_id) for run_id in runs.unnamed(trial_storage.attrs.get(TOKEN)))
 
 
 def _mended(findings: Iterable[Finding]) -> list[str]:
@@ -84,19 +84,21 @@ def _deleted(runs: "StudyRuns", attempt: "Attempt") -> Finding:
     return Finding(Kind.DELETED_RUN, attempt.label, what, "restores the run", repair)
 
 
-def _of_trial(ledger: Ledger, runs: "StudyRuns", record: TrialRecord, attempt: "Attempt | None") -> Iterator[Finding]:
+def _of_trial(
+    trial_storage: TrialStorage, runs: "StudyRuns", record: TrialRecord, attempt: "Attempt | None"
+) -> Iterator[Finding]:
     """Compare a trial with the run that it names."""
     is_ended = record.state in ENDED
     if attempt is None:
-        yield from _without_run(ledger, record)
+        yield from _without_run(trial_storage, record)
     elif is_ended and (attempt.status, attempt.state) != _expected(record):
-        yield _unlike(runs, record, attempt)
+        yield _status_mismatch(runs, record, attempt)
     elif not is_ended and attempt.verdict is not None:
-        yield _untold(ledger, runs, record, attempt)
+        yield _unrecorded_result(trial_storage, runs, record, attempt)
     elif not is_ended and attempt.status == "RUNNING":
-        yield _cut_off(ledger, runs, record, attempt)
+        yield _abandoned_attempt(trial_storage, runs, record, attempt)
     elif record.state is TrialState.RUNNING:
-        yield _proposed(ledger, record)
+        yield _proposed(trial_storage, record)
 
 
 def _expected(record: TrialRecord) -> tuple[str, str]:
@@ -105,85 +107,89 @@ def _expected(record: TrialRecord) -> tuple[str, str]:
     return RUN_STATUS[record.state], record.state.value
 
 
-def _without_run(ledger: Ledger, record: TrialRecord) -> Iterator[Finding]:
+def _without_run(trial_storage: TrialStorage, record: TrialRecord) -> Iterator[Finding]:
     where = _name(record)
     if record.state in ENDED:
-        if record.number not in ledger.facts.get(LOST_RUNS, []):
+        if record.number not in trial_storage.attrs.get(LOST_RUNS, []):
 
             def note() -> str:
-                ledger.remember(**{LOST_RUNS: sorted({*ledger.facts.get(LOST_RUNS, []), record.number})})
-                return "the ledger says so now"
+                trial_storage.set_attrs(**{LOST_RUNS: sorted({*trial_storage.attrs.get(LOST_RUNS, []), record.number})})
+                return "the trial storage says so now"
 
             what = f"is {record.state}, and its run {record.run_id} is gone"
-            yield Finding(Kind.LOST_RUN, where, what, "notes it in the ledger, which keeps the result", note)
+            yield Finding(Kind.LOST_RUN, where, what, "notes it in the trial storage, which keeps the result", note)
         return
     if record.run_id is not None:
 
         def forget() -> str:
-            ledger.forget_run(record.number)
+            trial_storage.unlink_run(record.number)
             return "it waits for a new one now"
 
         what = f"is {record.state}, and its run {record.run_id} is gone"
         yield Finding(Kind.LOST_RUN, where, what, "lets the trial wait for a new run", forget)
     elif record.state is TrialState.RUNNING:
-        yield _proposed(ledger, record)
+        yield _proposed(trial_storage, record)
 
 
-def _unlike(runs: "StudyRuns", record: TrialRecord, attempt: "Attempt") -> Finding:
+def _status_mismatch(runs: "StudyRuns", record: TrialRecord, attempt: "Attempt") -> Finding:
     def repair() -> str:
         runs.end(attempt, record.state, record.objective, record.reason)
         return f"its run is {_expected(record)[0]} now"
 
     what = f"is {record.state}, and its run is {attempt.status} with state {attempt.state or 'none'}"
-    return Finding(Kind.UNLIKE, _name(record), what, f"sets the run to {_expected(record)[0]}", repair)
+    return Finding(Kind.STATUS_MISMATCH, _name(record), what, f"sets the run to {_expected(record)[0]}", repair)
 
 
-def _untold(ledger: Ledger, runs: "StudyRuns", record: TrialRecord, attempt: "Attempt") -> Finding:
-    """Take over a result whose run was closed before the ledger heard of it."""
+def _unrecorded_result(
+    trial_storage: TrialStorage, runs: "StudyRuns", record: TrialRecord, attempt: "Attempt"
+) -> Finding:
+    """Take over a result whose run was closed before the trial storage heard of it."""
     verdict = attempt.verdict or TrialState.FAILED
 
     def repair() -> str:
         runs.end(attempt, verdict, attempt.objective if verdict is TrialState.COMPLETE else None, attempt.reason)
-        _settle(ledger, record, attempt, verdict)
+        _settle(trial_storage, record, attempt, verdict)
         return f"it is {verdict} now, as its run says"
 
-    what = f"ended in attempt {attempt.number}, and the ledger did not hear of it"
-    return Finding(Kind.UNTOLD, _name(record), what, f"makes the trial {verdict}, as its run says", repair)
+    what = f"ended in attempt {attempt.number}, and the trial storage did not hear of it"
+    return Finding(Kind.UNRECORDED_RESULT, _name(record), what, f"makes the trial {verdict}, as its run says", repair)
 
 
-def _settle(ledger: Ledger, record: TrialRecord, attempt: "Attempt", verdict: TrialState) -> None:
+def _settle(trial_storage: TrialStorage, record: TrialRecord, attempt: "Attempt", verdict: TrialState) -> None:
     values = {TrialState.COMPLETE: attempt.objective, TrialState.PRUNED: record.curve.get(attempt.epochs_run)}
     reason = attempt.reason if verdict is TrialState.FAILED else None
-    ledger.take_over(record.number, verdict, attempt.epochs_run, attempt.seconds, values.get(verdict), reason)
+    trial_storage.adopt_result(record.number, verdict, attempt.epochs_run, attempt.seconds, values.get(verdict), reason)
 
 
-def _cut_off(ledger: Ledger, runs: "StudyRuns", record: TrialRecord, attempt: "Attempt") -> Finding:
+def _abandoned_attempt(
+    trial_storage: TrialStorage, runs: "StudyRuns", record: TrialRecord, attempt: "Attempt"
+) -> Finding:
     def repair() -> str:
-        # The ledger first: an open run of a trial that waits is found again, a trial without its open run would not
+        # The trial storage first: an open run of a trial that waits is found again, a trial without its open run would not
         # be known as cut off.
-        state = ledger.release(record.number) if record.state is TrialState.RUNNING else record.state
+        state = trial_storage.release(record.number) if record.state is TrialState.RUNNING else record.state
         runs.interrupt(attempt, state, CAUSE)
         return f"it is {state} now"
 
-    gives_up = record.state is TrialState.RUNNING and record.losses > MAX_RETURNS
+    gives_up = record.state is TrialState.RUNNING and record.counted_attempts > MAX_RETRIES
     remedy = "gives the trial up" if gives_up else "sends the trial back to waiting"
     kind = Kind.ZOMBIE_TRIAL if record.state is TrialState.RUNNING else Kind.ZOMBIE_RUN
     what = f"was cut off in attempt {record.attempt}"
     return Finding(kind, _name(record), what, f"{remedy}, ends its run", repair)
 
 
-def _proposed(ledger: Ledger, record: TrialRecord) -> Finding:
+def _proposed(trial_storage: TrialStorage, record: TrialRecord) -> Finding:
     def repair() -> str:
-        ledger.withdraw(record.number)
+        trial_storage.requeue_unstarted(record.number)
         return "it is waiting now"
 
     what = "was proposed, and no worker had begun it"
     return Finding(Kind.ZOMBIE_TRIAL, _name(record), what, "sends the trial back to waiting", repair)
 
 
-def _unnamed(ledger: Ledger, runs: "StudyRuns", attempts: list["Attempt"]) -> Iterator[Finding]:
+def _unnamed(trial_storage: TrialStorage, runs: "StudyRuns", attempts: list["Attempt"]) -> Iterator[Finding]:
     """Find the runs that no trial names and that do not say why."""
-    named = {record.number: record.run_id for record in ledger.records()}
+    named = {record.number: record.run_id for record in trial_storage.records()}
     owners = {run_id: number for number, run_id in named.items() if run_id is not None}
     for attempt in attempts:
         if (owner := owners.get(attempt.run_id, attempt.trial)) != attempt.trial:
@@ -198,7 +204,7 @@ def _unnamed(ledger: Ledger, runs: "StudyRuns", attempts: list["Attempt"]) -> It
             yield _orphan(runs, attempt)
         elif attempt.is_current:
             others = [other for other in attempts if other.trial == attempt.trial and other.status != "RUNNING"]
-            yield _two_current(runs, attempt, _successor(attempt, others, str(current)))
+            yield _duplicate_current(runs, attempt, _successor(attempt, others, str(current)))
 
 
 def _misnamed(runs: "StudyRuns", attempt: "Attempt", owner: int) -> Finding:
@@ -207,7 +213,7 @@ def _misnamed(runs: "StudyRuns", attempt: "Attempt", owner: int) -> Finding:
         return f"it says so now: trial {owner:03d}"
 
     what = f"says that it is of {attempt.label}, and trial {owner:03d} names it"
-    return Finding(Kind.UNLIKE, f"run {attempt.run_id}", what, f"lets the run name trial {owner:03d}", repair)
+    return Finding(Kind.STATUS_MISMATCH, f"run {attempt.run_id}", what, f"lets the run name trial {owner:03d}", repair)
 
 
 def _orphan(runs: "StudyRuns", attempt: "Attempt") -> Finding:
@@ -219,14 +225,14 @@ def _orphan(runs: "StudyRuns", attempt: "Attempt") -> Finding:
     return Finding(Kind.ORPHAN, where, "belongs to no attempt", "ends the run, marks it as an orphan", repair)
 
 
-def _two_current(runs: "StudyRuns", attempt: "Attempt", successor: str) -> Finding:
+def _duplicate_current(runs: "StudyRuns", attempt: "Attempt", successor: str) -> Finding:
     def repair() -> str:
         runs.supersede(attempt.run_id, successor)
         return f"it says now that {successor} superseded it"
 
     where = f"run {attempt.run_id} of {attempt.label}"
     what = "is not the current one, and does not say so"
-    return Finding(Kind.TWO_CURRENT, where, what, f"marks it as superseded by {successor}", repair)
+    return Finding(Kind.DUPLICATE_CURRENT_RUN, where, what, f"marks it as superseded by {successor}", repair)
 
 
 def _successor(attempt: "Attempt", others: list["Attempt"], current: str) -> str:
@@ -236,7 +242,7 @@ def _successor(attempt: "Attempt", others: list["Attempt"], current: str) -> str
 
 
 def _repeats(runs: "StudyRuns", attempts: list["Attempt"]) -> Iterator[Finding]:
-    """Find what is wrong with the finalists' repeats, which the ledger does not know."""
+    """Find what is wrong with the finalists' repeats, which the trial storage does not know."""
     by_repeat = defaultdict(list)
     for attempt in attempts:
         if attempt.status == "RUNNING" and not attempt.is_deleted:
@@ -246,7 +252,7 @@ def _repeats(runs: "StudyRuns", attempts: list["Attempt"]) -> Iterator[Finding]:
     for rivals in by_repeat.values():
         *earlier, current = sorted(rivals, key=lambda one: (one.verdict is TrialState.COMPLETE, one.number))
         for attempt in earlier:
-            yield _two_current(runs, attempt, current.run_id)
+            yield _duplicate_current(runs, attempt, current.run_id)
 
 
 def _open_run(runs: "StudyRuns", attempt: "Attempt") -> Finding:
@@ -261,18 +267,18 @@ def _open_run(runs: "StudyRuns", attempt: "Attempt") -> Finding:
     return Finding(Kind.ZOMBIE_RUN, attempt.label, what, "ends its run", repair)
 
 
-def _best(ledger: Ledger, runs: "StudyRuns") -> Iterator[Finding]:
-    best, shown = ledger.best(), runs.best_objective()
+def _best(trial_storage: TrialStorage, runs: "StudyRuns") -> Iterator[Finding]:
+    best, shown = trial_storage.best(), runs.best_objective()
     if best is None or best.objective is None or (shown is not None and shown >= best.objective):
         return
     objective = best.objective
 
     def repair() -> str:
-        runs.log_best(ledger.counted(), objective)
+        runs.log_best(trial_storage.counted(), objective)
         return f"it shows {objective:.4f} now"
 
     what = f"shows {'nothing' if shown is None else f'{shown:.4f}'} as its best objective"
-    yield Finding(Kind.BEHIND, "the study's run", what, f"logs {objective:.4f}", repair)
+    yield Finding(Kind.STALE_BEST, "the study's run", what, f"logs {objective:.4f}", repair)
 
 
 def _nameless(runs: "StudyRuns", run_id: str) -> Finding:

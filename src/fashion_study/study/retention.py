@@ -11,7 +11,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from fashion_study.engines.optuna_engine import BASELINE_NUMBER
 from fashion_study.store.relocation import local_path
-from fashion_study.store.trials import Ledger
+from fashion_study.store.trials import TrialStorage
 from fashion_study.study.leaderboard import rank
 from fashion_study.text import printable
 from fashion_study.tracking.attempt import find_run
@@ -33,13 +33,13 @@ class ModelKeeper:
     def __init__(
         self,
         client: MlflowClient,
-        ledger: Ledger,
+        trial_storage: TrialStorage,
         keep: int | None,
         artifacts: Path | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._client = client
-        self._ledger = ledger
+        self._trial_storage = trial_storage
         self._keep = keep
         self._artifacts = artifacts
         self._note = note
@@ -49,7 +49,7 @@ class ModelKeeper:
         """Take away what is not among the best any more; what a kill left half done is done again."""
         if self._keep is None:
             return
-        complete = [record for record in rank(self._ledger.records()) if record.state is TrialState.COMPLETE]
+        complete = [record for record in rank(self._trial_storage.records()) if record.state is TrialState.COMPLETE]
         settled = self._settled | {BASELINE_NUMBER}
         worse = [record for record in complete[self._keep :] if record.number not in settled]
         if worse:

@@ -8,20 +8,20 @@ from typing import cast
 from fashion_study.config import KerasTunerSampler, SamplerName, StudyConfig
 from fashion_study.engines.engine import Engine
 from fashion_study.engines.optuna_engine import BASELINE_NUMBER, OptunaEngine
-from fashion_study.signals import Interrupts
+from fashion_study.signals import StopSignals
 from fashion_study.store.failures import store_failures
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.study_owner import sole_coordinator
-from fashion_study.store.trials import Ledger, TrialRecord
+from fashion_study.store.trials import TrialRecord, TrialStorage
 from fashion_study.store.waits import watch_waits
 from fashion_study.study.finalists import Finalist
 from fashion_study.study.finish import is_published, publish, train_finalists
 from fashion_study.study.leaderboard import rank
 from fashion_study.study.loop import Assignment, Coordinator
 from fashion_study.study.plan import Plan, plan_study
-from fashion_study.study.progress import Observer, Silent
+from fashion_study.study.progress import NullObserver, Observer
 from fashion_study.study.session import OwnedStudy, Session, closing_its_run, open_session
-from fashion_study.study.workers import workforce
+from fashion_study.study.workers import workers_of
 from fashion_study.trial import DataSource, Precision, TimeSpent, TrialState
 
 FALLBACK = (
@@ -85,7 +85,7 @@ class _Search:
 def run_study(config: StudyConfig, observer: Observer | None = None, *, registers: bool = True) -> StudyResult:
     """Run the study that `config` describes, or continue it to its total, and return where it stands.
 
-    Every trial is a run in MLflow, nested under the study's run; the ledger of trials is an Optuna study. In the
+    Every trial is a run in MLflow, nested under the study's run; the trial storage of trials is an Optuna study. In the
     end the best trials are trained again, and the model of the one that wins becomes the challenger in the registry,
     unless the study `registers` nothing. Ctrl-C or SIGTERM once ends cleanly: unfinished trials go back to waiting.
     A second one ends at once.
@@ -95,7 +95,7 @@ def run_study(config: StudyConfig, observer: Observer | None = None, *, register
         DataError: the images are missing or damaged.
         StoreError: the store cannot be used or gives up, or another process runs this study.
     """
-    observer = observer or Silent()
+    observer = observer or NullObserver()
     plan = plan_study(config)
     if plan.source.is_fallback:
         observer.warn(FALLBACK)
@@ -103,44 +103,44 @@ def run_study(config: StudyConfig, observer: Observer | None = None, *, register
     started = time.monotonic()
     with (
         store_failures(store, GOES_ON),
-        store.ledger_storage() as storage,
+        store.optuna_storage() as storage,
         sole_coordinator(store, storage, plan.name) as require_ownership,
-        Interrupts(observer.note) as interrupts,
+        StopSignals(observer.note) as stop_signals,
         watch_waits(observer.warn) as waits,
     ):
-        ledger = Ledger(storage, plan.name)
-        study = OwnedStudy(plan, store, ledger, observer, interrupts, waits, require_ownership, registers)
+        trial_storage = TrialStorage(storage, plan.name)
+        study = OwnedStudy(plan, store, trial_storage, observer, stop_signals, waits, require_ownership, registers)
         study.refuse_another()
-        began_with = ledger.counted()
+        began_with = trial_storage.counted()
         search = _Search()
         if began_with < config.trials or not is_published(study):
             search = _run(study)
         elif config.keep_models is not None:
             study.model_keeper(store.client()).sweep()
-        facts = ledger.facts
+        attrs = trial_storage.attrs
         return StudyResult(
             name=plan.name,
             source=plan.source,
             store=store,
-            run_id=facts.get("run_id"),
-            experiment_id=facts.get("experiment_id"),
-            precision=Precision(facts["precision"]) if "precision" in facts else None,
-            records=rank(ledger.records()),
+            run_id=attrs.get("run_id"),
+            experiment_id=attrs.get("experiment_id"),
+            precision=Precision(attrs["precision"]) if "precision" in attrs else None,
+            records=rank(trial_storage.records()),
             config=config,
             began_with=began_with,
             seconds=time.monotonic() - started,
             exhausted=search.exhausted,
             spent=search.spent,
-            stopped_by=interrupts.received,
-            finalists=tuple(Finalist.from_dict(entry) for entry in facts.get("finalists") or ()),
-            repeats_left=int(facts.get("repeats_left") or 0),
-            version=(facts["version"][0], facts["version"][1]) if facts.get("version") else None,
+            stopped_by=stop_signals.received,
+            finalists=tuple(Finalist.from_dict(entry) for entry in attrs.get("finalists") or ()),
+            repeats_left=int(attrs.get("repeats_left") or 0),
+            version=(attrs["version"][0], attrs["version"][1]) if attrs.get("version") else None,
         )
 
 
 def _run(study: OwnedStudy) -> _Search:
     """Train what is left of the budget and publish the study; the time spent is that of the finalists, too."""
-    with workforce(study.plan, study.store, study.observer) as executor:
+    with workers_of(study.plan, study.store, study.observer) as executor:
         session = open_session(study, executor)
         if session is None:
             return _Search()
@@ -149,7 +149,7 @@ def _run(study: OwnedStudy) -> _Search:
             final = train_finalists(session)
     search = replace(search, spent=search.spent + final.spent)
     study.observer.note("writing the study's figures")
-    session.tracker.log_time_spent(study.ledger.counted(), search.spent)
+    session.tracker.log_time_spent(study.trial_storage.counted(), search.spent)
     publish(session, final)
     return search
 
@@ -157,14 +157,14 @@ def _run(study: OwnedStudy) -> _Search:
 def _search(session: Session) -> _Search:
     """Run trials to the end of the budget."""
     study = session.study
-    plan, config, ledger = study.plan, study.plan.config, study.ledger
+    plan, config, trial_storage = study.plan, study.plan.config, study.trial_storage
     keeper = study.model_keeper(session.client)
     keeper.sweep()
-    study.observer.begin(plan.title(session.precision), ledger.counted(), config.trials)
+    study.observer.begin(plan.title(session.precision), trial_storage.counted(), config.trials)
     coordinator = Coordinator(
         Assignment(plan.space, config.seed, session.precision, config.trials, session.deadline, config.epoch_budget),
-        _engine(plan, ledger),
-        ledger,
+        _engine(plan, trial_storage),
+        trial_storage,
         session.executor,
         session.tracker,
         study.observer,
@@ -175,12 +175,14 @@ def _search(session: Session) -> _Search:
     return _Search(coordinator.exhausted.reason if coordinator.exhausted else None, coordinator.spent)
 
 
-def _engine(plan: Plan, ledger: Ledger) -> Engine:
+def _engine(plan: Plan, trial_storage: TrialStorage) -> Engine:
     config = plan.config
     if config.engine == "optuna":
         sampler = cast(SamplerName, config.sampler)
-        return OptunaEngine(ledger, plan.space, sampler, config.pruner, config.seed, plan.points)
+        return OptunaEngine(trial_storage, plan.space, sampler, config.pruner, config.seed, plan.points)
     # Not before it is asked for: it brings TensorFlow.
     from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
 
-    return KerasTunerEngine(ledger, plan.space, cast(KerasTunerSampler, config.sampler), config.seed, plan.points)
+    return KerasTunerEngine(
+        trial_storage, plan.space, cast(KerasTunerSampler, config.sampler), config.seed, plan.points
+    )

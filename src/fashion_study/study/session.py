@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, NoReturn
 from fashion_study.data.dataset import load_study_data
 from fashion_study.errors import StoreError, StudyError
 from fashion_study.executors.executor import Executor
-from fashion_study.signals import Interrupts
+from fashion_study.signals import StopSignals
 from fashion_study.store.relocation import moves, rebase
 from fashion_study.store.store import Store
-from fashion_study.store.trials import TRACKED_AT, Ledger
-from fashion_study.store.waits import Waits
+from fashion_study.store.trials import TRACKED_AT, TrialStorage
+from fashion_study.store.waits import RetryNotifier
 from fashion_study.study.fingerprint import refuse_difference
-from fashion_study.study.plan import Plan, data_cards
+from fashion_study.study.plan import Plan, dataset_metadata
 from fashion_study.study.progress import Observer
 from fashion_study.study.reconcile import reconcile
 from fashion_study.trial import Precision
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OwnedStudy:
-    """Hold a study that no other process runs: its plan, its ledger, who is told of it, whether it registers."""
+    """Hold a study that no other process runs: its plan, its trial storage, who is told of it, whether it registers."""
 
     plan: Plan
     store: Store
-    ledger: Ledger
+    trial_storage: TrialStorage
     observer: Observer
-    interrupts: Interrupts
-    waits: Waits
+    stop_signals: StopSignals
+    waits: RetryNotifier
     require_ownership: Callable[[], None]
     registers: bool
 
@@ -47,7 +47,7 @@ class OwnedStudy:
             StoreError: another coordinator may own the study by now; whoever asks begins nothing more.
         """
         self.require_ownership()
-        return self.interrupts.received is not None
+        return self.stop_signals.received is not None
 
     def refuse_another(self) -> None:
         """Refuse a stored study that is another one than the plan's.
@@ -56,9 +56,9 @@ class OwnedStudy:
             BadInputError: they differ.
         """
         config, identity = self.plan.config, self.plan.identity
-        stored = dict(self.ledger.facts.get("identity", identity))
-        if config.precision != "auto" and "precision" in self.ledger.facts:
-            stored["precision"], identity["precision"] = self.ledger.facts["precision"], config.precision
+        stored = dict(self.trial_storage.attrs.get("identity", identity))
+        if config.precision != "auto" and "precision" in self.trial_storage.attrs:
+            stored["precision"], identity["precision"] = self.trial_storage.attrs["precision"], config.precision
         refuse_difference(self.plan.name, stored, identity)
 
     def model_keeper(self, client: "MlflowClient") -> "ModelKeeper":
@@ -66,7 +66,7 @@ class OwnedStudy:
         from fashion_study.study.retention import ModelKeeper
 
         artifacts = self.store.root / "artifacts" if self.store.is_embedded else None
-        return ModelKeeper(client, self.ledger, self.plan.config.keep_models, artifacts, self.observer.warn)
+        return ModelKeeper(client, self.trial_storage, self.plan.config.keep_models, artifacts, self.observer.warn)
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
     from fashion_study.tracking.attempt import StudyRuns, find_run
     from fashion_study.tracking.runs import MlflowTracker
 
-    plan, store, ledger, observer = study.plan, study.store, study.ledger, study.observer
+    plan, store, trial_storage, observer = study.plan, study.store, study.trial_storage, study.observer
     data = load_study_data(plan.source, plan.config.limit_train)
-    split = ledger.facts.get("split", data.split_digest)
+    split = trial_storage.attrs.get("split", data.split_digest)
     refuse_difference(plan.name, {"split": split}, {"split": data.split_digest})
     # Not before the data are there: a limit that they cannot meet must leave no study behind.
-    ledger.remember(identity=plan.identity, split=split)
+    trial_storage.set_attrs(identity=plan.identity, split=split)
     client = store.client()
     _follow_a_move(store, observer)
     experiment_id = store.experiment_id(client, plan.source.name)
@@ -104,18 +104,18 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
     precision = _precision(study, executor, deadline)
     if precision is None:
         return None
-    known = ledger.facts.get("run_id")
+    known = trial_storage.attrs.get("run_id")
     run = find_run(client, known) if known else None
     if known and run is None:
-        _refuse_a_missing_run(plan.name, known, ledger, store)
+        _refuse_a_missing_run(plan.name, known, trial_storage, store)
     if run is not None and run.info.lifecycle_stage != "active":
         client.restore_run(run.info.run_id)
-    run_id = tracker.open_study(plan.card(precision), data_cards(data), known, ledger.token)
+    run_id = tracker.open_study(plan.metadata(precision), dataset_metadata(data), known, trial_storage.token)
     # Unpublished until the end, so that the next start takes up what a kill leaves, whatever its total.
-    ledger.remember(run_id=run_id, experiment_id=experiment_id, published=None)
+    trial_storage.set_attrs(run_id=run_id, experiment_id=experiment_id, published=None)
     if store.database is not None:
-        ledger.remember(**{TRACKED_AT: store.tracked_at})
-    for line in reconcile(ledger, StudyRuns(client, experiment_id, run_id)):
+        trial_storage.set_attrs(**{TRACKED_AT: store.tracked_at})
+    for line in reconcile(trial_storage, StudyRuns(client, experiment_id, run_id)):
         observer.note(line)
     return Session(study, client, tracker, executor, precision, len(data.validation.labels), deadline)
 
@@ -140,9 +140,9 @@ def _follow_a_move(store: Store, observer: Observer) -> None:
             )
 
 
-def _refuse_a_missing_run(name: str, run_id: str, ledger: Ledger, store: Store) -> NoReturn:
-    """Refuse to go on without a study's own run; a ledger on a server says where it is kept."""
-    if (place := ledger.facts.get(TRACKED_AT)) not in (None, store.tracked_at):
+def _refuse_a_missing_run(name: str, run_id: str, trial_storage: TrialStorage, store: Store) -> NoReturn:
+    """Refuse to go on without a study's own run; a trial storage on a server says where it is kept."""
+    if (place := trial_storage.attrs.get(TRACKED_AT)) not in (None, store.tracked_at):
         raise StoreError(
             f"Study {name!r} keeps its runs at {place}, and its own run is not at {store.tracked_at}. "
             "Expected the same place for all of them. Set MLFLOW_TRACKING_URI, or name the folder with --store."
@@ -160,14 +160,14 @@ def _precision(study: OwnedStudy, executor: Executor, deadline: float | None) ->
     def is_over() -> bool:
         return study.is_interrupted() or (deadline is not None and time.monotonic() >= deadline)
 
-    config, ledger = study.plan.config, study.ledger
-    if "precision" not in ledger.facts:
+    config, trial_storage = study.plan.config, study.trial_storage
+    if "precision" not in trial_storage.attrs:
         if config.precision != "auto":
-            ledger.remember(precision=config.precision)
+            trial_storage.set_attrs(precision=config.precision)
         elif (probe := executor.probe_precision(is_over)) is None:
             return None
         else:
-            ledger.remember(precision=probe.precision.value, precision_probe=probe.images_per_second)
+            trial_storage.set_attrs(precision=probe.precision.value, precision_probe=probe.images_per_second)
             rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in probe.images_per_second.items())
             study.observer.note(f"precision {probe.precision}: the faster one here (images/s: {rates})")
-    return Precision(ledger.facts["precision"])
+    return Precision(trial_storage.attrs["precision"])

@@ -18,13 +18,13 @@ TRAVELS = "MLFLOW_"
 
 
 @contextmanager
-def workforce(plan: Plan, store: Store, observer: Observer) -> Iterator[Executor]:
+def workers_of(plan: Plan, store: Store, observer: Observer) -> Iterator[Executor]:
     """Start the workers of a study, on this machine or on a Ray cluster.
 
     Raises:
         BadInputError: the cluster cannot be used, or not with this store.
     """
-    starting = f"starting {plan.workforce}: TensorFlow takes some seconds"
+    starting = f"starting {plan.workers_of}: TensorFlow takes some seconds"
     if plan.config.executor == "local":
         observer.note(starting)
         with closing_workers(_local(plan, store)) as executor:
@@ -44,28 +44,28 @@ def _local(plan: Plan, store: Store) -> LocalExecutor:
 @contextmanager
 def _on_ray(plan: Plan, store: Store, observer: Observer, starting: str) -> Iterator[Executor]:
     # Not before it is asked for: it is an extra, and takes a second.
-    from fashion_study.executors.cluster import Demand, connected
+    from fashion_study.executors.cluster import Resources, connected
     from fashion_study.executors.ray import RayExecutor
-    from fashion_study.executors.supervisor import Outfit
+    from fashion_study.executors.supervisor import WorkerContext
 
     config = plan.config
     with connected(config.cluster_address(), store.tracking_uri) as cluster:
         cpus = config.worker_cpus or 1.0
         gpus = config.worker_gpus if config.worker_gpus is not None else float(cluster.has_gpus())
-        demand = Demand(cpus, gpus, config.worker_memory or int(BYTES_PER_WORKER))
-        cluster.refuse_without_room(demand, plan.workers)
+        needed = Resources(cpus, gpus, config.worker_memory or int(BYTES_PER_WORKER))
+        cluster.refuse_without_room(needed, plan.workers)
         observer.note(starting)  # Not before: a cluster that cannot be used starts nothing.
         environment = {name: value for name, value in os.environ.items() if name.startswith(TRAVELS)}
         if not gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of them in sight.
-        outfit = Outfit(
+        worker_context = WorkerContext(
             _settings(plan, store, max(1, int(cpus))),
             _limits(plan),
             _log_dir(plan, store),
             local.WORKER_MODULE,
             environment,
         )
-        with closing_workers(RayExecutor(cluster, outfit, demand, plan.workers, observer.warn)) as executor:
+        with closing_workers(RayExecutor(cluster, worker_context, needed, plan.workers, observer.warn)) as executor:
             yield executor
 
 

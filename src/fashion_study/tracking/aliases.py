@@ -18,7 +18,7 @@ NOBODY = "none"
 LONGEST_LINE = 100
 
 
-class LostRaceError(StudyError):
+class ConcurrentUpdateError(StudyError):
     """Report that somebody else moved `champion` at the same time."""
 
     exit_code = ExitCode.ANSWER_IS_NO
@@ -29,7 +29,7 @@ class PromotionRunningError(StoreError):
 
 
 @contextmanager
-def only_promotion(root: Path, patience: float = 0.0) -> Iterator[None]:
+def promotion_lock(root: Path, patience: float = 0.0) -> Iterator[None]:
     """Keep every other command of the store at `root` from moving `champion` while the block runs.
 
     `patience` is how many seconds to wait for one that is at it.
@@ -73,7 +73,7 @@ class Champions:
         line = self._line(champion, versions)
         return versions[line[0]] if line else None
 
-    def crown(self, challenger: Version, expected: Version | None) -> None:
+    def set_champion(self, challenger: Version, expected: Version | None) -> None:
         """Make a version champion in the place of `expected`, which becomes `previous-champion`.
 
         Raises:
@@ -83,7 +83,7 @@ class Champions:
         line = [] if expected is None else [expected.number, *self._line(expected, versions)]
         self._move(challenger, line, expected)
 
-    def step_back(self) -> tuple[Version, Version] | None:
+    def rollback(self) -> tuple[Version, Version] | None:
         """Make the previous champion the champion again; return who went and who came, None where nobody can.
 
         Raises:
@@ -96,7 +96,7 @@ class Champions:
         self._move(previous, self._line(champion, versions)[1:], champion)
         return champion, previous
 
-    def settle(self) -> None:
+    def sync_alias(self) -> None:
         """Let `previous-champion` show what the champion's line says, where a killed command left it behind."""
         previous = self.previous()
         shown = self._registry.by_alias(self._name, PREVIOUS_CHAMPION)
@@ -114,12 +114,12 @@ class Champions:
         self._registry.move_alias(self._name, CHAMPION, target.number)
         # MLflow has no compare-and-set: on a server another command may have written after us.
         self._refuse_unless_champion(target, "Its decision holds, not this one")
-        self.settle()
+        self.sync_alias()
 
     def _refuse_unless_champion(self, expected: Version | None, consequence: str) -> None:
         found = self.current()
         if (found and found.number) != (expected and expected.number):
-            raise LostRaceError(
+            raise ConcurrentUpdateError(
                 f"{found or f'No version of {self._name}'} is champion now: another command moved the alias at the "
                 f"same time. Expected {expected or 'none'}. {consequence}; look at it in MLflow, and promote again."
             )

@@ -11,7 +11,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fashion_study.finding import Finding
-from fashion_study.tracking.pending import cut_off, half_written
+from fashion_study.tracking.pending import abandoned, pending_models
 from fashion_study.tracking.runs import LEDGER, RUN_STATUS, run_name
 from fashion_study.trial import FailReason, TrialResult, TrialState
 
@@ -91,14 +91,14 @@ class StudyRuns:
         """Take a deleted run out of MLflow's bin."""
         self._client.restore_run(run_id)
 
-    def unnamed(self, ledger: str | None) -> list[str]:
+    def unnamed(self, trial_storage: str | None) -> list[str]:
         """Return the runs that were opened for the study as a whole, are not its run, and do not say so.
 
-        They carry the token of its ledger; None: the study is older than those tokens.
+        They carry the token of its trial storage; None: the study is older than those tokens.
         """
-        if ledger is None:
+        if trial_storage is None:
             return []
-        found = search_runs(self._client, [self._experiment_id], f"tags.{LEDGER} = '{ledger}'")
+        found = search_runs(self._client, [self._experiment_id], f"tags.{LEDGER} = '{trial_storage}'")
         others = (run for run in found if run.info.run_id != self.run_id and run.info.lifecycle_stage == "active")
         return [run.info.run_id for run in others if ORPHAN not in run.data.tags or run.info.status == "RUNNING"]
 
@@ -136,10 +136,10 @@ class StudyRuns:
         if attempt.status == "RUNNING":
             self.interrupt(attempt, TrialState.WAITING, "no trial names this run")
 
-    def half_written(self) -> list[Finding]:
+    def pending_models(self) -> list[Finding]:
         """Return the models of its attempts whose logging was cut off, while nobody works on any."""
-        found = half_written(self._client, [self._experiment_id])
-        return [cut_off(self._client, model) for model in found if self._is_below(model.source_run_id)]
+        found = pending_models(self._client, [self._experiment_id])
+        return [abandoned(self._client, model) for model in found if self._is_below(model.source_run_id)]
 
     def best_objective(self) -> float | None:
         """Return the best objective that the study's run shows."""

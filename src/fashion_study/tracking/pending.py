@@ -6,7 +6,7 @@ from mlflow.entities import LoggedModel, LoggedModelStatus
 from fashion_study.finding import Finding, Kind
 
 
-def half_written(client: MlflowClient, experiments: list[str]) -> list[LoggedModel]:
+def pending_models(client: MlflowClient, experiments: list[str]) -> list[LoggedModel]:
     """Return every logged model that is not whole yet, of a living process too."""
     found: list[LoggedModel] = []
     token = None
@@ -18,7 +18,7 @@ def half_written(client: MlflowClient, experiments: list[str]) -> list[LoggedMod
             return found
 
 
-def cut_off(client: MlflowClient, model: LoggedModel) -> Finding:
+def abandoned(client: MlflowClient, model: LoggedModel) -> Finding:
     """Say that nobody completes a model."""
 
     def repair() -> str:
@@ -26,4 +26,4 @@ def cut_off(client: MlflowClient, model: LoggedModel) -> Finding:
         return "it is FAILED"
 
     where = f"model {model.model_id} of run {model.source_run_id}"
-    return Finding(Kind.HALF_WRITTEN, where, "was cut off while it was logged", "marks the model as FAILED", repair)
+    return Finding(Kind.PENDING_MODEL, where, "was cut off while it was logged", "marks the model as FAILED", repair)

@@ -24,14 +24,14 @@ from mlflow.utils.mlflow_tags import (
 
 from fashion_study.store.passwords import without_passwords
 from fashion_study.text import spreadsheet_cell
-from fashion_study.tracking.tracker import DataCard, RepeatRun, StudyCard
+from fashion_study.tracking.tracker import DatasetMetadata, RepeatRun, StudyMetadata
 from fashion_study.trial import EpochReport, FailReason, TimeSpent, TrialResult, TrialSpec, TrialState
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-# On a study's run: the token of the ledger that it belongs to.
+# On a study's run: the token of the trial storage that it belongs to.
 LEDGER = "ledger"
 RUN_STATUS = {
     TrialState.COMPLETE: "FINISHED",
@@ -52,24 +52,32 @@ class MlflowTracker:
         self._recorded: set[str] = set()
 
     def open_study(
-        self, card: StudyCard, data: tuple[DataCard, ...], run_id: str | None, ledger: str | None = None
+        self,
+        metadata: StudyMetadata,
+        data: tuple[DatasetMetadata, ...],
+        run_id: str | None,
+        trial_storage: str | None = None,
     ) -> str:
         """Open the study's run, the one named where it exists already, and return its id.
 
-        A new one carries the token of its ledger, so that a run that a kill kept from being named there is found.
+        A new one carries the token of its trial storage, so that a run that a kill kept from being named there is found.
         """
-        self._study_name = card.name
+        self._study_name = metadata.name
         self._inputs = [_dataset_input(entry) for entry in data]
         if run_id is None:
-            tags = {"kind": "study", "study": card.name} | provenance() | ({} if ledger is None else {LEDGER: ledger})
-            run_id = self._create_run(card.name, tags, card.facts)
+            tags = (
+                {"kind": "study", "study": metadata.name}
+                | provenance()
+                | ({} if trial_storage is None else {LEDGER: trial_storage})
+            )
+            run_id = self._create_run(metadata.name, tags, metadata.attrs)
             self._client.log_inputs(run_id, self._inputs)
-            self._client.log_text(run_id, card.space_yaml, "space.yaml")
+            self._client.log_text(run_id, metadata.space_yaml, "space.yaml")
         else:
             self._client.update_run(run_id, status="RUNNING")
         self._study_run_id = run_id
-        self._log_tags(run_id, {key: str(value) for key, value in card.settings.items()})
-        started = {"started": time.strftime("%Y-%m-%d %H:%M:%S%z"), **card.settings}
+        self._log_tags(run_id, {key: str(value) for key, value in metadata.settings.items()})
+        started = {"started": time.strftime("%Y-%m-%d %H:%M:%S%z"), **metadata.settings}
         self._client.log_table(run_id, {k: [str(v)] for k, v in started.items()}, "invocations.json")
         return run_id
 
@@ -284,9 +292,9 @@ def provenance() -> dict[str, str]:
     return tags
 
 
-def _dataset_input(card: DataCard) -> DatasetInput:
-    profile = json.dumps({"images": card.images, "height": 28, "width": 28, "pixels": "uint8, 0 to 255"})
+def _dataset_input(metadata: DatasetMetadata) -> DatasetInput:
+    profile = json.dumps({"images": metadata.images, "height": 28, "width": 28, "pixels": "uint8, 0 to 255"})
     # MLflow's column for a digest holds 36 characters.
-    source = json.dumps({"name": card.name})
-    dataset = Dataset(card.name, card.digest[:36], source_type="local", source=source, profile=profile)
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", card.context)])
+    source = json.dumps({"name": metadata.name})
+    dataset = Dataset(metadata.name, metadata.digest[:36], source_type="local", source=source, profile=profile)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", metadata.context)])

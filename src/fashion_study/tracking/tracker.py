@@ -8,7 +8,7 @@ from fashion_study.trial import EpochReport, TrialResult, TrialSpec, TrialState
 
 
 @dataclass(frozen=True)
-class StudyCard:
+class StudyMetadata:
     """Say what the study's run shows: what was asked, and the files that reproduce it.
 
     `facts` stay the same for the life of a study and are logged as parameters; `settings` may change when it is
@@ -17,12 +17,12 @@ class StudyCard:
 
     name: str
     space_yaml: str
-    facts: Mapping[str, str | int | float | None]
+    attrs: Mapping[str, str | int | float | None]
     settings: Mapping[str, str | int | float | None]
 
 
 @dataclass(frozen=True)
-class DataCard:
+class DatasetMetadata:
     """Name one of the data sets that a trial reads, for MLflow's inputs."""
 
     name: str

@@ -112,10 +112,10 @@ def _batches(split: Split, size: int, shuffle_seed: int | None = None) -> tf.dat
     gather = tf.autograph.experimental.do_not_convert(
         lambda index: (tf.gather(images, index), tf.gather(labels, index))
     )
-    return order.batch(size).map(gather).with_options(_no_waiting())
+    return order.batch(size).map(gather).with_options(_without_autotune())
 
 
-def _no_waiting() -> tf.data.Options:
+def _without_autotune() -> tf.data.Options:
     """Switch tf.data's tuning thread off.
 
     It sleeps in doubling intervals, and whoever ends an iteration waits for its sleep to end: a fit then

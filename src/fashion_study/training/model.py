@@ -8,7 +8,7 @@ from fashion_study.trial import Hyperparameters, Precision
 
 IMAGE_SHAPE = (28, 28, 1)
 # A pooling drops an odd last row and column. Seen from the second one, an image's last two reach nothing.
-UNSEEN = 2
+DEAD_MARGIN = 2
 
 # Several steps per call of the compiled function spare Keras's work between them: 3 to 5 % of an epoch on
 # one core, against 0.2 s more of tracing. A diverged loss is still seen after at most this many steps.
@@ -39,11 +39,11 @@ def build_model(params: Hyperparameters, precision: Precision = Precision.FLOAT3
     return model
 
 
-def float32_twin(model: keras.Model, params: Hyperparameters) -> keras.Model:
+def to_float32(model: keras.Model, params: Hyperparameters) -> keras.Model:
     """Copy the weights into a float32 model that is not compiled, so it carries no optimizer state."""
-    twin = _network(params, Precision.FLOAT32, model.output_shape[-1], for_training=False)
-    twin.set_weights(model.get_weights())
-    return twin
+    float32_model = _network(params, Precision.FLOAT32, model.output_shape[-1], for_training=False)
+    float32_model.set_weights(model.get_weights())
+    return float32_model
 
 
 def _network(params: Hyperparameters, precision: Precision, classes: int, *, for_training: bool) -> keras.Model:
@@ -54,7 +54,11 @@ def _network(params: Hyperparameters, precision: Precision, classes: int, *, for
     return keras.Sequential(
         [
             keras.Input(IMAGE_SHAPE, name="pixels"),
-            *([layers.Cropping2D(((0, UNSEEN), (0, UNSEEN)), dtype="float32", name="crop")] if for_training else []),
+            *(
+                [layers.Cropping2D(((0, DEAD_MARGIN), (0, DEAD_MARGIN)), dtype="float32", name="crop")]
+                if for_training
+                else []
+            ),
             _input_scale(params),
             *conv_pool(1, params.filters_1, policy),
             *conv_pool(2, params.filters_2, policy),

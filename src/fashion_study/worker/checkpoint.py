@@ -12,20 +12,20 @@ from fashion_study.errors import DamagedModelError
 from fashion_study.tracking.attempt import find_run
 from fashion_study.tracking.registry import Registry
 from fashion_study.training.model_file import load_model_file
-from fashion_study.trial import CONTINUATION_LOST, CONTINUED, Continuation, Hyperparameters
+from fashion_study.trial import CONTINUATION_LOST, CONTINUED, Checkpoint, Hyperparameters
 
 
 @dataclass(frozen=True)
-class Start:
+class WarmStart:
     """Say after how many epochs a training begins, and what its run should say of that."""
 
     epochs: int = 0
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def take_up(
-    client: MlflowClient, continues: Continuation, model: keras.Model, params: Hyperparameters, images: int
-) -> Start:
+def restore(
+    client: MlflowClient, continues: Checkpoint, model: keras.Model, params: Hyperparameters, images: int
+) -> WarmStart:
     """Give `model` the weights that an earlier run has left, and its optimizer the number of steps taken so far.
 
     The optimizer's own averages begin anew: models are stored without them. Where the earlier run or model is gone, or
@@ -36,12 +36,12 @@ def take_up(
         with TemporaryDirectory() as folder:
             earlier = load_model_file(Registry(client).fetch(stored, Path(folder)))
     except DamagedModelError as error:
-        return Start(tags={CONTINUATION_LOST: f"trial {continues.number:03d}: {error}"})
+        return WarmStart(tags={CONTINUATION_LOST: f"trial {continues.number:03d}: {error}"})
     model.set_weights(earlier.get_weights())
     model.optimizer.build(model.trainable_variables)
     # The learning rate decays with the steps.
     model.optimizer.iterations.assign(continues.epochs * math.ceil(images / params.batch_size))
-    return Start(continues.epochs, {CONTINUED: str(continues.epochs)})
+    return WarmStart(continues.epochs, {CONTINUED: str(continues.epochs)})
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ def _processor() -> tuple[str, str]:
         lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # Linux only.
         return platform.processor() or platform.machine(), "unknown"
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = facts.get("flags", facts.get("Features", "")).split()
-    return facts.get("model name", platform.machine()), " ".join(sorted(filter(INSTRUCTION_SETS.fullmatch, flags)))
+    attrs = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = attrs.get("flags", attrs.get("Features", "")).split()
+    return attrs.get("model name", platform.machine()), " ".join(sorted(filter(INSTRUCTION_SETS.fullmatch, flags)))
 
 
 def _device() -> str:

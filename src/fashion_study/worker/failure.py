@@ -8,7 +8,7 @@ import traceback
 LONGEST = 8 * 1024
 
 
-def last_words() -> str:
+def truncated_traceback() -> str:
     """Write the traceback of the error at hand, with its middle left out where it takes more than 8 KiB."""
     text = traceback.format_exc()
     encoded = text.encode(errors="backslashreplace")

@@ -23,7 +23,7 @@ from fashion_study.trial import (
     WorkerReady,
     WorkerSettings,
 )
-from fashion_study.worker.failure import last_words
+from fashion_study.worker.failure import truncated_traceback
 from fashion_study.worker.timesheet import Timesheet
 
 PR_SET_PDEATHSIG = 1  # From <sys/prctl.h>.
@@ -45,7 +45,7 @@ def main() -> None:
         connection.send(WorkerFailed(error))
         raise
     except Exception:
-        told = StudyError(f"A worker could not begin its work:\n{last_words()}")
+        told = StudyError(f"A worker could not begin its work:\n{truncated_traceback()}")
         connection.send(WorkerFailed(told))
         raise
     connection.send(WorkerReady())

@@ -90,7 +90,7 @@ def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: 
         source_run_id=run_id,
         params={name: str(value) for name, value in params.model_dump().items()},
     )
-    card = Model(
+    metadata = Model(
         artifact_path=logged.artifact_location,
         run_id=run_id,
         model_uuid=logged.model_id,
@@ -100,7 +100,7 @@ def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: 
         mlflow.keras.save_model(
             model,
             f"{folder}/model",
-            mlflow_model=card,
+            mlflow_model=metadata,
             signature=_signature(model),
             # Without a list MLflow starts a second Python to find out: 5 s.
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],

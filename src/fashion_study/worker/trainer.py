@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fashion_study.data.dataset import load_study_data
 from fashion_study.training.evaluation import Evaluation, evaluate
 from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, configure, fit, seed_training
-from fashion_study.training.model import build_model, float32_twin
+from fashion_study.training.model import build_model, to_float32
 from fashion_study.training.precision import probe
 from fashion_study.trial import (
     AttemptLost,
@@ -30,9 +30,9 @@ from fashion_study.trial import (
     TrialState,
     WorkerSettings,
 )
-from fashion_study.worker.checkpoint import Start, take_up
+from fashion_study.worker.checkpoint import WarmStart, restore
 from fashion_study.worker.environment import environment
-from fashion_study.worker.failure import last_words
+from fashion_study.worker.failure import truncated_traceback
 from fashion_study.worker.record import final_metrics, record_evaluation, record_model
 
 # A line on the terminal, and a tag.
@@ -103,16 +103,16 @@ class Trainer:
         result = self._end(spec, outcome, model)
         return replace(result, tags=result.tags | start.tags)
 
-    def _start(self, spec: TrialSpec, model: keras.Model) -> Start:
+    def _start(self, spec: TrialSpec, model: keras.Model) -> WarmStart:
         if spec.continues is None:
-            return Start()
+            return WarmStart()
         with self._store():
-            return take_up(self._client, spec.continues, model, spec.hyperparameters, len(self._data.train.labels))
+            return restore(self._client, spec.continues, model, spec.hyperparameters, len(self._data.train.labels))
 
     def _end(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
         match outcome.end:
             case FitEnd.COMPLETED:
-                return self._record(spec, outcome, float32_twin(model, spec.hyperparameters))
+                return self._record(spec, outcome, to_float32(model, spec.hyperparameters))
             case FitEnd.PRUNED:
                 return TrialResult(
                     *spec.key,
@@ -160,7 +160,7 @@ class Trainer:
     def _store(self) -> Iterator[None]:
         """Use the store: it is to blame for what fails, and its time is not the training's."""
         started = time.perf_counter()
-        with _blaming_the_store():
+        with _as_store_error():
             yield
         self._writing += time.perf_counter() - started
 
@@ -170,7 +170,7 @@ class _StoreFailedError(Exception):
 
 
 @contextmanager
-def _blaming_the_store() -> Iterator[None]:
+def _as_store_error() -> Iterator[None]:
     """Tell what the store does to a trial (a full disk, a lock, a server that is gone) from what the trial does."""
     try:
         yield
@@ -180,7 +180,7 @@ def _blaming_the_store() -> Iterator[None]:
 
 
 def _failed(spec: TrialSpec, epochs: int, reason: FailReason) -> TrialResult:
-    return TrialResult(*spec.key, TrialState.FAILED, epochs, reason=reason, message=last_words())
+    return TrialResult(*spec.key, TrialState.FAILED, epochs, reason=reason, message=truncated_traceback())
 
 
 def _cost(model: keras.Model, outcome: FitOutcome) -> dict[str, float]:

@@ -13,7 +13,7 @@ import typer
 from experiments import expect_ctrl_c
 from fashion_study.errors import BadInputError, ExitCode, StudyError
 from fashion_study.signals import Terminated
-from fashion_study.store.passwords import without_passwords
+from fashion_study.text import without_passwords
 
 
 def _store(folder: str | Path) -> Path:

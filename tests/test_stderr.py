@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fashion_study.stderr_log import stderr_into
+from fashion_study.stderr import stderr_into
 
 
 def test_messages_of_python_and_of_native_code_go_into_the_file(

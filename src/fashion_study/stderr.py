@@ -1,32 +1,37 @@
-"""TensorFlow in the process of a command, without its remarks on the machine."""
+"""Standard error while TensorFlow is imported, which writes there past Python and past its own settings."""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-
-
-def import_without_stderr(library: str) -> None:
-    """Import TensorFlow, or what brings it, keeping what it writes to standard error meanwhile away from the user.
-
-    It says there, past Python and past its own setting of a level, that it found no GPU. What goes wrong is raised.
-    It takes GPU memory as it needs it: a study may be training on the same one.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    with _standard_error_closed():
-        import_module(library)
+from pathlib import Path
 
 
 @contextmanager
-def _standard_error_closed() -> Iterator[None]:
+def stderr_into(log: Path) -> Iterator[None]:
+    """Send what is written to standard error while the block runs into a file; enter it before TensorFlow is imported.
+
+    Some of it comes from native code before any setting is read, so the process's own descriptor is redirected.
+    """
     sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-        os.dup2(nowhere.fileno(), 2)
+    terminal = os.dup(2)
     try:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
+def import_without_stderr(library: str) -> None:
+    """Import TensorFlow, or a library that imports it, without its messages. Errors are raised as usual.
+
+    TensorFlow takes GPU memory as it needs it: a study may be training on the same one.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    with stderr_into(Path(os.devnull)):
+        import_module(library)

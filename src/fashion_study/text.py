@@ -1,7 +1,15 @@
 """How found values are shown: short in messages, harmless on a terminal and in a spreadsheet."""
 
 import difflib
+import re
+import traceback
 from collections.abc import Iterator, Mapping
+
+# From the scheme to the last @ before the host: a password may hold an @ of its own.
+USER_INFO = re.compile(r"(?<=://)[^/\s'\"]*@")
+# `multiprocessing.Connection` writes a message of up to 16 KiB in one piece, and the kernel passes that on as a whole or
+# not at all. A worker that is stopped in the middle of a longer one would leave the coordinator waiting for the rest.
+MAX_TRACEBACK = 8 * 1024
 
 
 def did_you_mean(name: str, known: Mapping[str, object]) -> str:
@@ -46,3 +54,19 @@ def spreadsheet_cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     return visible(f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value)
+
+
+def without_passwords(text: str) -> str:
+    """Return a text without the names and passwords of the addresses in it."""
+    return USER_INFO.sub("", text)
+
+
+def truncated_traceback() -> str:
+    """Return the traceback of the exception being handled, with its middle left out where it takes more than 8 KiB."""
+    text = traceback.format_exc()
+    encoded = text.encode(errors="backslashreplace")
+    if len(encoded) <= MAX_TRACEBACK:
+        return text
+    head, tail = encoded[: MAX_TRACEBACK // 4], encoded[-MAX_TRACEBACK // 2 :]
+    left_out = f"\n... {len(encoded) - len(head) - len(tail):,} bytes are left out here ...\n"
+    return head.decode(errors="ignore") + left_out + tail.decode(errors="ignore")

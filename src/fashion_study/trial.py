@@ -12,6 +12,8 @@ from fashion_study.errors import StudyError
 
 # Raised when the same seed and parameters train to something else: part of a study's identity.
 TRAINING_VERSION = 2
+# The number of a study's baseline trial, which is never pruned.
+BASELINE_NUMBER = 0
 
 ParamValue = int | float | str
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from fashion_study.errors import StoreError
-from fashion_study.store.passwords import hide_login, without_passwords
+from fashion_study.store.mlflow_server import hide_login
 from fashion_study.store.store import open_store
+from fashion_study.text import without_passwords
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,8 @@ from fashion_study.engines.halving import BestSoFarHalving
 from fashion_study.engines.points import Point, distributions_of, key_of
 from fashion_study.space.space import SearchSpace
 from fashion_study.store.trials import TrialStorage
-from fashion_study.trial import ParamValue, TrialResult, trial_seed
+from fashion_study.trial import BASELINE_NUMBER, ParamValue, TrialResult, trial_seed
 
-BASELINE_NUMBER = 0
 # What repeats a known trial is drawn anew, so often by the sampler itself; one that has settled on a point would
 # never leave it. Where the points can be counted, one of those left is taken then.
 SAMPLER_DRAWS = 20

@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fashion_study.errors import BadInputError, StudyError
 from fashion_study.executors.local import visible_gpus
 from fashion_study.signals import Terminated
-from fashion_study.store.passwords import without_passwords
+from fashion_study.text import without_passwords
 
 ANSWER_SECONDS = 5.0
 LOOPBACK = "127.0.0.1"

@@ -18,7 +18,6 @@ from mlflow.exceptions import MlflowException
 from optuna.importance import get_param_importances
 
 from fashion_study.data.dataset import keras_cache, load_study_data, locate
-from fashion_study.engines.optuna_engine import BASELINE_NUMBER
 from fashion_study.errors import BadInputError, DataError, StoreError
 from fashion_study.report.facts import Finals, ModelFacts, Reference, StudyFacts
 from fashion_study.report.logged import Confused, Confusion, read_command, read_finals, read_json
@@ -29,6 +28,7 @@ from fashion_study.study.figures import FEWEST_FOR_IMPORTANCES
 from fashion_study.study.leaderboard import rank
 from fashion_study.text import printable
 from fashion_study.tracking.registry import CHAMPION, Registry, registered_name
+from fashion_study.trial import BASELINE_NUMBER
 
 # The runs whose confusion matrix is one of validation images; a registered baseline's is one of the holdout.
 ON_VALIDATION_IMAGES = ("trial", "finalist")

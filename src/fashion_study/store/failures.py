@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fashion_study.errors import StoreError, StudyError
-from fashion_study.store.passwords import without_passwords
 from fashion_study.store.store import Store
+from fashion_study.text import without_passwords
 
 # What a disk says, or whatever lends one. Of other errors only those about a file of the store's are the store's.
 DISK_ERRORS = {

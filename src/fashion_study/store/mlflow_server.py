@@ -7,11 +7,11 @@ from configparser import Error as ConfigError
 from http.client import HTTPException
 from ssl import SSLError
 from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from fashion_study.errors import StoreError
-from fashion_study.store.passwords import without_passwords
-from fashion_study.text import printable
+from fashion_study.text import printable, without_passwords
 
 # MLflow itself asks a server that is gone again and again, for minutes and without a word.
 ANSWER_SECONDS = 10
@@ -55,6 +55,19 @@ def check_server_reachable(uri: str) -> None:
         f"The MLflow server at {address} does not answer: {reason}. Expected an answer within {ANSWER_SECONDS} s. "
         "Start it, or correct MLFLOW_TRACKING_URI; without that variable the store's own database is used."
     )
+
+
+def hide_login() -> None:
+    """Take name and password out of a server's address in `MLFLOW_TRACKING_URI`: MLflow has variables of their own.
+
+    The address is told, logged and handed on; those are not. A database's address needs its password and keeps it.
+    """
+    server = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if server.scheme not in ("http", "https") or "@" not in server.netloc:
+        return
+    login = {"MLFLOW_TRACKING_USERNAME": server.username, "MLFLOW_TRACKING_PASSWORD": server.password}
+    os.environ |= {name: unquote(word) for name, word in login.items() if word}
+    os.environ["MLFLOW_TRACKING_URI"] = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl()
 
 
 def login_refused(uri: str, answer: str) -> StoreError:

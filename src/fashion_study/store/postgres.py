@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from fashion_study.database_url import DatabaseUrl
 from fashion_study.errors import StoreError
-from fashion_study.store.passwords import without_passwords
+from fashion_study.text import without_passwords
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage

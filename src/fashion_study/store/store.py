@@ -14,10 +14,9 @@ from filelock import FileLock, Timeout
 from fashion_study.database_url import DatabaseUrl, trials_database_url
 from fashion_study.errors import StoreError
 from fashion_study.store.filesystems import mounts, refuse_network
-from fashion_study.store.mlflow_server import check_server_reachable, login_refused
-from fashion_study.store.passwords import hide_login, without_passwords
+from fashion_study.store.mlflow_server import check_server_reachable, hide_login, login_refused
 from fashion_study.store.postgres import open_storage
-from fashion_study.text import printable
+from fashion_study.text import printable, without_passwords
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

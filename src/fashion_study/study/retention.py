@@ -9,13 +9,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from fashion_study.engines.optuna_engine import BASELINE_NUMBER
 from fashion_study.store.relocation import local_path
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.leaderboard import rank
 from fashion_study.text import printable
 from fashion_study.tracking.attempt import find_run
-from fashion_study.trial import TrialState
+from fashion_study.trial import BASELINE_NUMBER, TrialState
 
 # A run with this tag says with it why its model is gone; everything else of it stays.
 REMOVED = "model_removed"

@@ -7,7 +7,7 @@ from typing import cast
 
 from fashion_study.config import KerasTunerSampler, SamplerName, StudyConfig
 from fashion_study.engines.engine import Engine
-from fashion_study.engines.optuna_engine import BASELINE_NUMBER, OptunaEngine
+from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.signals import StopSignals
 from fashion_study.store.failures import store_failures
 from fashion_study.store.store import Store, open_store
@@ -22,7 +22,7 @@ from fashion_study.study.plan import Plan, plan_study
 from fashion_study.study.progress import NullObserver, Observer
 from fashion_study.study.session import OwnedStudy, Session, closing_its_run, open_session
 from fashion_study.study.workers import workers_of
-from fashion_study.trial import DataSource, Precision, TimeSpent, TrialState
+from fashion_study.trial import BASELINE_NUMBER, DataSource, Precision, TimeSpent, TrialState
 
 FALLBACK = (
     "Fashion-MNIST is neither on disk nor can it be downloaded: FALLING BACK to scikit-learn's digits. "

@@ -14,8 +14,7 @@ from fashion_study.store.relocation import moves, rebase
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TRACKED_AT, TrialStorage
 from fashion_study.store.waits import RetryNotifier
-from fashion_study.study.fingerprint import refuse_difference
-from fashion_study.study.plan import Plan, dataset_metadata
+from fashion_study.study.plan import Plan, dataset_metadata, refuse_difference
 from fashion_study.study.progress import Observer
 from fashion_study.study.reconcile import reconcile
 from fashion_study.trial import Precision

@@ -22,8 +22,7 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 
-from fashion_study.store.passwords import without_passwords
-from fashion_study.text import spreadsheet_cell
+from fashion_study.text import spreadsheet_cell, without_passwords
 from fashion_study.tracking.tracker import DatasetMetadata, RepeatRun, StudyMetadata
 from fashion_study.trial import EpochReport, FailReason, TimeSpent, TrialResult, TrialSpec, TrialState
 

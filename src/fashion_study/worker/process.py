@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from fashion_study.errors import StudyError
+from fashion_study.text import truncated_traceback
 from fashion_study.trial import (
     EpochReport,
     ProbeOrder,
@@ -23,7 +24,6 @@ from fashion_study.trial import (
     WorkerReady,
     WorkerSettings,
 )
-from fashion_study.worker.failure import truncated_traceback
 from fashion_study.worker.timesheet import Timesheet
 
 PR_SET_PDEATHSIG = 1  # From <sys/prctl.h>.

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from fashion_study.data.dataset import load_study_data
+from fashion_study.text import truncated_traceback
 from fashion_study.training.evaluation import Evaluation, evaluate
 from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, configure, fit, seed_training
 from fashion_study.training.model import build_model, to_float32
@@ -32,7 +33,6 @@ from fashion_study.trial import (
 )
 from fashion_study.worker.checkpoint import WarmStart, restore
 from fashion_study.worker.environment import environment
-from fashion_study.worker.failure import truncated_traceback
 from fashion_study.worker.record import final_metrics, record_evaluation, record_model
 
 # A line on the terminal, and a tag.

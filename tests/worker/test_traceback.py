@@ -12,15 +12,15 @@ from multiprocessing.connection import Connection
 
 import pytest
 
+from fashion_study.text import MAX_TRACEBACK, truncated_traceback
 from fashion_study.trial import FailReason, TrialResult, TrialState
-from fashion_study.worker.failure import LONGEST, truncated_traceback
 
 STOPS = 200
 # A worker that fails again and again, at such a length as a trainer can send.
 FAILING = """
 import sys
 from multiprocessing.connection import Connection
-from tests.worker.test_failure import failed
+from tests.worker.test_traceback import failed
 connection, result = Connection(int(sys.argv[1])), failed("x" * 2**20)
 while True:
     connection.send(result)
@@ -51,7 +51,7 @@ def test_a_long_one_keeps_its_beginning_and_its_end_and_fits_into_one_write(lett
     assert result.message.startswith("Traceback (most recent call last)")
     assert result.message.endswith("last\n")
     assert "bytes are left out here" in result.message
-    assert len(result.message.encode(errors="backslashreplace")) < LONGEST
+    assert len(result.message.encode(errors="backslashreplace")) < MAX_TRACEBACK
     assert len(pickle.dumps(result)) < 2**14
 
 

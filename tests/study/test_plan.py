@@ -8,7 +8,7 @@ import pytest
 from fashion_study.errors import BadInputError
 from fashion_study.space.file import load_space
 from fashion_study.space.space import SearchSpace
-from fashion_study.study.fingerprint import identity_of, refuse_difference
+from fashion_study.study.plan import identity_of, refuse_difference
 from fashion_study.trial import DataSource
 
 SMOKE = load_space("smoke")

@@ -3,12 +3,13 @@
 import os
 import signal
 import sys
+from traceback import walk_stack
 from types import FrameType
 from typing import NoReturn
 
 
 def expect_ctrl_c() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt from now on, for a command that has begun its work and answers it itself."""
+    """Let Ctrl-C raise KeyboardInterrupt from now on, for a command that has begun its work and cleans up after it."""
     if signal.getsignal(signal.SIGINT) is _stop_at_once:
         signal.signal(signal.SIGINT, _interrupt)
 
@@ -19,17 +20,14 @@ def _stop_at_once(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """Raise KeyboardInterrupt, but in the middle of an import, where some libraries swallow it, stop at once."""
-    outer = frame
-    while outer is not None:
-        if outer.f_code.co_filename.startswith("<frozen importlib"):
-            _stop_at_once(number, frame)
-        outer = outer.f_back
+    """Raise KeyboardInterrupt; during an import, where some libraries swallow it, stop at once."""
+    if any(each.f_code.co_filename.startswith("<frozen importlib") for each, _ in walk_stack(frame)):
+        _stop_at_once(number, frame)
     raise KeyboardInterrupt
 
 
-# From the first line on: while a command imports what it needs, Ctrl-C would end in some library's traceback.
-# `-m` stands there while Python looks for the module. Who imports an entry point keeps what they have, and so does who
-# starts one in the background, where Ctrl-C is ignored.
+# From the first line on: while a command imports what it needs, Ctrl-C would end in some library's traceback. `-m` is in
+# `sys.argv` while Python looks for the module. A program that imports an entry point keeps its own handler, and a
+# command in the background, where Ctrl-C is ignored, ignores it.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _stop_at_once)

@@ -14,6 +14,8 @@ def stderr_into(log: Path) -> Iterator[None]:
 
     Some of it comes from native code before any setting is read, so the process's own descriptor is redirected.
     """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
     terminal = os.dup(2)
     try:
@@ -31,7 +33,6 @@ def import_without_stderr(library: str) -> None:
 
     TensorFlow takes GPU memory as it needs it: a study may be training on the same one.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     with stderr_into(Path(os.devnull)):
         import_module(library)

@@ -46,7 +46,7 @@ class OwnedStudy:
             StoreError: another coordinator may own the study by now; whoever asks begins nothing more.
         """
         self.require_ownership()
-        return self.stop_signals.received is not None
+        return self.stop_signals.is_stop_requested()
 
     def refuse_another(self) -> None:
         """Refuse a stored study that is another one than the plan's.

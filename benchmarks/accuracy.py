@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated
 from unittest import mock
 
 import typer
-from scipy.stats import ttest_1samp
 
 from benchmarks.sheet import FOLDER, Line, publish, table_of
 from experiments._entry import run
 from fashion_study.data.dataset import load_study_data, locate
 from fashion_study.executors.local import MALLOC
+from fashion_study.statistics import CONFIDENCE, student_interval
 from fashion_study.stderr import import_without_stderr
 from fashion_study.trial import DataSource, Hyperparameters, Precision, trial_seed
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 PROCESSES = 2
 GOAL = "below 0.3 points"
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def main(
     for pair in pairs:
         table.add_row(f"seed {pair.seed}", f"{pair.ours:.4f}", f"{pair.stock:.4f}", f"{pair.points:+.2f}")
     differences = [pair.points for pair in pairs]
-    middle, (low, high) = mean(differences), ttest_1samp(differences, 0).confidence_interval(CONFIDENCE)
+    middle, (low, high) = mean(differences), student_interval(differences)
     line = Line(
         f"accuracy, our training layers less Keras's, {precision}",
         f"{middle:+.2f} points ({CONFIDENCE:.0%}: {low:+.2f} to {high:+.2f})",

@@ -1,8 +1,8 @@
 """Measure how many trials and reports a second one coordinator takes in, on SQLite and on servers.
 
-`python -m benchmarks.sustain` runs toy trials through the real coordinator, engine, trial storage and tracker, with simulated
-workers that answer at once, in turn for every number of workers. The servers are those of `deploy/`, on this machine,
-so that they and the coordinator share its processor.
+`python -m benchmarks.sustain` runs toy trials through the real coordinator, engine, trial storage and tracker, with
+simulated workers that answer at once, in turn for every number of workers. The servers are those of `deploy/`, on this
+machine, so that they and the coordinator share its processor.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""One study against recorded curves, in virtual time: the real coordinator, trial storage, sampler and pruner, no training."""
+"""One study against recorded curves, in virtual time: the real coordinator, sampler and pruner, no training."""
 
 import math
 from collections.abc import Callable, Mapping

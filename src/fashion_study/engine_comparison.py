@@ -4,11 +4,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from fashion_study.config import DatasetChoice, PrecisionChoice, StudyConfig
 from fashion_study.errors import BadInputError, ExitCode, StudyError
+from fashion_study.statistics import sign_flip_p, student_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,24 +192,10 @@ def comparisons(
         differences = [ours - theirs for ours, theirs in zip(values, best[reference], strict=True)]
         found.append(
             PairedComparison(
-                name, values, trials[name], mean(differences), _interval(differences), _sign_flip_p(differences)
+                name, values, trials[name], mean(differences), student_interval(differences), sign_flip_p(differences)
             )
         )
     return tuple(sorted(found, key=lambda comparison: -mean(comparison.best)))
-
-
-def _interval(differences: Sequence[float]) -> tuple[float, float]:
-    from scipy import stats
-
-    half = float(stats.t.ppf(0.975, len(differences) - 1)) * stdev(differences) / len(differences) ** 0.5
-    return mean(differences) - half, mean(differences) + half
-
-
-def _sign_flip_p(differences: Sequence[float]) -> float:
-    """Return how many of all 2^n ways to swap the pairs give a mean at least as far from 0."""
-    found = abs(sum(differences)) - 1e-12
-    signs = list(itertools.product((1, -1), repeat=len(differences)))
-    return mean(abs(sum(sign * each for sign, each in zip(way, differences, strict=True))) >= found for way in signs)
 
 
 def table(comparisons: Sequence[PairedComparison]) -> "pd.DataFrame":

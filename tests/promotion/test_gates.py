@@ -18,7 +18,6 @@ from fashion_study.promotion.gates import (
     fidelity_gate,
     latency_gate,
     mcnemar_p,
-    paired_interval,
     parameters_gate,
     recall_gate,
     signature_gate,
@@ -75,29 +74,6 @@ def test_mcnemar_s_p_is_the_share_of_coin_tosses_that_are_as_lopsided(only_first
 
 def test_models_that_never_disagree_are_no_evidence() -> None:
     assert mcnemar_p(0, 0) == 1.0
-
-
-def test_the_interval_of_a_textbook_s_matched_proportions_is_the_published_one() -> None:
-    # Agresti, An Introduction to Categorical Data Analysis, 8.1: 944 of 1,600 approved, later 880; (-0.06, -0.02).
-    low, high = paired_interval(86, 150, 1600, 0.95)
-    assert (round(low, 2), round(high, 2)) == (-0.06, -0.02)
-
-
-def test_the_interval_is_wald_s_after_half_an_image_in_each_cell() -> None:
-    both, first, second, neither = (cell + 0.5 for cell in (50, 12, 4, 10))
-    n = both + first + second + neither
-    share = (first - second) / n
-    half = 1.959964 * math.sqrt(((first + second) / n - share**2) / n)
-    assert paired_interval(12, 4, 76, 0.95) == pytest.approx((share - half, share + half), abs=1e-6)
-
-
-@given(counts, counts, counts)
-def test_the_interval_holds_the_difference_and_turns_with_the_models(first: int, second: int, agreed: int) -> None:
-    images = first + second + agreed + 1
-    low, high = paired_interval(first, second, images, 0.95)
-    assert -1 <= low < high <= 1
-    assert low <= (first - second) / (images + 2) <= high
-    assert paired_interval(second, first, images, 0.95) == pytest.approx((-high, -low))
 
 
 def test_more_right_answers_by_more_than_chance_pass() -> None:

@@ -1,12 +1,11 @@
 """The promises of what a report concludes: edges, savings, gains and their intervals."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fashion_study.report.analysis import edges, gain, paired_interval, savings, wilson
+from fashion_study.report.analysis import edges, gain, savings
 from fashion_study.report.facts import ModelFacts
 from fashion_study.report.matrix import MINUS, change_cells, confusion_cells
 from fashion_study.space.space import SearchSpace
@@ -83,22 +82,6 @@ def test_epochs_that_a_trial_has_taken_over_are_neither_asked_nor_saved() -> Non
 def test_where_nothing_was_pruned_nothing_was_saved() -> None:
     found = savings(facts(records=()))
     assert (found.pruned, found.share, found.ended_at, found.highest_pruned) == (0, 0.0, {}, None)
-
-
-def test_wilson_agrees_with_the_formula() -> None:
-    z, right, n = 1.959964, 81, 263
-    centre = (right + z**2 / 2) / (n + z**2)
-    half = z / (n + z**2) * math.sqrt(right * (n - right) / n + z**2 / 4)
-    assert wilson(right, n) == pytest.approx((centre - half, centre + half), abs=1e-6)
-
-
-def test_the_paired_interval_covers_the_difference_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    only_first, only_second, both = 0.08, 0.05, 0.8
-    draws = rng.multinomial(1000, (only_first, only_second, both, 1 - only_first - only_second - both), size=2000)
-    intervals = [paired_interval(int(first), int(second), 1000) for first, second, *_ in draws]
-    covered = np.mean([low <= only_first - only_second <= high for low, high in intervals])
-    assert covered == pytest.approx(0.95, abs=0.015)
 
 
 def test_a_gain_is_compared_image_by_image_where_both_runs_name_their_mistakes() -> None:

@@ -7,12 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from statistics import NormalDist
 from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
+
+from fashion_study.statistics import paired_interval
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -93,18 +94,6 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     if only_first + only_second == 0:
         return 1.0
     return float(binomtest(only_first, only_first + only_second).pvalue)
-
-
-def paired_interval(only_first: int, only_second: int, images: int, confidence: float) -> tuple[float, float]:
-    """Return the confidence interval of (first's share of right answers) - (second's), of the same images.
-
-    Agresti and Min (2005), "Simple improved confidence intervals for comparing matched proportions", Statistics in
-    Medicine 24, 729-740: Wald's interval after half an image is added to each of the four cells.
-    """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    n, lead = images + 2, only_first - only_second
-    half = z * math.sqrt(only_first + only_second + 1 - lead**2 / n) / n
-    return max(-1.0, lead / n - half), min(1.0, lead / n + half)
 
 
 def accuracy_gate(paired: Paired, readings: int, gates: Gates) -> GateResult:

@@ -5,13 +5,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scipy.stats import binomtest, norm
-
 from fashion_study.report.facts import ModelFacts, StudyFacts
 from fashion_study.space.space import Categorical, Float, Int, Parameter, SearchSpace
+from fashion_study.statistics import paired_interval, wilson_interval
 from fashion_study.trial import ParamValue, TrialState
 
-CONFIDENCE = 0.95
 # Of a range, on its own scale: what lies nearer to a bound than this may well want to go beyond it.
 EDGE = 0.02
 # A range of two values has nothing but edges.
@@ -102,25 +100,6 @@ def gain(first: ModelFacts, second: ModelFacts) -> Gain:
     return Gain(first.accuracy - second.accuracy, low, high, first.images, only_first, only_second)
 
 
-def paired_interval(only_first: int, only_second: int, images: int) -> tuple[float, float]:
-    """Return the 95 % interval of the difference of two accuracies measured on the same images.
-
-    Adjusted Wald: half an observation is added to each cell of the table of pairs (Agresti and Min, Simple improved
-    confidence intervals for comparing matched proportions, Statistics in Medicine 24, 2005).
-    """
-    first, second, total = only_first + 0.5, only_second + 0.5, images + 2
-    centre = (first - second) / total
-    deviation = math.sqrt(first + second - (first - second) ** 2 / total) / total
-    half = float(norm.ppf((1 + CONFIDENCE) / 2)) * deviation
-    return max(-1.0, centre - half), min(1.0, centre + half)
-
-
-def wilson(right: int, images: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of an accuracy."""
-    interval = binomtest(right, images).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def _edge(name: str, parameter: Parameter, value: ParamValue) -> Edge | None:
     if isinstance(parameter, Categorical):
         return _edge_of_choices(name, parameter, value)
@@ -158,7 +137,7 @@ def _independent(first: ModelFacts, second: ModelFacts) -> tuple[float, float]:
     method 10.
     """
     difference = first.accuracy - second.accuracy
-    (low_1, high_1), (low_2, high_2) = (wilson(model.right, model.images) for model in (first, second))
+    (low_1, high_1), (low_2, high_2) = (wilson_interval(model.right, model.images) for model in (first, second))
     down = math.hypot(first.accuracy - low_1, high_2 - second.accuracy)
     up = math.hypot(high_1 - first.accuracy, second.accuracy - low_2)
     return difference - down, difference + up

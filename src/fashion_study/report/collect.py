@@ -1,4 +1,4 @@
-"""Collect the facts of a study from its trial storage, its runs and the registry, writing nothing and locking no study."""
+"""What a study has left in its trial storage, its runs and the registry, read without a lock and a write."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def collect(trial_storage: TrialStorage, store: Store, data_dir: Path | None = N
     `data_dir` is the folder of the Fashion-MNIST files, for the examples; nothing is downloaded.
 
     Raises:
-        StoreError: the store cannot be read, or what its trial storage names is missing from it or is not what a study writes.
+        StoreError: the store cannot be read, or what the trials name is missing from it or is not what a study writes.
     """
     with _reading(trial_storage.name), TemporaryDirectory() as folder:
         client = store.client()
@@ -123,8 +123,8 @@ def _reading(study: str) -> Iterator[None]:
     except (MlflowException, OSError) as error:
         reason = printable(next(iter(str(error).splitlines()), repr(error)).rstrip("."))
         raise StoreError(
-            f"The runs of study {study!r} cannot be read: {reason}. Expected every run and artifact that its trial storage "
-            "names. Check MLFLOW_TRACKING_URI and --store; python -m experiments.doctor looks for damage."
+            f"The runs of study {study!r} cannot be read: {reason}. Expected every run and artifact that its trials "
+            "name. Check MLFLOW_TRACKING_URI and --store; python -m experiments.doctor looks for damage."
         ) from error
     except (BadInputError, LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         reason = printable(" ".join(f"{type(error).__name__}: {error}".split()).rstrip("."))

@@ -13,10 +13,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fashion_study.config import StudyConfig
 from fashion_study.report import charts
-from fashion_study.report.analysis import edges, gain, savings, wilson
+from fashion_study.report.analysis import edges, gain, savings
 from fashion_study.report.facts import ENDED, ConfusedPair, ModelFacts, StudyFacts
 from fashion_study.report.matrix import change_cells, confusion_cells
 from fashion_study.space.space import Categorical, Parameter
+from fashion_study.statistics import wilson_interval
 from fashion_study.store.trials import TrialRecord
 from fashion_study.study.figures import FEWEST_FOR_IMPORTANCES
 from fashion_study.study.progress import duration
@@ -177,7 +178,7 @@ def _comparison(best: ModelFacts, baseline: ModelFacts) -> list[Comparison]:
 
 
 def _interval(model: ModelFacts) -> str:
-    low, high = wilson(model.right, model.images)
+    low, high = wilson_interval(model.right, model.images)
     return f"{100 * low:.1f} to {_percent(high, 1)}"
 
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
-from scipy.stats import binomtest
 
+from fashion_study.statistics import CONFIDENCE, wilson_interval
 from fashion_study.store.trials import TrialRecord
-from fashion_study.study.finalists import CONFIDENCE, Finalist, choose
+from fashion_study.study.finalists import Finalist, choose
 from fashion_study.study.plan import Plan
 from fashion_study.tracking.registry import CHALLENGER, Candidate, Registry, Version
 from fashion_study.trial import ParamValue
@@ -45,7 +45,7 @@ def _candidate(
         repeats, interval = len(winner.objectives), winner.interval
     elif best is not None and best.run_id is not None and best.objective is not None:
         trial, run_id, objective = best.number, best.run_id, best.objective
-        repeats, interval = 0, _wilson(objective, validation_images)
+        repeats, interval = 0, wilson_interval(round(objective * validation_images), validation_images)
     else:
         return None
     run = client.get_run(run_id).data
@@ -74,8 +74,3 @@ def _candidate(
         sha256=run.tags["model_sha256"],
         tags={key: value for key, value in tags.items() if value is not None},
     )
-
-
-def _wilson(share: float, images: int) -> tuple[float, float]:
-    interval = binomtest(round(share * images), images).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)

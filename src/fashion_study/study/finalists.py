@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from scipy.special import stdtrit
-
 from fashion_study.errors import StudyError
 from fashion_study.executors.executor import Event, Executor, losses_last
 from fashion_study.space.space import SearchSpace
+from fashion_study.statistics import student_interval, student_lower_bound
 from fashion_study.store.failures import StoreFailurePolicy
 from fashion_study.store.trials import MAX_RETRIES, TrialRecord
 from fashion_study.study.progress import Observer
@@ -31,7 +30,6 @@ from fashion_study.trial import (
 
 DEFAULT_FINALISTS = 3
 DEFAULT_REPEATS = 3
-CONFIDENCE = 0.95
 TICK_SECONDS = 0.25
 # What MLflow calls the run of a repeat that is not trained again.
 ENDED = ("FINISHED", "FAILED")
@@ -59,26 +57,18 @@ class Finalist:
     @property
     def lower_bound(self) -> float | None:
         """Return the one-sided 95 % lower confidence bound of the mean (Student's t), None for fewer than two."""
-        half = self._half_width(CONFIDENCE)
-        return None if half is None else mean(self.objectives) - half
+        return student_lower_bound(self.objectives) if len(self.objectives) > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """Return the two-sided 95 % confidence interval of the mean (Student's t), None for fewer than two."""
-        half = self._half_width((1 + CONFIDENCE) / 2)
-        return None if half is None else (mean(self.objectives) - half, mean(self.objectives) + half)
+        return student_interval(self.objectives) if len(self.objectives) > 1 else None
 
     @property
     def median_run(self) -> str | None:
         """Return the run of the repeat with the median objective, the lower one of two."""
         ranked = sorted(zip(self.objectives, self.run_ids, strict=True))
         return ranked[(len(ranked) - 1) // 2][1] if ranked else None
-
-    def _half_width(self, quantile: float) -> float | None:
-        if self.sd is None:
-            return None
-        n = len(self.objectives)
-        return float(stdtrit(n - 1, quantile)) * self.sd / math.sqrt(n)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""

@@ -1,0 +1,57 @@
+"""The confidence intervals and the test that compare models and engines."""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist, mean, stdev
+
+CONFIDENCE = 0.95
+
+
+def paired_interval(
+    only_first: int, only_second: int, images: int, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Return the confidence interval of the difference of two accuracies measured on the same images.
+
+    `only_first` and `only_second` count the images that one model alone predicts rightly. Agresti and Min (2005),
+    "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine 24, 729-740:
+    Wald's interval after half an image is added to each of the four cells.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    n, lead = images + 2, only_first - only_second
+    half = z * math.sqrt(only_first + only_second + 1 - lead**2 / n) / n
+    return max(-1.0, lead / n - half), min(1.0, lead / n + half)
+
+
+def wilson_interval(right: int, images: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return the Wilson score interval of an accuracy."""
+    # SciPy is imported in these functions: it takes a second, and a refusal of bad input must not wait for it.
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, images).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def student_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return the two-sided confidence interval of the mean of at least two values (Student's t)."""
+    half = _standard_errors(values, (1 + confidence) / 2)
+    return mean(values) - half, mean(values) + half
+
+
+def student_lower_bound(values: Sequence[float], confidence: float = CONFIDENCE) -> float:
+    """Return the one-sided lower confidence bound of the mean of at least two values (Student's t)."""
+    return mean(values) - _standard_errors(values, confidence)
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """Return the exact two-sided p-value of paired differences: of all 2^n choices of signs, those as far from 0."""
+    import numpy as np
+    from scipy.stats import permutation_test
+
+    every = 2 ** len(differences)
+    return float(permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=every).pvalue)
+
+
+def _standard_errors(values: Sequence[float], quantile: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(len(values) - 1, quantile)) * stdev(values) / math.sqrt(len(values))

@@ -127,35 +127,13 @@ class EpochReport:
 
 
 @dataclass(frozen=True)
-class TimeSpent:
-    """Say in seconds what workers' time went into.
-
-    `training` is everything that a trial needs but for the store: building, training, evaluating. `waiting` is the
-    wait for the coordinator's answer to a report and for the next order, `writing` what it takes to use the store.
-    """
-
-    training: float = 0.0
-    waiting: float = 0.0
-    writing: float = 0.0
-
-    @property
-    def total(self) -> float:
-        """Return all of it."""
-        return self.training + self.waiting + self.writing
-
-    def __add__(self, other: "TimeSpent") -> "TimeSpent":
-        """Sum what several orders took."""
-        return TimeSpent(self.training + other.training, self.waiting + other.waiting, self.writing + other.writing)
-
-
-@dataclass(frozen=True)
 class TrialResult:
     """Say how an attempt ended.
 
     `objective` is the validation accuracy (0 to 1) of the float32 model after the last epoch, for a complete
     trial only. `metrics` are final metrics by name, ready for the tracking store; `tags` name the logged model, its
     weights and the environment in which it was trained. `seconds` is how long the attempt took, from the moment a
-    worker began with it; `spent` is what its worker did meanwhile, nothing where the worker did not live to tell.
+    worker began with it.
     """
 
     number: int
@@ -168,7 +146,6 @@ class TrialResult:
     metrics: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     seconds: float = field(default=0.0, compare=False)
-    spent: TimeSpent = field(default_factory=TimeSpent, compare=False)
 
 
 @dataclass(frozen=True)

@@ -201,15 +201,6 @@ class ProcessContract(ExecutorContract):
     The fates are those of the toy worker, and so is what `TOY_...` in the environment says.
     """
 
-    def test_a_result_says_what_its_worker_s_time_went_into(self, make: MakeProcesses) -> None:
-        executor = make(1, {})
-        executor.submit(spec(0, epochs=1))
-
-        (result,) = (event for event in follow(executor, ends=1) if isinstance(event, TrialResult))
-
-        assert result.spent.training > 0
-        assert result.spent.waiting > 0
-
     def test_a_worker_that_dies_is_replaced_at_once(self, make: MakeProcesses) -> None:
         executor = make(2, {(0, 1): SimulatedOutcome.LOST})
         before = {process.pid for process in await_workers(2)}

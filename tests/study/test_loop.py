@@ -20,7 +20,6 @@ from fashion_study.study.loop import Assignment, Coordinator
 from fashion_study.trial import (
     FailReason,
     Precision,
-    TimeSpent,
     TrialResult,
     TrialSpec,
     TrialState,
@@ -619,18 +618,3 @@ def test_a_budget_of_epochs_is_a_total_that_lets_running_trials_end(slots: int) 
     more = study.again(epoch_budget=study.executor.epochs + 1)
     more.run()
     assert more.executor.epochs == 3 * slots
-
-
-class TimedExecutor(MemoryExecutor):
-    """Say of every result that its worker trained, waited and wrote for so long."""
-
-    def _end(self, spec: TrialSpec, end: TrialResult | SimulatedOutcome) -> list[Event]:
-        spent = TimeSpent(training=8, waiting=4, writing=2)
-        return [replace(e, spent=spent) if isinstance(e, TrialResult) else e for e in super()._end(spec, end)]
-
-
-def test_what_the_workers_time_went_into_adds_up() -> None:
-    study = Study(trials=3, slots=2)
-    study.executor = TimedExecutor(2)
-
-    assert study.run().spent == TimeSpent(training=24, waiting=12, writing=6)

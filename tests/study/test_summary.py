@@ -15,7 +15,7 @@ from fashion_study.store.trials import TrialRecord
 from fashion_study.study.leaderboard import rank
 from fashion_study.study.run import StudyResult
 from fashion_study.study.summary import SHOWN, summarise
-from fashion_study.trial import DataSource, FailReason, Precision, TimeSpent, TrialState
+from fashion_study.trial import DataSource, FailReason, Precision, TrialState
 
 ROOT = Path("/somewhere/my store")
 EMBEDDED = Store(ROOT, f"sqlite:///{ROOT}/mlflow.db")
@@ -187,11 +187,8 @@ def test_every_command_after_a_study_is_told_where_its_ledger_lies() -> None:
     assert "--study-db postgresql://ana@host/optuna" in more
 
 
-def test_what_the_workers_did_with_their_time_is_said_where_they_trained() -> None:
-    text = shown(result(complete(0, 0.5), spent=TimeSpent(training=95, waiting=1, writing=4)))
-
-    assert "trained or evaluated 95.0 % of their time after start-up, waited 1.0 % for the coordinator" in text
-    assert "wrote 4.0 %." in text
+def test_how_busy_the_workers_were_is_shown_where_they_trained() -> None:
+    assert "Workers: busy 95.0 % of the time." in shown(result(complete(0, 0.5), busy_share=0.95))
     assert "Workers:" not in shown(result(complete(0, 0.5)))
 
 

@@ -21,7 +21,6 @@ from fashion_study.trial import (
     EpochReport,
     ParamValue,
     Precision,
-    TimeSpent,
     TrialResult,
     TrialSpec,
     TrialState,
@@ -203,7 +202,7 @@ class Repeats:
         self._lost: Counter[tuple[int, int]] = Counter()
         self._open: list[tuple[int, int]] = []
         self._store_failures = StoreFailurePolicy()
-        self.spent = TimeSpent()
+        self.busy_seconds = 0.0
 
     @property
     def left(self) -> int:
@@ -290,7 +289,7 @@ class Repeats:
             case TrialResult():
                 del self._running[spec.key]
                 self._tracker.close_trial(spec, event)
-                self.spent += event.spent
+                self.busy_seconds += event.seconds
                 self._observer.trial_closed(spec, event, None)
                 if event.state is TrialState.COMPLETE:
                     self._store_failures.has_answered()

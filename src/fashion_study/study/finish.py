@@ -17,7 +17,6 @@ from fashion_study.study.finalists import (
 from fashion_study.study.leaderboard import rank, table
 from fashion_study.study.reconcile import fail_pending_models
 from fashion_study.study.session import OwnedStudy, Session
-from fashion_study.trial import TimeSpent
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Final:
     plan: FinalistPlan
     finalists: tuple[Finalist, ...]
     left: int
-    spent: TimeSpent
+    busy_seconds: float
 
 
 def is_published(study: OwnedStudy) -> bool:
@@ -64,7 +63,7 @@ def train_finalists(session: Session) -> Final:
         study.is_interrupted,
         session.deadline,
     )
-    return Final(plan, repeats.run(), repeats.left, repeats.spent)
+    return Final(plan, repeats.run(), repeats.left, repeats.busy_seconds)
 
 
 def publish(session: Session, final: Final) -> None:

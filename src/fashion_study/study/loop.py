@@ -18,7 +18,6 @@ from fashion_study.trial import (
     AttemptLost,
     EpochReport,
     Precision,
-    TimeSpent,
     TrialResult,
     TrialSpec,
     TrialState,
@@ -43,8 +42,8 @@ class Assignment:
 class Coordinator:
     """Keep every worker busy until the budget is spent, nothing is left to propose, or `interrupted` says stop.
 
-    A worker waits for what its answer rests on, and for nothing more: a report for the trial storage and the pruner, a result
-    until it is safe, an order until its run is open. All else that goes to the stores waits in `_later` until no
+    A worker waits for what its answer rests on, and for nothing more: a report for the trial storage and the pruner, a
+    result until it is safe, an order until its run is open. All else that goes to the stores waits in `_later` until no
     message does.
     `after_trial` is called when a trial has ended and everything of it is written down.
     """
@@ -78,7 +77,7 @@ class Coordinator:
         self._later: deque[Callable[[], None]] = deque()
         self._store_failures = StoreFailurePolicy()
         self.exhausted: Exhausted | None = None
-        self.spent = TimeSpent()
+        self.busy_seconds = 0.0
 
     def run(self) -> None:
         """Run trials to the end of the budget, then return with nothing running.
@@ -166,7 +165,7 @@ class Coordinator:
             case TrialResult():
                 # One batch, a quarter of what it takes to settle a result; after a kill the next start settles it.
                 self._tracker.record_result(spec, event)
-                self.spent += event.spent
+                self.busy_seconds += event.seconds
                 del self._running[spec.key]
                 self._unsettled += 1
                 self._later.append(lambda: self._settle(spec, event))

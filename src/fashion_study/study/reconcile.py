@@ -1,4 +1,4 @@
-"""Bring trial storage and runs together: what a kill left running is running no more, and no result is trained twice."""
+"""What a kill has left between a study's trial storage and its runs, found and mended."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -62,7 +62,7 @@ def _disagreements(
         if attempt is not None and attempt.is_deleted and record.state not in ENDED:
             yield _deleted(runs, attempt)
             attempt = runs.find(attempt.run_id)
-        # What was put into the bin after its end stays there, as somebody has decided; the trial storage has the result.
+        # A run that was deleted after its trial had ended stays deleted; the trial storage has the result.
         if attempt is None or not attempt.is_deleted:
             yield from _of_trial(trial_storage, runs, record, attempt)
     yield from _unnamed(trial_storage, runs, [attempt for attempt in attempts if not attempt.repeat])
@@ -165,8 +165,8 @@ def _abandoned_attempt(
     trial_storage: TrialStorage, runs: "StudyRuns", record: TrialRecord, attempt: "Attempt"
 ) -> Finding:
     def repair() -> str:
-        # The trial storage first: an open run of a trial that waits is found again, a trial without its open run would not
-        # be known as cut off.
+        # The trial storage first: an open run of a trial that waits is found again; a running trial without an open
+        # run would look as if no worker had begun it.
         state = trial_storage.release(record.number) if record.state is TrialState.RUNNING else record.state
         runs.interrupt(attempt, state, CAUSE)
         return f"it is {state} now"

@@ -1,7 +1,7 @@
 """Run a study from a config to its last figure: the table of contents of the main job."""
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from signal import Signals
 from typing import cast
 
@@ -22,7 +22,7 @@ from fashion_study.study.plan import Plan, plan_study
 from fashion_study.study.progress import NullObserver, Observer
 from fashion_study.study.session import OwnedStudy, Session, closing_its_run, open_session
 from fashion_study.study.workers import workers_of
-from fashion_study.trial import BASELINE_NUMBER, DataSource, Precision, TimeSpent, TrialState
+from fashion_study.trial import BASELINE_NUMBER, DataSource, Precision, TrialState
 
 FALLBACK = (
     "Fashion-MNIST is neither on disk nor can it be downloaded: FALLING BACK to scikit-learn's digits. "
@@ -36,8 +36,9 @@ class StudyResult:
     """Show where a study stands after a run of it. `records` and `finalists` are ranked, the best first.
 
     `version` is the challenger in the registry, by the model's name and the number of its version; `repeats_left`
-    counts the finalists' repeats that a stop has left untrained. `spent` is what the workers' time went into. A study
-    that was stopped while its first worker was measuring the precisions has neither a run nor a precision yet.
+    counts the finalists' repeats that a stop has left untrained. `busy_share` is the share of the workers' time
+    that went into attempts, where any was trained. A study that was stopped while its first worker was measuring the
+    precisions has neither a run nor a precision yet.
     """
 
     name: str
@@ -55,7 +56,7 @@ class StudyResult:
     finalists: tuple[Finalist, ...] = ()
     version: tuple[str, int] | None = None
     repeats_left: int = 0
-    spent: TimeSpent = field(default_factory=TimeSpent)
+    busy_share: float | None = None
 
     @property
     def counted(self) -> int:
@@ -76,10 +77,11 @@ class StudyResult:
 
 @dataclass(frozen=True)
 class _Search:
-    """Hold what became of the trials: why nothing more could be proposed, and what the workers' time went into."""
+    """What became of the trials: why nothing more could be proposed, and how long and how well workers were used."""
 
     exhausted: str | None = None
-    spent: TimeSpent = field(default_factory=TimeSpent)
+    busy_seconds: float = 0.0
+    busy_share: float | None = None
 
 
 def run_study(config: StudyConfig, observer: Observer | None = None, *, registers: bool = True) -> StudyResult:
@@ -130,7 +132,7 @@ def run_study(config: StudyConfig, observer: Observer | None = None, *, register
             began_with=began_with,
             seconds=time.monotonic() - started,
             exhausted=search.exhausted,
-            spent=search.spent,
+            busy_share=search.busy_share,
             stopped_by=stop_signals.received,
             finalists=tuple(Finalist.from_dict(entry) for entry in attrs.get("finalists") or ()),
             repeats_left=int(attrs.get("repeats_left") or 0),
@@ -145,11 +147,14 @@ def _run(study: OwnedStudy) -> _Search:
         if session is None:
             return _Search()
         with closing_its_run(session):
+            began = time.monotonic()
             search = _search(session)
             final = train_finalists(session)
-    search = replace(search, spent=search.spent + final.spent)
+            available = executor.slots * (time.monotonic() - began)
     study.observer.note("writing the study's figures")
-    session.tracker.log_time_spent(study.trial_storage.counted(), search.spent)
+    if (busy := search.busy_seconds + final.busy_seconds) and available:
+        search = replace(search, busy_share=min(1.0, busy / available))
+        session.tracker.log_busy_share(study.trial_storage.counted(), min(1.0, busy / available))
     publish(session, final)
     return search
 
@@ -172,7 +177,7 @@ def _search(session: Session) -> _Search:
         keeper.sweep,
     )
     coordinator.run()
-    return _Search(coordinator.exhausted.reason if coordinator.exhausted else None, coordinator.spent)
+    return _Search(coordinator.exhausted.reason if coordinator.exhausted else None, coordinator.busy_seconds)
 
 
 def _engine(plan: Plan, trial_storage: TrialStorage) -> Engine:

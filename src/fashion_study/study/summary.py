@@ -154,14 +154,7 @@ def _ending(result: StudyResult) -> list[str]:
 
 
 def _workers(result: StudyResult) -> list[str]:
-    spent = result.spent
-    if not spent.total:
-        return []
-    training, waiting, writing = (100 * s / spent.total for s in (spent.training, spent.waiting, spent.writing))
-    return [
-        f"Workers: trained or evaluated {training:.1f} % of their time after start-up, waited {waiting:.1f} % for the "
-        f"coordinator, wrote {writing:.1f} %."
-    ]
+    return [] if result.busy_share is None else [f"Workers: busy {100 * result.busy_share:.1f} % of the time."]
 
 
 def _where_next(result: StudyResult) -> list[str]:

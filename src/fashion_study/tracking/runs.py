@@ -24,7 +24,7 @@ from mlflow.utils.mlflow_tags import (
 
 from fashion_study.text import spreadsheet_cell, without_passwords
 from fashion_study.tracking.tracker import DatasetMetadata, RepeatRun, StudyMetadata
-from fashion_study.trial import EpochReport, FailReason, TimeSpent, TrialResult, TrialSpec, TrialState
+from fashion_study.trial import EpochReport, FailReason, TrialResult, TrialSpec, TrialState
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,12 +143,9 @@ class MlflowTracker:
         """Add the best objective so far to the study's run; the step is the number of trials counted."""
         self._log_metrics(self._study_run_id, {"best_objective": objective}, step=counted)
 
-    def log_time_spent(self, counted: int, spent: TimeSpent) -> None:
-        """Add to the study's run which share of the workers' time went into what."""
-        shares = {"training": spent.training, "waiting": spent.waiting, "writing": spent.writing}
-        if spent.total:
-            values = {f"workers_{name}_share": seconds / spent.total for name, seconds in shares.items()}
-            self._log_metrics(self._study_run_id, values, step=counted)
+    def log_busy_share(self, counted: int, share: float) -> None:
+        """Add to the study's run which share of the workers' time went into attempts."""
+        self._log_metrics(self._study_run_id, {"workers_busy_share": share}, step=counted)
 
     def close_study(self, status: str, tags: Mapping[str, str]) -> None:
         """End the study's run."""

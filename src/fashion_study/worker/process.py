@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
@@ -18,13 +17,11 @@ from fashion_study.text import truncated_traceback
 from fashion_study.trial import (
     EpochReport,
     ProbeOrder,
-    TrialResult,
     TrialSpec,
     WorkerFailed,
     WorkerReady,
     WorkerSettings,
 )
-from fashion_study.worker.timesheet import Timesheet
 
 PR_SET_PDEATHSIG = 1  # From <sys/prctl.h>.
 
@@ -49,22 +46,17 @@ def main() -> None:
         connection.send(WorkerFailed(told))
         raise
     connection.send(WorkerReady())
-    sheet = Timesheet()
 
     def ask_whether_to_go_on(report: EpochReport) -> bool:
         connection.send(report)
-        with sheet.waiting():
-            return not inbox.get().prune
+        return not inbox.get().prune
 
     while True:
         match inbox.get():
             case ProbeOrder():
                 connection.send(trainer.probe())
             case TrialSpec() as spec:
-                sheet.begin(spec)
-                end = trainer.train(spec, ask_whether_to_go_on)
-                spent = sheet.end(end.spent.writing if isinstance(end, TrialResult) else 0.0)
-                connection.send(replace(end, spent=spent) if isinstance(end, TrialResult) else end)
+                connection.send(trainer.train(spec, ask_whether_to_go_on))
 
 
 def _end_with_the_coordinator() -> None:

@@ -1,7 +1,6 @@
 """Train one attempt at a trial and write down what it reached."""
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +24,6 @@ from fashion_study.trial import (
     EpochReport,
     FailReason,
     ProbeResult,
-    TimeSpent,
     TrialResult,
     TrialSpec,
     TrialState,
@@ -52,7 +50,6 @@ class Trainer:
         self._records = settings.records
         self._environment = environment(settings.threads)
         self._data = load_study_data(settings.source, settings.limit_train)
-        self._writing = 0.0
 
     @cached_property
     def _client(self) -> MlflowClient:
@@ -70,11 +67,8 @@ class Trainer:
         fails is no fault of the trial's: the attempt is lost, to be tried again. A result says in what environment it
         was reached.
         """
-        self._writing = 0.0
         end = self._attempt(spec, go_on)
-        if not isinstance(end, TrialResult):
-            return end
-        return replace(end, tags=end.tags | self._environment, spent=TimeSpent(writing=self._writing))
+        return replace(end, tags=end.tags | self._environment) if isinstance(end, TrialResult) else end
 
     def _attempt(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
         reached = 0
@@ -106,7 +100,7 @@ class Trainer:
     def _start(self, spec: TrialSpec, model: keras.Model) -> WarmStart:
         if spec.continues is None:
             return WarmStart()
-        with self._store():
+        with _as_store_error():
             return restore(self._client, spec.continues, model, spec.hyperparameters, len(self._data.train.labels))
 
     def _end(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
@@ -151,18 +145,10 @@ class Trainer:
         """Log figures, tables and the model; return the tags that name it, and everything by its digest."""
         if not self._records:
             return {}
-        with self._store():
+        with _as_store_error():
             sums = record_evaluation(self._client, spec.run_id, evaluation, self._data.validation, spec.seed)
             logged = record_model(self._client, spec.run_id, model, spec.hyperparameters)
         return {"model_uri": logged.uri, "model_sha256": logged.sha256, "evidence_sha256": sums}
-
-    @contextmanager
-    def _store(self) -> Iterator[None]:
-        """Use the store: it is to blame for what fails, and its time is not the training's."""
-        started = time.perf_counter()
-        with _as_store_error():
-            yield
-        self._writing += time.perf_counter() - started
 
 
 class _StoreFailedError(Exception):

@@ -197,8 +197,8 @@ def _open(root: Path, sampler: SamplerName) -> "ToyStudy":
 def _executor(workers: int) -> Any:
     from benchmarks.toy_study import METRICS, TAGS
     from fashion_study.executors.executor import Event
+    from fashion_study.testing.executor import MemoryExecutor
     from fashion_study.trial import TrialResult
-    from tests.support.twins import MemoryExecutor
 
     class FullMemoryExecutor(MemoryExecutor):
         def wait(self, timeout: float) -> list[Event]:

@@ -10,8 +10,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import Trial, TrialState
 
 from benchmarks.toy_study import METRICS, TAGS
+from fashion_study.testing.training import toy_accuracy
 from fashion_study.trial import Hyperparameters
-from tests.support.twins import toy_accuracy
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "filters_1": IntDistribution(16, 48, step=8),

@@ -61,8 +61,7 @@ def main(
 @contextmanager
 def _places() -> Iterator[dict[str, tuple[dict[str, str], tuple[int, ...]]]]:
     """Start the servers and yield, of each place, what the environment says and the processes of its servers."""
-    from tests.deploy.fixtures import has_postgres
-    from tests.deploy.servers import Postgres, TeamMlflow, server_folder
+    from benchmarks.servers import Postgres, TeamMlflow, has_postgres, server_folder
 
     if not has_postgres():
         print("There is no PostgreSQL here (Debian's package postgresql): SQLite alone is measured.", file=sys.stderr)
@@ -129,8 +128,8 @@ def _trials(workers: int) -> int:
 def _executor(workers: int) -> "Executor":
     from benchmarks.toy_study import METRICS, TAGS
     from fashion_study.executors.executor import Event
+    from fashion_study.testing.executor import MemoryExecutor
     from fashion_study.trial import AttemptLost, EpochReport
-    from tests.support.twins import MemoryExecutor
 
     class RisingExecutor(MemoryExecutor):
         """Answer with as much as a real worker, and with a later trial always the better one: none is pruned."""

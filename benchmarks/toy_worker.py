@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from benchmarks.toy_study import METRICS, TAGS
+from fashion_study.testing.worker import ToyTrainer, work_with
 from fashion_study.trial import AttemptLost, EpochReport, TrialResult, TrialSpec
-from tests.executors.toy_worker import ToyTrainer, work_with
 
 
 class FullToyTrainer(ToyTrainer):

@@ -16,8 +16,8 @@ from fashion_study.space.space import SearchSpace
 from fashion_study.store.trials import TrialRecord, TrialStorage
 from fashion_study.study.loop import Assignment, Coordinator
 from fashion_study.study.progress import NullObserver
+from fashion_study.testing.tracker import MemoryTracker
 from fashion_study.trial import EpochReport, Precision, TrialResult, TrialState
-from tests.support.twins import MemoryTracker
 
 # As many as the default study has.
 DEFAULT_TRIALS = 20

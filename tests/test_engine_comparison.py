@@ -23,8 +23,8 @@ from fashion_study.engine_comparison import (
 )
 from fashion_study.errors import BadInputError
 from fashion_study.store.trials import TrialRecord
+from fashion_study.testing.observer import RecordingObserver
 from fashion_study.trial import TrialState
-from tests.support.twins import RecordingObserver
 
 BEST = {"a": (0.90, 0.92, 0.94), "random": (0.80, 0.90, 0.91), "b": (0.70, 0.92, 0.91)}
 TRIALS = {"a": 10.0, "random": 5.0, "b": 7.5}

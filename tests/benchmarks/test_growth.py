@@ -6,8 +6,8 @@ from mlflow import MlflowClient
 
 from benchmarks.growth import grow
 from benchmarks.toy_study import open_toy_study
+from fashion_study.testing.executor import MemoryExecutor
 from fashion_study.trial import TrialState
-from tests.support.twins import MemoryExecutor
 
 EPOCHS, RAN, SIZE = 5, 16, 40
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.deploy.servers import Postgres, TeamMlflow
+    from benchmarks.servers import Postgres, TeamMlflow
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 # Not a measure of anything: how long a command on a busy machine may take before something must be wrong.
@@ -20,7 +20,7 @@ PATIENCE = 280
 @pytest.fixture(scope="session")
 def on_servers(postgres: "Postgres", team: "TeamMlflow") -> dict[str, str]:
     """Give the environment of somebody who runs studies on both servers, passwords in both addresses."""
-    from tests.deploy.servers import ROOT, clean_environment
+    from benchmarks.servers import ROOT, clean_environment
 
     trial_storage = postgres.address().replace("optuna@", f"optuna:{quoted(postgres.passwords['optuna'])}@")
     return clean_environment() | {

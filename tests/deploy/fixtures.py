@@ -2,31 +2,23 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from tests.deploy.servers import Postgres, TeamMlflow
-
-PROGRAMS = "/usr/lib/postgresql"
-
-
-def has_postgres() -> bool:
-    """Say whether Debian's package is installed."""
-    return any(Path(PROGRAMS).glob("*/bin/postgres"))
+    from benchmarks.servers import Postgres, TeamMlflow
 
 
 @pytest.fixture(scope="session")
 def postgres() -> "Iterator[Postgres]":
     """Give a PostgreSQL server; skipped where there is none, but never where the variable CI is set."""
+    # Not above: what this imports sets variables for MLflow, and the user's own are taken away first.
+    from benchmarks.servers import PROGRAMS, Postgres, has_postgres, server_folder
+
     if not has_postgres():
         message = f"there is no PostgreSQL in {PROGRAMS}"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
-    # Not above: what this imports sets variables for MLflow, and the user's own are taken away first.
-    from tests.deploy.servers import Postgres, server_folder
-
     with server_folder() as folder:
         server = Postgres(folder)
         try:
@@ -40,7 +32,7 @@ def postgres() -> "Iterator[Postgres]":
 @pytest.fixture(scope="session")
 def team(postgres: "Postgres") -> "Iterator[TeamMlflow]":
     """Give an MLflow server on it, with an account."""
-    from tests.deploy.servers import TeamMlflow
+    from benchmarks.servers import TeamMlflow
 
     server = TeamMlflow(postgres.folder, postgres)
     try:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
+from benchmarks.servers import ROOT, Postgres
 from fashion_study.errors import ExitCode
 from tests.deploy.conftest import PATIENCE, Command
-from tests.deploy.servers import ROOT, Postgres
 from tests.faults.table import RecordFault
 
 pytestmark = pytest.mark.timeout(1200)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.servers import Postgres, TeamMlflow
 from fashion_study.errors import ExitCode
 from tests.deploy.conftest import Command
-from tests.deploy.servers import Postgres, TeamMlflow
 from tests.faults.table import RecordFault
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]

@@ -11,7 +11,8 @@ from urllib.request import Request
 import psycopg
 import pytest
 
-from tests.deploy.servers import DEPLOY, OPENER, Postgres, ProcessList, TeamMlflow
+from benchmarks.servers import DEPLOY, OPENER, Postgres, TeamMlflow
+from tests.support.processes import ProcessList
 
 EXPERIMENTS = "/api/2.0/mlflow/experiments/search"
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.servers import Postgres, TeamMlflow
 from fashion_study.errors import ExitCode, StoreError
 from tests.deploy.conftest import Command
-from tests.deploy.servers import Postgres, ProcessList, TeamMlflow
+from tests.support.processes import ProcessList
 
 SMALL = ("--space", "smoke", "--dataset", "digits", "--workers", "1", "--precision", "float32")
 STUDY = "digits-smoke"

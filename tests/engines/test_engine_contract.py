@@ -18,8 +18,9 @@ from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.engines.points import distributions_of
 from fashion_study.space.space import SearchSpace
 from fashion_study.store.trials import TrialStorage
+from fashion_study.testing.storage import memory_storage
+from fashion_study.testing.training import toy_accuracy
 from fashion_study.trial import FailReason, Hyperparameters, ParamValue, TrialResult, TrialState, trial_seed
-from tests.support.twins import memory_storage, toy_accuracy
 
 Point = dict[str, ParamValue]
 

@@ -13,9 +13,12 @@ from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.space.space import SearchSpace
 from fashion_study.store.trials import MAX_RETRIES, TrialStorage
 from fashion_study.study.loop import Assignment, Coordinator
+from fashion_study.testing.executor import MemoryExecutor
+from fashion_study.testing.observer import RecordingObserver
+from fashion_study.testing.storage import memory_storage
+from fashion_study.testing.tracker import MemoryTracker
 from fashion_study.trial import Checkpoint, ParamValue, Precision, TrialResult, TrialState
 from tests.engines.test_engine_contract import asked, canonical, completed, proposals, run_id
-from tests.support.twins import MemoryExecutor, MemoryTracker, RecordingObserver, memory_storage
 
 
 def nine_epochs(kind: str = "float_log", low: int = 1) -> SearchSpace:

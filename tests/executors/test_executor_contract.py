@@ -18,6 +18,8 @@ from fashion_study.executors import local
 from fashion_study.executors.executor import Event, Executor
 from fashion_study.executors.local import Limits, LocalExecutor, default_workers, threads_per_worker, visible_gpus
 from fashion_study.executors.memory import OomWatch
+from fashion_study.testing.executor import MemoryExecutor
+from fashion_study.testing.training import PROBED, Key, SimulatedOutcome, toy_report, toy_result
 from fashion_study.trial import (
     AttemptLost,
     DataSource,
@@ -31,7 +33,6 @@ from fashion_study.trial import (
     WorkerSettings,
 )
 from tests.support.processes import descendants_running, has_ended
-from tests.support.twins import PROBED, Key, MemoryExecutor, SimulatedOutcome, toy_report, toy_result
 
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
 TOY = "tests.executors.toy_worker"

@@ -20,12 +20,14 @@ from fashion_study.executors.executor import Event
 from fashion_study.executors.ray import LOST, RayExecutor
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.loop import Assignment, Coordinator
+from fashion_study.testing.observer import RecordingObserver
+from fashion_study.testing.storage import memory_storage
+from fashion_study.testing.tracker import MemoryTracker
 from fashion_study.trial import Precision, TrialState
 from tests.executors.test_executor_contract import PATIENCE, PYTHONPATH, workers_of
 from tests.executors.test_ray_executor import SMALL, await_slots, supervisors, worker_context
 from tests.study.test_loop import smoke_with
 from tests.support.processes import unless_gone
-from tests.support.twins import MemoryTracker, RecordingObserver, memory_storage
 
 pytestmark = pytest.mark.faults
 

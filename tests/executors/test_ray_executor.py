@@ -22,6 +22,7 @@ from fashion_study.executors.executor import Executor
 from fashion_study.executors.local import Limits
 from fashion_study.executors.ray import LOST, RayExecutor
 from fashion_study.executors.supervisor import WorkerContext
+from fashion_study.testing.training import Key, SimulatedOutcome, toy_result
 from fashion_study.trial import AttemptLost, EpochReport, TrialState
 from tests.executors.test_executor_contract import (
     PATIENCE,
@@ -38,7 +39,6 @@ from tests.executors.test_executor_contract import (
     workers_of,
 )
 from tests.support.processes import unless_gone
-from tests.support.twins import Key, SimulatedOutcome, toy_result
 
 # Small enough for two on a machine with one core.
 SMALL = Resources(0.5, 0, 2**20)

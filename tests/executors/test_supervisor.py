@@ -11,9 +11,9 @@ import pytest
 from fashion_study.errors import DataError
 from fashion_study.executors.local import Limits, LocalExecutor
 from fashion_study.executors.supervisor import Supervisor, WorkerContext
+from fashion_study.testing.training import PROBED, toy_report, toy_result
 from fashion_study.trial import DataSource, TrialState, WorkerFailed
 from tests.executors.test_executor_contract import PYTHONPATH, SETTINGS, TOY, spec
-from tests.support.twins import PROBED, toy_report, toy_result
 
 ELSEWHERE = DataSource("fashion-mnist", Path("/on/the/coordinator's/machine"), "d" * 64)
 

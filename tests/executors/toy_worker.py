@@ -1,24 +1,22 @@
 """The real worker process with a toy for a trainer: no TensorFlow, no data, and fates for attempts to meet.
 
-`TOY_FATES` maps attempts to fates, as JSON: `{"3/1": "lost"}`; beside those of `SimulatedOutcome` a real process can meet the ones
-below. `TOY_BROKEN` keeps the trainer from starting; with `SIGKILL` it takes the process along, with `hang` it never
-comes to an end. `TOY_PROBE` is the fate of a probe. `TOY_SLOW` is the seconds that a start takes, `TOY_EPOCH` those
-that an epoch takes.
+`TOY_FATES` maps attempts to fates, as JSON: `{"3/1": "lost"}`; beside those of `SimulatedOutcome` a real process can
+meet the ones below. `TOY_BROKEN` keeps the trainer from starting; with `SIGKILL` it takes the process along, with
+`hang` it never comes to an end. `TOY_PROBE` is the fate of a probe. `TOY_SLOW` is the seconds that a start takes,
+`TOY_EPOCH` those that an epoch takes.
 """
 
 import ctypes
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
-from types import ModuleType
 
 from fashion_study.errors import DataError
+from fashion_study.testing import worker
+from fashion_study.testing.training import PROBED, SimulatedOutcome, toy_training
 from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialResult, TrialSpec, WorkerSettings
-from fashion_study.worker import process as worker
-from tests.support.twins import PROBED, SimulatedOutcome, toy_training
 
 HUNGER = 256 * 2**20
 KEPT: list[bytes] = []
@@ -62,8 +60,9 @@ ENDS: dict[str, Callable[[], object]] = {
 }
 
 
-class ToyTrainer:
+class ToyTrainer(worker.ToyTrainer):
     def __init__(self, settings: WorkerSettings) -> None:
+        super().__init__(settings)
         time.sleep(float(os.environ.get("TOY_SLOW", "0")))
         broken = os.environ.get("TOY_BROKEN")
         if broken == "SIGKILL":
@@ -99,13 +98,5 @@ class ToyTrainer:
                 ENDS.get(name, bool)()
 
 
-def work_with(trainer: type[ToyTrainer]) -> None:
-    """Be a worker process that trains with a toy."""
-    module = ModuleType("fashion_study.worker.trainer")
-    module.Trainer = trainer  # type: ignore[attr-defined]
-    sys.modules[module.__name__] = module
-    worker.main()
-
-
 if __name__ == "__main__":
-    work_with(ToyTrainer)
+    worker.work_with(ToyTrainer)

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from fashion_study.testing.worker import work_with
 from fashion_study.trial import AttemptLost, EpochReport, TrialResult, TrialSpec, TrialState, WorkerSettings
 from fashion_study.worker import process as worker
-from tests.executors.toy_worker import ToyTrainer, work_with
+from tests.executors.toy_worker import ToyTrainer
 from tests.faults.journal import JOURNAL, Journal
 
 MODEL = "FAULTS_MODEL"

@@ -28,6 +28,7 @@ from fashion_study.replay.view import show_replay
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.plan import dataset_metadata, plan_study
+from fashion_study.testing.training import toy_report, toy_result
 from fashion_study.tracking.runs import MlflowTracker
 from fashion_study.trial import (
     Checkpoint,
@@ -38,7 +39,6 @@ from fashion_study.trial import (
     TrialState,
     trial_seed,
 )
-from tests.support.twins import toy_report, toy_result
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 3

@@ -1,4 +1,4 @@
-"""The promises of a trial storage on PostgreSQL: one owner of a study among all machines, one connection, one message."""
+"""A trial storage on PostgreSQL: one owner of a study among all machines, one connection, one message."""
 
 import os
 import socket
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.servers import Postgres
 from fashion_study.errors import ExitCode, StoreError
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.study_owner import claim_study, sole_coordinator
 from fashion_study.store.trials import TrialStorage
-from tests.deploy.servers import Postgres
 
 HOLD = """
 import sys

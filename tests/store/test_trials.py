@@ -10,8 +10,8 @@ from optuna.storages import RDBStorage
 from fashion_study.database_url import DatabaseUrl
 from fashion_study.store.postgres import open_storage
 from fashion_study.store.trials import MAX_RETRIES, TrialStorage
+from fashion_study.testing.storage import memory_storage
 from fashion_study.trial import FailReason, TrialResult, TrialState
-from tests.support.twins import memory_storage
 
 
 @pytest.fixture(scope="module", params=["SQLite", "PostgreSQL"])

@@ -21,17 +21,12 @@ from fashion_study.study.finalists import (
     plan_finalists,
     rank_finalists,
 )
+from fashion_study.testing.executor import MemoryExecutor
+from fashion_study.testing.observer import RecordingObserver
+from fashion_study.testing.tracker import MemoryTracker
+from fashion_study.testing.training import Key, SimulatedOutcome, toy_accuracy
 from fashion_study.trial import ParamValue, Precision, TrialState, trial_seed
-from tests.support.twins import (
-    ComingAndGoing,
-    FailingStore,
-    Key,
-    MemoryExecutor,
-    MemoryTracker,
-    RecordingObserver,
-    SimulatedOutcome,
-    toy_accuracy,
-)
+from tests.support.executors import IntermittentExecutor, StoreFailureExecutor
 
 SMOKE = load_space("smoke")
 SEED = 7
@@ -211,7 +206,7 @@ def test_a_repeat_that_comes_with_the_loss_that_ends_the_study_is_kept() -> None
     # Those that are lost are lost after one epoch.
     records = (*RANKED[:2], record(0, 0.90, epochs=1))
     plan = FinalistPlan(records, 1)
-    final = Final(plan, slots=3, fates=fates, make_executor=FailingStore, records=records)
+    final = Final(plan, slots=3, fates=fates, make_executor=StoreFailureExecutor, records=records)
     with pytest.raises(StoreError):
         final.run()
     assert [run.status for run in final.tracker.runs.values()] == ["interrupted", "interrupted", "complete"]
@@ -225,7 +220,7 @@ def test_a_repeat_whose_worker_dies_is_trained_again() -> None:
 
 
 def test_repeats_wait_for_a_worker() -> None:
-    final = Final(fates={(4, 1): SimulatedOutcome.LOST}, make_executor=ComingAndGoing)
+    final = Final(fates={(4, 1): SimulatedOutcome.LOST}, make_executor=IntermittentExecutor)
     assert {len(result.objectives) for result in final.run()} == {3}
 
 
@@ -246,7 +241,7 @@ def test_a_store_that_goes_on_failing_ends_the_finalists_and_gives_no_repeat_up(
             for number in range(9)
             for attempt in range(2 * start + 1, 2 * start + 9)
         }
-        final = Final(tracker=final.tracker, fates=lost, make_executor=FailingStore)
+        final = Final(tracker=final.tracker, fates=lost, make_executor=StoreFailureExecutor)
         with pytest.raises(StoreError, match="the same command goes on"):
             final.run()
         assert {run.status for run in final.tracker.repeats()} == {"KILLED"}

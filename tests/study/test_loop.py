@@ -17,6 +17,11 @@ from fashion_study.space.space import SearchSpace
 from fashion_study.store.trials import MAX_RETRIES, TrialStorage
 from fashion_study.study import loop as coordinator_module
 from fashion_study.study.loop import Assignment, Coordinator
+from fashion_study.testing.executor import MemoryExecutor
+from fashion_study.testing.observer import RecordingObserver
+from fashion_study.testing.storage import memory_storage
+from fashion_study.testing.tracker import MemoryTracker
+from fashion_study.testing.training import Key, SimulatedOutcome, toy_accuracy, toy_report, toy_result
 from fashion_study.trial import (
     FailReason,
     Precision,
@@ -25,19 +30,7 @@ from fashion_study.trial import (
     TrialState,
     trial_seed,
 )
-from tests.support.twins import (
-    ComingAndGoing,
-    FailingStore,
-    Key,
-    MemoryExecutor,
-    MemoryTracker,
-    RecordingObserver,
-    SimulatedOutcome,
-    memory_storage,
-    toy_accuracy,
-    toy_report,
-    toy_result,
-)
+from tests.support.executors import IntermittentExecutor, StoreFailureExecutor
 
 SMOKE = load_space("smoke")
 SEED = 7
@@ -403,7 +396,7 @@ def test_interruptions_by_the_user_count_as_attempts_too() -> None:
 
 
 def with_workers_that_come_and_go(study: Study) -> Study:
-    study.executor = ComingAndGoing(study.slots, study.fates, study.journal)
+    study.executor = IntermittentExecutor(study.slots, study.fates, study.journal)
     return study
 
 
@@ -446,7 +439,7 @@ def test_a_study_without_a_worker_can_be_ended_and_withdraws_what_it_proposed(
 
 
 def with_failing_store(study: Study) -> Study:
-    study.executor = FailingStore(study.slots, study.fates, study.journal)
+    study.executor = StoreFailureExecutor(study.slots, study.fates, study.journal)
     return study
 
 

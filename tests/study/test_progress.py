@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from fashion_study.study.progress import LiveDisplay, NullObserver, Observer, PlainLines, describe, duration, watch
+from fashion_study.testing.training import toy_report, toy_result
 from fashion_study.trial import EpochReport, FailReason, Hyperparameters, Precision, TrialResult, TrialSpec, TrialState
-from tests.support.twins import toy_report, toy_result
 
 
 def spec(number: int, attempt: int = 1) -> TrialSpec:

@@ -16,10 +16,10 @@ from fashion_study.store.store import open_store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.retention import REMOVED, ModelKeeper
 from fashion_study.study.run import StudyResult
+from fashion_study.testing.observer import RecordingObserver
 from fashion_study.tracking.pending import pending_models
 from fashion_study.trial import FailReason, TrialResult, TrialSpec, TrialState
 from tests.support.model_store import ModelStore, trained
-from tests.support.twins import RecordingObserver
 
 SPACE = {"learning_rate": FloatDistribution(0.0, 1.0)}
 

@@ -1,14 +1,41 @@
 """Processes that tests look for and ask; any of them may end meanwhile."""
 
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from types import TracebackType
 from typing import TypeVar
 
 import psutil
 
 Answer = TypeVar("Answer")
 Other = TypeVar("Other")
+
+
+class ProcessList:
+    """The command lines of every process of this machine while the block runs."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self._is_done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "ProcessList":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        is_done = False
+        while not is_done:
+            is_done = self._is_done.wait(0.2)
+            self.seen |= {" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])}
 
 
 def unless_gone(ask: Callable[[], Answer], otherwise: Other) -> Answer | Other:

@@ -15,11 +15,11 @@ from mlflow.entities import Run
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TrialRecord
 from fashion_study.study.leaderboard import table
+from fashion_study.testing.training import toy_report
 from fashion_study.tracking import runs
 from fashion_study.tracking.runs import MlflowTracker, run_name
 from fashion_study.tracking.tracker import DatasetMetadata, StudyMetadata
 from fashion_study.trial import FailReason, Hyperparameters, Precision, TrialResult, TrialSpec, TrialState
-from tests.support.twins import toy_report
 
 PARAMS = Hyperparameters(epochs=3)
 CARD = StudyMetadata(

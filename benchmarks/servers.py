@@ -1,4 +1,4 @@
-"""The servers of a team, started from the files in `deploy/` on free ports, and gone with their owner."""
+"""A team's servers, started from the files in `deploy/` on free ports; they end with the process that started them."""
 
 import os
 import secrets
@@ -7,32 +7,31 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from urllib.request import ProxyHandler, build_opener
 
 import psutil
 
 from fashion_study.mlflow_ui.server import choose_port
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 HOST = "127.0.0.1"
-# Not a measure of anything: how long a start may take on a busy machine before something must be wrong.
-PATIENCE = 300
+# How long a start may take on a busy machine before something must be wrong.
+START_TIMEOUT = 300
+PROGRAMS = Path("/usr/lib/postgresql")
 # Not through a proxy that the environment may name.
 OPENER = build_opener(ProxyHandler({}))
 
 
 class Server:
-    """Run one of the files in `deploy/` in the foreground of a process that ends with this one."""
+    """One of the files in `deploy/`, in the foreground of a process that ends with this one."""
 
-    def __init__(self, file: str, log: Path, environment: Mapping[str, str], *words: str) -> None:
-        self._command = [sys.executable, "-m", "fashion_study.mlflow_ui.watchdog", str(DEPLOY / file), *words]
+    def __init__(self, file: str, log: Path, environment: Mapping[str, str], *arguments: str) -> None:
+        self._command = [sys.executable, "-m", "fashion_study.mlflow_ui.watchdog", str(DEPLOY / file), *arguments]
         self.log = log
         self._environment = {**clean_environment(), "PYTHONPATH": f"{ROOT / 'src'}", **environment}
         self._process: subprocess.Popen[bytes] | None = None
@@ -46,9 +45,9 @@ class Server:
                 stdout=output,
                 stderr=output,
                 env=self._environment,
-                process_group=0,  # Whoever ends the tests' group must leave the lifeline to end the server.
+                process_group=0,  # Whoever ends the tests' group must leave it to the watchdog to end the server.
             )
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + START_TIMEOUT
         while not is_healthy():
             assert self._process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
@@ -65,15 +64,15 @@ class Server:
         assert self._process is not None
         (server,) = psutil.Process(self._process.pid).children()
         server.send_signal(number)
-        self._process.wait(PATIENCE)
+        self._process.wait(START_TIMEOUT)
         self.stop()
 
     def stop(self) -> None:
-        """Let go of the lifeline."""
+        """Close the pipe that the watchdog reads."""
         if self._process is not None:
             assert self._process.stdin is not None
             self._process.stdin.close()
-            self._process.wait(PATIENCE)
+            self._process.wait(START_TIMEOUT)
             self._process = None
 
 
@@ -88,8 +87,8 @@ class Postgres:
         self.folder = folder
         self.port = choose_port(0)
         self.passwords = {"optuna": f"o/{secrets.token_hex(12)}", "mlflow": f"m'{secrets.token_hex(12)}"}
-        words = () if is_careful else ("-c", "fsync=off")
-        self._server = Server("postgres.sh", folder / "postgres.log", self._variables, *words)
+        arguments = () if is_careful else ("-c", "fsync=off")
+        self._server = Server("postgres.sh", folder / "postgres.log", self._variables, *arguments)
 
     @property
     def _variables(self) -> dict[str, str]:
@@ -115,8 +114,8 @@ class Postgres:
 
     def is_healthy(self) -> bool:
         """Ask as an operator would."""
-        words = ["pg_isready", "--quiet", "--host", HOST, "--port", str(self.port)]
-        return subprocess.run(words, check=False).returncode == 0
+        command = ["pg_isready", "--quiet", "--host", HOST, "--port", str(self.port)]
+        return subprocess.run(command, check=False).returncode == 0
 
     def address(self, database: str = "optuna", role: str = "optuna") -> str:
         """Return the address of a database, with no password in it."""
@@ -126,12 +125,12 @@ class Postgres:
         """Return the address of the trial storage's database as SQLAlchemy wants it."""
         return self.address().replace("postgresql:", "postgresql+psycopg:", 1)
 
-    def query(self, words: str, database: str = "optuna", role: str = "optuna") -> list[tuple[object, ...]]:
+    def query(self, statement: str, database: str = "optuna", role: str = "optuna") -> list[tuple[object, ...]]:
         """Ask a database as one of its roles."""
         import psycopg
 
         with psycopg.connect(self.address(database, role), password=self.passwords[role]) as connection:
-            cursor = connection.execute(words.encode())
+            cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
     @property
@@ -140,7 +139,7 @@ class Postgres:
         return self._server.pid
 
     def die(self) -> None:
-        """Be gone at once."""
+        """Kill the server."""
         self._server.signal(signal.SIGKILL)
 
     def stop(self) -> None:
@@ -186,14 +185,14 @@ class TeamMlflow:
         """Make the account, or give it its password again."""
         return self.run_account(self.account)
 
-    def run_account(self, *words: str, **changes: str) -> "subprocess.CompletedProcess[str]":
+    def run_account(self, *arguments: str, **changes: str) -> "subprocess.CompletedProcess[str]":
         """Run `account.py` with the administrator's environment, changed."""
         own = {
             "MLFLOW_TRACKING_URI": self.address,
             "MLFLOW_AUTH_ADMIN_PASSWORD": self.admin_password,
             "ACCOUNT_PASSWORD": self.password,
         }
-        command = [sys.executable, str(DEPLOY / "account.py"), *words]
+        command = [sys.executable, str(DEPLOY / "account.py"), *arguments]
         environment = clean_environment() | own | changes
         return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
 
@@ -215,31 +214,6 @@ class TeamMlflow:
         self._server.stop()
 
 
-class ProcessList:
-    """Read the command lines of every process of this machine while the block runs."""
-
-    def __init__(self) -> None:
-        self.seen: set[str] = set()
-        self._is_done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> "ProcessList":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._is_done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        is_done = False
-        while not is_done:
-            is_done = self._is_done.wait(0.2)
-            self.seen |= {" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])}
-
-
 @contextmanager
 def server_folder() -> Iterator[Path]:
     """Give a folder that PostgreSQL's own account may enter, as pytest's are not."""
@@ -249,6 +223,11 @@ def server_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def has_postgres() -> bool:
+    """Return whether Debian's package `postgresql` is installed."""
+    return any(PROGRAMS.glob("*/bin/postgres"))
 
 
 def clean_environment() -> dict[str, str]:

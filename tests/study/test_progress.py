@@ -195,9 +195,9 @@ def test_a_duration_is_written_for_a_person(seconds: float, text: str) -> None:
 
 def test_a_study_goes_on_where_nobody_reads_any_more() -> None:
     program = (
-        "from fashion_study.study.progress import PatientConsole, PlainLines\n"
+        "from fashion_study.study.progress import PipeSafeConsole, PlainLines\n"
         "import sys\n"
-        "lines = PlainLines(PatientConsole())\n"
+        "lines = PlainLines(PipeSafeConsole())\n"
         "for number in range(10_000):\n"
         "    lines.note(f'line {number}')\n"
         "print('at its end', file=sys.stderr)\n"

@@ -18,7 +18,7 @@ import typer
 
 from benchmarks.sheet import FOLDER, Line, publish, table_of
 from experiments._entry import run
-from fashion_study.data.dataset import load_study_data, locate
+from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.executors.local import MALLOC
 from fashion_study.statistics import CONFIDENCE, student_interval
 from fashion_study.stderr import import_without_stderr
@@ -114,7 +114,7 @@ def accuracy(order: Order) -> float:
     configure(threads=1)
     keras.utils.clear_session()
     seed_training(order.seed)
-    data = load_study_data(order.source, order.images)
+    data = load_dataset(order.source, order.images)
     model = _model(order, len(data.class_names))
     # Without validation on the way: it is the end that is compared.
     fit(model, data.train, None, order.params, order.seed, lambda _epoch: True)

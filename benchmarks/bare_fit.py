@@ -10,7 +10,8 @@ import keras
 import tensorflow as tf
 
 from benchmarks.peers.network import build_network
-from fashion_study.data.dataset import StudyData, load_study_data, locate
+from fashion_study.data.catalog import load_dataset, locate
+from fashion_study.data.dataset import Dataset
 from fashion_study.trial import Hyperparameters
 
 
@@ -18,7 +19,7 @@ def bare_rate(
     params: Hyperparameters,
     precision: str,
     threads: int,
-    data: StudyData,
+    data: Dataset,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Return the median images per second of the epochs after the first, each without its validation, by `clock`."""
@@ -58,7 +59,7 @@ def main() -> None:
     """Read batch size, epochs, images, precision and threads from the command line; print one number."""
     batch_size, epochs, images = map(int, sys.argv[1:4])
     params = Hyperparameters(batch_size=batch_size, epochs=epochs)
-    print(bare_rate(params, sys.argv[4], int(sys.argv[5]), load_study_data(locate("fashion-mnist", None), images)))
+    print(bare_rate(params, sys.argv[4], int(sys.argv[5]), load_dataset(locate("fashion-mnist", None), images)))
 
 
 if __name__ == "__main__":

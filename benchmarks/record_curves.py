@@ -33,7 +33,8 @@ from scipy.stats import qmc
 from benchmarks.curves import TABLE, Curve, Design, append_curve, append_session, continue_table, recorded_sessions
 from benchmarks.sheet import surroundings
 from experiments._entry import run
-from fashion_study.data.dataset import StudyData, load_study_data, locate
+from fashion_study.data.catalog import load_dataset, locate
+from fashion_study.data.dataset import Dataset
 from fashion_study.errors import BadInputError
 from fashion_study.executors.local import MALLOC, default_workers
 from fashion_study.space.file import load_space
@@ -78,7 +79,7 @@ def main(
     precision = precision or last_precision(output)
     space = load_space(SPACE)
     source = locate(dataset)
-    data = load_study_data(source, images)
+    data = load_dataset(source, images)
     design = Design(
         space=space.name,
         space_digest=space.digest,
@@ -245,8 +246,8 @@ def _train(order: Order) -> Curve:
 
 
 @cache
-def _data(source: DataSource, train_images: int) -> StudyData:
-    return load_study_data(source, train_images)
+def _data(source: DataSource, train_images: int) -> Dataset:
+    return load_dataset(source, train_images)
 
 
 if __name__ == "__main__":

@@ -118,14 +118,14 @@ class Bench:
         limit_train: int | None,
         precision: str,
     ) -> None:
-        from fashion_study.data.dataset import load_study_data, locate
+        from fashion_study.data.catalog import load_dataset, locate
 
         self._folder = folder
         self._folders = 0
         self.trials = trials
         self._source = locate("fashion-mnist", data_dir)
         self._limit = limit_train
-        self._data = load_study_data(self._source, limit_train)
+        self._data = load_dataset(self._source, limit_train)
         self._asked = self.precision = precision
         self.workers = default_workers()
         self.threads = threads_per_worker(self.workers)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import yaml
 
 from fashion_study.config import PrunerName, SamplerName, StudyConfig
-from fashion_study.data.dataset import load_study_data
+from fashion_study.data.catalog import load_dataset
 from fashion_study.engines.engine import Engine
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.executors.executor import Executor
@@ -80,7 +80,7 @@ def open_toy_study(
     client = store.client()
     experiment = store.experiment_id(client, plan.source.name)
     tracker = MlflowTracker(client, experiment)
-    data = load_study_data(plan.source)
+    data = load_dataset(plan.source)
     storage = store.open_optuna_storage()
     began = time.perf_counter()
     trial_storage = TrialStorage(storage, plan.name)

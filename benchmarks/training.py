@@ -134,21 +134,21 @@ def training_flops(params: Hyperparameters, classes: int = 10) -> float:
 def _bare(case: CheckContext) -> float:
     import_without_stderr("benchmarks.bare_fit")
     from benchmarks.bare_fit import bare_rate
-    from fashion_study.data.dataset import load_study_data, locate
+    from fashion_study.data.catalog import load_dataset, locate
 
-    data = load_study_data(locate("fashion-mnist", None), case.images)
+    data = load_dataset(locate("fashion-mnist", None), case.images)
     return bare_rate(case.params, case.precision, 1, data, clock=time.process_time)
 
 
 def _worker(case: CheckContext) -> float:
     import_without_stderr("fashion_study.training.fit")
-    from fashion_study.data.dataset import load_study_data, locate
+    from fashion_study.data.catalog import load_dataset, locate
     from fashion_study.training.fit import Epoch, configure, fit, seed_training
     from fashion_study.training.model import build_model
 
     configure(threads=1)
     seed_training(0)
-    data = load_study_data(locate("fashion-mnist", None), case.images)
+    data = load_dataset(locate("fashion-mnist", None), case.images)
     ends = [time.process_time()]
 
     def on_epoch(_epoch: Epoch) -> bool:

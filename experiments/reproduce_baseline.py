@@ -8,7 +8,7 @@ from typer import Option
 
 from experiments._entry import StoreFolder, run
 from fashion_study.config import DatasetChoice
-from fashion_study.data.dataset import locate
+from fashion_study.data.catalog import locate
 
 
 def main(

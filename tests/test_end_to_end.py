@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
-from fashion_study.data.dataset import load_study_data, locate
+from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.space.file import load_space
 from tests.faults.table import RecordFault
 from tests.support.optuna_client import trials_of
@@ -353,7 +353,7 @@ def test_a_complete_trial_leaves_its_figures_and_tables(first: Start) -> None:
 
 def test_runs_name_the_images_they_read_with_their_digest(first: Start) -> None:
     evidence = first.evidence
-    digest = load_study_data(locate("digits")).split_digest[:36]
+    digest = load_dataset(locate("digits")).split_digest[:36]
     for run in (evidence.parent, *evidence.runs.values()):
         assert run.inputs is not None
         read = {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}
@@ -368,7 +368,7 @@ def test_runs_name_the_images_they_read_with_their_digest(first: Start) -> None:
 
 @pytest.mark.usefixtures("default_store")
 def test_every_logged_model_reaches_exactly_its_objective_when_it_is_loaded_again(first: Start) -> None:
-    validation = load_study_data(locate("digits")).validation
+    validation = load_dataset(locate("digits")).validation
     for number, trial in complete(first.evidence).items():
         run = first.evidence.run_of(number)
         model = mlflow.keras.load_model(run.data.tags["model_uri"], load_model_kwargs={"safe_mode": True})
@@ -385,7 +385,7 @@ def test_every_logged_model_reaches_exactly_its_objective_when_it_is_loaded_agai
 
 @pytest.mark.usefixtures("default_store")
 def test_a_logged_model_takes_raw_pixels_as_any_mlflow_model_does(first: Start) -> None:
-    validation = load_study_data(locate("digits")).validation
+    validation = load_dataset(locate("digits")).validation
     trial = first.evidence.trials[0]
     model = mlflow.pyfunc.load_model(first.evidence.run_of(0).data.tags["model_uri"])
     raw = validation.images.astype(np.float32)

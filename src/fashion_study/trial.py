@@ -162,7 +162,7 @@ class AttemptLost:
 class DataSource:
     """Say which verified images to read and where they lie. `directory` is None for embedded data."""
 
-    name: Literal["fashion-mnist", "digits"]
+    name: str
     directory: Path | None
     digest: str
     is_fallback: bool = False

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fashion_study.baseline.reproduce import BaselineConfig, reproduce_baseline
 from fashion_study.baseline.table import Figures, Reproduction, comparison
-from fashion_study.data.dataset import CLASS_NAMES, locate
+from fashion_study.data.catalog import describe, locate
 from fashion_study.store.store import open_store
 from fashion_study.tracking.aliases import promotion_lock
 from fashion_study.trial import DataSource, Hyperparameters
@@ -42,7 +42,7 @@ def shown(reproduction: Reproduction) -> list[list[str]]:
 
 def reproduction_on(dataset: str, seeds: int) -> Reproduction:
     source = DataSource("fashion-mnist" if dataset == "fashion-mnist" else "digits", None, "")
-    names = CLASS_NAMES[dataset]
+    names = describe(dataset).class_names
     many = tuple(
         Figures(0.875 + 0.01 * seed, 0.85, dict.fromkeys(names, (0.5 + 0.1 * seed, 0.25))) for seed in range(seeds)
     )

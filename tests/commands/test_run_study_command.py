@@ -13,7 +13,7 @@ import pytest
 
 from experiments._entry import run
 from experiments.run_study import main
-from fashion_study.data.dataset import OFFICIAL_FILES
+from fashion_study.data.fashion_mnist import OFFICIAL_FILES
 
 ROOT = Path(__file__).parents[2]
 SLOW_LIBRARIES = {"tensorflow", "keras", "keras_tuner", "mlflow", "optuna", "sklearn", "pandas", "matplotlib"}

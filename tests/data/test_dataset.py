@@ -11,17 +11,20 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fashion_study.data import dataset as datasets
-from fashion_study.data.dataset import DownloadError, StudyData
+from fashion_study.data import catalog, fashion_mnist
+from fashion_study.data.dataset import Dataset, DownloadError, Split
+from fashion_study.data.digits import enlarge
+from fashion_study.data.fashion_mnist import OfficialFile
 from fashion_study.errors import BadInputError, DataError, ExitCode
 from fashion_study.trial import DataSource
 from tests.faults.table import RecordFault
@@ -47,8 +50,20 @@ def small_files() -> dict[str, bytes]:
     return files
 
 
-def sha256(files: dict[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def official(files: dict[str, bytes]) -> dict[str, OfficialFile]:
+    """Let files be the official ones, as they are stored and, where they can be unpacked, as they unpack."""
+    found = {}
+    for name, content in files.items():
+        try:
+            unpacked = sha256(gzip.decompress(content))
+        except (OSError, EOFError, zlib.error):
+            unpacked = "cannot be unpacked"
+        found[name] = OfficialFile(sha256(content), unpacked)
+    return found
 
 
 def put(folder: Path, files: dict[str, bytes]) -> Path:
@@ -126,27 +141,27 @@ def empty_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pyte
         request.getfixturevalue("fashion_mnist_dir")  # reads the variable before it is gone
     monkeypatch.delenv("FASHION_MNIST_DIR", raising=False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setattr(datasets, "BASE_URL", NOWHERE)
+    monkeypatch.setattr(fashion_mnist, "BASE_URL", NOWHERE)
 
 
 @pytest.fixture
 def small_official(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """Let the small files be the official ones."""
     files = small_files()
-    monkeypatch.setattr(datasets, "OFFICIAL_FILES", sha256(files))
+    monkeypatch.setattr(fashion_mnist, "OFFICIAL_FILES", official(files))
     return files
 
 
 @pytest.fixture(scope="module")
-def digits() -> StudyData:
-    return datasets.load_study_data(datasets.locate("digits"))
+def digits() -> Dataset:
+    return catalog.load_dataset(catalog.locate("digits"))
 
 
-def rows(split: datasets.Split) -> set[bytes]:
+def rows(split: Split) -> set[bytes]:
     return {image.tobytes() for image in split.images}
 
 
-def test_digits_are_images_of_28_by_28_from_0_to_255(digits: StudyData) -> None:
+def test_digits_are_images_of_28_by_28_from_0_to_255(digits: Dataset) -> None:
     assert digits.source == DataSource("digits", None, digits.source.digest)
     assert digits.class_names == tuple("0123456789")
     assert digits.train.images.shape == (1079, 28, 28, 1)
@@ -162,15 +177,15 @@ def test_an_enlarged_image_keeps_its_brightness_and_its_shape() -> None:
     even = np.full((1, 8, 8), 16.0)
     ramp = np.broadcast_to(np.arange(8.0), (1, 8, 8))
 
-    assert np.array_equal(np.unique(datasets.enlarge(even)), [255])
-    row = datasets.enlarge(ramp)[0, 5, :, 0].astype(int)
+    assert np.array_equal(np.unique(enlarge(even)), [255])
+    row = enlarge(ramp)[0, 5, :, 0].astype(int)
     assert np.all(np.diff(row) >= 0)
     assert (row[0], row[-1]) == (0, round(7 * 255 / 16))
-    assert np.array_equal(datasets.enlarge(ramp.swapaxes(1, 2))[0, :, 5, 0], row)
+    assert np.array_equal(enlarge(ramp.swapaxes(1, 2))[0, :, 5, 0], row)
 
 
-def test_the_split_is_the_same_on_every_call_and_in_every_release(digits: StudyData) -> None:
-    again = datasets.load_study_data(datasets.locate("digits"))
+def test_the_split_is_the_same_on_every_call_and_in_every_release(digits: Dataset) -> None:
+    again = catalog.load_dataset(catalog.locate("digits"))
 
     assert again.split_digest == digits.split_digest
     assert np.array_equal(again.train.images, digits.train.images)
@@ -179,26 +194,26 @@ def test_the_split_is_the_same_on_every_call_and_in_every_release(digits: StudyD
     assert digits.source.digest == "6509b3954017ece619a1fe57963d55293aac36a04a60fa90e7cd90591de6783b", changed
 
 
-def test_a_limit_keeps_the_classes_in_proportion_and_the_validation_images(digits: StudyData) -> None:
-    limited = datasets.load_study_data(digits.source, limit_train=100)
-    smaller = datasets.load_study_data(digits.source, limit_train=50)
+def test_a_limit_keeps_the_classes_in_proportion_and_the_validation_images(digits: Dataset) -> None:
+    limited = catalog.load_dataset(digits.source, limit_train=100)
+    smaller = catalog.load_dataset(digits.source, limit_train=50)
 
     assert np.bincount(limited.train.labels).tolist() == [10] * 10
     assert rows(smaller.train) < rows(limited.train) < rows(digits.train)
     assert np.array_equal(limited.validation.images, digits.validation.images)
     assert limited.split_digest != digits.split_digest
-    everything = datasets.load_study_data(digits.source, limit_train=len(digits.train.labels))
+    everything = catalog.load_dataset(digits.source, limit_train=len(digits.train.labels))
     assert everything.split_digest == digits.split_digest
 
 
 @pytest.mark.parametrize("limit", [-1, 0, 19, 1080])
-def test_a_limit_that_cannot_be_kept_is_refused(limit: int, digits: StudyData) -> None:
+def test_a_limit_that_cannot_be_kept_is_refused(limit: int, digits: Dataset) -> None:
     with pytest.raises(BadInputError, match=rf"--limit-train is {limit}\. Expected 20 to 1,079"):
-        datasets.load_study_data(digits.source, limit_train=limit)
+        catalog.load_dataset(digits.source, limit_train=limit)
 
 
-def test_all_training_images_are_those_that_train_or_validate(digits: StudyData) -> None:
-    together = datasets.load_training_images(digits.source)
+def test_all_training_images_are_those_that_train_or_validate(digits: Dataset) -> None:
+    together = catalog.load_pool(digits.source)
 
     assert len(together.labels) == len(digits.train.labels) + len(digits.validation.labels)
     assert rows(together) == rows(digits.train) | rows(digits.validation)
@@ -207,8 +222,8 @@ def test_all_training_images_are_those_that_train_or_validate(digits: StudyData)
 def test_a_named_folder_is_used_and_its_training_images_are_divided(
     tmp_path: Path, small_official: dict[str, bytes]
 ) -> None:
-    source = datasets.locate("auto", put(tmp_path / "files", small_official))
-    data = datasets.load_study_data(source)
+    source = catalog.locate("auto", put(tmp_path / "files", small_official))
+    data = catalog.load_dataset(source)
 
     assert (source.name, source.directory, source.is_fallback) == ("fashion-mnist", tmp_path / "files", False)
     assert data.class_names[0] == "T-shirt/top"
@@ -226,11 +241,11 @@ def test_the_environment_names_a_folder_and_an_option_overrules_it(
     first, second = put(tmp_path / "first", small_official), put(tmp_path / "second", small_official)
     monkeypatch.setenv("FASHION_MNIST_DIR", str(first))
 
-    by_environment, by_option = datasets.locate("fashion-mnist"), datasets.locate("fashion-mnist", second)
+    by_environment, by_option = catalog.locate("fashion-mnist"), catalog.locate("fashion-mnist", second)
 
     assert (by_environment.directory, by_option.directory) == (first, second)
     assert by_environment.digest == by_option.digest
-    assert datasets.locate("digits").name == "digits"
+    assert catalog.locate("digits").name == "digits"
 
 
 def test_a_relative_folder_is_found_from_another_working_directory(
@@ -239,16 +254,16 @@ def test_a_relative_folder_is_found_from_another_working_directory(
     put(tmp_path / "files", small_official)
     monkeypatch.chdir(tmp_path)
 
-    source = datasets.locate("fashion-mnist", Path("files"))
+    source = catalog.locate("fashion-mnist", Path("files"))
 
     monkeypatch.chdir("/")
-    assert len(datasets.load_training_images(source).labels) == 240
+    assert len(catalog.load_pool(source).labels) == 240
 
 
 def test_keras_s_own_cache_is_used_before_the_network(tmp_path: Path, small_official: dict[str, bytes]) -> None:
     cache = put(tmp_path / "keras" / "datasets" / "fashion-mnist", small_official)
 
-    assert datasets.locate("auto").directory == cache
+    assert catalog.locate("auto").directory == cache
 
 
 def flipped(content: bytes) -> bytes:
@@ -280,10 +295,10 @@ def test_a_damaged_file_in_a_named_folder_is_refused_and_never_replaced_by_digit
         (folder / name).write_bytes(content)
 
     with pytest.raises(DataError) as caught:
-        datasets.locate(dataset, folder)  # type: ignore[arg-type]
+        catalog.locate(dataset, folder)
 
     assert caught.value.exit_code == ExitCode.DATA
-    found = "no such file" if content is None else hashlib.sha256(content).hexdigest()
+    found = "no such file" if content is None else sha256(content)
     for said in (
         str(folder / name),
         f"found {found}" if content is None else found,
@@ -308,7 +323,7 @@ def test_what_is_no_regular_file_is_refused_without_being_opened(
             path.symlink_to(path)
 
     with pytest.raises(DataError, match=f"{TRAIN[0]}: found no (such|regular) file"):
-        datasets.locate("fashion-mnist", tmp_path / "files")
+        catalog.locate("fashion-mnist", tmp_path / "files")
 
 
 def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, small_official: dict[str, bytes]) -> None:
@@ -319,7 +334,7 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, small_official
     os.seteuid(mine or 65_534)
     try:
         with pytest.raises(DataError, match=f"{TRAIN[0]}: found PermissionError"):
-            datasets.locate("fashion-mnist", folder)
+            catalog.locate("fashion-mnist", folder)
     finally:
         os.seteuid(mine)
         folder.chmod(0o700)
@@ -329,15 +344,15 @@ def test_the_test_set_in_place_of_the_training_set_is_refused(tmp_path: Path, sm
     swapped = dict(zip((*TRAIN, *TEST), (small_official[name] for name in (*TEST, *TRAIN)), strict=True))
 
     with pytest.raises(DataError, match=TRAIN[0]):
-        datasets.locate("fashion-mnist", put(tmp_path / "files", swapped))
+        catalog.locate("fashion-mnist", put(tmp_path / "files", swapped))
 
 
 def test_a_file_that_changes_after_it_was_located_is_refused(tmp_path: Path, small_official: dict[str, bytes]) -> None:
-    source = datasets.locate("fashion-mnist", put(tmp_path / "files", small_official))
+    source = catalog.locate("fashion-mnist", put(tmp_path / "files", small_official))
     (tmp_path / "files" / TRAIN[1]).write_bytes(small_official[TEST[1]])
 
     with pytest.raises(DataError, match=TRAIN[1]):
-        datasets.load_study_data(source)
+        catalog.load_dataset(source)
 
 
 WITHOUT_NETWORK = {"nothing there": {}, "one file of four": {TEST[1]: small_files()[TEST[1]]}}
@@ -348,32 +363,32 @@ WITHOUT_NETWORK = {"nothing there": {}, "one file of four": {TEST[1]: small_file
 def test_without_files_and_network_only_auto_falls_back_and_says_so(
     cached: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    put(datasets.keras_cache(), cached)
+    put(fashion_mnist.keras_cache(), cached)
     with pytest.raises(DownloadError, match=r"missing.*127\.0\.0\.1.*--dataset digits"):
-        datasets.locate("fashion-mnist")
+        catalog.locate("fashion-mnist")
     with caplog.at_level(logging.WARNING):
-        source = datasets.locate("auto")
+        source = catalog.locate("auto")
 
     assert (source.name, source.is_fallback) == ("digits", True)
     assert "Falling back to the embedded digits" in caplog.text
-    assert source.digest == datasets.locate("digits").digest
+    assert source.digest == catalog.locate("digits").digest
 
 
 @pytest.mark.parametrize("dataset", ["auto", "fashion-mnist"])
 def test_a_damaged_file_in_the_cache_that_cannot_be_replaced_is_named(
     dataset: str, small_official: dict[str, bytes]
 ) -> None:
-    cache = put(datasets.keras_cache(), small_official | {TRAIN[0]: b"cut short"})
+    cache = put(fashion_mnist.keras_cache(), small_official | {TRAIN[0]: b"cut short"})
 
     with pytest.raises(DataError, match=r"damaged.*--dataset digits") as caught:
-        datasets.locate(dataset)  # type: ignore[arg-type]
+        catalog.locate(dataset)
 
     assert str(cache / TRAIN[0]) in str(caught.value)
 
 
 def test_a_download_brings_the_verified_files_and_nothing_else(tmp_path: Path, site: Site) -> None:
-    datasets.download(tmp_path / "cache", site.url, sha256(site.files))
-    datasets.download(tmp_path / "cache", site.url, sha256(site.files))
+    fashion_mnist.download(tmp_path / "cache", site.url, official(site.files))
+    fashion_mnist.download(tmp_path / "cache", site.url, official(site.files))
 
     assert {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == site.files
     assert sorted(site.asked) == sorted(site.files)
@@ -382,22 +397,22 @@ def test_a_download_brings_the_verified_files_and_nothing_else(tmp_path: Path, s
 def test_auto_downloads_into_keras_s_cache(
     site: Site, small_official: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datasets, "BASE_URL", site.url)
+    monkeypatch.setattr(fashion_mnist, "BASE_URL", site.url)
 
-    source = datasets.locate("auto")
+    source = catalog.locate("auto")
 
     assert (source.name, source.directory, source.is_fallback) == (
         "fashion-mnist",
-        datasets.keras_cache(),
+        fashion_mnist.keras_cache(),
         False,
     )
-    assert (datasets.keras_cache() / TRAIN[0]).read_bytes() == small_official[TRAIN[0]]
+    assert (fashion_mnist.keras_cache() / TRAIN[0]).read_bytes() == small_official[TRAIN[0]]
 
 
 def test_a_damaged_file_in_the_cache_is_downloaded_again(tmp_path: Path, site: Site) -> None:
     cache = put(tmp_path / "cache", site.files | {TRAIN[0]: b"cut short"})
 
-    datasets.download(cache, site.url, sha256(site.files))
+    fashion_mnist.download(cache, site.url, official(site.files))
 
     assert (cache / TRAIN[0]).read_bytes() == site.files[TRAIN[0]]
     assert site.asked == [TRAIN[0]]
@@ -405,7 +420,7 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(tmp_path: Path, site: S
 
 @pytest.mark.parametrize("fault", ["altered", "html", "truncated", "absent", "goes round", "moved to a page"])
 def test_a_failed_download_leaves_no_file(fault: str, tmp_path: Path, site: Site) -> None:
-    expected = sha256(site.files)
+    expected = official(site.files)
     match fault:
         case "altered":
             site.files[TRAIN[0]] = b"something else"
@@ -421,29 +436,37 @@ def test_a_failed_download_leaves_no_file(fault: str, tmp_path: Path, site: Site
             site.files["login.html"] = HTML
             site.moved[TRAIN[0]] = "/login.html"
 
-    with pytest.raises(DownloadError, match=f"{TRAIN[0]}.*{expected[TRAIN[0]]}"):
-        datasets.download(tmp_path / "cache", site.url, expected)
+    with pytest.raises(DownloadError, match=f"{TRAIN[0]}.*{expected[TRAIN[0]].packed}"):
+        fashion_mnist.download(tmp_path / "cache", site.url, expected)
 
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_file_that_has_moved_is_followed_and_verified_like_any_other(tmp_path: Path, site: Site) -> None:
-    expected = sha256(site.files)
+    expected = official(site.files)
     site.files["elsewhere"] = site.files[TRAIN[0]]
     site.moved[TRAIN[0]] = "/elsewhere"
 
-    datasets.download(tmp_path / "cache", site.url, expected)
+    fashion_mnist.download(tmp_path / "cache", site.url, expected)
 
     assert (tmp_path / "cache" / TRAIN[0]).read_bytes() == site.files["elsewhere"]
 
 
-def downloading(cache: Path, site: Site, expected: dict[str, str]) -> subprocess.Popen[str]:
+def downloading(cache: Path, site: Site, expected: dict[str, OfficialFile]) -> subprocess.Popen[str]:
     """Download in a process of its own."""
     code = (
-        "import json, sys; from pathlib import Path; from fashion_study.data import dataset as datasets; "
-        "datasets.download(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]))"
+        "import json, sys; from pathlib import Path; from fashion_study.data import fashion_mnist; "
+        "files = {name: fashion_mnist.OfficialFile(*both) for name, both in json.loads(sys.argv[3]).items()}; "
+        "fashion_mnist.download(Path(sys.argv[1]), sys.argv[2], files)"
     )
-    command = [sys.executable, "-c", code, str(cache), site.url, json.dumps(expected)]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(cache),
+        site.url,
+        json.dumps({name: astuple(file) for name, file in expected.items()}),
+    ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -452,7 +475,7 @@ def downloading(cache: Path, site: Site, expected: dict[str, str]) -> subprocess
 def test_a_kill_in_mid_download_leaves_no_partial_file_and_the_next_download_brings_all(
     tmp_path: Path, site: Site, record_fault: RecordFault
 ) -> None:
-    cache, expected = tmp_path / "cache", sha256(site.files)
+    cache, expected = tmp_path / "cache", official(site.files)
     site.stalled.add(TRAIN[0])
     with downloading(cache, site, expected) as process:
         assert site.halfway.wait(60)
@@ -462,7 +485,7 @@ def test_a_kill_in_mid_download_leaves_no_partial_file_and_the_next_download_bri
     site.stalled.clear()
     site.going_on.set()
 
-    datasets.download(cache, site.url, expected)
+    fashion_mnist.download(cache, site.url, expected)
 
     assert {name: (cache / name).read_bytes() for name in expected} == site.files
     record_fault("SIGKILL in the middle of a download", "I6")
@@ -472,7 +495,7 @@ def test_a_kill_in_mid_download_leaves_no_partial_file_and_the_next_download_bri
 def test_two_processes_that_download_at_once_both_end_with_the_whole_files(
     tmp_path: Path, site: Site, record_fault: RecordFault
 ) -> None:
-    cache, expected = tmp_path / "cache", sha256(site.files)
+    cache, expected = tmp_path / "cache", official(site.files)
     site.stalled.add(TRAIN[0])
     with downloading(cache, site, expected) as first:
         assert site.halfway.wait(60)
@@ -489,9 +512,9 @@ def test_two_processes_that_download_at_once_both_end_with_the_whole_files(
 
 
 def test_two_downloads_at_once_end_with_the_same_whole_files(tmp_path: Path, site: Site) -> None:
-    cache, expected = tmp_path / "cache", sha256(site.files)
+    cache, expected = tmp_path / "cache", official(site.files)
     with ThreadPoolExecutor(2) as pool:
-        both = [pool.submit(datasets.download, cache, site.url, expected) for _ in range(2)]
+        both = [pool.submit(fashion_mnist.download, cache, site.url, expected) for _ in range(2)]
         for one in both:
             one.result()
 
@@ -502,7 +525,7 @@ def test_a_cache_that_cannot_be_written_counts_as_no_download(tmp_path: Path, si
     (tmp_path / "cache").write_text("a file where the folder should be")
 
     with pytest.raises(DownloadError, match="missing"):
-        datasets.download(tmp_path / "cache", site.url, sha256(site.files))
+        fashion_mnist.download(tmp_path / "cache", site.url, official(site.files))
 
 
 BROKEN_PAIRS = {
@@ -540,7 +563,7 @@ def test_a_file_that_is_no_set_of_images_is_refused(change: dict[str, bytes], sa
     files = small_files() | change
 
     with pytest.raises(DataError) as caught:
-        datasets.read_pair(put(tmp_path / "files", files), *TRAIN, sha256(files))
+        fashion_mnist.read_pair(put(tmp_path / "files", files), *TRAIN, official(files))
 
     assert said in str(caught.value)
 
@@ -549,12 +572,12 @@ def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> No
     header = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in (400_000, 28, 28))
     bomb = gzip.compress(header + bytes(400_000 * 784))
     files = small_files() | {TRAIN[0]: bomb}
-    folder = put(tmp_path / "files", files)
+    folder, known = put(tmp_path / "files", files), official(files)
 
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match=r"expected \(400000, 28, 28\) as its header says"):
-            datasets.read_pair(folder, *TRAIN, sha256(files))
+            fashion_mnist.read_pair(folder, *TRAIN, known)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -566,20 +589,21 @@ def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> No
 def test_a_study_s_data_comes_without_opening_the_official_test_set(
     tmp_path: Path, small_official: dict[str, bytes]
 ) -> None:
-    source = datasets.locate("fashion-mnist", put(tmp_path / "files", small_official))
+    folder = put(tmp_path / "files", small_official)
+    source = catalog.locate("fashion-mnist", folder)
     for name in TEST:
-        (source.directory / name).unlink()  # type: ignore[operator]
+        (folder / name).unlink()
 
-    assert len(datasets.load_study_data(source).train.labels) == 200
-    assert len(datasets.load_training_images(source).labels) == 240
+    assert len(catalog.load_dataset(source).train.labels) == 200
+    assert len(catalog.load_pool(source).labels) == 240
 
 
 def test_the_module_is_imported_without_the_slow_libraries() -> None:
     code = (
-        "import sys, fashion_study.data.dataset; "
-        "print(sorted({'tensorflow', 'mlflow', 'optuna', 'sklearn', 'pooch', 'scipy'} & set(sys.modules)))"
+        "import sys, fashion_study.data.catalog; "
+        "print(sorted({'tensorflow', 'mlflow', 'optuna', 'sklearn', 'pooch', 'scipy', 'numpy'} & set(sys.modules)))"
     )
-    path = str(Path(datasets.__file__).parents[2])
+    path = str(Path(catalog.__file__).parents[2])
 
     shown = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {path!r}); {code}"],
@@ -592,7 +616,7 @@ def test_the_module_is_imported_without_the_slow_libraries() -> None:
 
 
 def test_the_official_files_divide_into_50_000_and_10_000(fashion_mnist_dir: Path) -> None:
-    data = datasets.load_study_data(datasets.locate("fashion-mnist", fashion_mnist_dir))
+    data = catalog.load_dataset(catalog.locate("fashion-mnist", fashion_mnist_dir))
 
     assert data.train.images.shape == (50_000, 28, 28, 1)
     assert np.bincount(data.train.labels).tolist() == [5_000] * 10

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from fashion_study.data import dataset as datasets
+from fashion_study.data import catalog, fashion_mnist
+from fashion_study.data.digits import digits_in_use, enlarge
 from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import DataError
 from fashion_study.trial import DataSource
@@ -14,11 +15,11 @@ from fashion_study.trial import DataSource
 
 def test_the_holdout_of_the_digits_and_the_study_s_images_are_disjoint_and_complete() -> None:
     digits = load_digits()
-    everything = datasets.enlarge(digits.images)
+    everything = enlarge(digits.images)
     labels = digits.target.astype(np.int64)
-    source = datasets.locate("digits")
-    seen, holdout = datasets.load_training_images(source), load_holdout(source)
-    in_use = datasets.digits_in_use(labels)
+    source = catalog.locate("digits")
+    seen, holdout = catalog.load_pool(source), load_holdout(source)
+    in_use = digits_in_use(labels)
     unseen = np.setdiff1d(np.arange(len(labels)), in_use)
 
     assert (len(in_use), len(unseen)) == (1438, 359)
@@ -29,16 +30,16 @@ def test_the_holdout_of_the_digits_and_the_study_s_images_are_disjoint_and_compl
 
 
 def test_the_holdout_has_the_shape_of_what_a_model_is_trained_on() -> None:
-    source = datasets.locate("digits")
-    holdout, train = load_holdout(source), datasets.load_study_data(source).train
+    source = catalog.locate("digits")
+    holdout, train = load_holdout(source), catalog.load_dataset(source).train
 
     assert holdout.images.shape[1:] == train.images.shape[1:]
     assert (holdout.images.dtype, holdout.labels.dtype) == (train.images.dtype, train.labels.dtype)
 
 
 def test_the_official_holdout_is_the_10_000_test_images(fashion_mnist_dir: Path) -> None:
-    source = datasets.locate("fashion-mnist", fashion_mnist_dir)
-    holdout, pool = load_holdout(source), datasets.load_training_images(source)
+    source = catalog.locate("fashion-mnist", fashion_mnist_dir)
+    holdout, pool = load_holdout(source), catalog.load_pool(source)
 
     assert holdout.images.shape == (10_000, 28, 28, 1)
     assert np.bincount(holdout.labels).tolist() == [1_000] * 10
@@ -47,7 +48,7 @@ def test_the_official_holdout_is_the_10_000_test_images(fashion_mnist_dir: Path)
 
 
 def test_an_altered_official_test_set_is_refused(tmp_path: Path) -> None:
-    names = list(datasets.OFFICIAL_FILES)
+    names = list(fashion_mnist.OFFICIAL_FILES)
     for name in names:
         (tmp_path / name).write_bytes(b"altered")
     source = DataSource("fashion-mnist", tmp_path, "0" * 64)

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageDraw
 from sklearn.neighbors import KNeighborsClassifier
 
-from fashion_study.data.dataset import Split, load_study_data, load_training_images, locate
+from fashion_study.data.catalog import load_dataset, load_pool, locate
+from fashion_study.data.dataset import Split
 from fashion_study.prediction.pictures import PictureError, find_pictures, read_picture
 
 BLUE = (20, 40, 160)
@@ -18,7 +19,7 @@ YELLOW = (250, 240, 90)
 
 @pytest.fixture(scope="module")
 def digits() -> Split:
-    return load_study_data(locate("digits")).train
+    return load_dataset(locate("digits")).train
 
 
 def saved(picture: Image.Image, path: Path, **options: Any) -> Path:
@@ -62,7 +63,7 @@ def test_the_negative_of_an_image_of_the_data_set_is_turned_back(digits: Split, 
 def test_the_images_of_fashion_mnist_that_fill_their_corners_are_not_taken_for_negatives(
     fashion_mnist_dir: Path, tmp_path: Path
 ) -> None:
-    images = load_training_images(locate("fashion-mnist", fashion_mnist_dir)).images
+    images = load_pool(locate("fashion-mnist", fashion_mnist_dir)).images
     corners = images[:, [0, 0, -1, -1], [0, -1, 0, -1], 0]
     for image in images[np.argsort(-corners.mean(axis=1))[:300]]:
         assert np.array_equal(read_picture(saved(Image.fromarray(image[..., 0]), tmp_path / "a.png")), image)
@@ -167,7 +168,7 @@ def test_an_enlarged_negative_is_taken_for_the_class_of_the_original(
     source: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     directory = request.getfixturevalue("fashion_mnist_dir") if source == "fashion-mnist" else None
-    data = load_training_images(locate(source, directory))  # type: ignore[arg-type]
+    data = load_pool(locate(source, directory))
     known, unknown = slice(200, 1700), slice(0, 200)
     judge = KNeighborsClassifier(3).fit(data.images[known].reshape(-1, 784), data.labels[known])
     read = [read_picture(photographed(image[..., 0], tmp_path / "photo.jpg")) for image in data.images[unknown]]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from fashion_study.data.dataset import CLASS_NAMES
+from fashion_study.data.catalog import describe
 from fashion_study.errors import BadInputError, DamagedModelError, StoreError
 from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.predict import ClassProbability, Prediction, Predictions, as_json, predict, table
@@ -100,7 +100,7 @@ def test_of_several_data_sets_the_champion_of_fashion_mnist_is_used(tmp_path: Pa
         models.registry.move_alias(version.name, CHAMPION, version.number)
     found = predict(pictures, models.store)
     assert found.model == "fashion-mnist-cnn version 1 (champion)"
-    assert {each.name for one in found.pictures for each in one.classes} <= set(CLASS_NAMES["fashion-mnist"])
+    assert {each.name for one in found.pictures for each in one.classes} <= set(describe("fashion-mnist").class_names)
 
 
 def test_a_picture_that_cannot_be_read_keeps_no_other_from_being_predicted(

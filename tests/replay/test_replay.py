@@ -17,7 +17,7 @@ from optuna.distributions import FloatDistribution
 from rich.console import Console
 
 from fashion_study.config import StudyConfig
-from fashion_study.data.dataset import load_study_data, locate
+from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.errors import BadInputError, DataError, StoreError, StudyError
 from fashion_study.executors import local
 from fashion_study.replay.comparison import Replay
@@ -56,7 +56,7 @@ class Desk:
         config = StudyConfig(space="smoke", dataset="digits", workers=2, study=name)
         self.tracker = MlflowTracker(self.client, store.experiment_id(self.client, "digits"))
         metadata = plan_study(config).metadata(Precision.FLOAT32)
-        self.run_id = self.tracker.open_study(metadata, dataset_metadata(load_study_data(locate("digits"))), None)
+        self.run_id = self.tracker.open_study(metadata, dataset_metadata(load_dataset(locate("digits"))), None)
         self.trial_storage = TrialStorage(store.open_optuna_storage(), name)
 
     def begin(self, repeat: int = 0, epochs: int = EPOCHS) -> TrialSpec:

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from experiments._entry import run
 from experiments.report import main
 from fashion_study.config import StudyConfig
-from fashion_study.data.dataset import load_study_data, locate
+from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.errors import StoreError
 from fashion_study.report.collect import collect
@@ -273,7 +273,7 @@ def test_a_real_page_says_what_its_runs_say(real: Real) -> None:
 
 
 def test_the_examples_are_the_images_that_the_best_model_confuses(real: Real) -> None:
-    study, data = collect(real.trial_storage, real.result.store), load_study_data(locate("digits"))
+    study, data = collect(real.trial_storage, real.result.store), load_dataset(locate("digits"))
     assert study.best is not None
     assert study.best.mistakes is not None
     assert study.pixels
@@ -327,7 +327,7 @@ def open_study(root: Path, values: list[float]) -> TrialStorage:
         settings={"trials": 4, "workers": 1, "command": "python -m experiments.run_study --trials 4"},
     )
     run_id = tracker.open_study(card, (), None)
-    trial_storage.set_attrs(run_id=run_id, split=load_study_data(locate("digits")).split_digest)
+    trial_storage.set_attrs(run_id=run_id, split=load_dataset(locate("digits")).split_digest)
     OptunaEngine(trial_storage, SMOKE).ask()
     trial_storage.begin_attempt(0, 1, tracker.open_trial(0, 1, SMOKE.baseline, {}))
     for epoch, value in enumerate(values, start=1):

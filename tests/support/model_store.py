@@ -10,7 +10,8 @@ import keras
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from fashion_study.data.dataset import StudyData, load_study_data, locate
+from fashion_study.data.catalog import load_dataset, locate
+from fashion_study.data.dataset import Dataset
 from fashion_study.data.holdout import load_holdout
 from fashion_study.promotion.decision import Decision, PromotionConfig
 from fashion_study.promotion.promote import promote
@@ -27,8 +28,8 @@ SMALL = Hyperparameters(
 
 
 @cache
-def digits() -> StudyData:
-    return load_study_data(locate("digits"))
+def digits() -> Dataset:
+    return load_dataset(locate("digits"))
 
 
 @cache

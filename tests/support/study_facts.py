@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fashion_study.data.dataset import CLASS_NAMES
+from fashion_study.data.catalog import describe
 from fashion_study.report.facts import ConfusedPair, Finals, ModelFacts, Reference, StudyFacts
 from fashion_study.space.file import load_space
 from fashion_study.store.trials import TrialRecord
@@ -16,7 +16,7 @@ from fashion_study.study.finalists import Finalist
 from fashion_study.study.leaderboard import rank
 from fashion_study.trial import FailReason, ParamValue, TrialState
 
-CLASSES = CLASS_NAMES["fashion-mnist"]
+CLASSES = describe("fashion-mnist").class_names
 SPACE = load_space("baseline")
 BEGAN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 

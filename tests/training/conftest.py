@@ -1,8 +1,9 @@
 import pytest
 
-from fashion_study.data.dataset import StudyData, load_study_data, locate
+from fashion_study.data.catalog import load_dataset, locate
+from fashion_study.data.dataset import Dataset
 
 
 @pytest.fixture(scope="session")
-def digits() -> StudyData:
-    return load_study_data(locate("digits"))
+def digits() -> Dataset:
+    return load_dataset(locate("digits"))

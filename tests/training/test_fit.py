@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fashion_study.data.dataset import Split, StudyData, load_study_data, locate
+from fashion_study.data.catalog import load_dataset, locate
+from fashion_study.data.dataset import Dataset, Split
 from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, fit, seed_training
 from fashion_study.training.model import build_model
 from fashion_study.trial import Hyperparameters
@@ -21,13 +22,13 @@ def go_on(_epoch: Epoch) -> bool:
     return True
 
 
-def train(data: StudyData, params: Hyperparameters, seed: int) -> tuple[keras.Model, FitOutcome]:
+def train(data: Dataset, params: Hyperparameters, seed: int) -> tuple[keras.Model, FitOutcome]:
     seed_training(seed)
     model = build_model(params)
     return model, fit(model, data.train, data.validation, params, seed, go_on)
 
 
-def test_training_follows_from_parameters_and_seed(digits: StudyData) -> None:
+def test_training_follows_from_parameters_and_seed(digits: Dataset) -> None:
     (first, _), (again, _), (other, _) = (train(digits, SMALL, seed) for seed in (3, 3, 4))
     for ours, theirs in zip(first.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -63,7 +64,7 @@ def test_every_epoch_sees_every_image_once_in_an_order_of_its_own() -> None:
     assert orders(2) != epochs
 
 
-def test_every_epoch_is_reported_as_keras_measures_it(digits: StudyData) -> None:
+def test_every_epoch_is_reported_as_keras_measures_it(digits: Dataset) -> None:
     seen: list[Epoch] = []
     seed_training(0)
     model = build_model(SMALL)
@@ -86,14 +87,14 @@ def test_every_epoch_is_reported_as_keras_measures_it(digits: StudyData) -> None
     assert outcome.train_seconds == pytest.approx(seen[0].seconds + seen[1].seconds)
 
 
-def test_it_learns_the_digits(digits: StudyData) -> None:
+def test_it_learns_the_digits(digits: Dataset) -> None:
     params = Hyperparameters(filters_1=16, filters_2=32, filters_3=32, learning_rate=0.002, batch_size=32, epochs=5)
     _, outcome = train(digits, params, 0)
     assert outcome.epochs[-1].val_accuracy > 0.8
 
 
 def test_it_learns_fashion_mnist(fashion_mnist_dir: Path) -> None:
-    data = load_study_data(locate("fashion-mnist", fashion_mnist_dir), limit_train=3000)
+    data = load_dataset(locate("fashion-mnist", fashion_mnist_dir), limit_train=3000)
     small = Split(data.validation.images[:1000], data.validation.labels[:1000])
     params = Hyperparameters(learning_rate=0.001, batch_size=64, epochs=2)
     seed_training(0)
@@ -101,7 +102,7 @@ def test_it_learns_fashion_mnist(fashion_mnist_dir: Path) -> None:
     assert outcome.epochs[-1].val_accuracy > 0.65
 
 
-def test_a_fit_ends_where_it_is_told_to(digits: StudyData) -> None:
+def test_a_fit_ends_where_it_is_told_to(digits: Dataset) -> None:
     seed_training(0)
     params = SMALL.model_copy(update={"epochs": 9})
     outcome = fit(build_model(params), digits.train, digits.validation, params, 0, lambda epoch: epoch.number < 2)
@@ -109,7 +110,7 @@ def test_a_fit_ends_where_it_is_told_to(digits: StudyData) -> None:
     assert [epoch.number for epoch in outcome.epochs] == [1, 2]
 
 
-def test_without_validation_images_a_fit_completes_and_says_so(digits: StudyData) -> None:
+def test_without_validation_images_a_fit_completes_and_says_so(digits: Dataset) -> None:
     seed_training(0)
     outcome = fit(build_model(SMALL), digits.train, None, SMALL, 0, go_on)
     assert outcome.end is FitEnd.COMPLETED
@@ -117,7 +118,7 @@ def test_without_validation_images_a_fit_completes_and_says_so(digits: StudyData
     assert math.isfinite(outcome.epochs[-1].train_loss)
 
 
-def test_a_loss_that_is_no_number_ends_the_fit_within_its_epoch(digits: StudyData) -> None:
+def test_a_loss_that_is_no_number_ends_the_fit_within_its_epoch(digits: Dataset) -> None:
     params = SMALL.model_copy(update={"optimizer": "sgd", "learning_rate": 10.0, "batch_size": 8})
     seed_training(0)
     model = build_model(params)
@@ -138,7 +139,7 @@ def test_a_loss_that_is_no_number_ends_the_fit_within_its_epoch(digits: StudyDat
 
 
 @pytest.mark.parametrize("layer", ["conv_1", "conv_2", "conv_3", "dense"])
-def test_weights_that_are_no_numbers_count_as_diverged_though_a_relu_hides_them(digits: StudyData, layer: str) -> None:
+def test_weights_that_are_no_numbers_count_as_diverged_though_a_relu_hides_them(digits: Dataset, layer: str) -> None:
     seed_training(0)
     model = build_model(SMALL)
     kernel = model.get_layer(layer).kernel
@@ -148,7 +149,7 @@ def test_weights_that_are_no_numbers_count_as_diverged_though_a_relu_hides_them(
     assert math.isnan(outcome.epochs[0].train_loss)
 
 
-def test_weights_that_the_last_step_ruined_count_as_diverged(digits: StudyData) -> None:
+def test_weights_that_the_last_step_ruined_count_as_diverged(digits: Dataset) -> None:
     # One step an epoch: its loss is taken before it ruins the weights.
     params = SMALL.model_copy(update={"batch_size": len(digits.train.labels)})
     seed_training(0)

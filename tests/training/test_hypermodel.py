@@ -10,7 +10,7 @@ import keras_tuner
 import pytest
 
 import experiments
-from fashion_study.data.dataset import StudyData
+from fashion_study.data.dataset import Dataset
 from fashion_study.space.file import load_space
 from fashion_study.training.hypermodel import FashionHyperModel
 
@@ -39,7 +39,7 @@ def test_the_example_of_the_page_finds_a_model(
     assert names["model"].count_params() == FashionHyperModel(space).build(_values(best)).count_params()
 
 
-def test_batch_size_and_epochs_come_from_the_point_unless_they_are_passed(digits: StudyData) -> None:
+def test_batch_size_and_epochs_come_from_the_point_unless_they_are_passed(digits: Dataset) -> None:
     space = load_space("baseline")
     hypermodel = FashionHyperModel(space)
     point = _values(space.baseline | {"epochs": 5, "batch_size": 1024, "filters_1": 16, "filters_2": 32})

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fashion_study.data.dataset import StudyData
+from fashion_study.data.dataset import Dataset
 from fashion_study.training.fit import seed_training
 from fashion_study.training.model import build_model, to_float32
 from fashion_study.trial import Hyperparameters, Precision
@@ -28,13 +28,13 @@ def test_the_hyperparameters_set_the_widths_of_the_layers() -> None:
     assert model.output_shape == (None, 3)
 
 
-def test_pixels_may_come_as_bytes_or_as_floats(digits: StudyData) -> None:
+def test_pixels_may_come_as_bytes_or_as_floats(digits: Dataset) -> None:
     model = build_model(SMALL)
     pixels = digits.validation.images[:20]
     np.testing.assert_array_equal(model(pixels), model(pixels.astype(np.float32)))
 
 
-def test_the_unit_scale_divides_raw_pixels_by_255_inside_the_model(digits: StudyData) -> None:
+def test_the_unit_scale_divides_raw_pixels_by_255_inside_the_model(digits: Dataset) -> None:
     raw, unit = (build_model(SMALL.model_copy(update={"input_scale": scale})) for scale in ("raw", "unit"))
     unit.set_weights(raw.get_weights())
     pixels = digits.validation.images[:20]
@@ -64,7 +64,7 @@ def test_the_optimizer_is_the_one_named(name: str, kind: type) -> None:
     assert type(model.optimizer) is kind
 
 
-def test_the_learning_rate_decays_inversely_with_every_step(digits: StudyData) -> None:
+def test_the_learning_rate_decays_inversely_with_every_step(digits: Dataset) -> None:
     model = build_model(SMALL.model_copy(update={"learning_rate": 0.01, "decay": 0.5}))
     rates = [float(model.optimizer.learning_rate)]
     for _ in range(3):
@@ -73,7 +73,7 @@ def test_the_learning_rate_decays_inversely_with_every_step(digits: StudyData) -
     assert rates == pytest.approx([0.01, 0.01 / 1.5, 0.01 / 2, 0.01 / 2.5])
 
 
-def test_bfloat16_is_a_matter_of_one_model_and_of_its_arithmetic_only(digits: StudyData) -> None:
+def test_bfloat16_is_a_matter_of_one_model_and_of_its_arithmetic_only(digits: Dataset) -> None:
     model = build_model(SMALL, Precision.BFLOAT16)
     assert model.get_layer("conv_1").compute_dtype == "bfloat16"
     assert {str(weight.dtype) for weight in model.get_weights()} == {"float32"}
@@ -81,7 +81,7 @@ def test_bfloat16_is_a_matter_of_one_model_and_of_its_arithmetic_only(digits: St
     assert keras.config.dtype_policy().name == "float32"
 
 
-def test_training_computes_what_the_layers_of_the_blog_post_compute(digits: StudyData) -> None:
+def test_training_computes_what_the_layers_of_the_blog_post_compute(digits: Dataset) -> None:
     layers = keras.layers
     blog = keras.Sequential(
         [
@@ -112,7 +112,7 @@ def test_training_computes_what_the_layers_of_the_blog_post_compute(digits: Stud
         np.testing.assert_allclose(found, gradient, rtol=1e-3, atol=1e-4 * np.abs(gradient).max())
 
 
-def test_the_float32_twin_has_the_weights_and_nothing_of_the_training(digits: StudyData) -> None:
+def test_the_float32_twin_has_the_weights_and_nothing_of_the_training(digits: Dataset) -> None:
     model = build_model(SMALL, Precision.BFLOAT16, classes=10)
     model.train_on_batch(digits.train.images[:32], digits.train.labels[:32])
     float32_model = to_float32(model, SMALL)

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.pyfunc.scoring_server import invocations
 from mlflow.utils import requirements_utils
 
-from fashion_study.data.dataset import StudyData
+from fashion_study.data.dataset import Dataset
 from fashion_study.store.store import open_store
 from fashion_study.training.evaluation import Evaluation, evaluate
 from fashion_study.training.model import build_model, to_float32
@@ -26,7 +26,7 @@ PARAMS = Hyperparameters(filters_1=4, filters_2=6, filters_3=8, dense_units=12, 
 class Recorded:
     """One run with everything a worker writes into it, in a store of its own."""
 
-    def __init__(self, root: Path, data: StudyData) -> None:
+    def __init__(self, root: Path, data: Dataset) -> None:
         store = open_store(root)
         self.tracking_uri = store.tracking_uri
         self.client: MlflowClient = store.client()
@@ -46,7 +46,7 @@ class Recorded:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory, digits: StudyData) -> Recorded:
+def recorded(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Recorded:
     return Recorded(tmp_path_factory.mktemp("store"), digits)
 
 
@@ -76,7 +76,7 @@ def test_a_run_holds_the_figures_and_tables_of_its_evaluation(recorded: Recorded
     assert recorded.sums.splitlines() == [f"{digest}  {file.name}" for digest, file in zip(digests, files, strict=True)]
 
 
-def test_the_tables_say_what_the_evaluation_says(recorded: Recorded, digits: StudyData) -> None:
+def test_the_tables_say_what_the_evaluation_says(recorded: Recorded, digits: Dataset) -> None:
     confusion = recorded.table("confusion_matrix.json")
     assert confusion["counts"] == recorded.evaluation.confusion.tolist()
     assert confusion["classes"] == list(digits.class_names)
@@ -89,7 +89,7 @@ def test_the_tables_say_what_the_evaluation_says(recorded: Recorded, digits: Stu
 
 
 def test_confused_images_are_named_by_their_index_the_surest_mistakes_first(
-    recorded: Recorded, digits: StudyData
+    recorded: Recorded, digits: Dataset
 ) -> None:
     found, predicted = recorded.table("most_confused.json"), recorded.evaluation.predicted
     assert found["mistakes"] == np.flatnonzero(predicted != digits.validation.labels).tolist()
@@ -104,7 +104,7 @@ def test_confused_images_are_named_by_their_index_the_surest_mistakes_first(
 
 @pytest.mark.usefixtures("default_store")
 @pytest.mark.parametrize("address", ["models:/{model_id}", "runs:/{run_id}/model"])
-def test_the_logged_model_predicts_what_was_evaluated(recorded: Recorded, digits: StudyData, address: str) -> None:
+def test_the_logged_model_predicts_what_was_evaluated(recorded: Recorded, digits: Dataset, address: str) -> None:
     uri = address.format(model_id=recorded.logged.model_id, run_id=recorded.run_id)
     model = mlflow.keras.load_model(uri, load_model_kwargs={"safe_mode": True})
     found = model.predict(digits.validation.images, verbose=0)
@@ -154,7 +154,7 @@ def test_a_model_is_logged_without_a_look_at_every_installed_file(
 @pytest.mark.usefixtures("default_store")
 @pytest.mark.parametrize("number", [int, float])
 def test_a_server_answers_pixels_sent_as_json_integers_or_floats(
-    recorded: Recorded, digits: StudyData, number: type[int] | type[float]
+    recorded: Recorded, digits: Dataset, number: type[int] | type[float]
 ) -> None:
     model = mlflow.pyfunc.load_model(recorded.logged.uri)
     schema = model.metadata.get_input_schema()

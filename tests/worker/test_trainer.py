@@ -12,7 +12,8 @@ import pytest
 import tensorflow as tf
 from mlflow import MlflowClient
 
-from fashion_study.data.dataset import StudyData, locate
+from fashion_study.data.catalog import locate
+from fashion_study.data.dataset import Dataset
 from fashion_study.store.store import open_store
 from fashion_study.training.fit import FitOutcome, fit
 from fashion_study.trial import (
@@ -87,14 +88,14 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
 
-def validation_accuracy(result: TrialResult, data: StudyData) -> float:
+def validation_accuracy(result: TrialResult, data: Dataset) -> float:
     model = mlflow.keras.load_model(result.tags["model_uri"], load_model_kwargs={"safe_mode": True})
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
     predicted = model.predict(data.validation.images, verbose=0).argmax(axis=1)
     return float(np.mean(predicted == data.validation.labels))
 
 
-def test_a_complete_trial_reports_every_epoch_and_leaves_its_evidence(bench: Bench, digits: StudyData) -> None:
+def test_a_complete_trial_reports_every_epoch_and_leaves_its_evidence(bench: Bench, digits: Dataset) -> None:
     spec = bench.spec()
 
     result, reports = bench.train(spec)
@@ -237,7 +238,7 @@ def test_a_store_that_fails_a_trial_loses_the_attempt_and_not_the_trial(bench: B
 
 
 def test_a_trial_trained_in_bfloat16_is_judged_by_the_float32_model_that_is_logged(
-    bench: Bench, digits: StudyData
+    bench: Bench, digits: Dataset
 ) -> None:
     params = SMALL.model_copy(update={"epochs": 1})
     result, _ = bench.train(bench.spec(params, Precision.BFLOAT16))

@@ -20,7 +20,7 @@ from mlflow.entities import Metric, Param
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID
 
 from fashion_study.baseline.table import SCALES, Figures, Reproduction, Scale
-from fashion_study.data.dataset import CLASS_NAMES, load_training_images
+from fashion_study.data.catalog import describe, load_pool
 from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import StudyError
 from fashion_study.executors.local import MALLOC, default_workers, threads_per_worker
@@ -212,8 +212,8 @@ def _train(job: _Job) -> Figures:
 
     client = MlflowClient(job.tracking_uri)
     params = Hyperparameters(input_scale=job.scale)
-    class_names = CLASS_NAMES[job.source.name]
-    images = load_training_images(job.source)
+    class_names = describe(job.source.name).class_names
+    images = load_pool(job.source)
     with _run(client, job.experiment_id, f"baseline {job.scale}, seed {job.seed}", _tags(job)) as run_id:
         settings = params.model_dump() | {"seed": job.seed, "train_images": len(images.labels)}
         client.log_batch(run_id, params=[Param(name, str(value)) for name, value in settings.items()])

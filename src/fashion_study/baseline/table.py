@@ -8,7 +8,7 @@ from typing import Literal
 from rich import box
 from rich.table import Table
 
-from fashion_study.data.dataset import CLASS_NAMES
+from fashion_study.data.catalog import describe
 from fashion_study.trial import DataSource
 
 Scale = Literal["raw", "unit"]
@@ -79,7 +79,7 @@ def comparison(reproduction: Reproduction) -> Table:
         table.add_row(label, *(_percent([getattr(one, attribute) for one in many]) for many in columns.values()))
     table.add_section()
     table.add_row("by class", *[f"{'precision':>9} {'recall':>9}"] * len(columns), style="dim")
-    for name in CLASS_NAMES[source.name]:
+    for name in describe(source.name).class_names:
         pairs = (zip(*(one.by_class[name] for one in many), strict=True) for many in columns.values())
         table.add_row(name, *(" ".join(f"{_share(values):>9}" for values in pair) for pair in pairs))
     return table

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from fashion_study.data.dataset import locate
+from fashion_study.data.catalog import locate
 from fashion_study.errors import StudyError
 from fashion_study.executors.local import Limits, LocalExecutor
 from fashion_study.trial import DataSource, EpochReport, TrialSpec, WorkerFailed, WorkerSettings

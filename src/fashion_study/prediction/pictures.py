@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fashion_study.data.dataset import SIDE
+from fashion_study.data.fashion_mnist import SIDE
 from fashion_study.errors import BadInputError, DataError
 
 # What a folder is searched for, and the only decoders that ever see a file of a user.

@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from fashion_study.data.dataset import CLASS_NAMES
+from fashion_study.data.catalog import KINDS, describe
 from fashion_study.errors import BadInputError, DamagedModelError, StoreError
 from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.pictures import PictureError, read_picture
@@ -26,8 +26,6 @@ from fashion_study.tracking.registry import CHAMPION, Registry, Stored, Version,
 # Of the classes, the most probable ones are shown.
 SHOWN = 3
 BATCH = 1000
-# The first of these that has a champion is used.
-DATASETS = ("fashion-mnist", *sorted(CLASS_NAMES.keys() - {"fashion-mnist"}))
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,10 @@ def predict(pictures: Sequence[Path], store: Store, model_uri: ModelUri | None =
     with store_failures(store, "Predict again when it answers."):
         client = store.client()
         model, dataset = _champion(Registry(client)) if model_uri is None else _at(client, model_uri)
-        rows = _probabilities(Registry(client), model, np.stack(list(images.values())), len(CLASS_NAMES[dataset]))
-    classes = {path: _best(row, CLASS_NAMES[dataset]) for path, row in zip(images, rows, strict=True)}
+        rows = _probabilities(
+            Registry(client), model, np.stack(list(images.values())), len(describe(dataset).class_names)
+        )
+    classes = {path: _best(row, describe(dataset).class_names) for path, row in zip(images, rows, strict=True)}
     found = (Prediction(path, classes.get(path, ()), errors.get(path)) for path in pictures)
     return Predictions(_described(model), tuple(found))
 
@@ -135,7 +135,7 @@ def _read(pictures: Sequence[Path]) -> tuple[dict[Path, NDArray[np.uint8]], dict
 
 
 def _champion(registry: Registry) -> tuple[Stored, str]:
-    for dataset in DATASETS:
+    for dataset in KINDS:
         if (version := registry.by_alias(registered_name(dataset), CHAMPION)) is not None:
             return version, dataset
     raise StoreError(
@@ -149,7 +149,7 @@ def _at(client: MlflowClient, uri: ModelUri) -> tuple[Stored, str]:
         logged = _logged(client, uri, uri.model_id)
         return logged, logged.dataset
     registry = Registry(client)
-    datasets = {registered_name(dataset): dataset for dataset in DATASETS}
+    datasets = {registered_name(dataset): dataset for dataset in KINDS}
     known = registry.versions(uri.name) if uri.name in datasets else []
     for version in known:
         if version.number == uri.number or uri.alias in version.aliases:
@@ -177,10 +177,10 @@ def _logged(client: MlflowClient, uri: ModelUri, model_id: str) -> _LoggedModel:
             "which the MLflow UI shows on its run."
         ) from error
     sha256 = run.data.tags.get("model_sha256")
-    if sha256 is None or dataset not in CLASS_NAMES:
+    if sha256 is None or dataset not in KINDS:
         raise BadInputError(
             f"The model at {uri} comes from no trial of this project: its run has no tag model_sha256, or its "
-            f"experiment {dataset!r} is none of {', '.join(DATASETS)}. Expected the model of a trial's run."
+            f"experiment {dataset!r} is none of {', '.join(KINDS)}. Expected the model of a trial's run."
         )
     # Not models:/ID, which MLflow looks up in its default store.
     return _LoggedModel(uri.text, dataset, logged.artifact_location, sha256)

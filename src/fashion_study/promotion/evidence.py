@@ -16,7 +16,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fashion_study.data.dataset import CLASS_NAMES, Split, load_study_data
+from fashion_study.data.catalog import describe, load_dataset
+from fashion_study.data.dataset import Split
 from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import DamagedModelError, StoreError
 from fashion_study.promotion.decision import Contender, HoldoutReading
@@ -78,7 +79,7 @@ class Examiner:
         self._source = source
         self._gates = gates
         self._readings_run = readings_run
-        self._class_names = CLASS_NAMES[source.name]
+        self._class_names = describe(source.name).class_names
 
     def compare(self, challenger: Contender, opponent: Contender) -> Evidence:
         """Load both models, and ask every gate.
@@ -139,7 +140,7 @@ class Examiner:
 
     @cached_property
     def _validation(self) -> Split:
-        return load_study_data(self._source).validation
+        return load_dataset(self._source).validation
 
     def _logged_confusion(self, run_id: str) -> npt.NDArray[np.int64] | None:
         content = self._read_artifact(run_id, "confusion_matrix.json")

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
-from fashion_study.data.dataset import locate
+from fashion_study.data.catalog import locate
 from fashion_study.errors import DamagedModelError, DataError, ExitCode, StudyError
 from fashion_study.promotion.contenders import as_contender, baseline_of, choose_challenger, choose_name, parent_run
 from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig

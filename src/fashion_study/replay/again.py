@@ -5,7 +5,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from fashion_study.data.dataset import load_study_data, locate
+from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.errors import DataError, StudyError
 from fashion_study.executors.executor import Executor, closing_workers
 from fashion_study.executors.local import LocalExecutor
@@ -31,7 +31,7 @@ def find_images(images: Images, data_dir: Path | None) -> DataSource:
         DataError: they are missing, damaged, or others than those it was trained on.
     """
     source = locate(images.dataset, data_dir)
-    split = load_study_data(source, images.limit_train).split_digest
+    split = load_dataset(source, images.limit_train).split_digest
     found = {"images": source.digest, "a split of them": split}
     for what, recorded in (("images", images.digest), ("a split of them", images.split_digest)):
         # MLflow keeps the beginning of a digest.

@@ -17,7 +17,8 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from optuna.importance import get_param_importances
 
-from fashion_study.data.dataset import keras_cache, load_study_data, locate
+from fashion_study.data.catalog import load_dataset, locate
+from fashion_study.data.fashion_mnist import keras_cache
 from fashion_study.errors import BadInputError, DataError, StoreError
 from fashion_study.report.facts import Finals, ModelFacts, Reference, StudyFacts
 from fashion_study.report.logged import Confused, Confusion, read_command, read_finals, read_json
@@ -195,7 +196,7 @@ def _pixels(
         # A folder is always named, so that nothing is downloaded.
         folder = data_dir or Path(os.environ.get("FASHION_MNIST_DIR") or keras_cache())
         source = locate("digits" if dataset == "digits" else "fashion-mnist", folder)
-        data = load_study_data(source, None if limit == "None" else int(limit))
+        data = load_dataset(source, None if limit == "None" else int(limit))
     except DataError:
         return {}, f"{dataset} is missing or damaged on this machine; name its folder with --data-dir"
     if data.split_digest != trial_storage.attrs["split"]:

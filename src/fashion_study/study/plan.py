@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fashion_study.config import StudyConfig
-from fashion_study.data.dataset import StudyData, check_limit, locate
+from fashion_study.data.catalog import check_limit, locate
+from fashion_study.data.dataset import Dataset
 from fashion_study.errors import BadInputError
 from fashion_study.executors.local import default_workers
 from fashion_study.space.space import SearchSpace
@@ -114,7 +115,7 @@ def plan_study(config: StudyConfig) -> Plan:
     return Plan(config, space, points, source, name, workers)
 
 
-def dataset_metadata(data: StudyData) -> tuple[DatasetMetadata, ...]:
+def dataset_metadata(data: Dataset) -> tuple[DatasetMetadata, ...]:
     """Name the data sets that every trial reads."""
     # MLflow tells data sets apart by name and digest, so each part has a name of its own.
     parts = (("training", data.train), ("validation", data.validation))

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from fashion_study.data.dataset import load_study_data
+from fashion_study.data.catalog import load_dataset
 from fashion_study.errors import StoreError, StudyError
 from fashion_study.executors.executor import Executor
 from fashion_study.signals import StopSignals
@@ -90,7 +90,7 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
     from fashion_study.tracking.runs import MlflowTracker
 
     plan, store, trial_storage, observer = study.plan, study.store, study.trial_storage, study.observer
-    data = load_study_data(plan.source, plan.config.limit_train)
+    data = load_dataset(plan.source, plan.config.limit_train)
     split = trial_storage.attrs.get("split", data.split_digest)
     refuse_difference(plan.name, {"split": split}, {"split": data.split_digest})
     # Not before the data are there: a limit that they cannot meet must leave no study behind.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import ValidationError
 
-from fashion_study.data.dataset import SIDE
+from fashion_study.data.fashion_mnist import SIDE
 from fashion_study.errors import DamagedModelError
 from fashion_study.text import shown
 from fashion_study.trial import Hyperparameters

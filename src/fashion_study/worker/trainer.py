@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from fashion_study.data.dataset import load_study_data
+from fashion_study.data.catalog import load_dataset
 from fashion_study.text import truncated_traceback
 from fashion_study.training.evaluation import Evaluation, evaluate
 from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, configure, fit, seed_training
@@ -49,7 +49,12 @@ class Trainer:
         self._tracking_uri = settings.tracking_uri
         self._records = settings.records
         self._environment = environment(settings.threads)
+<<<<<<< HEAD
         self._data = load_study_data(settings.source, settings.limit_train)
+=======
+        self._data = load_dataset(settings.source, settings.limit_train)
+        self._writing = 0.0
+>>>>>>> ee6af9a (Divide the data module by what it is about, a data set being a value)
 
     @cached_property
     def _client(self) -> MlflowClient:

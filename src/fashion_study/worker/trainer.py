@@ -49,12 +49,7 @@ class Trainer:
         self._tracking_uri = settings.tracking_uri
         self._records = settings.records
         self._environment = environment(settings.threads)
-<<<<<<< HEAD
-        self._data = load_study_data(settings.source, settings.limit_train)
-=======
         self._data = load_dataset(settings.source, settings.limit_train)
-        self._writing = 0.0
->>>>>>> ee6af9a (Divide the data module by what it is about, a data set being a value)
 
     @cached_property
     def _client(self) -> MlflowClient:

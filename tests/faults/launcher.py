@@ -57,9 +57,9 @@ WORKER = "FAULTS_WORKER"
 # What is going on while a function of the coordinator runs; the outermost one counts.
 PHASES = (
     ("fashion_study.study.run", "open_session", "opening"),
-    ("fashion_study.engines.optuna_engine:OptunaEngine", "ask", "ask"),
+    ("fashion_study.engines.engine:Engine", "ask", "ask"),
     ("fashion_study.study.loop:Coordinator", "_begin", "ask"),
-    ("fashion_study.engines.optuna_engine:OptunaEngine", "report", "epoch"),
+    ("fashion_study.engines.engine:Engine", "report", "epoch"),
     ("fashion_study.tracking.runs:MlflowTracker", "log_epoch", "epoch"),
     ("fashion_study.study.loop:Coordinator", "_settle", "tell"),
     ("fashion_study.study.finalists:Repeats", "run", "finalists"),

@@ -1,16 +1,28 @@
-"""The seam between the coordinator and whatever proposes hyperparameters."""
+"""Engines, which propose a study's trials: the bookkeeping that is the same for all of them."""
 
-from dataclasses import dataclass
-from typing import Protocol
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from fashion_study.trial import Checkpoint, ParamValue, TrialResult
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial
+
+from fashion_study.engines.points import Point, distributions_of, key_of
+from fashion_study.space.space import SearchSpace
+from fashion_study.store.trials import TrialStorage
+from fashion_study.trial import BASELINE_NUMBER, Checkpoint, ParamValue, TrialResult, trial_seed
+
+# The attribute of a trial that names the earlier trial from whose model it continues.
+CONTINUES = "continues"
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Ask for one attempt at a trial. `attempt` counts from 1; `superseded_run_id` is the run of the last one.
+    """One attempt (from 1) at a trial; `superseded_run_id` is the run of the attempt before.
 
-    With `continues` the trial goes on from an earlier one's model.
+    With `continues` the trial continues from an earlier trial's model.
     """
 
     number: int
@@ -22,27 +34,112 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Wait:
-    """Say that nothing can be proposed before a running trial has ended."""
+    """Nothing to propose before a running trial has ended."""
 
 
 @dataclass(frozen=True)
 class Exhausted:
-    """Say that nothing is left to propose, and why."""
+    """Nothing left to propose, and the reason."""
 
     reason: str
 
 
-class Engine(Protocol):
-    """Propose trials and learn from them."""
+@dataclass(frozen=True)
+class Candidate:
+    """A point for a new trial, with the attributes that the engine stores with the trial."""
+
+    point: Point
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Engine(ABC):
+    """Base class of all engines: a subclass has `draw` and, if it stops trials, `prune`.
+
+    Waiting trials are proposed first: the baseline, the user's own points, and trials that an interruption sent back.
+    New points follow; none is proposed twice. `distributions` replaces those of the space, by parameter.
+    """
+
+    def __init__(
+        self,
+        trial_storage: TrialStorage,
+        space: SearchSpace,
+        seed: int = 0,
+        try_points: Iterable[Mapping[str, ParamValue]] = (),
+        distributions: Mapping[str, BaseDistribution] | None = None,
+    ) -> None:
+        self.trial_storage = trial_storage
+        self.space = space
+        self.seed = seed
+        self.distributions = distributions_of(space) | dict(distributions or {})
+        self._numbers = {key_of(trial.params): trial.number for trial in trial_storage.trials()}
+        self._attempt_curves: dict[int, dict[int, float]] = {}
+        for point in (space.baseline, *try_points):
+            if self.number_of(point) is None:
+                self._numbers[key_of(point)] = len(trial_storage.trials())
+                trial_storage.enqueue(point, self.distributions)
+
+    @abstractmethod
+    def draw(self, number: int, seed: int) -> Iterator[Candidate | Wait | Exhausted]:
+        """Yield candidates for the new trial `number` until one is new, and at last why there are no more.
+
+        A candidate may depend on `seed`, which is the trial's own, and on the trials in the storage, but on nothing
+        else: a resumed study draws the same points.
+        """
+
+    def prune(self, trial: FrozenTrial) -> bool:  # noqa: ARG002
+        """Return whether to stop a running trial now; its intermediate values are this attempt's alone."""
+        return False
+
+    def number_of(self, point: Mapping[str, ParamValue]) -> int | None:
+        """Return the number of the trial that has this point, None for a new point."""
+        return self._numbers.get(key_of(point))
 
     def ask(self) -> Proposal | Wait | Exhausted:
-        """Return the next trial; one that an interruption sent back to waiting comes first."""
-        ...
+        """Return a waiting trial, else a new one."""
+        trial = self.trial_storage.claim_waiting() or self._new_trial()
+        if not isinstance(trial, FrozenTrial):
+            return trial
+        self._attempt_curves[trial.number] = {}
+        attrs = trial.user_attrs
+        attempt = int(attrs.get("attempt", 0)) + 1
+        return Proposal(trial.number, attempt, dict(trial.params), attrs.get("run_id"), self._checkpoint(trial))
 
     def report(self, number: int, epoch: int, value: float) -> bool:
-        """Take the objective after `epoch` (from 1) and return whether the trial should be pruned now."""
-        ...
+        """Record the objective after `epoch` (from 1); return whether to prune the trial now, never the baseline."""
+        curve = self._attempt_curves[number]
+        curve[epoch] = value
+        self.trial_storage.record_value(number, epoch, value)
+        if number == BASELINE_NUMBER:
+            return False
+        trial = self.trial_storage.trial(number)
+        if trial.user_attrs.get("pruned_at") == epoch:
+            return True  # Decided in an interrupted attempt; by now the pruner has other trials to compare with.
+        # The storage keeps what an interrupted attempt reported.
+        this_attempt = copy.copy(trial)
+        this_attempt.intermediate_values = dict(curve)
+        prune = self.prune(this_attempt)
+        if prune:
+            self.trial_storage.record_prune(number, epoch)
+        return prune
 
     def tell(self, result: TrialResult) -> None:
-        """Record for good how a trial ended."""
-        ...
+        """Record how a trial ended."""
+        self._attempt_curves.pop(result.number, None)
+        self.trial_storage.close(result)
+
+    def _new_trial(self) -> FrozenTrial | Wait | Exhausted:
+        number = len(self.trial_storage.trials())
+        for drawn in self.draw(number, trial_seed(self.seed, number)):
+            if not isinstance(drawn, Candidate):
+                return drawn
+            if self.number_of(drawn.point) is None:
+                self._numbers[key_of(drawn.point)] = number
+                return self.trial_storage.add(drawn.point, self.distributions, drawn.attrs)
+        return Exhausted("no new point is left")
+
+    def _checkpoint(self, trial: FrozenTrial) -> Checkpoint | None:
+        number = trial.user_attrs.get(CONTINUES)
+        if number is None:
+            return None
+        earlier = self.trial_storage.trial(number)
+        return Checkpoint(number, earlier.user_attrs.get("run_id"), earlier.params["epochs"])

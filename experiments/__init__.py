@@ -26,8 +26,8 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-# From the first line on: while a command imports what it needs, Ctrl-C would end in some library's traceback. `-m` is in
-# `sys.argv` while Python looks for the module. A program that imports an entry point keeps its own handler, and a
+# From the first line on: while a command imports what it needs, Ctrl-C would end in a traceback of some library. `-m`
+# is in `sys.argv` while Python looks for the module. A program that imports an entry point keeps its own handler, and a
 # command in the background, where Ctrl-C is ignored, ignores it.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _stop_at_once)

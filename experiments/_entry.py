@@ -23,8 +23,12 @@ def _store(folder: str | Path) -> Path:
     return Path(folder)
 
 
+# The options that several commands have.
 StoreFolder = Annotated[
     Path, typer.Option(parser=_store, metavar="FOLDER", help="Folder of MLflow's and Optuna's data.")
+]
+DataFolder = Annotated[
+    Path | None, typer.Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")
 ]
 
 

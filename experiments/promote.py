@@ -6,7 +6,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Exit, Option
 
-from experiments._entry import StoreFolder, run
+from experiments._entry import DataFolder, StoreFolder, run
 from fashion_study.errors import ExitCode
 from fashion_study.promotion.decision import PromotionConfig
 from fashion_study.store.existing import find_store
@@ -24,9 +24,7 @@ def main(
     ] = None,
     rollback: Annotated[bool, Option("--rollback", help="Make the previous champion the champion again.")] = False,
     store: StoreFolder = Path("mlruns"),
-    data_dir: Annotated[
-        Path | None, Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")
-    ] = None,
+    data_dir: DataFolder = None,
 ) -> None:
     """Compare the challenger with the champion on the holdout, and let it take its place if every gate passes.
 

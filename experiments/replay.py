@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option
 
-from experiments._entry import StoreFolder, run
+from experiments._entry import DataFolder, StoreFolder, run
 from fashion_study.errors import ExitCode
 from fashion_study.replay.request import ReplayConfig
 from fashion_study.store.existing import find_store
@@ -17,9 +17,7 @@ def main(
         str | None, Option(help="Name of the study; default the one worked on last.", show_default=False)
     ] = None,
     store: StoreFolder = Path("mlruns"),
-    data_dir: Annotated[
-        Path | None, Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")
-    ] = None,
+    data_dir: DataFolder = None,
 ) -> None:
     """Train one trial of a study again, and say whether its metrics are the same to the bit.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
-from experiments._entry import StoreFolder, run
+from experiments._entry import DataFolder, StoreFolder, run
 from fashion_study.config import DatasetChoice
 from fashion_study.data.catalog import locate
 
@@ -14,9 +14,7 @@ from fashion_study.data.catalog import locate
 def main(
     seeds: Annotated[int, Option(min=1, help="Trainings per input scale; more than one shows the spread.")] = 1,
     dataset: Annotated[DatasetChoice, Option(help="auto: Fashion-MNIST where it can be had.")] = "auto",
-    data_dir: Annotated[
-        Path | None, Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")
-    ] = None,
+    data_dir: DataFolder = None,
     store: StoreFolder = Path("mlruns"),
     workers: Annotated[
         int | None, Option(min=1, help="Processes that train; default one per GPU, else per core, as memory allows.")

@@ -69,8 +69,7 @@ class StudyConfig(BaseModel):
     of the best so many trials are kept, and those of the others taken away. The best `finalists` trials are trained
     again `repeats` times; left out, 3 and 3 as far as that takes no more epochs than the trials did. `try_points` are
     tried first, after the baseline; what a point leaves out comes from the baseline. `study_db` is the address of a
-    PostgreSQL database for the trial storage of trials, without a password; left out, it is `OPTUNA_STORAGE`, else a file in
-    `store`. The default `sampler` is the `engine`'s: tpe of Optuna, hyperband of KerasTuner, which has no pruners. With
+    PostgreSQL database for the trials, without a password; left out, it is `OPTUNA_STORAGE`, else a file in `store`. The default `sampler` is the `engine`'s: tpe of Optuna, hyperband of KerasTuner, which has no pruners. With
     `executor` ray the workers are on the Ray cluster at `address`, or on one that is started here; each takes
     `worker_cpus` (1) and `worker_gpus` (1 where there are any), and without `workers` there are as many as the cluster
     has room for.

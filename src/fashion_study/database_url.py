@@ -30,7 +30,7 @@ class DatabaseUrl:
 
 
 def trials_database_url(option: str | None) -> DatabaseUrl | None:
-    """Return where the trial storage lies: what `--study-db` says, else `OPTUNA_STORAGE`; None: in the store's own folder.
+    """Return the database of the trials: `--study-db`, else `OPTUNA_STORAGE`; None: a file in the store's own folder.
 
     No refusal repeats what was given: it may hold a password.
 

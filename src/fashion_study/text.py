@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 # From the scheme to the last @ before the host: a password may hold an @ of its own.
 USER_INFO = re.compile(r"(?<=://)[^/\s'\"]*@")
-# `multiprocessing.Connection` writes a message of up to 16 KiB in one piece, and the kernel passes that on as a whole or
+# `multiprocessing.Connection` writes a message of up to 16 KiB in one piece, and the kernel passes that on whole or
 # not at all. A worker that is stopped in the middle of a longer one would leave the coordinator waiting for the rest.
 MAX_TRACEBACK = 8 * 1024
 

@@ -88,6 +88,6 @@ def _without_trials(context: CheckContext) -> Iterator[Finding]:
         yield Finding(Kind.DATABASE, "optuna.db", what, "nothing: restore the file from a copy")
     elif not context.store.is_embedded:
         context.notes.append(
-            f"There is no trial storage in {context.store.root}, and OPTUNA_STORAGE names none elsewhere: only the registry is "
+            f"There is no optuna.db in {context.store.root}, and OPTUNA_STORAGE is not set: only the registry is "
             "looked at."
         )

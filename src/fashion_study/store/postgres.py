@@ -1,7 +1,7 @@
-"""The trial storage's database on PostgreSQL: opened on one connection, which holds the locks on what this process runs.
+"""Optuna's database on PostgreSQL: opened on one connection, which holds the locks on the studies of this process.
 
-A lock of this kind lives as long as the connection that took it. Since the trial storage has no other, whatever is written to
-it is written by the owner, on whichever machine that is; a connection that was lost is not made again.
+A lock of this kind lives as long as the connection that took it. Since there is no other connection, whatever is
+written is written by the owner, on whichever machine that is; a connection that was lost is not made again.
 """
 
 import hashlib

@@ -162,7 +162,7 @@ class TrialStorage:
     def release(self, number: int, *, uncounted_attempts: bool = False) -> TrialState:
         """Send a trial that was stopped from outside back to waiting; give it up after too many returns.
 
-        One that is `uncounted_attempts` was failed by the store, or no worker has begun with it: that return does not count.
+        With `uncounted_attempts` the store failed it, or no worker had begun with it: that return does not count.
         """
         record = self._record(self.trial(number))
         if uncounted_attempts:

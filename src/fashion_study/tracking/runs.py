@@ -59,7 +59,7 @@ class MlflowTracker:
     ) -> str:
         """Open the study's run, the one named where it exists already, and return its id.
 
-        A new one carries the token of its trial storage, so that a run that a kill kept from being named there is found.
+        A new one carries the token of its Optuna study, so that a run that a kill kept from being named there is found.
         """
         self._study_name = metadata.name
         self._inputs = [_dataset_input(entry) for entry in data]

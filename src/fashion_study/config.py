@@ -1,4 +1,4 @@
-"""What a user asks of a study, checked before anything is opened or imported."""
+"""The settings of a study, checked before anything is opened or imported."""
 
 import json
 import math
@@ -60,19 +60,21 @@ def _checked_share(amount: float | None) -> float | None:
 
 
 class StudyConfig(BaseModel):
-    """Describe one study; the defaults are those of `python -m experiments.run_study`.
+    """The settings of one study; the defaults are those of `python -m experiments.run_study`.
 
-    `trials` is a total: a study that has some already is continued to it. `epoch_budget` is a total too: when all
-    trials together have taken so many epochs, none is started, and those that run are finished. So it is after
-    `timeout` seconds. `workers` defaults to one per GPU, else one per usable core, as memory allows. A trial that takes
-    longer than `trial_timeout` seconds, or more than `worker_memory` bytes, fails. With `keep_models` the model files
-    of the best so many trials are kept, and those of the others taken away. The best `finalists` trials are trained
-    again `repeats` times; left out, 3 and 3 as far as that takes no more epochs than the trials did. `try_points` are
-    tried first, after the baseline; what a point leaves out comes from the baseline. `study_db` is the address of a
-    PostgreSQL database for the trials, without a password; left out, it is `OPTUNA_STORAGE`, else a file in `store`. The default `sampler` is the `engine`'s: tpe of Optuna, hyperband of KerasTuner, which has no pruners. With
-    `executor` ray the workers are on the Ray cluster at `address`, or on one that is started here; each takes
-    `worker_cpus` (1) and `worker_gpus` (1 where there are any), and without `workers` there are as many as the cluster
-    has room for.
+    `trials` is a total: a study that has some trials already is continued to it. `epoch_budget` is a total too: once
+    all trials together have trained for that many epochs, no further trial is started. The same holds after `timeout`
+    seconds. `workers` defaults to one per GPU, else one per usable core, as memory allows. A trial that takes longer
+    than `trial_timeout` seconds, or more than `worker_memory` bytes, fails. `keep_models` keeps the model files of that
+    many best trials and deletes the others. The best `finalists` trials are trained again `repeats` times; by default 3
+    and 3, as far as that takes no more epochs than the trials did. `try_points` are tried right after the baseline; the
+    baseline supplies the parameters that a point leaves out.
+
+    `study_db` is the URL of a PostgreSQL database for the trials, without a password; the default is `OPTUNA_STORAGE`,
+    else a file in `store`. `sampler` defaults to the `engine`'s: tpe for Optuna, hyperband for KerasTuner, which has no
+    pruners. With `executor` ray the workers run on the Ray cluster at `address`, or on one that is started here; each
+    takes `worker_cpus` (1) and `worker_gpus` (1 where the cluster has any), and without `workers` there are as many as
+    the cluster has room for.
 
     Raises:
         BadInputError: a field is unknown or out of its range, or `study_db` holds a password.

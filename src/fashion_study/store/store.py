@@ -158,7 +158,7 @@ def open_store(root: Path | str, *, study_db: str | None = None, makes_folder: b
     """Make the folder where there is none, unless that is not wanted, and name what lies in it.
 
     `MLFLOW_TRACKING_URI` is honoured where the user set it: the runs then go to that server. The path of an SQLite
-    database in it is taken from the working directory, as MLflow takes it, and made absolute. Optuna's trials lie in the
+    database in it is taken from the working directory, as MLflow takes it, and made absolute. The trials lie in the
     PostgreSQL database that `study_db` or else `OPTUNA_STORAGE` names.
 
     Raises:

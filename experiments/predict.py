@@ -12,7 +12,7 @@ from experiments._entry import StoreFolder, run
 from fashion_study.errors import ExitCode
 from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.pictures import find_pictures
-from fashion_study.store.existing import find_store
+from fashion_study.store.store import find_store
 from fashion_study.text import printable
 
 

@@ -9,7 +9,7 @@ from typer import Exit, Option
 from experiments._entry import DataFolder, StoreFolder, run
 from fashion_study.errors import ExitCode
 from fashion_study.promotion.decision import PromotionConfig
-from fashion_study.store.existing import find_store
+from fashion_study.store.store import find_store
 
 
 def main(

@@ -8,7 +8,7 @@ from typer import Argument, Exit, Option
 from experiments._entry import DataFolder, StoreFolder, run
 from fashion_study.errors import ExitCode
 from fashion_study.replay.request import ReplayConfig
-from fashion_study.store.existing import find_store
+from fashion_study.store.store import find_store
 
 
 def main(

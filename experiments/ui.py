@@ -9,7 +9,7 @@ from typer import Exit, Option
 
 from experiments._entry import StoreFolder, run
 from fashion_study.errors import ExitCode
-from fashion_study.store.existing import find_store
+from fashion_study.store.store import find_store
 
 if TYPE_CHECKING:
     from fashion_study.mlflow_ui.server import Pages

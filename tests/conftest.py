@@ -7,7 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-pytest_plugins = ["tests.deploy.fixtures", "tests.faults.table"]
+pytest_plugins = ["tests.deploy.fixtures", "tests.faults.table", "tests.store.fixtures"]
 
 OWN_SETTINGS = ("MLFLOW_", "OPTUNA_", "KERAS_", "PG", "RAY_")
 

@@ -23,7 +23,7 @@ from fashion_study.report.collect import collect
 from fashion_study.report.page import render
 from fashion_study.report.publish import publish_report
 from fashion_study.space.file import load_space
-from fashion_study.store.locks import sole_owner
+from fashion_study.store.locks import claim
 from fashion_study.store.store import open_store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.run import StudyResult, run_study
@@ -342,7 +342,7 @@ def test_a_study_that_is_running_is_read_beside_its_owner_and_nothing_is_written
     store = tmp_path / "store"
     trial_storage = open_study(store, values)
     before = trial_storage.records()
-    with sole_owner(store, "open"):
+    with claim(store, "open"):
         report = publish_report("open", store, tmp_path / "open.html")
     page = Page(report.path.read_text())
     assert not report.is_logged
@@ -499,7 +499,7 @@ def test_a_store_without_a_study_is_refused_and_stays_as_it_is(
     (tmp_path / "empty").mkdir()
     code, message = refusal(monkeypatch, capsys, STUDY, "--store", tmp_path / name)
     assert code == 3
-    assert "cannot be reported on" in message
+    assert "it has no optuna.db" in message
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 
 

@@ -100,7 +100,7 @@ def test_what_the_database_refuses_changes_nothing(trial_storage: TrialStorage, 
     assert 4 not in TrialStorage(RDBStorage(address), "toy").trial(0).intermediate_values
 
 
-@pytest.mark.usefixtures("ledger")
+@pytest.mark.usefixtures("trial_storage")
 def test_trials_have_in_common_what_is_the_same_in_all(address: str) -> None:
     first, second, *_ = TrialStorage(RDBStorage(address), "toy").trials()
 

@@ -10,18 +10,32 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from optuna.storages import RDBStorage
 
 from fashion_study.errors import StoreError
-from fashion_study.store.locks import claim, sole_owner
+from fashion_study.store.locks import claim, sole_coordinator
+from fashion_study.store.store import Store, open_store
+from tests.support.twins import memory_storage
 
 HOLD = """
 import sys
 from pathlib import Path
-from fashion_study.store.locks import sole_owner
-with sole_owner(Path(sys.argv[1]), sys.argv[2]):
+from fashion_study.store.locks import claim
+with claim(Path(sys.argv[1]), sys.argv[2]):
     print("held", flush=True)
     sys.stdin.read()
 """
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path)
+
+
+@pytest.fixture
+def storage() -> RDBStorage:
+    """Optuna's storage, which a lock in the store's folder does not use."""
+    return memory_storage()
 
 
 @contextmanager
@@ -37,42 +51,42 @@ def held(root: Path, study: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_a_second_coordinator_is_refused_and_told_who_runs_the_study(tmp_path: Path) -> None:
-    with held(tmp_path, "toy") as holder:
+def test_a_second_coordinator_is_refused_by_the_first_s_name(store: Store, storage: RDBStorage) -> None:
+    with held(store.root, "toy") as holder:
         with (
             pytest.raises(StoreError, match=f"process {holder.pid} ") as caught,
-            sole_owner(tmp_path, "toy"),
+            sole_coordinator(store, storage, "toy"),
         ):
             pass
         assert sys.executable in str(caught.value)
         assert "--study" in str(caught.value)
 
-        with sole_owner(tmp_path, "another"):
-            pass
+        with sole_coordinator(store, storage, "another") as require_ownership:
+            require_ownership()
 
 
-def test_a_holder_that_is_killed_frees_the_study(tmp_path: Path) -> None:
-    with held(tmp_path, "toy") as holder:
+def test_a_holder_that_is_killed_frees_the_study(store: Store, storage: RDBStorage) -> None:
+    with held(store.root, "toy") as holder:
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
 
-        with sole_owner(tmp_path, "toy"):
-            note = json.loads((tmp_path / "locks" / "toy.json").read_text())
+        with sole_coordinator(store, storage, "toy"):
+            note = json.loads((store.root / "locks" / "toy.json").read_text())
             assert note["pid"] == os.getpid()
 
 
-def test_a_holder_that_ends_frees_the_study(tmp_path: Path) -> None:
+def test_a_holder_that_ends_frees_the_study(store: Store, storage: RDBStorage) -> None:
     for _ in range(2):
-        with sole_owner(tmp_path, "toy"):
+        with sole_coordinator(store, storage, "toy"):
             pass
-    assert not (tmp_path / "locks" / "toy.json").exists()
+    assert not (store.root / "locks" / "toy.json").exists()
 
 
-def test_a_holder_that_nobody_can_name_is_another_process(tmp_path: Path) -> None:
-    with held(tmp_path, "toy"):
-        (tmp_path / "locks" / "toy.json").write_text("{}")
+def test_a_holder_without_metadata_is_another_process(store: Store, storage: RDBStorage) -> None:
+    with held(store.root, "toy"):
+        (store.root / "locks" / "toy.json").write_text("{}")
 
-        with pytest.raises(StoreError, match="another process"), sole_owner(tmp_path, "toy"):
+        with pytest.raises(StoreError, match="another process"), sole_coordinator(store, storage, "toy"):
             pass
 
 

@@ -13,16 +13,16 @@ import pytest
 
 from benchmarks.servers import Postgres
 from fashion_study.errors import ExitCode, StoreError
+from fashion_study.store.locks import claim_study, sole_coordinator
 from fashion_study.store.store import Store, open_store
-from fashion_study.store.study_owner import claim_study, sole_coordinator
 from fashion_study.store.trials import TrialStorage
 
 HOLD = """
 import sys
 from fashion_study.store.store import open_store
-from fashion_study.store.study_owner import sole_coordinator
+from fashion_study.store.locks import sole_coordinator
 store = open_store(sys.argv[1])
-with store.ledger_storage() as storage, sole_coordinator(store, storage, sys.argv[2]):
+with store.optuna_storage() as storage, sole_coordinator(store, storage, sys.argv[2]):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -25,7 +25,7 @@ from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import StudyError
 from fashion_study.executors.local import MALLOC, default_workers, threads_per_worker
 from fashion_study.store.failures import store_failures
-from fashion_study.store.locks import sole_owner
+from fashion_study.store.locks import claim
 from fashion_study.store.store import open_store
 from fashion_study.tracking.aliases import Champions, ConcurrentUpdateError, PromotionRunningError, promotion_lock
 from fashion_study.tracking.registry import Candidate, Registry, Version
@@ -80,7 +80,7 @@ def reproduce_baseline(config: BaselineConfig) -> Reproduction:
     tags = {"kind": "baseline reproduction", "lock": lock}
     with (
         store_failures(store, "What was trained before is kept; reproduce the baseline again when it answers."),
-        sole_owner(store.root, lock),
+        claim(store.root, lock),
         _run(client, experiment_id, "baseline reproduction", tags) as run_id,
     ):
         jobs = [

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fashion_study.data.dataset import DatasetKind, DownloadError, Split
 from fashion_study.errors import DataError
+from fashion_study.paths import expanded
 from fashion_study.trial import DataSource
 
 if TYPE_CHECKING:
@@ -214,8 +215,7 @@ def _folder_from(variable: str) -> Path | None:
 
 
 def _absolute(folder: str | Path) -> Path:
-    # Path.expanduser would fail for an account without a home.
-    return Path(os.path.expanduser(folder)).resolve()  # noqa: PTH111
+    return expanded(folder).resolve()
 
 
 def _reason(error: BaseException) -> str:

@@ -1,17 +1,13 @@
 """The examination: everything that can disagree in a store, in the order in which it has to be mended."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fashion_study.database_url import VARIABLE
-from fashion_study.errors import StoreError
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.failures import store_failures
 from fashion_study.store.relocation import Move, moves, rebase
-from fashion_study.store.store import Store, open_store
-from fashion_study.text import printable
+from fashion_study.store.store import Store, find_store
 
 
 @dataclass(frozen=True)
@@ -46,27 +42,13 @@ def check_store(root: Path, fix: bool = False) -> CheckReport:
     Raises:
         StoreError: there is no store, and nothing is made; or it cannot be read.
     """
-    store = _existing(root)
+    store = find_store(root, needs="either")
     notes: list[str] = []
     with store_failures(store, "What was mended before stays mended; call the doctor again when it answers."):
         results = tuple(
             CheckedFinding(found, found.repair() if fix and found.repair else None) for found in _findings(store, notes)
         )
     return CheckReport(store, fix, results, tuple(notes))
-
-
-def _existing(root: Path) -> Store:
-    # Path.expanduser would fail for an account without a home.
-    folder = Path(os.path.expanduser(root))  # noqa: PTH111
-    # Path.is_dir and Path.is_file would fail for a name that no file can have.
-    is_there = os.path.isdir(folder) or bool(os.environ.get(VARIABLE))  # noqa: PTH112
-    has_server = bool(os.environ.get("MLFLOW_TRACKING_URI")) and is_there
-    if not has_server and not any(os.path.isfile(folder / name) for name in ("mlflow.db", "optuna.db")):  # noqa: PTH113
-        raise StoreError(
-            f"There is no store in {printable(str(folder))}: it has neither mlflow.db nor optuna.db. Expected the "
-            "folder of an earlier study. Name it with --store."
-        )
-    return open_store(root)
 
 
 def _findings(store: Store, notes: list[str]) -> Iterator[Finding]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fashion_study.errors import StoreError
 from fashion_study.finding import Finding, Kind
-from fashion_study.store.store import BUSY_SECONDS, Store
+from fashion_study.store.sqlite import BUSY_SECONDS
+from fashion_study.store.store import Store
 
 RESTORE = "nothing: restore the file from a copy"
 RECOVER = f"{RESTORE}, or save what can be read with `sqlite3 FILE .recover`"

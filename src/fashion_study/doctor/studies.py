@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fashion_study.doctor.context import CheckContext
 from fashion_study.finding import Finding, Kind
-from fashion_study.store.study_owner import claim_study
+from fashion_study.store.locks import claim_study
 from fashion_study.store.trials import TOKEN, TRACKED_AT, TrialStorage
 from fashion_study.study.reconcile import CAUSE, disagreements
 from fashion_study.text import printable

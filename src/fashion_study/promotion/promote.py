@@ -18,8 +18,8 @@ from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
 from fashion_study.promotion.evidence import Examiner, check_signature
 from fashion_study.promotion.view import decision_page
 from fashion_study.stderr import stderr_into
-from fashion_study.store.existing import find_store
 from fashion_study.store.failures import store_failures
+from fashion_study.store.store import find_store
 from fashion_study.tracking.aliases import Champions, ConcurrentUpdateError, promotion_lock
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
 from fashion_study.trial import DataSource

@@ -3,9 +3,8 @@
 from typing import TYPE_CHECKING
 
 from fashion_study.replay.request import ReplayConfig
-from fashion_study.store.existing import find_store
 from fashion_study.store.failures import store_failures
-from fashion_study.store.store import Store
+from fashion_study.store.store import Store, find_store
 from fashion_study.study.progress import NullObserver, Observer
 
 if TYPE_CHECKING:

@@ -1,15 +1,14 @@
 """Write a study's report to a file, and onto the study's run."""
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fashion_study.database_url import trials_database_url
-from fashion_study.errors import BadInputError, StoreError
+from fashion_study.errors import BadInputError
+from fashion_study.paths import expanded
 from fashion_study.store.failures import store_failures
-from fashion_study.store.store import Store, open_store
+from fashion_study.store.store import Store, find_store
 from fashion_study.text import did_you_mean, printable, shown, shown_list
 
 if TYPE_CHECKING:
@@ -41,11 +40,9 @@ def publish_report(study: str, store: Path | str, output: Path | None = None, da
         BadInputError: there is no such study, or the file cannot be written there.
         StoreError: the store holds no study, or cannot be read.
     """
-    output = None if output is None else _expanded(output)
+    output = None if output is None else expanded(output)
     _require_place(output)
-    if trials_database_url(None) is None:
-        _require_data(_expanded(store))
-    opened = open_store(store)
+    opened = find_store(store, needs="trials")
     with store_failures(opened, AGAIN), opened.optuna_storage() as storage:
         trial_storage = _trial_storage(study, opened, storage)
         # Imported here: they bring MLflow and Matplotlib, and a refusal must not wait for those.
@@ -63,11 +60,6 @@ def publish_report(study: str, store: Path | str, output: Path | None = None, da
         with store_failures(opened, f"The report lies at {path}; call for it again to have it on the study's run."):
             opened.client().log_text(facts.run_id, page, ARTIFACT)
     return Report(path, not facts.is_running, _contents(facts))
-
-
-def _expanded(place: Path | str) -> Path:
-    # Path.expanduser would fail for an account without a home.
-    return Path(os.path.expanduser(place))  # noqa: PTH111
 
 
 def _require_place(output: Path | None) -> None:
@@ -98,19 +90,6 @@ def _default_place(study: str) -> Path:
             "digits, '.', '_' and '-'. Say with --output where its report goes."
         )
     return Path(f"{study}.html")
-
-
-def _require_data(store: Path) -> None:
-    """Refuse a store without studies before a database is made in it."""
-    try:
-        found = "" if (store / "optuna.db").is_file() else "no study in it" if store.is_dir() else "no such folder"
-    except OSError as error:
-        found = f"that it cannot be looked into ({error.strerror})"
-    if found:
-        raise StoreError(
-            f"The store {printable(str(store))} cannot be reported on: found {found}. Expected a folder in which "
-            "python -m experiments.run_study has run a study. Name it with --store."
-        )
 
 
 def _trial_storage(study: str, store: Store, storage: "RDBStorage") -> "TrialStorage":

@@ -6,10 +6,14 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fashion_study.errors import StoreError, StudyError
-from fashion_study.store.store import Store
+from fashion_study.store.mlflow_server import login_refused
 from fashion_study.text import without_passwords
+
+if TYPE_CHECKING:
+    from fashion_study.store.store import Store
 
 # What a disk says, or whatever lends one. Of other errors only those about a file of the store's are the store's.
 DISK_ERRORS = {
@@ -25,8 +29,39 @@ MISTAKES = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "MALFORMED_REQUEST", "RESO
 DELETED = "must be in the 'active' state"
 
 
+# MLflow's names for what its server answers to a log-in that it does not take.
+REFUSALS = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
+EXPECTED = (
+    "Expected a store that {library} made itself. "
+    "Free space if it is full, restore it from a copy, or name another one with --store or MLFLOW_TRACKING_URI."
+)
+
+
 @contextmanager
-def store_failures(store: Store, advice: str) -> Iterator[None]:
+def opening(library: str, uri: str, *more: type[Exception], advice: str = EXPECTED) -> Iterator[None]:
+    """Turn what the libraries raise for a database that cannot be opened into one message.
+
+    Raises:
+        StoreError: with `advice`, or with what to do about a refused log-in.
+    """
+    from alembic.util import CommandError
+    from filelock import Timeout
+    from sqlalchemy.exc import SQLAlchemyError
+
+    # Optuna raises a RuntimeError for a database of another version of it.
+    known: tuple[type[Exception], ...] = (SQLAlchemyError, CommandError, RuntimeError, OSError, sqlite3.Error, Timeout)
+    try:
+        yield
+    except (*known, *more) as error:
+        if getattr(error, "error_code", None) in REFUSALS:
+            raise login_refused(uri, str(error)) from error
+        reason = next(iter(str(getattr(error, "orig", None) or error).splitlines()), repr(error)).rstrip(".")
+        problem = without_passwords(f"{library} cannot open its store at {uri}: {reason}. ")
+        raise StoreError(problem + advice.format(library=library)) from error
+
+
+@contextmanager
+def store_failures(store: "Store", advice: str) -> Iterator[None]:
     """Turn whatever the libraries below raise for a store that fails into one message; `advice` says what to do.
 
     What a mistake of ours makes them raise passes as it is, to be seen with its traceback.
@@ -74,7 +109,7 @@ class StoreFailurePolicy:
             )
 
 
-def _place(error: Exception, store: Store) -> str:
+def _place(error: Exception, store: "Store") -> str:
     """Name the part of a store that has failed."""
     from mlflow.exceptions import MlflowException
     from optuna.exceptions import StorageInternalError

@@ -1,17 +1,23 @@
-"""Who owns what is open: one process at a time owns a study, and others can see which."""
+"""Locks: one process at a time owns a study, and others can see which."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from filelock import FileLock, Timeout
 
 from fashion_study.errors import StoreError
+from fashion_study.store.postgres import RemoteLockHolder, claim_everywhere, connection_watch
+from fashion_study.store.store import Store
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
 
 # A process that was given the number of an earlier one started at another time; clocks are read to the second.
 SAME_START_SECONDS = 2.0
@@ -21,7 +27,7 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class LockHolder:
-    """Name the process that owns something; `pid` is None where it left no word, or the wrong one."""
+    """The process that holds a lock; `pid` is None where the lock's metadata are missing or wrong."""
 
     pid: int | None = None
     command: str = ""
@@ -38,48 +44,55 @@ def lock_file(root: Path, name: str) -> Path:
 
 @contextmanager
 def claim(root: Path, name: str) -> Iterator[LockHolder | None]:
-    """Own `name` in the store at `root` while the block runs, and yield None.
+    """Own `name` in the store at `root` while the block runs, and yield None, or the process that owns it already.
 
-    Where another process owns it already, yield who that is. The operating system frees the lock when its owner dies,
-    so an owner is alive, however old its word is.
+    The operating system frees the lock of a process that dies, so a holder is alive.
     """
     file = lock_file(root, name)
     file.parent.mkdir(exist_ok=True)
-    word = file.with_name(f"{file.name.removesuffix('.lock')}.json")
+    metadata = file.with_name(f"{file.name.removesuffix('.lock')}.json")
     lock = FileLock(file, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        yield _read(word)
+        yield _read(metadata)
         return
     try:
         process = psutil.Process()
-        word.write_text(json.dumps({"pid": process.pid, "started": _started(process)}))
+        metadata.write_text(json.dumps({"pid": process.pid, "started": _started(process)}))
         yield None
     finally:
-        word.unlink(missing_ok=True)
+        metadata.unlink(missing_ok=True)
         lock.release()
 
 
+def claim_study(
+    store: Store, storage: "RDBStorage", name: str
+) -> AbstractContextManager[LockHolder | RemoteLockHolder | None]:
+    """Own a study while the block runs, in the store's folder or among all machines that use its database."""
+    return claim(store.root, name) if store.database is None else claim_everywhere(storage, name)
+
+
 @contextmanager
-def sole_owner(root: Path, name: str) -> Iterator[None]:
-    """Keep a second coordinator off a study.
+def sole_coordinator(store: Store, storage: "RDBStorage", name: str) -> Iterator[Callable[[], None]]:
+    """Own a study, and yield a function that raises StoreError once the ownership is lost.
 
     Raises:
-        StoreError: another process holds the study.
+        StoreError: another process owns the study.
     """
-    with claim(root, name) as holder:
+    with claim_study(store, storage, name) as holder:
         if holder is not None:
             raise StoreError(
                 f"Study {name!r} is being run by {holder}. Expected one coordinator per study. "
                 "Wait for it, stop it, or give this study another name with --study."
             )
-        yield
+        # A living process never loses a lock in the folder.
+        yield (lambda: None) if store.database is None else connection_watch(storage, store.database)
 
 
-def _read(word: Path) -> LockHolder:
+def _read(metadata: Path) -> LockHolder:
     try:
-        known = json.loads(word.read_text())
+        known = json.loads(metadata.read_text())
         process = psutil.Process(int(known["pid"]))
         if abs(_started(process) - float(known["started"])) > SAME_START_SECONDS:
             return LockHolder()

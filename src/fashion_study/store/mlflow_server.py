@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from fashion_study.errors import StoreError
+from fashion_study.paths import expanded
 from fashion_study.text import printable, without_passwords
 
 # MLflow itself asks a server that is gone again and again, for minutes and without a word.
@@ -93,8 +94,7 @@ def _account() -> tuple[str | None, str | None]:
     """Return name and password as MLflow finds them: each in its variable, else in MLflow's file."""
     stored = ConfigParser()
     try:
-        # Path.expanduser would fail for an account without a home.
-        stored.read(os.path.expanduser("~/.mlflow/credentials"))  # noqa: PTH111
+        stored.read(expanded("~/.mlflow/credentials"))
     except (OSError, UnicodeError, ConfigError):
         stored.clear()
     name, password = (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from fashion_study.database_url import DatabaseUrl
 from fashion_study.errors import StoreError
-from fashion_study.text import without_passwords
+from fashion_study.store.failures import opening
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -29,6 +29,10 @@ UNACKNOWLEDGED_MS = 60_000
 # Making the tables takes a second; whoever waits longer for another who does waits for one that hangs.
 MAKING_SECONDS = 60
 MAKING = "making the tables"
+ADVICE = (
+    "Expected a database that this role may log in to and make tables in. Start it, correct --study-db or "
+    "OPTUNA_STORAGE, or put the password into PGPASSWORD, ~/.pgpass or OPTUNA_STORAGE."
+)
 OWN_NAME = "fashion-study "
 # PostgreSQL cuts the name of an application after 63 bytes.
 NAME_LENGTH = 63
@@ -59,7 +63,7 @@ def open_storage(address: DatabaseUrl) -> "RDBStorage":
     from sqlalchemy import event
 
     options = {"connect_args": _connect_args(address)}
-    with _opening(address), _making(address, options):
+    with opening("Optuna", f"PostgreSQL's database {address}", advice=ADVICE), _making(address, options):
         # Optuna compares versions over a second connection, which is closed again.
         storage = RDBStorage(address.uri, engine_kwargs={**options, "pool_size": 1, "max_overflow": 1})
         event.listen(storage.engine, "do_connect", _lost(address))
@@ -123,24 +127,6 @@ def _connect_args(address: DatabaseUrl) -> dict[str, object]:
     stated = {name for name in own if f"{name}=" in address.uri.partition("?")[2]}
     secret = {} if address.password is None else {"password": address.password}
     return {name: value for name, value in own.items() if name not in stated} | secret
-
-
-@contextmanager
-def _opening(address: DatabaseUrl) -> Iterator[None]:
-    """Turn what the libraries below raise for a database that cannot be used into one message."""
-    from alembic.util import CommandError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    # Optuna says with a RuntimeError that another version of it made the tables.
-    except (SQLAlchemyError, CommandError, RuntimeError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0].rstrip(".")
-        raise StoreError(
-            f"PostgreSQL's database {address} cannot be used: {without_passwords(reason)}. "
-            "Expected one that this role may log in to and make tables in. Start it, correct --study-db or "
-            "OPTUNA_STORAGE, or put the password into PGPASSWORD, ~/.pgpass or OPTUNA_STORAGE."
-        ) from error
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from urllib.request import url2pathname
 
 from filelock import FileLock
 
-from fashion_study.store.store import BUSY_SECONDS, Store
+from fashion_study.store.sqlite import BUSY_SECONDS
+from fashion_study.store.store import Store
 
 # Every column of MLflow's tables that holds the address of a file.
 COLUMNS = (

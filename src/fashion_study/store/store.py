@@ -2,48 +2,52 @@
 
 import logging
 import os
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from filelock import FileLock, Timeout
-
-from fashion_study.database_url import DatabaseUrl, trials_database_url
+from fashion_study.database_url import VARIABLE, DatabaseUrl, trials_database_url
 from fashion_study.errors import StoreError
-from fashion_study.store.filesystems import mounts, refuse_network
-from fashion_study.store.mlflow_server import check_server_reachable, hide_login, login_refused
+from fashion_study.paths import expanded
+from fashion_study.store.failures import opening
+from fashion_study.store.mlflow_server import check_server_reachable, hide_login
 from fashion_study.store.postgres import open_storage
+from fashion_study.store.sqlite import (
+    BUSY_SECONDS,
+    absolute_uri,
+    create_atomically,
+    migration_lock,
+    mounts,
+    refuse_network,
+    sqlite_uri,
+    use_write_ahead_log,
+)
 from fashion_study.text import printable, without_passwords
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from optuna.storages import RDBStorage
-    from sqlalchemy import Engine
 
-# What MLflow would otherwise do behind a user's back in every process that imports it.
+# What MLflow would otherwise do unasked in every process that imports it.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# A server that is gone is asked again after 0, 2, 4, ... 64 s, for 126 s in all: long enough for a restart. One that
-# takes the question and never answers, or whose machine is off, is given up after six minutes instead of twenty.
+# A request to a server that is gone is repeated after 0, 2, 4, ... 64 s, for 126 s in all: long enough for a restart.
+# One that takes a request and never answers, or whose machine is off, is given up after six minutes instead of twenty.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
-# Longer than any write of ours takes, shorter than a user's patience: the MLflow UI may be reading.
-BUSY_SECONDS = 60
-# MLflow's names for what its server answers to a log-in that it does not take.
-REFUSALS = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
+RUNS, TRIALS = "mlflow.db", "optuna.db"
 
 
 @dataclass(frozen=True)
 class Store:
-    """Name where the evidence lies. All addresses are absolute, so they hold from any working directory.
+    """The place of a project's runs and trials. Its addresses are absolute: they hold from any working directory.
 
-    `database` is PostgreSQL's where that has the trial storage; None: a file in the folder has it.
+    `database` is the PostgreSQL database with the trial storage; None: a file in the folder has it.
     """
 
     root: Path
@@ -53,21 +57,21 @@ class Store:
     @property
     def is_embedded(self) -> bool:
         """Say whether MLflow's data lies in this folder rather than on a server of the user's."""
-        return self.tracking_uri == _sqlite_uri(self.root / "mlflow.db")
+        return self.tracking_uri == sqlite_uri(self.root / RUNS)
 
     @property
     def tracked_at(self) -> str:
-        """Name the place of the runs, without a password."""
+        """Return the place of the runs, without a password."""
         return without_passwords(self.tracking_uri)
 
     @property
     def trials_file(self) -> Path:
-        """Return the file that has the trial storage where no database on a server has it."""
-        return self.root / "optuna.db"
+        """Return the file with the trial storage, where no database server has it."""
+        return self.root / TRIALS
 
     @property
     def trials_at(self) -> str:
-        """Name the place of the trial storage, without a password."""
+        """Return the place of the trial storage, without a password."""
         return str(self.database or self.root)
 
     @property
@@ -85,15 +89,15 @@ class Store:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
-        # It tells of migrations, and shows the traceback of what it then raises, which is said in a message.
+        # It logs migrations, and the traceback of an error that is raised as well.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-        with _opening("MLflow", self.tracking_uri, MlflowException):
+        with opening("MLflow", self.tracking_uri, MlflowException):
             if self.is_embedded:
                 self._migrate_mlflow()
             return MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
 
     def require_server(self) -> None:
-        """Ask the user's server, where there is one, whether it is there and lets the user in.
+        """Check the user's MLflow server, where there is one.
 
         Raises:
             StoreError: it does not answer, or refuses the log-in.
@@ -107,11 +111,11 @@ class Store:
             return open_storage(self.database)
         from optuna.storages import RDBStorage
 
-        uri = _sqlite_uri(self.trials_file)
-        with _opening("Optuna", uri), self._migration_lock("optuna"):
-            _create_atomically(self.trials_file, lambda unfinished: RDBStorage(unfinished).engine)
+        uri = sqlite_uri(self.trials_file)
+        with opening("Optuna", uri), migration_lock(self.trials_file):
+            create_atomically(self.trials_file, lambda unfinished: RDBStorage(unfinished).engine)
             storage = RDBStorage(uri, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
-            _use_write_ahead_log(self.trials_file)
+            use_write_ahead_log(self.trials_file)
             return storage
 
     @contextmanager
@@ -127,7 +131,7 @@ class Store:
         """Return the id of the MLflow experiment `name` (one per data set), made where there is none."""
         from mlflow.exceptions import MlflowException
 
-        with _opening("MLflow", self.tracking_uri, MlflowException):
+        with opening("MLflow", self.tracking_uri, MlflowException):
             if (found := client.get_experiment_by_name(name)) is not None:
                 return str(found.experiment_id)
         location = (self.root / "artifacts" / name).as_uri() if self.is_embedded else None
@@ -142,32 +146,27 @@ class Store:
     def _migrate_mlflow(self) -> None:
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        with self._migration_lock("mlflow"):
-            artifacts = self.root / "artifacts"
+        database, artifacts = self.root / RUNS, self.root / "artifacts"
+        with migration_lock(database):
             artifacts.mkdir(exist_ok=True)
-            _create_atomically(self.root / "mlflow.db", lambda uri: SqlAlchemyStore(uri, artifacts.as_uri()).engine)
+            create_atomically(database, lambda uri: SqlAlchemyStore(uri, artifacts.as_uri()).engine)
             SqlAlchemyStore(self.tracking_uri, artifacts.as_uri())
-            _use_write_ahead_log(self.root / "mlflow.db")
-
-    def _migration_lock(self, database: str) -> FileLock:
-        # Several processes that migrate one empty database at once crash each other.
-        return FileLock(self.root / f".{database}-migration.lock", timeout=BUSY_SECONDS)
+            use_write_ahead_log(database)
 
 
 def open_store(root: Path | str, *, study_db: str | None = None, makes_folder: bool = True) -> Store:
-    """Make the folder where there is none, unless that is not wanted, and name what lies in it.
+    """Return the store in a folder, which is made where there is none, unless that is not wanted.
 
-    `MLFLOW_TRACKING_URI` is honoured where the user set it: the runs then go to that server. The path of an SQLite
-    database in it is taken from the working directory, as MLflow takes it, and made absolute. The trials lie in the
-    PostgreSQL database that `study_db` or else `OPTUNA_STORAGE` names.
+    Where `MLFLOW_TRACKING_URI` is set, the runs go there; the path of an SQLite database in it is taken from the
+    working directory, as MLflow takes it. The trial storage lies in the PostgreSQL database that `study_db` or else
+    `OPTUNA_STORAGE` names.
 
     Raises:
         BadInputError: `study_db` or `OPTUNA_STORAGE` is not the address of such a database.
         StoreError: the folder cannot be made or written, or lies on a network file system; the server does not
             answer, or refuses the log-in.
     """
-    # Path.expanduser would fail for an account without a home.
-    folder = Path(os.path.expanduser(root)).resolve()  # noqa: PTH111
+    folder = expanded(root).resolve()
     if any(character in "?%" or not character.isprintable() for character in str(folder)):
         raise StoreError(
             f"The store {printable(str(folder))} has a '?', a '%' or an invisible character in its path, which mean "
@@ -176,16 +175,42 @@ def open_store(root: Path | str, *, study_db: str | None = None, makes_folder: b
         )
     refuse_network(folder, mounts())
     hide_login()
-    store = Store(
-        root=folder,
-        tracking_uri=_absolute(os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(folder / "mlflow.db")),
-        database=trials_database_url(study_db),
-    )
+    tracking_uri = absolute_uri(os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder / RUNS))
+    store = Store(folder, tracking_uri, trials_database_url(study_db))
     if makes_folder:
-        # Asked first: where no server answers, nothing is made.
+        # Before the folder: where no server answers, nothing is made.
         store.require_server()
         _make(folder)
     return store
+
+
+def find_store(root: Path | str, needs: Literal["runs", "trials", "either"] = "runs") -> Store:
+    """Return the store of an earlier study; where there is none, nothing is made.
+
+    `needs` is what must be in the folder, or on a server that `MLFLOW_TRACKING_URI` or `OPTUNA_STORAGE` names.
+
+    Raises:
+        StoreError: it is not there, or the folder cannot be read.
+    """
+    folder = expanded(root)
+    files = {"runs": (RUNS,), "trials": (TRIALS,), "either": (RUNS, TRIALS)}[needs]
+    has_runs_server, has_trials_server = (bool(os.environ.get(name)) for name in ("MLFLOW_TRACKING_URI", VARIABLE))
+    try:
+        has_folder, has_file = folder.is_dir(), any((folder / name).is_file() for name in files)
+        has_server = {
+            "runs": has_runs_server,
+            "trials": has_trials_server,
+            "either": has_runs_server and (has_folder or has_trials_server),
+        }[needs]
+        missing = "" if has_file or has_server else f"it has no {' and no '.join(files)}"
+    except OSError as error:
+        missing = f"it cannot be looked into: {error.strerror}"
+    if missing:
+        raise StoreError(
+            f"There is no store in {printable(str(folder))}: {missing}. Expected the folder of an earlier study. "
+            "Run one with python -m experiments.run_study, or name its folder with --store."
+        )
+    return open_store(root, makes_folder=has_folder)
 
 
 def _make(folder: Path) -> None:
@@ -200,88 +225,4 @@ def _make(folder: Path) -> None:
         raise StoreError(
             f"The store {folder} is read-only. Expected a folder that may be written. "
             "Change its permissions, or name another one with --store."
-        )
-
-
-@contextmanager
-def _opening(library: str, uri: str, *more: type[Exception]) -> Iterator[None]:
-    """Turn what the libraries below raise for a store that cannot be used into one message."""
-    from alembic.util import CommandError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    # Optuna says with a RuntimeError that another version of it made the database.
-    known: tuple[type[Exception], ...] = (SQLAlchemyError, CommandError, RuntimeError, OSError, sqlite3.Error, Timeout)
-    try:
-        yield
-    except (*known, *more) as error:
-        raise _cannot_open(library, uri, error) from error
-
-
-def _cannot_open(library: str, uri: str, error: Exception) -> StoreError:
-    if getattr(error, "error_code", None) in REFUSALS:
-        return login_refused(uri, str(error))
-    reason = next(iter(str(error).splitlines()), repr(error)).rstrip(".")
-    return StoreError(
-        without_passwords(f"{library} cannot open its store at {uri}: {reason}. ")
-        + f"Expected a store that {library} made itself. "
-        "Free space if it is full, restore it from a copy, or name another one with --store or MLFLOW_TRACKING_URI."
-    )
-
-
-def _sqlite_uri(path: Path) -> str:
-    return f"sqlite:///{path}"
-
-
-def _absolute(uri: str) -> str:
-    """Return an address that means the same database from any working directory."""
-    path, mark, query = uri.removeprefix("sqlite:///").partition("?")
-    if not uri.startswith("sqlite:///") or path in ("", ":memory:") or path.startswith("file:"):
-        return uri
-    return f"{_sqlite_uri(Path(path).resolve())}{mark}{query}"
-
-
-def _create_atomically(database: Path, make: Callable[[str], "Engine"]) -> None:
-    """Make a database that is not there beside its place, and put it there once it is whole.
-
-    Killed in the middle, a library would find tables that it did not expect, and refuse the database for ever.
-    """
-    if database.exists():
-        return
-    unfinished = database.with_name(f".{database.name}.part")
-    for leftover in database.parent.glob(f"{unfinished.name}*"):
-        leftover.unlink()
-    with _synchronous_off():
-        make(_sqlite_uri(unfinished)).dispose()
-    with unfinished.open("rb+") as whole:
-        os.fsync(whole.fileno())
-    unfinished.replace(database)
-
-
-@contextmanager
-def _synchronous_off() -> Iterator[None]:
-    """Let the SQLite connections that are opened meanwhile not wait for the disk.
-
-    Hundreds of steps make MLflow's tables, and each would wait; of a database that nobody uses yet none needs to.
-    """
-    from sqlalchemy import Engine, event
-
-    def relax(connection: object, _record: object) -> None:
-        if isinstance(connection, sqlite3.Connection):
-            connection.execute("PRAGMA synchronous=OFF")
-
-    event.listen(Engine, "connect", relax)
-    try:
-        yield
-    finally:
-        event.remove(Engine, "connect", relax)
-
-
-def _use_write_ahead_log(path: Path) -> None:
-    """Let readers (the MLflow UI) and the one writer work side by side; the setting stays in the file."""
-    with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
-        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-    if mode != "wal":
-        raise StoreError(
-            f"{path} stays in journal mode {mode!r}; expected 'wal'. "
-            "The file system may not support it: put the store on a local disk with --store."
         )

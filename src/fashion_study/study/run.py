@@ -10,8 +10,8 @@ from fashion_study.engines.engine import Engine
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.signals import StopSignals
 from fashion_study.store.failures import store_failures
+from fashion_study.store.locks import sole_coordinator
 from fashion_study.store.store import Store, open_store
-from fashion_study.store.study_owner import sole_coordinator
 from fashion_study.store.trials import TrialRecord, TrialStorage
 from fashion_study.store.waits import watch_waits
 from fashion_study.study.finalists import Finalist

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fashion_study.errors import StoreError
-from fashion_study.store.existing import find_store
+from fashion_study.store.store import find_store
 
 
 def test_a_folder_without_a_store_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from fashion_study.errors import ExitCode, StoreError
 from fashion_study.store import store as store_module
-from fashion_study.store.filesystems import Mount, filesystem_of, mounts, refuse_network
+from fashion_study.store.sqlite import Mount, filesystem_of, mounts, refuse_network
 from fashion_study.store.store import open_store
 
 TABLE: list[Mount] = [

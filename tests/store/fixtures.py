@@ -1,3 +1,5 @@
+"""The store that several tests share."""
+
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ import sys
 from fashion_study.store.store import open_store
 store = open_store(sys.argv[1])
 client = store.client()
-print(store.experiment_id(client, "digits"), len(store.optuna_storage().get_all_studies()))
+print(store.experiment_id(client, "digits"), len(store.open_optuna_storage().get_all_studies()))
 """
 
 

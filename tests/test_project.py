@@ -1,3 +1,5 @@
+"""The project as a whole: its commands, imports, locks, and whether its documents are true to it."""
+
 import re
 import subprocess
 import sys
@@ -5,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import fashion_study
+
 ROOT = Path(__file__).parents[1]
 ENTRY_POINTS = sorted(path.stem for path in (ROOT / "experiments").glob("[a-z]*.py"))
 LOCKS = ("requirements.lock", "requirements-dev.lock")
+PAGES = sorted(path for path in ROOT.rglob("*.md") if not path.relative_to(ROOT).parts[0].startswith((".", "build")))
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -31,7 +36,7 @@ def test_imports_go_one_way() -> None:
 
 
 @pytest.mark.parametrize("module", ["config", "space", "trial", "errors"])
-def test_the_words_everyone_shares_load_no_slow_library(module: str) -> None:
+def test_shared_modules_load_no_slow_library(module: str) -> None:
     imported = imported_by("-c", f"import fashion_study.{module}")
     assert imported & {"tensorflow", "keras", "mlflow", "optuna", "matplotlib", "sklearn", "pandas"} == set()
 
@@ -47,7 +52,7 @@ def test_a_study_on_this_machine_needs_no_ray() -> None:
     assert "ray" not in imported_by("-c", "import fashion_study.study.run, fashion_study.study.workers")
 
 
-def test_every_entry_point_is_listed_with_a_line_from_any_directory(tmp_path: Path) -> None:
+def test_entry_points_are_listed_from_any_directory(tmp_path: Path) -> None:
     done = run(sys.executable, "-m", "experiments", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     described = dict(re.findall(r"^python -m experiments\.(\w+) +(\S.+)$", done.stdout, re.MULTILINE))
@@ -88,7 +93,7 @@ def test_tests_run_on_the_versions_that_a_study_runs_on() -> None:
         ("exit 127", "found no"),
     ],
 )
-def test_make_refuses_a_python_that_does_not_fit_in_one_line(tmp_path: Path, script: str, found: str) -> None:
+def test_make_refuses_an_unsupported_python_in_one_line(tmp_path: Path, script: str, found: str) -> None:
     for name in ("Makefile", "pyproject.toml", *LOCKS):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     python = tmp_path / "python"
@@ -103,3 +108,53 @@ def test_make_refuses_a_python_that_does_not_fit_in_one_line(tmp_path: Path, scr
     assert "Python 3.11, 3.12 or 3.13 with its venv module is needed" in line
     assert found in line
     assert not (tmp_path / ".venv").exists()
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (len(text.splitlines()) <= 180, len(text.split()) <= 1_500) == (True, True)
+
+
+def targets_of(headings: str) -> set[str]:
+    """List the anchors that GitHub gives the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", headings, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = page if not file else page.parent / file
+        if not target.exists() or (anchor and anchor not in targets_of(target.read_text(encoding="utf-8"))):
+            broken.append(link)
+    assert broken == []
+
+
+def test_every_document_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {name for name in pages if f"]({name})" not in index} == set()
+
+
+def test_the_shown_search_space_is_smoke() -> None:
+    page = (ROOT / "docs" / "spaces.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    assert shown == (ROOT / "search_spaces" / "smoke.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/notebook.md", "docs/keras-tuner.md"])
+def test_every_name_that_a_page_imports_is_public(page: str) -> None:
+    lines = re.findall(r"^from fashion_study import (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    names = {name for line in lines for name in line.split(", ")}
+    assert names
+    assert {name for name in names if not callable(getattr(fashion_study, name, None))} == set()
+
+
+def test_public_names_are_imported_only_when_used() -> None:
+    assert sorted(fashion_study.MODULES) == fashion_study.__all__
+    assert imported_by("-c", "import fashion_study") & {"pydantic", "numpy", "mlflow", "optuna"} == set()

@@ -1,8 +1,9 @@
-"""The README's walk-through is true: every command in it is run, and answers what the README shows."""
+"""The commands of the README and of the tutorial: every one is run, and prints what the tutorial shows."""
 
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -12,41 +13,50 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SECTION = "## Walk-through"
+README = ROOT / "README.md"
+TUTORIAL = ROOT / "docs" / "tutorial.md"
 # Not a measure of anything: how long one command on a busy machine may take before something must be wrong.
 PATIENCE = 280
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command of the walk-through and the lines that it is said to answer; `...` stands for any others."""
+    """A command of a page and the lines that it is said to print; `...` stands for any others."""
 
     command: str
     answer: tuple[str, ...]
+
+    @property
+    def arguments(self) -> list[str]:
+        return shlex.split(self.command)
+
+    @property
+    def module(self) -> str:
+        return self.arguments[2].removeprefix("experiments.")
 
     def __str__(self) -> str:
         return self.command
 
 
-def steps() -> list[Step]:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split(SECTION)[1].split("\n## ")[0]
-    blocks = re.findall(r"```console\n(.*?)```", section, flags=re.DOTALL)
+def steps(page: Path) -> list[Step]:
+    blocks = re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     found = []
     for part in re.split(r"^\$ ", "\n".join(blocks), flags=re.MULTILINE)[1:]:
         command, _, answer = part.partition("\n")
-        found.append(Step(command, tuple(line for line in answer.splitlines() if line.strip())))
+        if command.startswith("python -m "):
+            found.append(Step(command, tuple(line for line in answer.splitlines() if line.strip())))
     return found
 
 
 def plain(lines: Iterable[str]) -> str:
-    """Write lines as one, without what may differ from machine to machine: figures, ids, and where a table wraps."""
+    """Join lines without what may differ from machine to machine: figures, ids, and where a table wraps."""
     text = re.sub(r"(?<=\brun )[0-9a-f]{8}\b", "#", " ".join(lines))
     text = re.sub(r"[+-]?\d[\d.,e+-]*( (s|min)\b)?", "#", text)
     return re.sub(r"[\s─]+", " ", text).strip()
 
 
 def parts(answer: Iterable[str]) -> list[str]:
-    """Split what the README shows at each `...` line."""
+    """Split what a page shows at each `...` line."""
     groups: list[list[str]] = [[]]
     for line in answer:
         if line.strip() == "...":
@@ -56,26 +66,50 @@ def parts(answer: Iterable[str]) -> list[str]:
     return [plain(group) for group in groups if group]
 
 
+def run(step: Step, folder: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, *step.arguments[1:]],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode in (0, 1), f"{step}:\n{done.stdout}{done.stderr}"
+    return done
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"COLUMNS": "100", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the walk-through begins with nothing but the project's samples."""
+    """Make a folder with nothing but the project's samples, in which the tutorial begins."""
     folder = tmp_path_factory.mktemp("desk")
     (folder / "docs").symlink_to(ROOT / "docs")
     return folder
 
 
-def test_nothing_in_the_readme_waits_to_be_filled_in() -> None:
-    assert "@@" not in (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def answers(desk: Path) -> dict[Step, subprocess.CompletedProcess[str]]:
+    """Run the tutorial, each command after those that it needs."""
+    return {step: run(step, desk) for step in steps(TUTORIAL)}
 
 
-def test_the_walk_through_has_the_commands_of_the_whole_way() -> None:
-    modules = {shlex.split(step.command)[2].removeprefix("experiments.") for step in steps()}
+def test_nothing_waits_to_be_filled_in() -> None:
+    assert [page for page in (README, TUTORIAL) if "@@" in page.read_text(encoding="utf-8")] == []
+
+
+def test_the_tutorial_goes_the_whole_way() -> None:
+    modules = {step.module for step in steps(TUTORIAL)}
     assert modules >= {"reproduce_baseline", "run_study", "promote", "report", "predict"}
 
 
-def test_the_report_speaks_of_the_best_trial_as_the_study_s_summary_does() -> None:
-    shown = {shlex.split(step.command)[2]: " ".join(step.answer) for step in steps()}
-    require_the_same_best(shown["experiments.run_study"], shown["experiments.report"])
+def test_the_shown_report_names_the_shown_best_trial() -> None:
+    shown = {step.module: " ".join(step.answer) for step in steps(TUTORIAL)}
+    require_the_same_best(shown["run_study"], shown["report"])
 
 
 def require_the_same_best(summary: str, report: str) -> None:
@@ -83,27 +117,39 @@ def require_the_same_best(summary: str, report: str) -> None:
     assert f"best {best}" in report
 
 
-# One test for all of them, since each needs what those before it left.
 @pytest.mark.timeout(900)
-def test_every_command_answers_what_the_readme_shows(desk: Path) -> None:
-    environment = os.environ | {"COLUMNS": "100", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    answers = {}
-    for step in steps():
-        words = shlex.split(step.command)
-        done = subprocess.run(
-            [sys.executable, *words[1:]],
-            cwd=desk,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert done.returncode in (0, 1), f"{step.command}:\n{done.stdout}{done.stderr}"
-        answers[words[2]] = done.stdout
-        shown = plain((done.stdout + done.stderr).splitlines())
-        place = 0
+def test_every_command_prints_what_the_tutorial_shows(answers: dict[Step, subprocess.CompletedProcess[str]]) -> None:
+    for step, done in answers.items():
+        printed = plain((done.stdout + done.stderr).splitlines())
+        start = 0
         for part in parts(step.answer):
-            assert part in shown[place:], f"{step.command} does not answer {part!r}:\n{done.stdout}{done.stderr}"
-            place = shown.index(part, place) + len(part)
-    require_the_same_best(answers["experiments.run_study"], answers["experiments.report"])
+            assert part in printed[start:], f"{step} does not print {part!r}:\n{done.stdout}{done.stderr}"
+            start = printed.index(part, start) + len(part)
+    printed_by = {step.module: done.stdout for step, done in answers.items()}
+    require_the_same_best(printed_by["run_study"], printed_by["report"])
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("answers")
+def test_every_command_of_the_readme_runs(desk: Path) -> None:
+    # They go on with the tutorial's store, so that its study does not have to be trained again.
+    (desk / "mlruns").symlink_to("demo")
+    for step in steps(README):
+        if step.module == "ui":
+            open_and_close(step, desk)
+        else:
+            run(step, desk)
+
+
+def open_and_close(step: Step, folder: Path) -> None:
+    """Start the MLflow UI, wait for its address, end it with Ctrl-C."""
+    command = [sys.executable, *step.arguments[1:], "--port", "5051"]
+    with subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True) as ui:
+        assert ui.stdout is not None
+        printed = ""
+        for line in ui.stdout:
+            printed += line
+            if "Ctrl-C" in line:
+                ui.send_signal(signal.SIGINT)
+    assert "http://127.0.0.1:" in printed
+    assert ui.returncode == 130

@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Exit, Option
 
-from experiments._entry import StoreFolder, run
+from experiments._entry import DataFolder, StoreFolder, run
 from fashion_study.config import (
     AnySampler,
     DatasetChoice,
@@ -21,25 +21,46 @@ from fashion_study.config import (
 from fashion_study.errors import BadInputError, ExitCode
 
 
+def _trial_timeout(text: str) -> float:
+    return parse_duration(text, "--trial-timeout")
+
+
+def _point(text: str) -> dict[str, int | float | str]:
+    try:
+        point = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        point = error
+    if not isinstance(point, dict):
+        raise BadInputError(f"--try {text!r} is no JSON object. Expected for instance '{{\"learning_rate\": 0.002}}'.")
+    return point
+
+
 def main(
     space: Annotated[str, Option(help="A name from search_spaces/, or a YAML file.")] = "baseline",
     dataset: Annotated[DatasetChoice, Option(help="auto: Fashion-MNIST where it can be had.")] = "auto",
-    data_dir: Annotated[
-        Path | None, Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")
-    ] = None,
+    data_dir: DataFolder = None,
     trials: Annotated[int, Option(help="Total number of trials, those of earlier runs included.")] = 20,
     epoch_budget: Annotated[
         int | None, Option(help="Start no trial when all of them have taken so many epochs.")
     ] = None,
-    timeout: Annotated[str | None, Option(help="Start no trial after this long: 90s, 30m, 1h30m.")] = None,
-    trial_timeout: Annotated[str | None, Option(help="Fail a trial that takes longer: 90s, 10m.")] = None,
+    timeout: Annotated[
+        float | None,
+        Option(parser=parse_duration, metavar="DURATION", help="Start no trial after this long: 90s, 30m, 1h30m."),
+    ] = None,
+    trial_timeout: Annotated[
+        float | None,
+        Option(parser=_trial_timeout, metavar="DURATION", help="Fail a trial that takes longer: 90s, 10m."),
+    ] = None,
     workers: Annotated[
         int | None,
         Option(
             help="Processes that train; default one per GPU, else per core, as memory allows; on Ray, as many as fit."
         ),
     ] = None,
-    worker_memory: Annotated[str | None, Option(help="Fail a trial whose worker takes more: 4G, 900M.")] = None,
+    worker_memory: Annotated[
+        int | None,
+        Option(parser=parse_size, metavar="SIZE", help="Fail a trial whose worker takes more: 4G, 900M."),
+    ] = None,
     executor: Annotated[
         ExecutorName, Option(help="Where workers are: on this machine, or on a Ray cluster.")
     ] = "local",
@@ -85,10 +106,13 @@ def main(
         int | None,
         Option(help="Keep the model files of the best K trials, baseline, finalists and registered ones; default all."),
     ] = None,
-    try_point: Annotated[
-        list[str] | None,
+    try_points: Annotated[
+        list[Any] | None,
         Option(
-            "--try", help="A point of your own, tried right after the baseline: JSON; the rest comes from the baseline."
+            "--try",
+            parser=_point,
+            metavar="JSON",
+            help="A point of your own, tried right after the baseline: JSON; the rest comes from the baseline.",
         ),
     ] = None,
 ) -> None:
@@ -104,34 +128,7 @@ def main(
 
       python -m experiments.run_study --trials 40 --try '{"learning_rate": 0.002}'
     """
-    config = StudyConfig(
-        space=space,
-        dataset=dataset,
-        data_dir=data_dir,
-        trials=trials,
-        epoch_budget=epoch_budget,
-        timeout=None if timeout is None else parse_duration(timeout),
-        trial_timeout=None if trial_timeout is None else parse_duration(trial_timeout, "--trial-timeout"),
-        workers=workers,
-        worker_memory=None if worker_memory is None else parse_size(worker_memory),
-        executor=executor,
-        address=address,
-        worker_cpus=worker_cpus,
-        worker_gpus=worker_gpus,
-        engine=engine,
-        sampler=sampler,
-        pruner=pruner,
-        seed=seed,
-        study=study,
-        store=store,
-        study_db=study_db,
-        precision=precision,
-        limit_train=limit_train,
-        finalists=finalists,
-        repeats=repeats,
-        keep_models=keep_models,
-        try_points=tuple(_point(text) for text in try_point or ()),
-    )
+    config = StudyConfig(**locals())  # Every option is the field of its name.
     config.check()
 
     # Imported here: they bring MLflow and Optuna, and a refusal must not wait for those.
@@ -147,16 +144,6 @@ def main(
         raise Exit(128 + result.stopped_by)
     if result.best is None:
         raise Exit(ExitCode.ANSWER_IS_NO)
-
-
-def _point(text: str) -> dict[str, int | float | str]:
-    try:
-        point = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        point = error
-    if not isinstance(point, dict):
-        raise BadInputError(f"--try {text!r} is no JSON object. Expected for instance '{{\"learning_rate\": 0.002}}'.")
-    return point
 
 
 if __name__ == "__main__":

@@ -193,8 +193,8 @@ class StudyConfig(BaseModel):
 
 
 def _with_defaults_of_its_engine(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is not decided, and put in what KerasTuner's default is where it differs from Optuna's."""
-    given = {name: value for name, value in fields.items() if value is not None or name not in ("sampler", "pruner")}
+    """Drop what is None, which means the default, and add KerasTuner's defaults where they differ from Optuna's."""
+    given = {name: value for name, value in fields.items() if value is not None}
     if given.get("engine") == "keras-tuner":
         return {"sampler": SAMPLERS["keras-tuner"][0], "pruner": "none"} | given
     return given

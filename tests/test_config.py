@@ -305,7 +305,7 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         "--try": ['{"epochs": 3}', '{"learning_rate": 0.002}'],
     }
     known = {f"--{name.replace('_', '-')}" for name in inspect.signature(run_study_command).parameters}
-    assert options.keys() - {"--try"} == known - {"--try-point"}
+    assert options.keys() - {"--try"} == known - {"--try-points"}
 
 
 def test_the_command_leaves_out_what_is_left_at_its_default() -> None:
@@ -314,8 +314,7 @@ def test_the_command_leaves_out_what_is_left_at_its_default() -> None:
 
 def test_the_defaults_are_those_of_the_entry_point() -> None:
     given = inspect.signature(run_study_command).parameters
-    defaults = {name: parameter.default for name, parameter in given.items() if name != "try_point"}
+    defaults = {name: parameter.default for name, parameter in given.items()}
 
-    assert defaults.keys() == StudyConfig.model_fields.keys() - {"try_points"}
-    # The sampler and the pruner are left to the engine.
+    assert defaults.keys() == StudyConfig.model_fields.keys()
     assert StudyConfig(**defaults) == StudyConfig()

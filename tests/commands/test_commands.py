@@ -15,7 +15,6 @@ from tests.support.study_store import Studies
 ROOT = Path(__file__).parents[2]
 # What each one is asked besides, so that nothing but the store is wrong.
 WORDS = {
-    "compare_engines": ("--space", "smoke", "--dataset", "digits"),
     "doctor": (),
     "predict": (str(ROOT / "docs" / "samples"),),
     "promote": (),

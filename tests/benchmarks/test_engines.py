@@ -1,4 +1,4 @@
-"""A comparison of engines: what it concludes, what it refuses, and that it runs and goes on."""
+"""A comparison of engines: its conclusions, its refusals, and that it runs and continues."""
 
 import itertools
 import json
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fashion_study import engine_comparison
-from fashion_study.engine_comparison import (
+from benchmarks import engines
+from benchmarks.engines import (
     CONTENDERS,
     ComparisonConfig,
     Search,
@@ -49,7 +49,7 @@ def test_a_search_counts_every_epoch_and_stops_at_the_budget() -> None:
     assert (search.best, search.trials) == (0.85, 3)
 
 
-def test_standings_pair_the_seeds_and_begin_with_the_best_mean() -> None:
+def test_comparisons_pair_the_seeds_and_put_the_best_mean_first() -> None:
     found = comparisons(BEST, TRIALS, "random")
 
     assert [comparison.contender for comparison in found] == ["a", "random", "b"]
@@ -88,12 +88,12 @@ def test_the_figure_has_a_line_for_every_contender() -> None:
         ({"space": "no-such-space"}, "no-such-space"),
     ],
 )
-def test_what_no_comparison_can_be_made_of_is_refused(changes: dict[str, Any], named: str) -> None:
+def test_settings_that_allow_no_comparison_are_refused(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(BadInputError, match=named):
         replace(ComparisonConfig(space="smoke", dataset="digits"), **changes).check()
 
 
-def test_the_studies_of_a_comparison_differ_in_what_is_compared_alone() -> None:
+def test_the_studies_differ_only_in_what_is_compared() -> None:
     config = ComparisonConfig(space="smoke", dataset="digits", epochs=30)
     studies = [config.study(contender, seed) for contender, seed in itertools.product(CONTENDERS, (0, 1))]
 
@@ -105,11 +105,9 @@ def test_the_studies_of_a_comparison_differ_in_what_is_compared_alone() -> None:
 
 @pytest.mark.faults
 @pytest.mark.timeout(1200)
-def test_a_comparison_leaves_a_table_a_figure_and_whole_studies_registers_nothing_and_makes_nothing_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_comparison_is_recorded_once_and_registers_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = {name: CONTENDERS[name] for name in ("keras-tuner-hyperband", "random")}
-    monkeypatch.setattr(engine_comparison, "CONTENDERS", two)
+    monkeypatch.setattr(engines, "CONTENDERS", two)
     config = ComparisonConfig(
         "smoke", "digits", epochs=5, seeds=2, workers=1, precision="float32", store=tmp_path / "mlruns"
     )

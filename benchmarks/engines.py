@@ -1,12 +1,19 @@
-"""Which engine finds the better model for the same number of epochs: whole studies, several seeds, one table."""
+"""Compare Optuna, KerasTuner and random search at the same number of epochs: whole studies, several seeds, one table.
+
+`python -m benchmarks.engines` takes hours with its defaults. `python -m benchmarks` does not run it: its figures go to
+an MLflow run beside the studies that it compares.
+"""
 
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from typer import Option
+
+from experiments._entry import StoreFolder, run
 from fashion_study.config import DatasetChoice, PrecisionChoice, StudyConfig
 from fashion_study.errors import BadInputError, ExitCode, StudyError
 from fashion_study.statistics import sign_flip_p, student_interval
@@ -28,17 +35,17 @@ CONTENDERS: Mapping[str, Mapping[str, Any]] = {
     "random": {"engine": "optuna", "sampler": "random", "pruner": "none"},
 }
 REFERENCE = "random"
-# Apart from the user's own: none of these studies is meant for use. So none of them registers its best model either:
-# where MLflow's data lies on a server, that would move the team's `challenger`.
+# A store of its own: none of these studies is meant for use. None registers its best model either: where MLflow's data
+# lies on a server, that would move the team's alias `challenger`.
 STORE = Path("mlruns/comparison")
 KIND = "engine comparison"
-# The exact test looks at 2 to the power of so many ways to swap.
+# The exact test goes through 2 to the power of so many choices of signs.
 MOST_SEEDS = 16
 
 
 @dataclass(frozen=True)
 class ComparisonConfig:
-    """Say on what the engines are compared: a study for each of them and each seed, of so many epochs."""
+    """The settings of a comparison: a study of so many epochs for each contender and seed."""
 
     space: str = "baseline"
     dataset: DatasetChoice = "auto"
@@ -51,7 +58,7 @@ class ComparisonConfig:
     store: Path = STORE
 
     def check(self) -> None:
-        """Refuse what no comparison can be made of, before anything is opened.
+        """Refuse settings that allow no comparison, before anything is opened.
 
         Raises:
             BadInputError: too few seeds or epochs, or a space that a contender cannot search.
@@ -67,7 +74,7 @@ class ComparisonConfig:
                 )
 
     def study(self, contender: str, seed: int) -> StudyConfig:
-        """Describe one of the studies."""
+        """Return the configuration of one of the studies."""
         return StudyConfig(
             space=self.space,
             dataset=self.dataset,
@@ -88,7 +95,7 @@ class ComparisonConfig:
 
 @dataclass(frozen=True)
 class Search:
-    """Show one study: the best objective after each complete trial, by the epochs that all trials took until then."""
+    """A study's best objective after each trial, by the epochs of all trials until then."""
 
     contender: str
     seed: int
@@ -103,10 +110,10 @@ class Search:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Show one contender over all seeds, and how far it is from another, seed by seed.
+    """A contender's best objectives over all seeds, and their differences to another's, seed by seed.
 
-    `interval` holds the mean difference with 95 % confidence (Student's t over the pairs); `p` is that of the exact
-    two-sided test that swaps the members of each pair: with five seeds it cannot fall below 0.0625.
+    `interval` is the 95 % confidence interval of the mean difference (Student's t over the pairs); `p` is that of the
+    exact two-sided sign-flip test: with five seeds it cannot fall below 0.0625.
     """
 
     contender: str
@@ -119,9 +126,8 @@ class PairedComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Hold all searches, the standings against random search and against the winner, and the MLflow run of both."""
+    """All searches, the contenders against random search and against the winner, and the MLflow run with both."""
 
-    config: ComparisonConfig
     searches: tuple[Search, ...]
     against_random: tuple[PairedComparison, ...]
     against_winner: tuple[PairedComparison, ...]
@@ -129,18 +135,18 @@ class Comparison:
 
     @property
     def winner(self) -> str:
-        """Name the contender with the best mean."""
+        """Return the contender with the best mean."""
         return self.against_random[0].contender
 
 
 def compare_engines(config: ComparisonConfig, observer: "Observer") -> Comparison:
-    """Run, or continue, every study of a comparison, and record what they say as an MLflow run beside them.
+    """Run, or continue, every study of a comparison, and record the result as an MLflow run beside them.
 
-    The contenders take turns seed by seed, so that what the machine does meanwhile meets all of them.
+    The contenders take turns seed by seed, so that other work on the machine slows all of them alike.
 
     Raises:
-        BadInputError: the comparison cannot be made.
-        StudyError: it was stopped; the same command goes on.
+        BadInputError: the settings allow no comparison.
+        StudyError: it was stopped; the same command continues it.
     """
     from fashion_study.study.run import run_study
 
@@ -158,11 +164,11 @@ def compare_engines(config: ComparisonConfig, observer: "Observer") -> Compariso
     against_random = comparisons(best, trials, REFERENCE)
     against_winner = comparisons(best, trials, against_random[0].contender)
     run_id = _record(config, result, searches, against_random, against_winner)
-    return Comparison(config, tuple(searches), against_random, against_winner, run_id)
+    return Comparison(tuple(searches), against_random, against_winner, run_id)
 
 
 class _StoppedError(StudyError):
-    """Say that a comparison was stopped within one of its studies."""
+    """A stop by a signal within one of the studies."""
 
     def __init__(self, result: "StudyResult") -> None:
         assert result.stopped_by is not None
@@ -171,7 +177,7 @@ class _StoppedError(StudyError):
 
 
 def search_within(contender: str, seed: int, records: "Sequence[TrialRecord]", budget: int) -> Search:
-    """Follow a study trial by trial, in the order in which they began, as far as the budget goes."""
+    """Follow a study trial by trial, in the order in which they began, until the budget is spent."""
     epochs, trials, best, found = 0, 0, 0.0, []
     for record in sorted(records, key=lambda record: record.number):
         epochs += len(record.curve)
@@ -199,7 +205,7 @@ def comparisons(
 
 
 def table(comparisons: Sequence[PairedComparison]) -> "pd.DataFrame":
-    """Lay standings out, in points of 100."""
+    """Lay comparisons out as a table, in points of 100."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -225,15 +231,14 @@ def _record(
     against_random: Sequence[PairedComparison],
     against_winner: Sequence[PairedComparison],
 ) -> str:
-    """Write a comparison down as a run beside the studies that it is made of, once however often it is made."""
+    """Log a comparison to an MLflow run beside its studies, always the same one for the same settings."""
     from mlflow.entities import Metric, Param, RunTag
 
     assert last.experiment_id is not None
     client = last.store.client()
-    asked = {"space": config.space, "epochs": config.epochs, "seeds": config.seeds, "limit_train": config.limit_train}
-    values = {key: str(value) for key, value in asked.items()}
-    params = [Param(key, value) for key, value in values.items()]
-    run_id = _recorded(client, last.experiment_id, values)
+    settings = {key: str(getattr(config, key)) for key in ("space", "epochs", "seeds", "limit_train")}
+    params = [Param(key, value) for key, value in settings.items()]
+    run_id = _recorded(client, last.experiment_id, settings)
     if run_id is None:
         tags = {"kind": KIND, "mlflow.runName": f"{KIND} {config.space}"}
         run_id = str(client.create_run(last.experiment_id, tags=tags).info.run_id)
@@ -248,10 +253,10 @@ def _record(
     return run_id
 
 
-def _recorded(client: "MlflowClient", experiment_id: str, asked: Mapping[str, str]) -> str | None:
-    """Return the run of an earlier comparison of the same, None where there is none."""
+def _recorded(client: "MlflowClient", experiment_id: str, settings: Mapping[str, str]) -> str | None:
+    """Return the run of an earlier comparison with the same settings."""
     runs = client.search_runs([experiment_id], f"tags.kind = '{KIND}'")
-    return next((str(run.info.run_id) for run in runs if run.data.params == asked), None)
+    return next((str(run.info.run_id) for run in runs if run.data.params == settings), None)
 
 
 def figure(searches: Sequence[Search], budget: int) -> "Figure":
@@ -280,3 +285,47 @@ def _step_function(search: Search, epochs: Any) -> Any:
     steps = np.array([step for step, _ in search.best_after])
     values = np.array([np.nan, *(value if value > 0 else np.nan for _, value in search.best_after)])
     return values[np.searchsorted(steps, epochs, side="right")]
+
+
+def main(
+    space: Annotated[str, Option(help="A name from search_spaces/, or a YAML file.")] = "baseline",
+    dataset: Annotated[DatasetChoice, Option(help="auto: Fashion-MNIST where it can be had.")] = "auto",
+    data_dir: Annotated[
+        Path | None, Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")
+    ] = None,
+    epochs: Annotated[int, Option(help="What each study may take, all its trials together.")] = 200,
+    seeds: Annotated[int, Option(help="Studies of each contender.")] = 5,
+    workers: Annotated[
+        int | None, Option(help="Processes that train; default one per GPU, else per core, as memory allows.")
+    ] = None,
+    precision: Annotated[PrecisionChoice, Option(help="auto: the faster one on this machine.")] = "auto",
+    limit_train: Annotated[int | None, Option(help="Train on this many images only.")] = None,
+    store: StoreFolder = STORE,
+) -> None:
+    """Run a study of the same space and budget for each engine and seed, and compare what they found.
+
+    Every study is a complete one that MLflow shows. Ctrl-C once ends cleanly; the same command goes on.
+
+    Examples:
+
+      python -m benchmarks.engines --space smoke --dataset digits --epochs 30 --seeds 3
+
+      python -m benchmarks.engines --epochs 400 --limit-train 10000
+    """
+    config = ComparisonConfig(space, dataset, data_dir, epochs, seeds, workers, precision, limit_train, store)
+    config.check()
+
+    # Imported here: a refusal must not wait for Rich, MLflow and Optuna.
+    from fashion_study.study.progress import PipeSafeConsole, watch
+
+    console = PipeSafeConsole()
+    with watch(console) as observer:
+        comparison = compare_engines(config, observer)
+    for title, found in (("random", comparison.against_random), (comparison.winner, comparison.against_winner)):
+        console.print(f"\nDifferences to {title}, seed by seed (points of validation accuracy):", highlight=False)
+        console.print(table(found).to_string(index=False), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\nTable and figure: MLflow run {comparison.run_id}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -109,9 +109,7 @@ def test_a_size_is_written_so_that_it_is_read_back(size: int) -> None:
         ("study", "a" * 101, "letters"),
     ],
 )
-def test_a_value_out_of_range_is_refused_with_what_was_found_and_what_is_allowed(
-    field: str, value: object, allowed: str
-) -> None:
+def test_a_value_out_of_range_is_refused_with_what_is_allowed(field: str, value: object, allowed: str) -> None:
     with pytest.raises(BadInputError) as caught:
         StudyConfig(**{field: value})
     assert f"{field} is {value!r}" in str(caught.value)
@@ -188,9 +186,7 @@ def smoke_file(folder: Path, **parameters: dict[str, object]) -> str:
 
 
 @pytest.mark.parametrize("address", ["auto", "ray://head:10001", ":6379", "head:70000"])
-def test_a_cluster_that_the_environment_names_in_other_words_is_refused(
-    address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_malformed_ray_address_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(BadInputError, match=rf"RAY_ADDRESS is '{address}': expected HOST:PORT"):
         StudyConfig(executor="ray").check()

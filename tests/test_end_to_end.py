@@ -189,7 +189,7 @@ def test_trial_0_is_the_baseline_and_is_complete(first: Start) -> None:
     assert baseline.state is TrialState.COMPLETE
 
 
-def test_the_run_of_the_study_says_what_was_asked_and_what_came_out(first: Start) -> None:
+def test_the_study_s_run_has_settings_and_results(first: Start) -> None:
     parent, trials = first.evidence.parent, complete(first.evidence)
     best = max(trials.values(), key=lambda trial: (trial.value, -trial.number))
     assert (parent.info.status, parent.info.run_name) == ("FINISHED", STUDY)
@@ -221,7 +221,7 @@ def test_the_run_of_the_study_says_what_was_asked_and_what_came_out(first: Start
     assert parent.data.metrics == {"best_objective": best.value, "workers_busy_share": busy}
 
 
-def test_the_run_of_the_study_carries_the_command_that_repeats_it(first: Start) -> None:
+def test_the_study_s_run_has_the_command_that_repeats_it(first: Start) -> None:
     words = shlex.split(first.evidence.parent.data.tags["command"])
     assert words[:3] == ["python", "-m", "experiments.run_study"]
     options = dict(zip(words[3::2], words[4::2], strict=True))
@@ -241,7 +241,7 @@ def test_the_run_of_the_study_carries_the_command_that_repeats_it(first: Start) 
 
 # MLflow's client looks for a table's runs in the store that the environment names.
 @pytest.mark.usefixtures("default_store")
-def test_the_run_of_the_study_holds_space_leaderboard_and_figures(first: Start) -> None:
+def test_the_study_s_run_has_space_leaderboard_and_figures(first: Start) -> None:
     evidence, files = first.evidence, first.parent_files
     assert (files / "space.yaml").read_text() == SPACE.source_text
     leaderboard = pd.read_csv(files / "leaderboard.csv")
@@ -367,7 +367,7 @@ def test_runs_name_the_images_they_read_with_their_digest(first: Start) -> None:
 
 
 @pytest.mark.usefixtures("default_store")
-def test_every_logged_model_reaches_exactly_its_objective_when_it_is_loaded_again(first: Start) -> None:
+def test_every_logged_model_reaches_exactly_its_objective(first: Start) -> None:
     validation = load_dataset(locate("digits")).validation
     for number, trial in complete(first.evidence).items():
         run = first.evidence.run_of(number)
@@ -384,7 +384,7 @@ def test_every_logged_model_reaches_exactly_its_objective_when_it_is_loaded_agai
 
 
 @pytest.mark.usefixtures("default_store")
-def test_a_logged_model_takes_raw_pixels_as_any_mlflow_model_does(first: Start) -> None:
+def test_a_logged_model_takes_raw_pixels(first: Start) -> None:
     validation = load_dataset(locate("digits")).validation
     trial = first.evidence.trials[0]
     model = mlflow.pyfunc.load_model(first.evidence.run_of(0).data.tags["model_uri"])
@@ -395,7 +395,7 @@ def test_a_logged_model_takes_raw_pixels_as_any_mlflow_model_does(first: Start) 
     assert np.mean(probabilities.argmax(axis=1) == validation.labels) == trial.value
 
 
-def test_the_best_trials_were_trained_again_and_what_they_reached_is_on_the_study_s_run(first: Start) -> None:
+def test_the_finalists_repeats_are_on_the_study_s_run(first: Start) -> None:
     evidence = first.evidence
     ranked = sorted(complete(evidence).values(), key=lambda trial: -float(trial.value or 0))
     by_trial = {
@@ -418,7 +418,7 @@ def test_the_best_trials_were_trained_again_and_what_they_reached_is_on_the_stud
     assert told["winner"] == max(told["finalists"], key=lambda finalist: finalist["lower_bound"])["trial"]
 
 
-def test_the_winner_s_median_repeat_is_the_challenger_in_the_registry(first: Start) -> None:
+def test_the_winner_s_median_repeat_is_the_challenger(first: Start) -> None:
     evidence = first.evidence
     version = evidence.client.get_model_version_by_alias("digits-cnn", "challenger")
     told = evidence.table(evidence.parent, "finalists.json")
@@ -432,7 +432,7 @@ def test_the_winner_s_median_repeat_is_the_challenger_in_the_registry(first: Sta
     assert f"Registered: digits-cnn version 1 is the challenger ({told_of})." in first.output
 
 
-def test_trainings_done_again_are_the_same_to_the_bit_but_for_what_was_altered(first: Start, tmp_path: Path) -> None:
+def test_repeated_trainings_are_the_same_to_the_bit(first: Start, tmp_path: Path) -> None:
     store = shutil.copytree(first.store, tmp_path / "store")
     # The last to be trained, in a worker that had trained others before it.
     trial, repeat = max(first.evidence.trials), first.evidence.repeats[0]
@@ -508,7 +508,7 @@ def test_a_higher_total_adds_only_what_is_missing(first: Start, extended: Start)
     assert [int(row[starts["columns"].index("trials")]) for row in starts["data"]] == [4, 6]
 
 
-def test_another_seed_is_another_study_and_is_refused_with_the_difference(extended: Start) -> None:
+def test_another_seed_is_refused_with_the_difference(extended: Start) -> None:
     refused = start(extended.store, extended.store.parent / "refused", "--trials", "9", "--seed", "1")
     assert refused.exit_code == 2
     assert "seed: stored 0, asked for 1" in refused.errors
@@ -630,7 +630,7 @@ def test_workers_do_not_outlive_a_coordinator_that_is_killed(killed: Ending) -> 
 
 
 @pytest.mark.faults
-def test_the_start_after_a_kill_says_what_it_found_and_takes_it_up_again(
+def test_the_start_after_a_kill_says_what_it_resumes(
     killed: Ending, terminated: Ending, record_fault: RecordFault
 ) -> None:
     abandoned = [number for number, trial in killed.evidence.trials.items() if trial.state is TrialState.RUNNING]
@@ -664,7 +664,7 @@ def test_a_second_sigterm_ends_it_at_once_with_its_own_exit_code(
 
 
 @pytest.mark.faults
-def test_a_study_that_was_stopped_again_and_again_still_finishes_to_its_total(finished: Start) -> None:
+def test_a_study_stopped_repeatedly_still_reaches_its_total(finished: Start) -> None:
     assert finished.exit_code == 0, finished.errors
     trials = finished.evidence.trials
     assert sorted(trials) == list(range(len(trials)))
@@ -675,7 +675,7 @@ def test_a_study_that_was_stopped_again_and_again_still_finishes_to_its_total(fi
 
 
 @pytest.mark.faults
-def test_a_trial_keeps_its_parameters_and_seed_through_every_attempt(finished: Start) -> None:
+def test_a_trial_keeps_parameters_and_seed_over_attempts(finished: Start) -> None:
     for number in finished.evidence.trials:
         attempts = [run for run in finished.evidence.runs.values() if run.data.tags["trial"] == str(number)]
         assert len({run.data.tags["seed"] for run in attempts}) == 1
@@ -683,9 +683,7 @@ def test_a_trial_keeps_its_parameters_and_seed_through_every_attempt(finished: S
 
 
 @pytest.mark.faults
-def test_every_trial_has_one_current_run_and_the_others_name_their_successor(
-    finished: Start, record_fault: RecordFault
-) -> None:
+def test_every_trial_has_one_current_run(finished: Start, record_fault: RecordFault) -> None:
     evidence = finished.evidence
     replaced = {run_id: run for run_id, run in evidence.runs.items() if "superseded_by" in run.data.tags}
     current = {run_id: run for run_id, run in evidence.runs.items() if run_id not in replaced}
@@ -702,7 +700,7 @@ def test_every_trial_has_one_current_run_and_the_others_name_their_successor(
     record_fault("SIGKILL of a real Keras study", "I2 I3 I5", phases={"epoch": 1})
 
 
-def test_a_study_of_which_every_trial_diverges_ends_with_the_answer_no(tmp_path: Path) -> None:
+def test_a_study_whose_trials_all_diverge_ends_with_1(tmp_path: Path) -> None:
     space = tmp_path / "doomed.yaml"
     space.write_text(DOOMED_SPACE)
     done = subprocess.run(
@@ -728,9 +726,7 @@ def test_a_study_of_which_every_trial_diverges_ends_with_the_answer_no(tmp_path:
 
 
 @pytest.mark.faults
-def test_a_study_killed_among_its_finalists_trains_only_the_missing_repeat_and_registers_once(
-    tmp_path: Path, record_fault: RecordFault
-) -> None:
+def test_killed_among_finalists_only_the_missing_repeat_is_trained(tmp_path: Path, record_fault: RecordFault) -> None:
     options = ("--trials", "1", "--workers", "1", "--finalists", "1", "--repeats", "2")
     with subprocess.Popen(
         command(tmp_path / "store", *options), cwd=ROOT, stdout=subprocess.PIPE, text=True

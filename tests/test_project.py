@@ -35,7 +35,7 @@ def test_imports_go_one_way() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("module", ["config", "space", "trial", "errors"])
+@pytest.mark.parametrize("module", ["config", "space.file", "trial", "errors"])
 def test_shared_modules_load_no_slow_library(module: str) -> None:
     imported = imported_by("-c", f"import fashion_study.{module}")
     assert imported & {"tensorflow", "keras", "mlflow", "optuna", "matplotlib", "sklearn", "pandas"} == set()

@@ -1,10 +1,10 @@
-"""What can go wrong for a user, each with the exit code that the command line returns for it."""
+"""The errors that a user can cause or meet, each with its exit code."""
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Tell a calling script how an entry point ended."""
+    """The exit codes of the entry points, for scripts."""
 
     DONE = 0
     ANSWER_IS_NO = 1
@@ -17,28 +17,28 @@ class ExitCode(IntEnum):
 
 
 class StudyError(Exception):
-    """Say what happened, what was expected and what to do; shown to the user without a traceback."""
+    """An error whose message says what happened, what was expected and what to do; shown without a traceback."""
 
     exit_code = ExitCode.BUG
 
 
 class BadInputError(StudyError):
-    """Refuse an option, a search space or a study that does not fit."""
+    """An option, a search space or a study that does not fit."""
 
     exit_code = ExitCode.BAD_INPUT
 
 
 class StoreError(StudyError):
-    """Report a store that cannot be opened or written."""
+    """A store that cannot be opened or written."""
 
     exit_code = ExitCode.STORE
 
 
 class DataError(StudyError):
-    """Report image files that are missing, altered or unreadable."""
+    """Image files that are missing, altered or unreadable."""
 
     exit_code = ExitCode.DATA
 
 
 class DamagedModelError(StoreError):
-    """Refuse a registered model whose file is missing, altered, half-written or not what this project saves."""
+    """A registered model whose file is missing, altered, incomplete or not one that this project saves."""

@@ -17,9 +17,7 @@ PAGES = {
 
 
 @pytest.mark.parametrize("kind", PAGES)
-def test_a_browser_runs_nothing_of_a_hostile_name_and_asks_for_nothing(
-    kind: str, chromium: Browser, tmp_path: Path
-) -> None:
+def test_a_browser_runs_nothing_of_a_hostile_name(kind: str, chromium: Browser, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text(PAGES[kind](" ".join(ATTACKS.values())), encoding="utf-8")
     page = chromium.new_page()

@@ -113,9 +113,7 @@ def test_two_runs_are_compared(page: Page, finished: Finished) -> None:
         expect(page.get_by_role("cell", name=name)).to_be_visible()
 
 
-def test_the_address_of_the_comparison_shows_every_complete_trial_the_best_first(
-    page: Page, finished: Finished
-) -> None:
+def test_the_comparison_shows_complete_trials_the_best_first(page: Page, finished: Finished) -> None:
     assert finished.pages.comparison is not None
     heading = page.get_by_role("heading", name="Comparing 3 Runs from 1 Experiment")
     opened(page, finished, finished.pages.comparison, heading)
@@ -170,9 +168,7 @@ def elsewhere(tmp_path: Path) -> Iterator[str]:
         other.shutdown()
 
 
-def test_a_page_of_another_port_neither_writes_nor_reads_and_the_uis_own_pages_do_both(
-    page: Page, finished: Finished, elsewhere: str
-) -> None:
+def test_another_port_s_page_neither_writes_nor_reads(page: Page, finished: Finished, elsewhere: str) -> None:
     address = finished.server.address
     page.goto(elsewhere)
     # Without CORS a browser sends at once and hides the answer, with it it asks first.

@@ -78,7 +78,7 @@ def test_the_page_shows_all_its_parts_and_pictures(opened: Opened) -> None:
     assert all(drawing["width"] > 300 and drawing["height"] > 80 for drawing in drawings)
 
 
-def test_the_page_makes_no_request_and_the_browser_has_no_complaint(opened: Opened, report: Path) -> None:
+def test_the_page_makes_no_request_and_logs_no_error(opened: Opened, report: Path) -> None:
     assert opened.requests == [report.as_uri()]
     assert opened.complaints == []
 

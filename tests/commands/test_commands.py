@@ -107,7 +107,7 @@ def interrupted(words: Sequence[str], module: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("module", ["experiments", "typer"])
 @pytest.mark.parametrize("name", WORDS)
-def test_ctrl_c_while_a_command_is_imported_ends_it_without_a_traceback(name: str, module: str, tmp_path: Path) -> None:
+def test_ctrl_c_during_a_command_s_import_shows_no_traceback(name: str, module: str, tmp_path: Path) -> None:
     words = command(name, "--store", str(tmp_path / "nothing"), python=("-X", "importtime"))
     assert interrupted(words, module) == (130, "Stopped at once.\n")
 
@@ -131,6 +131,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("ui", "pandas._libs"),
     ],
 )
-def test_ctrl_c_while_a_command_imports_the_slow_libraries_does_too(name: str, module: str, store: Path) -> None:
+def test_ctrl_c_during_slow_imports_shows_no_traceback(name: str, module: str, store: Path) -> None:
     words = command(name, "--store", str(store), python=("-X", "importtime"))
     assert interrupted(words, module) == (130, "Stopped at once.\n")

@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_folder_is_predicted_by_name_and_what_cannot_be_read_is_named(models: ModelStore, folder: Path) -> None:
+def test_a_folder_is_predicted_and_unreadable_files_are_named(models: ModelStore, folder: Path) -> None:
     done = command(folder, "--store", models.root)
     assert done.returncode == 1
     rows = [line for line in done.stdout.splitlines() if "%" in line]

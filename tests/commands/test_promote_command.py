@@ -48,7 +48,7 @@ def words(text: str) -> str:
         (["--unknown"], "No such option: --unknown"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_with_one_message_before_a_store_is_opened(
+def test_contradicting_options_are_refused_before_a_store_is_opened(
     options: list[str],
     expected: str,
     tmp_path: Path,
@@ -71,7 +71,7 @@ def test_a_store_that_is_not_there_is_refused_as_a_store(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_is_not_there_is_refused_and_nothing_is_left_behind(
+def test_a_missing_server_is_refused_and_nothing_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with closing(socket.socket()) as free:
@@ -93,7 +93,7 @@ def test_a_damaged_database_is_refused_as_a_store(
     assert "Traceback" not in printed.err
 
 
-def test_on_the_store_of_a_real_study_every_command_of_the_walk_through_answers(
+def test_every_command_of_the_tutorial_works_on_a_real_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = StudyConfig(

@@ -79,7 +79,7 @@ def message(capsys: pytest.CaptureFixture[str]) -> str:
         (["--unknown"], "No such option: --unknown"),
     ],
 )
-def test_bad_input_is_refused_with_one_message_before_a_store_is_made(
+def test_bad_input_is_refused_before_a_store_is_made(
     options: list[str],
     expected: str,
     tmp_path: Path,
@@ -116,7 +116,7 @@ def test_a_damaged_database_is_refused_as_a_store(database: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("dataset", ["auto", "fashion-mnist"])
-def test_damaged_images_are_refused_by_name_and_never_replaced_by_others(
+def test_damaged_images_are_refused_and_never_replaced(
     dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in OFFICIAL_FILES:
@@ -170,7 +170,7 @@ def test_a_notebook_runs_a_study_and_gets_its_results(begun_in_a_notebook: tuple
     assert run.data.metrics["objective"] == result["objective"]
 
 
-def test_a_limit_that_the_images_cannot_meet_is_refused_and_leaves_no_study_behind(
+def test_a_limit_beyond_the_images_leaves_no_study_behind(
     begun_in_a_notebook: tuple[Path, dict[str, object]],
 ) -> None:
     _, result = begun_in_a_notebook
@@ -178,7 +178,7 @@ def test_a_limit_that_the_images_cannot_meet_is_refused_and_leaves_no_study_behi
     assert "--limit-train is 3. Expected 20 to 1,079" in str(result["refusal"])
 
 
-def test_a_terminal_shows_the_study_live_and_goes_on_with_what_a_notebook_began(
+def test_a_terminal_resumes_a_notebook_s_study_with_live_bars(
     begun_in_a_notebook: tuple[Path, dict[str, object]],
 ) -> None:
     store, _ = begun_in_a_notebook

@@ -64,7 +64,7 @@ def started(*words: object) -> Iterator[tuple["subprocess.Popen[str]", str]]:
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_it_prints_the_pages_of_the_study_and_a_signal_leaves_nothing_behind(
+def test_it_prints_the_study_s_pages_and_a_signal_ends_all(
     number: signal.Signals, exit_code: int, studies: Studies
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -87,7 +87,7 @@ def test_it_prints_the_pages_of_the_study_and_a_signal_leaves_nothing_behind(
     assert alive == []
 
 
-def test_where_a_server_is_named_its_pages_are_printed_and_nothing_is_started(studies: Studies, tmp_path: Path) -> None:
+def test_a_named_server_s_pages_are_printed_and_none_is_started(studies: Studies, tmp_path: Path) -> None:
     with serve(studies.store, choose_port(0)) as server:
         done = ended("--store", tmp_path / "other", MLFLOW_TRACKING_URI=server.address)
     assert (done.returncode, done.stderr) == (0, "")

@@ -67,7 +67,7 @@ def ends_whole(study: str, folder: Path, run: Command, postgres: Postgres) -> No
     assert (healthy.returncode, "Nothing is wrong" in healthy.stdout) == (0, True), healthy.stdout + healthy.stderr
 
 
-def test_a_coordinator_has_its_study_alone_and_when_it_is_killed_the_next_one_goes_on(
+def test_one_coordinator_per_study_and_after_a_kill_the_next_one(
     run: Command, on_servers: dict[str, str], postgres: Postgres, team: TeamMlflow, tmp_path: Path,
     record_fault: RecordFault,
 ) -> None:  # fmt: skip
@@ -92,7 +92,7 @@ def test_a_coordinator_has_its_study_alone_and_when_it_is_killed_the_next_one_go
     record_fault("SIGKILL of a coordinator on servers, taken up from another folder", "I2 I3 I5 I6")
 
 
-def test_a_study_ends_with_its_database_and_goes_on_when_that_is_back(
+def test_a_study_ends_with_its_database_and_resumes_with_it(
     run: Command, on_servers: dict[str, str], postgres: Postgres, tmp_path: Path, record_fault: RecordFault
 ) -> None:
     with running("without-a-database", tmp_path / "one", on_servers) as process:

@@ -55,7 +55,7 @@ def test_nobody_logs_in_over_the_network_without_a_password(role: str, postgres:
         psycopg.connect(postgres.address("postgres", role), password="guessed")
 
 
-def test_a_network_is_let_in_once_however_often_the_server_starts(postgres: Postgres) -> None:
+def test_a_network_is_admitted_once_over_several_starts(postgres: Postgres) -> None:
     postgres.stop()
     postgres.start()
 
@@ -73,16 +73,14 @@ def test_the_mlflow_server_answers_nobody_without_a_log_in(path: str, login: str
 @pytest.mark.parametrize(
     "path", ["/health", "/api/3.0/mlflow/server-info", "/ajax-api/3.0/mlflow/server-info", "/static-files/none.js"]
 )
-def test_what_is_answered_without_a_log_in_is_known_and_names_nothing_of_the_team(
-    path: str, team: TeamMlflow, postgres: Postgres
-) -> None:
+def test_answers_without_a_log_in_are_known_and_name_nothing(path: str, team: TeamMlflow, postgres: Postgres) -> None:
     code, said = status(team, path)
     assert code in (200, 404)
     for word in (team.account, team.password, team.admin_password, *postgres.passwords.values(), str(postgres.folder)):
         assert word not in said
 
 
-def test_an_account_may_write_experiments_and_is_no_administrator(team: TeamMlflow) -> None:
+def test_an_account_writes_experiments_and_administers_nothing(team: TeamMlflow) -> None:
     own = f"{team.account}:{team.password}"
     assert status(team, EXPERIMENTS, own, {"max_results": 1})[0] == 200
     assert status(team, "/api/2.0/mlflow/experiments/create", own, {"name": "of ana"})[0] == 200

@@ -54,7 +54,7 @@ def test_ledger_runs_and_models_lie_on_the_servers_alone(ran: Ran, postgres: Pos
     assert {path.name for path in (ran.folder / "mlruns").iterdir()} <= {"logs", "locks"}
 
 
-def test_the_next_commands_name_the_ledger_and_the_study_s_run_does_not(ran: Ran, postgres: Postgres) -> None:
+def test_the_next_commands_name_the_database_and_the_run_does_not(ran: Ran, postgres: Postgres) -> None:
     assert f"OPTUNA_STORAGE={postgres.address()} " in ran.done.stdout
     assert f"--study-db {postgres.address()}" in ran.done.stdout
     ((command,),) = _of_the_study(
@@ -161,9 +161,7 @@ def test_a_password_on_the_command_line_is_refused_at_once(run: Command, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_password_reaches_output_tags_parameters_files_or_the_list_of_processes(
-    ran: Ran, postgres: Postgres, team: TeamMlflow
-) -> None:
+def test_no_password_reaches_output_runs_files_or_process_lists(ran: Ran, postgres: Postgres, team: TeamMlflow) -> None:
     secrets = {team.password, team.admin_password, *postgres.passwords.values()}
     told = {secret for secret in secrets if secret in ran.done.stdout + ran.done.stderr + team.log + postgres.log}
     assert told == set()

@@ -25,7 +25,7 @@ KILLS = 10
 
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
-def test_a_killed_keras_study_has_the_metrics_of_one_never_killed(
+def test_a_killed_keras_study_ends_as_one_never_killed(
     launch: Launch, new_store: NewStore, record_fault: RecordFault, is_full: bool
 ) -> None:
     if not is_full:

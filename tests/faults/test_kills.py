@@ -30,7 +30,7 @@ LONG = (*FIXED, "--trials", LONG_TOTAL, "--workers", 1, "--finalists", 2, "--rep
 EPOCH = {"TOY_EPOCH": "0.1"}
 
 
-def test_killed_while_its_worker_writes_it_ends_as_if_it_had_not_been(
+def test_killed_while_its_worker_writes_it_ends_the_same(
     whole: tuple[Life, object], launch: Launch, new_store: NewStore, record_fault: RecordFault, is_full: bool
 ) -> None:
     phases: Counter[str] = Counter()
@@ -49,7 +49,7 @@ def test_killed_while_its_worker_writes_it_ends_as_if_it_had_not_been(
     record_fault("SIGKILL of the coordinator while its worker writes", EVERYTHING, len(numbers), phases)
 
 
-def test_killed_again_and_again_it_ends_with_the_same_trials_as_one_never_killed(
+def test_killed_repeatedly_it_ends_with_the_same_trials(
     launch: Launch, new_store: NewStore, record_fault: RecordFault, is_full: bool
 ) -> None:
     never_killed = new_store()
@@ -83,7 +83,7 @@ def is_about_to_be_given_up(root: Path) -> bool:
     return any(not trial.state.is_finished() and trial.user_attrs.get("attempt", 0) >= 3 for trial in study.trials)
 
 
-def test_after_a_kill_the_doctor_mends_everything_and_the_study_goes_on(
+def test_after_a_kill_doctor_mends_all_and_the_study_goes_on(
     whole: tuple[Life, object], launch: Launch, new_store: NewStore, record_fault: RecordFault, is_full: bool
 ) -> None:
     phases: Counter[str] = Counter()

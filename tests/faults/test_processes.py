@@ -76,7 +76,7 @@ def finish(launcher: Launcher, root: Path, trials: int, *options: str) -> Life:
     return launcher.start("run_study", *FIXED, "--trials", trials, "--workers", 1, *options, "--store", root)
 
 
-def test_a_worker_s_death_costs_its_attempt_and_its_hanging_and_its_hunger_its_trial(
+def test_a_worker_s_death_costs_an_attempt_and_a_limit_the_trial(
     launch: Launch, new_store: NewStore, record_fault: RecordFault
 ) -> None:
     root = new_store()
@@ -117,7 +117,7 @@ def test_a_worker_is_gone_within_two_seconds_of_its_coordinator(
     record_fault("coordinator killed: its worker ends within 2 s", "I1 I2 I3 I5 I6 I7 I8", 3, {"epoch": 3})
 
 
-def test_a_worker_that_was_stopped_and_goes_on_without_its_coordinator_changes_nothing(
+def test_a_worker_resumed_without_a_coordinator_changes_nothing(
     launch: Launch, new_store: NewStore, record_fault: RecordFault
 ) -> None:
     root = new_store()
@@ -151,7 +151,7 @@ def test_a_worker_that_was_stopped_and_goes_on_without_its_coordinator_changes_n
     ],
     ids=["SIGTERM", "SIGTERM twice", "Ctrl-C once", "Ctrl-C twice"],
 )
-def test_a_study_that_is_asked_to_stop_does_and_goes_on_the_next_time(
+def test_a_study_that_is_asked_to_stop_goes_on_the_next_time(
     signals: list[signal.Signals], code: int, name: str, launch: Launch, new_store: NewStore, record_fault: RecordFault
 ) -> None:
     root, launcher = new_store(), launch(**fates(t0a1="stuck"))
@@ -171,7 +171,7 @@ def test_a_study_that_is_asked_to_stop_does_and_goes_on_the_next_time(
     record_fault(name, "I1 I2 I3 I5 I6 I7 I8", phases={"epoch": 1})
 
 
-def test_a_second_coordinator_is_told_who_runs_the_study_and_changes_nothing(
+def test_a_second_coordinator_is_refused_and_changes_nothing(
     launch: Launch, new_store: NewStore, record_fault: RecordFault
 ) -> None:
     root, launcher = new_store(), launch(**fates(t0a1="stuck"))
@@ -187,7 +187,7 @@ def test_a_second_coordinator_is_told_who_runs_the_study_and_changes_nothing(
     record_fault("two coordinators at once", "I1 I2 I3 I5 I6 I8")
 
 
-def test_two_coordinators_that_begin_at_the_same_moment_train_each_trial_once(
+def test_two_coordinators_at_once_train_each_trial_once(
     launch: Launch, new_store: NewStore, record_fault: RecordFault
 ) -> None:
     root, launcher = new_store(), launch()

@@ -76,7 +76,7 @@ def killed_at(commits: int, count: int, seed: int, is_full: bool) -> list[int]:
     return list(every) if is_full else sorted(random.Random(seed).sample(every, count))
 
 
-def test_a_promotion_that_is_killed_leaves_a_champion_and_is_completed_by_the_next(
+def test_a_killed_promotion_leaves_a_champion_and_is_completed(
     champions: Champions, commits: tuple[int, int], record_fault: RecordFault, is_full: bool
 ) -> None:
     phases: Counter[str] = Counter()
@@ -99,7 +99,7 @@ def test_a_promotion_that_is_killed_leaves_a_champion_and_is_completed_by_the_ne
     record_fault("SIGKILL of a promotion at a commit", KEPT, len(numbers), phases)
 
 
-def test_a_way_back_that_is_killed_leaves_a_champion_and_the_doctor_mends_the_rest(
+def test_a_killed_rollback_leaves_a_champion_and_doctor_mends_it(
     champions: Champions, commits: tuple[int, int], record_fault: RecordFault, is_full: bool
 ) -> None:
     phases: Counter[str] = Counter()

@@ -110,7 +110,7 @@ def until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_a_full_disk_ends_the_study_wherever_it_writes_and_with_space_it_goes_on(
+def test_a_full_disk_ends_the_study_and_with_space_it_goes_on(
     tmp_path: Path, launcher: Launcher, new_store: NewStore, record_fault: RecordFault, is_full: bool
 ) -> None:
     times = 0
@@ -134,7 +134,7 @@ def test_a_full_disk_ends_the_study_wherever_it_writes_and_with_space_it_goes_on
     record_fault("disk full while anything is written", PROMISES, times)
 
 
-def test_a_disk_that_stays_full_for_artifacts_costs_no_trial_an_attempt(
+def test_a_disk_full_for_artifacts_costs_no_trial_an_attempt(
     launcher: Launcher, new_store: NewStore, record_fault: RecordFault
 ) -> None:
     root = new_store()
@@ -227,7 +227,7 @@ def test_a_study_waits_for_its_server_and_goes_on(
     record_fault(f"tracking server gone for {seconds} s", PROMISES)
 
 
-def test_a_server_that_stays_away_ends_the_study_and_the_same_command_goes_on(
+def test_a_missing_server_ends_the_study_and_it_goes_on_later(
     server: tuple[MlflowServer, Path], launcher: Launcher, record_fault: RecordFault
 ) -> None:
     mlflow, root = server
@@ -257,9 +257,7 @@ SECRETS = {
 PASSWORD = "8kq2-canary-of-the-address"
 
 
-def test_no_secret_of_the_environment_and_no_password_of_an_address_is_told(
-    server: tuple[MlflowServer, Path], launch: Launch
-) -> None:
+def test_no_secret_and_no_password_of_an_address_is_printed(server: tuple[MlflowServer, Path], launch: Launch) -> None:
     mlflow, root = server
     address = {"MLFLOW_TRACKING_URI": f"http://me:{PASSWORD}@127.0.0.1:{mlflow.port}"}
     real = replace(launch(**SECRETS, **address), worker="fashion_study.worker.process")

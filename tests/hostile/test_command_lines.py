@@ -113,9 +113,7 @@ def test_a_hostile_point_to_try_is_refused(point: str, refuse: Callable[..., str
 
 
 @pytest.mark.parametrize("word", [WORDS["ten thousand letters"], WORDS["an escape sequence"], WORDS["two lines"]])
-def test_options_of_a_promotion_that_exclude_each_other_show_no_hostile_word(
-    word: str, refuse: Callable[..., str]
-) -> None:
+def test_contradicting_promotion_options_show_no_hostile_text(word: str, refuse: Callable[..., str]) -> None:
     message = refuse(promote.main, f"--study={word}", f"--run={word}")
     assert word not in message
 

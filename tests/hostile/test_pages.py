@@ -47,7 +47,7 @@ def require_inert(page: str) -> None:
         assert not any(name.startswith("on") for name in names)
 
 
-def test_a_report_of_hostile_names_has_the_tags_of_any_other_report() -> None:
+def test_a_report_of_hostile_names_has_the_same_html_tags() -> None:
     attack = " ".join(ATTACKS.values())
     page, plain = render(hostile_facts(attack)), Structure(without_drawings(render(hostile_facts("plain"))))
     require_inert(page)
@@ -57,7 +57,7 @@ def test_a_report_of_hostile_names_has_the_tags_of_any_other_report() -> None:
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
-def test_a_decision_of_hostile_names_has_the_tags_of_any_other_decision(attack: str) -> None:
+def test_a_decision_of_hostile_names_has_the_same_html_tags(attack: str) -> None:
     page, plain = decision_page(hostile_decision(attack)), Structure(decision_page(hostile_decision("plain")))
     require_inert(page)
     found = Structure(page)
@@ -76,7 +76,7 @@ def test_a_decision_on_a_terminal_moves_no_cursor(text: str) -> None:
     assert not any(line.startswith("Promoted: two") for line in shown.splitlines())
 
 
-def test_figures_of_hostile_names_are_drawn_and_show_them_as_they_are() -> None:
+def test_figures_show_hostile_names_as_they_are() -> None:
     names = list(ATTACKS.values())
     images = np.zeros((30, 28, 28, 1), dtype=np.uint8)
     labels = np.arange(30) % len(names)

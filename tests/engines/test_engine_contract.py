@@ -1,6 +1,7 @@
-"""What every engine promises the coordinator, over a kit of canonical spaces."""
+"""The promises of every engine, over a kit of canonical spaces; a new engine is written as `UniformEngine` is."""
 
 import itertools
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,14 @@ import pytest
 from optuna import create_study
 from optuna.samplers import TPESampler
 from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.trial import FrozenTrial
 
 from fashion_study.config import KerasTunerSampler, PrunerName, SamplerName
-from fashion_study.engines.engine import Engine, Exhausted, Proposal, Wait
+from fashion_study.engines.engine import Candidate, Engine, Exhausted, Proposal, Wait
 from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.engines.points import distributions_of
-from fashion_study.space.space import SearchSpace
+from fashion_study.space.space import Categorical, Float, Int, SearchSpace
 from fashion_study.store.trials import TrialStorage
 from fashion_study.testing.storage import memory_storage
 from fashion_study.testing.training import toy_accuracy
@@ -89,13 +91,15 @@ def trial_storage(storage: RDBStorage, request: pytest.FixtureRequest) -> TrialS
 
 
 @pytest.fixture
-def quick_ledger() -> TrialStorage:
+def quick_storage() -> TrialStorage:
     # Much faster than a database, and enough where no trial is sent back to waiting.
     return TrialStorage(InMemoryStorage(), "quick")
 
 
 class EngineContract(ABC):
-    """Hold an engine to its promises; a subclass says how one is made, and how many trials show what it does."""
+    """The promises of an engine. To test a new one, subclass this as `TestAnEngineOfOnesOwn` does: `make` builds the
+    engine, and `trials` is the number of trials after which its own rule of drawing has been at work.
+    """
 
     trials: int
 
@@ -114,11 +118,11 @@ class EngineContract(ABC):
         return canonical(kind)
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_every_suggestion_lies_inside_the_space(self, kind: str, quick_ledger: TrialStorage) -> None:
+    def test_every_suggestion_lies_inside_the_space(self, kind: str, quick_storage: TrialStorage) -> None:
         space = self.space(kind)
-        engine = self.make(quick_ledger, space)
+        engine = self.make(quick_storage, space)
 
-        suggestions = [proposal.params for proposal in proposals(engine, quick_ledger, space, self.trials)]
+        suggestions = [proposal.params for proposal in proposals(engine, quick_storage, space, self.trials)]
 
         assert suggestions[0] == space.baseline
         for params in suggestions:
@@ -143,7 +147,7 @@ class EngineContract(ABC):
         assert suggestions[:3] == [space.baseline, *points]
         assert suggestions[3] not in suggestions[:3]
 
-    def test_the_same_seed_gives_the_same_trials_and_another_one_others(self) -> None:
+    def test_a_seed_decides_the_trials(self) -> None:
         space = self.space("mixed")
 
         def params(seed: int) -> list[Point]:
@@ -154,9 +158,7 @@ class EngineContract(ABC):
         assert params(5) == first
         assert params(6) != first
 
-    def test_a_resumed_ledger_goes_on_as_if_nothing_had_happened(
-        self, trial_storage: TrialStorage, tmp_path: Path
-    ) -> None:
+    def test_a_resumed_study_is_proposed_the_same_trials(self, trial_storage: TrialStorage, tmp_path: Path) -> None:
         space = self.space("mixed")
         tried = (space.complete({"dense_units": 10}),)
         whole = proposals(self.make(trial_storage, space, 5, tried), trial_storage, space, self.trials)
@@ -175,7 +177,7 @@ class EngineContract(ABC):
         assert [proposal.params for proposal in resumed] == [proposal.params for proposal in whole]
         assert [proposal.number for proposal in resumed] == list(range(self.trials))
 
-    def test_a_trial_that_waits_is_proposed_before_any_other(self, trial_storage: TrialStorage) -> None:
+    def test_a_waiting_trial_is_proposed_before_any_other(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")
         engine = self.make(trial_storage, space)
         proposals(engine, trial_storage, space, 2)
@@ -198,7 +200,7 @@ class EngineContract(ABC):
         assert len({tuple(params.values()) for params in seen}) == self.trials
         assert {record.state for record in trial_storage.records()} == {TrialState.FAILED}
 
-    def test_a_point_that_was_tried_already_is_not_tried_again(self, trial_storage: TrialStorage) -> None:
+    def test_a_point_to_try_that_was_tried_is_not_tried_again(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")
         first = proposals(self.make(trial_storage, space), trial_storage, space, 2)
 
@@ -207,7 +209,7 @@ class EngineContract(ABC):
         assert [record.state for record in trial_storage.records()] == [TrialState.COMPLETE] * 2
         assert asked(engine, trial_storage).params not in [proposal.params for proposal in first]
 
-    def test_a_small_space_is_tried_to_its_last_point_and_no_point_twice(self, trial_storage: TrialStorage) -> None:
+    def test_a_small_space_is_tried_whole_and_no_point_twice(self, trial_storage: TrialStorage) -> None:
         space = self.space("countable")
         engine = self.make(trial_storage, space)
 
@@ -227,9 +229,7 @@ class EngineContract(ABC):
         assert answer.reason
         assert len(trial_storage.records()) == len(every)
 
-    def test_a_point_that_runs_is_not_proposed_beside_it_and_comes_again_when_it_is_sent_back(
-        self, trial_storage: TrialStorage
-    ) -> None:
+    def test_a_running_point_comes_again_only_when_requeued(self, trial_storage: TrialStorage) -> None:
         space = self.space("categorical")
         engine = self.make(trial_storage, space)
         running = [asked(engine, trial_storage) for _ in range(3)]
@@ -240,7 +240,7 @@ class EngineContract(ABC):
         assert {str(proposal.params["optimizer"]) for proposal in running} == {"sgd", "adam", "rmsprop"}
         assert engine.ask() == Proposal(1, 2, running[1].params, run_id(running[1]))
 
-    def test_reports_and_ends_reach_the_ledger(self, trial_storage: TrialStorage) -> None:
+    def test_reports_and_results_reach_the_trial_storage(self, trial_storage: TrialStorage) -> None:
         engine = self.make(trial_storage, self.space("mixed"))
         complete, pruned = asked(engine, trial_storage), asked(engine, trial_storage)
         for epoch, value in ((1, 0.25), (2, 0.5)):
@@ -252,6 +252,64 @@ class EngineContract(ABC):
         first, second = trial_storage.records()
         assert (first.state, first.objective, first.curve) == (TrialState.COMPLETE, 0.5, {1: 0.25, 2: 0.5})
         assert (second.state, second.objective, second.curve) == (TrialState.PRUNED, None, {1: 0.125})
+
+
+class UniformEngine(Engine):
+    """The least that an engine has to be: points drawn uniformly, and a rule that stops trials below one half."""
+
+    def draw(self, number: int, seed: int) -> Iterator[Candidate]:  # noqa: ARG002
+        rng = random.Random(seed)
+        for _ in range(500):
+            yield Candidate({name: uniform(rng, parameter) for name, parameter in self.space.parameters.items()})
+
+    def prune(self, trial: FrozenTrial) -> bool:
+        return trial.intermediate_values[trial.last_step or 0] < 0.5
+
+
+def uniform(rng: random.Random, parameter: Int | Float | Categorical) -> ParamValue:
+    match parameter:
+        case Categorical():
+            return rng.choice(parameter.choices)
+        case Float(step=float(step)):
+            steps = rng.randint(0, round((parameter.high - parameter.low) / step))
+            return min(parameter.low + step * steps, parameter.high)
+        case Float():
+            return rng.uniform(parameter.low, parameter.high)
+        case Int():
+            return rng.randrange(parameter.low, parameter.high + 1, parameter.step)
+
+
+class TestAnEngineOfOnesOwn(EngineContract):
+    trials = 4
+
+    def make(
+        self,
+        trial_storage: TrialStorage,
+        space: SearchSpace,
+        seed: int = 0,
+        try_points: tuple[Point, ...] = (),
+    ) -> Engine:
+        return UniformEngine(trial_storage, space, seed, try_points)
+
+    def test_its_rule_stops_trials_but_never_the_baseline(self, trial_storage: TrialStorage) -> None:
+        engine = self.make(trial_storage, self.space("mixed"))
+        baseline, other = asked(engine, trial_storage), asked(engine, trial_storage)
+
+        assert [engine.report(baseline.number, epoch, 0.1) for epoch in (1, 2)] == [False, False]
+        assert [engine.report(other.number, epoch, value) for epoch, value in ((1, 0.9), (2, 0.1))] == [False, True]
+
+    def test_a_prune_decision_holds_for_a_later_attempt(self, trial_storage: TrialStorage) -> None:
+        engine = self.make(trial_storage, self.space("mixed"))
+        asked(engine, trial_storage)
+        other = asked(engine, trial_storage)
+        assert engine.report(other.number, 2, 0.1)
+        trial_storage.release(other.number)
+
+        engine = self.make(trial_storage, self.space("mixed"))
+        again = asked(engine, trial_storage)
+
+        assert again.number == other.number
+        assert [engine.report(again.number, epoch, 0.9) for epoch in (1, 2)] == [False, True]
 
 
 class OptunaContract(EngineContract):
@@ -287,7 +345,7 @@ class TestTpe(OptunaContract):
     sampler = "tpe"
     trials = 12  # It draws at random until ten have ended.
 
-    def test_it_proposes_what_optuna_s_own_sampler_does(self, trial_storage: TrialStorage) -> None:
+    def test_it_proposes_what_the_sampler_of_optuna_does(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")
         engine = self.make(trial_storage, space, seed=5, pruner="none")
         asked(engine, trial_storage)  # It runs all the while.
@@ -304,9 +362,7 @@ class TestTpe(OptunaContract):
 class TestRandom(OptunaContract):
     sampler = "random"
 
-    def test_a_space_that_cannot_be_counted_is_given_up_when_many_draws_find_nothing_new(
-        self, trial_storage: TrialStorage
-    ) -> None:
+    def test_many_draws_without_a_new_point_exhaust_a_space(self, trial_storage: TrialStorage) -> None:
         narrow = {"type": "float", "low": 1e-3, "high": 1e-3 + 1e-18, "log": True, "why": "A test."}
         content = canonical("float_log").model_dump(exclude={"parameters"})
         space = SearchSpace.model_validate(
@@ -326,12 +382,12 @@ class TestGrid(OptunaContract):
     sampler = "grid"
 
     @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mixed"])
-    def test_every_point_is_proposed_once_and_then_it_is_exhausted(self, kind: str, quick_ledger: TrialStorage) -> None:
+    def test_a_grid_is_proposed_once_and_then_exhausted(self, kind: str, quick_storage: TrialStorage) -> None:
         space = canonical(kind)
-        engine = self.make(quick_ledger, space)
+        engine = self.make(quick_storage, space)
         grid = [dict(zip(space.grid, values, strict=True)) for values in itertools.product(*space.grid.values())]
 
-        suggestions = [proposal.params for proposal in proposals(engine, quick_ledger, space, 100)]
+        suggestions = [proposal.params for proposal in proposals(engine, quick_storage, space, 100)]
 
         expected = grid if space.baseline in grid else [*grid, space.baseline]
         assert sorted(suggestions, key=repr) == sorted(expected, key=repr)
@@ -365,9 +421,7 @@ class TestKerasTunerBayesian(KerasTunerContract):
 class TestKerasTunerGrid(KerasTunerContract):
     sampler = "grid"
 
-    test_every_point_is_proposed_once_and_then_it_is_exhausted = (
-        TestGrid.test_every_point_is_proposed_once_and_then_it_is_exhausted
-    )
+    test_a_grid_is_proposed_once_and_then_exhausted = TestGrid.test_a_grid_is_proposed_once_and_then_exhausted
 
 
 class TestKerasTunerHyperband(KerasTunerContract):
@@ -377,7 +431,7 @@ class TestKerasTunerHyperband(KerasTunerContract):
     def space(self, kind: str) -> SearchSpace:
         return canonical(kind, epochs={"type": "int", "low": 1, "high": 9})
 
-    def test_a_small_space_is_tried_to_its_last_point_and_no_point_twice(self, trial_storage: TrialStorage) -> None:
+    def test_a_small_space_is_tried_whole_and_no_point_twice(self, trial_storage: TrialStorage) -> None:
         space = self.space("countable")
         engine = self.make(trial_storage, space)
 
@@ -391,9 +445,7 @@ class TestKerasTunerHyperband(KerasTunerContract):
         assert answer.reason
         assert len(trial_storage.records()) == len(suggestions)
 
-    def test_a_point_that_runs_is_not_proposed_beside_it_and_comes_again_when_it_is_sent_back(
-        self, trial_storage: TrialStorage
-    ) -> None:
+    def test_a_running_point_comes_again_only_when_requeued(self, trial_storage: TrialStorage) -> None:
         engine = self.make(trial_storage, self.space("categorical"))
         running = []
         while isinstance(answer := engine.ask(), Proposal):

@@ -54,9 +54,7 @@ def test_one_unlucky_epoch_ends_nothing() -> None:
 
 
 @pytest.mark.parametrize(("epochs", "rungs"), [(1, []), (2, []), (3, [1]), (4, [1]), (5, [1, 2]), (20, [1, 2, 4, 8])])
-def test_it_looks_in_doubling_distances_while_more_than_half_of_the_epochs_is_left(
-    epochs: int, rungs: list[int]
-) -> None:
+def test_the_rungs_double_while_half_of_the_epochs_is_left(epochs: int, rungs: list[int]) -> None:
     good = [0.9] * epochs
     looks = [
         reached
@@ -70,7 +68,7 @@ def test_those_that_did_not_come_to_a_rung_do_not_count_there() -> None:
     assert not Race([0.9], [0.8], [0.7, 0.3]).prunes(0.6, 0.7)
 
 
-def test_what_a_lost_attempt_reported_behind_a_trial_s_end_does_not_count() -> None:
+def test_reports_of_a_lost_attempt_after_the_end_do_not_count() -> None:
     race = Race()
     # Its first attempt came to the fourth epoch, the one that counts was pruned after the second.
     race.add([0.3, 0.3, 0.3, 0.3], TrialState.PRUNED, epochs_run=2)

@@ -40,7 +40,7 @@ def on_disk(folder: Path) -> TrialStorage:
     return trial_storage
 
 
-def test_hyperband_promotes_the_best_of_a_rung_and_goes_on_from_its_run() -> None:
+def test_hyperband_promotes_the_best_and_continues_its_run() -> None:
     trial_storage, space = in_memory(), nine_epochs(low=5)
 
     found = proposals(KerasTunerEngine(trial_storage, space), trial_storage, space, 14)
@@ -63,7 +63,7 @@ def test_hyperband_promotes_the_best_of_a_rung_and_goes_on_from_its_run() -> Non
     assert [proposal.continues for proposal in found[:10]] == [None] * 10
 
 
-def test_a_promoted_trial_that_was_interrupted_goes_on_from_the_same_run_again(tmp_path: Path) -> None:
+def test_an_interrupted_promotion_continues_the_same_run(tmp_path: Path) -> None:
     space = nine_epochs()
     trial_storage = on_disk(tmp_path)
     engine = KerasTunerEngine(trial_storage, space)
@@ -76,7 +76,7 @@ def test_a_promoted_trial_that_was_interrupted_goes_on_from_the_same_run_again(t
     assert again == Proposal(promoted.number, 2, promoted.params, run_id(promoted), promoted.continues)
 
 
-def test_hyperband_waits_where_only_the_end_of_a_trial_brings_something_new() -> None:
+def test_hyperband_waits_where_only_an_end_brings_more() -> None:
     trial_storage, space = in_memory(), nine_epochs("categorical")
     engine = KerasTunerEngine(trial_storage, space)
     running = [asked(engine, trial_storage) for _ in range(3)]
@@ -131,7 +131,7 @@ def test_a_kill_before_a_proposal_is_written_down_costs_nothing(
     assert [proposal.number for proposal in resumed] == [3, 4, 5]
 
 
-def test_a_bayesian_study_goes_on_from_its_model_after_a_kill_with_a_trial_running(tmp_path: Path) -> None:
+def test_a_bayesian_study_keeps_its_model_over_a_kill(tmp_path: Path) -> None:
     space = canonical("float_log")  # Three trials of one dimension, and the model takes over.
 
     def overlapping(
@@ -160,7 +160,7 @@ def test_a_bayesian_study_goes_on_from_its_model_after_a_kill_with_a_trial_runni
     assert after == undisturbed[5:]
 
 
-def test_a_grid_goes_on_beside_a_trial_that_an_interruption_sent_back(tmp_path: Path) -> None:
+def test_a_grid_continues_beside_a_requeued_trial(tmp_path: Path) -> None:
     space = canonical("grid")
     trial_storage = on_disk(tmp_path)
     engine = KerasTunerEngine(trial_storage, space, "grid")
@@ -174,7 +174,7 @@ def test_a_grid_goes_on_beside_a_trial_that_an_interruption_sent_back(tmp_path: 
     assert asked(engine, resumed).number == interrupted.number + 1
 
 
-def test_the_bayesian_model_learns_from_trials_that_it_did_not_propose() -> None:
+def test_the_bayesian_model_learns_from_the_trials_of_others() -> None:
     space = canonical("float_log")
 
     def fifth(slope: float) -> ParamValue:
@@ -190,7 +190,7 @@ def test_the_bayesian_model_learns_from_trials_that_it_did_not_propose() -> None
     assert fifth(0.05) != fifth(-0.05)
 
 
-def test_a_study_can_change_its_engine_and_its_sampler_and_repeats_nothing() -> None:
+def test_a_study_that_changes_its_engine_repeats_nothing() -> None:
     trial_storage, space = in_memory(), nine_epochs("grid")
     engines: list[Engine] = []
     for make in (
@@ -238,7 +238,7 @@ def test_an_oracle_prints_nothing_and_writes_no_file(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_study_keeps_two_workers_busy_through_the_rungs_and_says_from_where_a_trial_goes_on() -> None:
+def test_rungs_keep_two_workers_busy_and_runs_name_their_origin() -> None:
     trial_storage, space, tracker, executor = (
         on_one_connection(),
         nine_epochs(),

@@ -64,7 +64,7 @@ def test_an_address_where_something_else_listens_is_refused() -> None:
         (Resources(0.1, 0.1, 2**20), 20),
     ],
 )
-def test_a_node_has_room_for_as_many_workers_as_all_that_they_take_allows(needed: Resources, room: int) -> None:
+def test_every_resource_limits_the_workers_of_a_node(needed: Resources, room: int) -> None:
     assert needed.room_on({"CPU": 4.0, "GPU": 2.0, "memory": 8.0 * GIBIBYTE, "node:10.0.0.1": 1.0}) == room
 
 

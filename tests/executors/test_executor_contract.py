@@ -103,7 +103,7 @@ class ExecutorContract:
 
         assert events[2:] == [toy_result(asked, TrialState.PRUNED, 2)]
 
-    def test_attempts_run_side_by_side_and_each_gets_its_own_verdicts(self, make: Make) -> None:
+    def test_attempts_run_side_by_side_with_their_own_decisions(self, make: Make) -> None:
         executor = make(2, {})
         assert executor.slots == 2
         for number in (0, 1):
@@ -144,10 +144,10 @@ class ExecutorContract:
     def test_precision_is_probed(self, make: Make) -> None:
         assert make(1, {}).probe_precision() == PROBED
 
-    def test_a_probe_that_its_caller_does_not_want_any_more_ends_without_a_result(self, make: Make) -> None:
+    def test_a_cancelled_probe_ends_without_a_result(self, make: Make) -> None:
         assert make(1, {}).probe_precision(lambda: True) is None
 
-    def test_it_stops_in_the_middle_of_an_attempt_and_may_be_stopped_twice(self, make: Make) -> None:
+    def test_it_stops_within_an_attempt_and_may_be_stopped_twice(self, make: Make) -> None:
         executor = make(2, {(0, 1): SimulatedOutcome.STUCK})
         executor.submit(spec(0))
         executor.answer(first_report(executor), prune=False)
@@ -261,10 +261,10 @@ class ProcessContract(ExecutorContract):
             AttemptLost(1, 1, "the store failed: disk full", by_store=True),
         ]
 
-    def test_an_attempt_that_hangs_fails_by_its_own_fault_and_its_worker_is_replaced(self, make: MakeProcesses) -> None:
+    def test_a_hanging_attempt_fails_and_its_worker_is_replaced(self, make: MakeProcesses) -> None:
         hangs_and_fails("stopped", make)
 
-    def test_an_attempt_that_takes_too_much_memory_fails_by_its_own_fault(self, make: MakeProcesses) -> None:
+    def test_an_attempt_that_takes_too_much_memory_fails(self, make: MakeProcesses) -> None:
         executor = make(1, {(0, 1): "hungry"}, Limits(memory=200 * MEBIBYTE))
         executor.submit(spec(0))
 
@@ -322,7 +322,7 @@ class TestLocalExecutor(ProcessContract):
         for executor in made:
             executor.stop()
 
-    def test_a_worker_that_died_between_two_attempts_is_replaced_where_nothing_is_submitted(self, make: Make) -> None:
+    def test_an_idle_worker_that_died_is_replaced(self, make: Make) -> None:
         executor = make(1, {})
         executor.submit(spec(0))
         follow(executor, ends=1)
@@ -334,7 +334,7 @@ class TestLocalExecutor(ProcessContract):
 
         assert end_of(executor) == toy_result(spec(1), TrialState.COMPLETE, 2)
 
-    def test_a_worker_that_cannot_start_ends_the_study_and_names_its_log(
+    def test_a_worker_that_cannot_start_ends_the_study(
         self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(local, "WORKER_MODULE", "tests.executors.no_such_worker")
@@ -354,7 +354,7 @@ class TestLocalExecutor(ProcessContract):
         with pytest.raises(StudyError, match=r"worker-0\.log"):
             make(1, {}).probe_precision()
 
-    def test_an_attempt_that_nobody_has_begun_is_not_lost_with_its_worker(
+    def test_an_attempt_not_begun_is_not_lost_with_its_worker(
         self, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TOY_SLOW", "0.5")
@@ -385,7 +385,7 @@ class TestLocalExecutor(ProcessContract):
     def test_an_attempt_that_hangs_otherwise_fails_as_well(self, fate: str, make: MakeProcesses) -> None:
         hangs_and_fails(fate, make)
 
-    def test_the_clock_of_an_attempt_starts_when_its_worker_begins_with_it(
+    def test_the_clock_of_an_attempt_starts_when_it_is_begun(
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TOY_SLOW", "2")
@@ -398,7 +398,7 @@ class TestLocalExecutor(ProcessContract):
         assert isinstance(end, TrialResult)
         assert 0 < end.seconds < 1.5
 
-    def test_an_attempt_is_not_charged_for_a_coordinator_that_stands_still(
+    def test_an_attempt_is_not_charged_for_a_stopped_coordinator(
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(local, "LONGEST_TICK", 0.1)
@@ -411,7 +411,7 @@ class TestLocalExecutor(ProcessContract):
 
         assert end_of(executor) == toy_result(spec(0), TrialState.COMPLETE, 2)
 
-    def test_a_worker_that_hangs_while_it_starts_is_replaced_and_ends_the_study_in_the_end(
+    def test_workers_that_hang_while_they_start_end_the_study(
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(local, "START_SECONDS", 0.5)
@@ -421,7 +421,7 @@ class TestLocalExecutor(ProcessContract):
         with pytest.raises(StudyError, match="not ready after"):
             make(1, {}).probe_precision()
 
-    def test_memory_that_an_attempt_has_left_behind_is_not_charged_to_the_next_one(self, make: MakeProcesses) -> None:
+    def test_memory_left_behind_is_not_charged_to_the_next_attempt(self, make: MakeProcesses) -> None:
         executor = make(1, {(0, 1): "keeping"}, Limits(memory=450 * MEBIBYTE))
         alive = [workers_of(os.getpid())]
         for number in (0, 1, 2):
@@ -433,7 +433,7 @@ class TestLocalExecutor(ProcessContract):
         assert first != second
         assert second == third == last
 
-    def test_workers_that_end_whenever_they_are_asked_for_the_precision_end_the_study(
+    def test_workers_that_die_at_every_probe_end_the_study(
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TOY_PROBE", "segfault")
@@ -467,7 +467,7 @@ class TestLocalExecutor(ProcessContract):
         assert "kernel" in end.message
         assert end_of(executor) == AttemptLost(1, 1, "signal SIGKILL")
 
-    def test_workers_are_renewed_after_some_attempts_between_two_of_them_and_one_by_one(
+    def test_workers_are_renewed_between_attempts_one_by_one(
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(local, "ATTEMPTS_PER_WORKER", 2)
@@ -484,7 +484,7 @@ class TestLocalExecutor(ProcessContract):
 
         assert alive == [1, 0, 0]
 
-    def test_a_worker_that_died_before_it_was_asked_to_probe_is_no_bug_of_ours(
+    def test_a_worker_that_died_before_a_probe_is_replaced(
         self, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TOY_BROKEN", "1")
@@ -501,7 +501,7 @@ class TestLocalExecutor(ProcessContract):
 
         assert executor.probe_precision() == PROBED
 
-    def test_workers_that_are_killed_whenever_they_start_end_the_study(
+    def test_workers_that_are_killed_at_every_start_end_the_study(
         self, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TOY_BROKEN", "SIGKILL")
@@ -579,7 +579,7 @@ def test_workers_default_to_one_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])
-def test_without_a_gpu_workers_default_to_the_cores_that_may_be_used(
+def test_without_a_gpu_workers_default_to_the_usable_cores(
     hidden: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)

@@ -70,7 +70,7 @@ def test_without_a_limit_it_is_what_the_machine_has(tmp_path: Path, monkeypatch:
     assert available_memory(version_2(tmp_path, limit="max")) == machine.available
 
 
-def test_kills_for_memory_are_counted_by_the_cgroup_and_without_one_by_the_machine(tmp_path: Path) -> None:
+def test_oom_kills_are_counted_by_cgroup_else_by_machine(tmp_path: Path) -> None:
     assert oom_kills(tmp_path) == 0
     assert oom_kills(write(tmp_path, {"proc/vmstat": "pgfault 3\noom_kill 7\n"})) == 7
     assert oom_kills(version_2(tmp_path, kills=2)) == 2

@@ -76,7 +76,7 @@ class Patient(RayExecutor):
         return events
 
 
-def test_a_study_takes_the_cluster_as_it_is_and_every_trial_ends_once(
+def test_a_study_follows_the_cluster_and_ends_every_trial_once(
     nodes: NodesHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOY_EPOCH", "0.2")
@@ -124,7 +124,7 @@ def test_a_study_takes_the_cluster_as_it_is_and_every_trial_ends_once(
 
 
 @pytest.mark.parametrize("store", [SQLITE, "postgresql://ana:sesame@db/mlflow"])
-def test_several_nodes_and_a_store_that_they_do_not_share_do_not_go_together(store: str, nodes: NodesHere) -> None:
+def test_several_nodes_without_a_shared_store_are_refused(store: str, nodes: NodesHere) -> None:
     with (
         pytest.raises(BadInputError, match=r"2 nodes.*MLFLOW_TRACKING_URI=http") as refusal,
         connected(nodes.address, store),
@@ -133,12 +133,12 @@ def test_several_nodes_and_a_store_that_they_do_not_share_do_not_go_together(sto
     assert "sesame" not in str(refusal.value)
 
 
-def test_a_worker_that_the_one_node_of_such_a_store_can_never_hold_is_refused(head: NodesHere) -> None:
+def test_a_worker_larger_than_the_one_node_is_refused(head: NodesHere) -> None:
     with connected(head.address, SQLITE) as cluster, pytest.raises(BadInputError, match=r"takes 64 CPUs.*no node"):
         cluster.refuse_without_room(Resources(64, 0, 2**20), workers=1)
 
 
-def test_with_a_store_of_this_machine_a_node_that_joins_later_is_left_alone(head: NodesHere, tmp_path: Path) -> None:
+def test_with_a_local_store_a_node_that_joins_is_left_alone(head: NodesHere, tmp_path: Path) -> None:
     with connected(head.address, SQLITE) as cluster:
         executor = RayExecutor(cluster, worker_context(tmp_path, {}), A_NODE, workers=2)
         add_node(head)

@@ -123,7 +123,7 @@ def test_a_cluster_of_its_own_lets_nobody_in_without_its_token(own: dict[str, st
     assert "the token for the cluster" in stranger.stderr
 
 
-def test_a_probe_that_waits_for_its_first_worker_ends_when_its_caller_says_so(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_probe_that_waits_for_a_worker_can_be_cancelled(cluster: Cluster, tmp_path: Path) -> None:
     executor = RayExecutor(cluster, worker_context(tmp_path, {}), Resources(1024, 0, 2**20), workers=1)
     asked = iter([False, False, True])
 
@@ -148,7 +148,7 @@ class TestRayExecutor(ProcessContract):
         for executor in made:
             executor.stop()
 
-    def test_an_attempt_is_lost_with_its_supervisor_and_another_one_takes_its_place(self, make: MakeProcesses) -> None:
+    def test_an_attempt_is_lost_with_its_supervisor(self, make: MakeProcesses) -> None:
         executor = make(1, {(0, 1): SimulatedOutcome.STUCK})
         executor.submit(spec(0))
         executor.answer(first_report(executor), prune=False)
@@ -163,7 +163,7 @@ class TestRayExecutor(ProcessContract):
         assert end_of(executor) == toy_result(spec(0, attempt=2), TrialState.COMPLETE, 2)
         await_the_end(worker)
 
-    def test_an_attempt_that_nobody_has_begun_is_not_lost_with_the_supervisor(self, make: MakeProcesses) -> None:
+    def test_an_attempt_not_begun_outlives_its_supervisor(self, make: MakeProcesses) -> None:
         executor = make(2, {})
         kill(supervisors()[:1])
 
@@ -175,7 +175,7 @@ class TestRayExecutor(ProcessContract):
             toy_result(spec(number), TrialState.COMPLETE, 2) for number in (0, 1)
         ]
 
-    def test_an_attempt_waits_where_the_last_worker_is_gone_before_it_began(self, make: MakeProcesses) -> None:
+    def test_an_attempt_not_begun_waits_for_the_next_worker(self, make: MakeProcesses) -> None:
         executor = make(1, {})
         kill(supervisors())
 
@@ -190,7 +190,7 @@ class TestRayExecutor(ProcessContract):
             assert end_of(executor) == toy_result(spec(number), TrialState.COMPLETE, 2)
             time.sleep(1.5)
 
-    def test_what_travels_reaches_the_worker_and_stands_in_no_process_list_and_no_log(
+    def test_secrets_reach_the_worker_but_no_process_list_or_log(
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TOY_PASSWORD", "hunter2")

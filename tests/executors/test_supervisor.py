@@ -52,7 +52,7 @@ def test_each_call_returns_with_what_comes_next(supervisor: Supervisor, tmp_path
     assert (tmp_path / "ray-0" / "worker-0.log").exists()
 
 
-def test_images_that_are_not_where_the_coordinator_has_them_are_looked_for(
+def test_images_elsewhere_than_the_coordinator_s_are_found(
     supervisor: Supervisor, fashion_mnist_dir: Path, tmp_path: Path
 ) -> None:
     assert fashion_mnist_dir.is_dir()  # FASHION_MNIST_DIR names it on this machine too.
@@ -60,7 +60,7 @@ def test_images_that_are_not_where_the_coordinator_has_them_are_looked_for(
     assert supervisor.probe() == [PROBED]
 
 
-def test_images_that_are_nowhere_are_missed_by_the_name_of_the_machine_by_every_call(
+def test_missing_images_are_reported_with_the_machine_s_name(
     supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASHION_MNIST_DIR", str(tmp_path / "nowhere"))
@@ -74,7 +74,7 @@ def test_images_that_are_nowhere_are_missed_by_the_name_of_the_machine_by_every_
     assert supervisor.submit(spec(0)) is supervisor.follow() is told
 
 
-def test_a_machine_without_the_coordinator_s_folders_keeps_its_logs_in_one_of_its_own(
+def test_logs_go_to_a_folder_of_the_machine_s_own(
     supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -106,7 +106,7 @@ print(json.dumps({"said": said, "peak": int(status["VmHWM"].split()[0])}))
 """
 
 
-def test_hostile_files_are_refused_within_two_hundred_megabytes_and_nothing_is_written(tmp_path: Path) -> None:
+def test_hostile_files_are_refused_in_200_mb_writing_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "spaces"
     folder.mkdir()
     for number, text in enumerate(HOSTILE.values()):
@@ -135,7 +135,7 @@ def test_hostile_files_are_refused_within_two_hundred_megabytes_and_nothing_is_w
 
 
 @pytest.mark.parametrize("name", list(HOSTILE))
-def test_the_refusal_of_a_hostile_file_is_short_and_harmless_to_print(name: str, tmp_path: Path) -> None:
+def test_the_refusal_of_a_hostile_file_is_harmless_to_print(name: str, tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(HOSTILE[name], encoding="utf-8")
     with pytest.raises(BadInputError) as refused:
@@ -288,13 +288,13 @@ PLACES = st.integers(0, len(BASELINE))
 
 @settings(max_examples=120)
 @given(text=TEXTS)
-def test_whatever_is_put_together_from_yaml_and_malice_loads_or_is_refused(text: str) -> None:
+def test_any_mixture_of_yaml_and_malice_loads_or_is_refused(text: str) -> None:
     load_or_refuse(text)
 
 
 @settings(max_examples=150)
 @given(changes=st.lists(st.tuples(PLACES, st.integers(0, 30), PIECES | st.text(max_size=6)), min_size=1, max_size=4))
-def test_the_baseline_space_with_anything_cut_out_and_put_in_loads_or_is_refused(
+def test_the_baseline_space_with_edits_loads_or_is_refused(
     changes: list[tuple[int, int, str]],
 ) -> None:
     text = BASELINE
@@ -305,5 +305,5 @@ def test_the_baseline_space_with_anything_cut_out_and_put_in_loads_or_is_refused
 
 @settings(max_examples=40)
 @given(order=st.lists(st.sampled_from(BASELINE.splitlines(keepends=True)), max_size=70))
-def test_the_lines_of_the_baseline_space_in_any_order_load_or_are_refused(order: list[str]) -> None:
+def test_the_lines_of_the_baseline_space_in_any_order(order: list[str]) -> None:
     load_or_refuse("".join(order))

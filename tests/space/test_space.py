@@ -227,7 +227,7 @@ WRONG: list[tuple[str, object, list[str]]] = [
 
 
 @pytest.mark.parametrize(("place", "value", "said"), WRONG)
-def test_a_wrong_space_is_refused_by_file_parameter_found_and_allowed(
+def test_a_refusal_names_file_parameter_found_and_allowed(
     place: str, value: object, said: list[str], tmp_path: Path
 ) -> None:
     message = refusal(tmp_path, changed(place, value))
@@ -442,7 +442,7 @@ def test_the_most_epochs_are_the_upper_bound(epochs: dict[str, object], most: in
     assert SearchSpace(**plain_space()).max_epochs == 3
 
 
-def test_a_grid_has_the_listed_values_or_a_small_range_of_whole_numbers() -> None:
+def test_a_grid_has_listed_values_or_a_small_integer_range() -> None:
     assert Int(low=1, high=3, why="?").values_for_grid() == (1, 2, 3)
     assert Int(low=1, high=99, grid=(5, 7), why="?").values_for_grid() == (5, 7)
     assert Float(low=0, high=1, grid=(0.5,), why="?").values_for_grid() == (0.5,)

@@ -1,18 +1,9 @@
 """Which trial is meant, and whether it can be trained again: what the trial storage alone can tell."""
 
-from datetime import datetime
-from typing import TYPE_CHECKING
-
-import optuna
-
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.store.store import Store
-from fashion_study.store.trials import TrialStorage
-from fashion_study.text import did_you_mean, shown, shown_list
+from fashion_study.store.trials import open_study
 from fashion_study.trial import FailReason, TrialState
-
-if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
 
 # What ended a trial but not its training, in the middle of an epoch or after the last one.
 BESIDES_TRAINING = {
@@ -30,9 +21,13 @@ def run_of_trial(store: Store, number: int, study: str | None) -> str:
         BadInputError: there is no such study or trial, or the trial has no end that could be compared.
         StoreError: the store has no trial storage.
     """
-    _require_trials(store)
+    if not store.has_trials:
+        raise StoreError(
+            f"There is no trial storage in {store.root}: it has no optuna.db. Expected the folder of an earlier study. "
+            "Name it with --store, set OPTUNA_STORAGE, or name a run instead of a trial's number."
+        )
     with store.optuna_storage() as storage:
-        trial_storage = _trial_storage(store, storage, study)
+        trial_storage = open_study(store, storage, study)
         records = {record.number: record for record in trial_storage.records()}
     label = f"trial {number:03d} of study {trial_storage.name}"
     if number not in records:
@@ -61,30 +56,3 @@ def refuse_without_end(label: str, state: TrialState | None, reason: FailReason 
         f"{label[0].upper()}{label[1:]} cannot be compared with itself: {why}. "
         "Expected a trial that is complete, pruned or diverged. Name another one."
     )
-
-
-def _require_trials(store: Store) -> None:
-    if not store.has_trials:
-        raise StoreError(
-            f"There is no trial storage in {store.root}: it has no optuna.db. Expected the folder of an earlier study. "
-            "Name it with --store, set OPTUNA_STORAGE, or name a run instead of a trial's number."
-        )
-
-
-def _trial_storage(store: Store, storage: "RDBStorage", study: str | None) -> TrialStorage:
-    known = optuna.get_all_study_names(storage)
-    if not known:
-        raise BadInputError(f"There is no study in {store.trials_at}. Run one with python -m experiments.run_study.")
-    if study is not None and study not in known:
-        raise BadInputError(
-            f"There is no study {shown(study)} in {store.trials_at}{did_you_mean(study, dict.fromkeys(known))}. "
-            f"Expected one of: {shown_list(tuple(known))}. Name another store with --store."
-        )
-    return TrialStorage(storage, study or max(known, key=lambda name: _worked_on(storage, name)))
-
-
-def _worked_on(storage: "RDBStorage", study: str) -> datetime:
-    """Return when a trial of a study last began or ended."""
-    trials = optuna.load_study(study_name=study, storage=storage).get_trials(deepcopy=False)
-    moments = (trial.datetime_complete or trial.datetime_start for trial in trials)
-    return max((moment for moment in moments if moment is not None), default=datetime.min)  # noqa: DTZ901

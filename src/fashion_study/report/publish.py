@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 from fashion_study.errors import BadInputError
 from fashion_study.paths import expanded
 from fashion_study.store.failures import store_failures
-from fashion_study.store.store import Store, find_store
-from fashion_study.text import did_you_mean, printable, shown, shown_list
+from fashion_study.store.store import find_store
+from fashion_study.text import printable, shown
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
-
     from fashion_study.report.facts import StudyFacts
-    from fashion_study.store.trials import TrialStorage
 
 ARTIFACT = "report.html"
 AGAIN = "Call for the report again when it answers."
@@ -44,7 +41,14 @@ def publish_report(study: str, store: Path | str, output: Path | None = None, da
     _require_place(output)
     opened = find_store(store, needs="trials")
     with store_failures(opened, AGAIN), opened.optuna_storage() as storage:
-        trial_storage = _trial_storage(study, opened, storage)
+        from fashion_study.store.trials import open_study
+
+        trial_storage = open_study(opened, storage, study)
+        if "run_id" not in trial_storage.attrs:
+            raise BadInputError(
+                f"Study {study!r} ended before its first trial was begun. Expected at least one trial. "
+                "Start it again with the command that began it."
+            )
         # Imported here: they bring MLflow and Matplotlib, and a refusal must not wait for those.
         from fashion_study.report.collect import collect
         from fashion_study.report.page import render
@@ -90,28 +94,6 @@ def _default_place(study: str) -> Path:
             "digits, '.', '_' and '-'. Say with --output where its report goes."
         )
     return Path(f"{study}.html")
-
-
-def _trial_storage(study: str, store: Store, storage: "RDBStorage") -> "TrialStorage":
-    """Open the trial storage of a study that is there and has a run."""
-    import optuna
-
-    from fashion_study.store.trials import TrialStorage
-
-    known = optuna.get_all_study_names(storage)
-    if study not in known:
-        listed = shown_list(tuple(known)) if known else "none at all"
-        raise BadInputError(
-            f"There is no study {shown(study)} in {store.trials_at}{did_you_mean(study, dict.fromkeys(known))}. "
-            f"Expected one of: {listed}. Name another store with --store."
-        )
-    trial_storage = TrialStorage(storage, study)
-    if "run_id" not in trial_storage.attrs:
-        raise BadInputError(
-            f"Study {study!r} ended before its first trial was begun. Expected at least one trial. "
-            "Start it again with the command that began it."
-        )
-    return trial_storage
 
 
 def _contents(facts: "StudyFacts") -> str:

@@ -14,9 +14,10 @@ from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.executors.executor import Executor
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import TrialStorage
-from fashion_study.study.loop import Assignment, Coordinator
+from fashion_study.study.loop import Loop
 from fashion_study.study.plan import Plan, dataset_metadata, plan_study
 from fashion_study.study.progress import NullObserver
+from fashion_study.study.proposals import Proposals
 from fashion_study.study.reconcile import reconcile
 from fashion_study.tracking.tracker import Tracker
 from fashion_study.trial import Precision
@@ -42,14 +43,18 @@ class ToyStudy:
     def run(self, trials: int, executor: Executor, engine: Any = None, tracker: Any = None) -> None:
         """Run so many trials more; `engine` and `tracker` may stand between the coordinator and the study's own."""
         total = self.trial_storage.counted() + trials
-        Coordinator(
-            Assignment(self.plan.space, self.plan.config.seed, PRECISION, total),
+        observer = NullObserver()
+        proposals = Proposals(
             cast(Engine, engine or self.engine),
             self.trial_storage,
-            executor,
             cast(Tracker, tracker or self.tracker),
-            NullObserver(),
-        ).run()
+            observer,
+            self.plan.space,
+            self.plan.config.seed,
+            PRECISION,
+            total,
+        )
+        Loop(proposals, executor, observer).run()
 
 
 def open_toy_study(

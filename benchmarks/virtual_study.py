@@ -14,8 +14,9 @@ from fashion_study.config import PrunerName, SamplerName
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.space.space import SearchSpace
 from fashion_study.store.trials import TrialRecord, TrialStorage
-from fashion_study.study.loop import Assignment, Coordinator
+from fashion_study.study.loop import Loop
 from fashion_study.study.progress import NullObserver
+from fashion_study.study.proposals import Proposals
 from fashion_study.testing.tracker import MemoryTracker
 from fashion_study.trial import EpochReport, Precision, TrialResult, TrialState
 
@@ -105,16 +106,9 @@ def replay(
     def is_done() -> bool:
         return one_epoch is None and watch.best >= target and watch.default is not None
 
-    Coordinator(
-        Assignment(space, seed, Precision.FLOAT32, trials),
-        _engine(strategy, trial_storage, space, seed),
-        trial_storage,
-        executor,
-        tracker,
-        NullObserver(),
-        interrupted=is_done,
-        after_trial=watch.look,
-    ).run()
+    engine, observer = _engine(strategy, trial_storage, space, seed), NullObserver()
+    proposals = Proposals(engine, trial_storage, tracker, observer, space, seed, Precision.FLOAT32, trials)
+    Loop(proposals, executor, observer, interrupted=is_done, after_result=watch.look).run()
     if one_epoch is not None:
         _finish(trial_storage.records(), one_epoch.finished, space.max_epochs, executor, watch)
         watch.default = watch.now if one_epoch.trials == DEFAULT_TRIALS else None

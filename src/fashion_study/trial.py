@@ -86,19 +86,21 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """Ask a worker for one attempt at a trial, or for one of a finalist's repeats (from 1; 0 is the trial itself).
+    """One attempt at a trial, or at one of a finalist's repeats (from 1; 0 is the trial itself), for a worker to train.
 
-    With `continues` it goes on from an earlier trial's model up to its own number of epochs.
+    With `continues` it goes on from an earlier trial's model up to its own number of epochs. `run_id` is its MLflow
+    run, empty while that is not open; `supersedes` is the run of an earlier attempt.
     """
 
     number: int
     attempt: int
     hyperparameters: Hyperparameters
     seed: int
-    run_id: str
-    precision: Precision
+    run_id: str = ""
+    precision: Precision = Precision.FLOAT32
     repeat: int = 0
     continues: Checkpoint | None = None
+    supersedes: str | None = None
 
     @property
     def label(self) -> str:

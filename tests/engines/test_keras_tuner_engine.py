@@ -12,7 +12,8 @@ from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.space.space import SearchSpace
 from fashion_study.store.trials import MAX_RETRIES, TrialStorage
-from fashion_study.study.loop import Assignment, Coordinator
+from fashion_study.study.loop import Loop
+from fashion_study.study.proposals import Proposals
 from fashion_study.testing.executor import MemoryExecutor
 from fashion_study.testing.observer import RecordingObserver
 from fashion_study.testing.storage import memory_storage
@@ -246,9 +247,10 @@ def test_rungs_keep_two_workers_busy_and_runs_name_their_origin() -> None:
         MemoryExecutor(slots=2),
     )
     observer = RecordingObserver()
-    assignment = Assignment(space, 0, Precision.FLOAT32, trials=14)
+    engine = KerasTunerEngine(trial_storage, space)
+    proposals = Proposals(engine, trial_storage, tracker, observer, space, 0, Precision.FLOAT32, trials=14)
 
-    Coordinator(assignment, KerasTunerEngine(trial_storage, space), trial_storage, executor, tracker, observer).run()
+    Loop(proposals, executor, observer).run()
 
     assert [record.state for record in trial_storage.records()] == [TrialState.COMPLETE] * 14
     assert executor.most_at_once == 2

@@ -19,7 +19,8 @@ from fashion_study.executors.cluster import Resources, connected
 from fashion_study.executors.executor import Event
 from fashion_study.executors.ray import LOST, RayExecutor
 from fashion_study.store.trials import TrialStorage
-from fashion_study.study.loop import Assignment, Coordinator
+from fashion_study.study.loop import Loop
+from fashion_study.study.proposals import Proposals
 from fashion_study.testing.observer import RecordingObserver
 from fashion_study.testing.storage import memory_storage
 from fashion_study.testing.tracker import MemoryTracker
@@ -104,15 +105,9 @@ def test_a_study_follows_the_cluster_and_ends_every_trial_once(
                     executor.least = 2
             return False
 
-        Coordinator(
-            Assignment(space, 7, Precision.FLOAT32, trials),
-            OptunaEngine(trial_storage, space, "random", "none", 7),
-            trial_storage,
-            executor,
-            runs,
-            observer,
-            shrink_and_grow,
-        ).run()
+        engine = OptunaEngine(trial_storage, space, "random", "none", 7)
+        proposals = Proposals(engine, trial_storage, runs, observer, space, 7, Precision.FLOAT32, trials)
+        Loop(proposals, executor, observer, shrink_and_grow).run()
         executor.stop()
 
     assert sizes == [2, 1, 2]

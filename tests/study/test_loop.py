@@ -1,5 +1,6 @@
 """The promises of the study's loop, kept with the real trial storage and engine, and with twins of all that is slow."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ from fashion_study.executors.executor import Event
 from fashion_study.space.file import load_space
 from fashion_study.space.space import SearchSpace
 from fashion_study.store.trials import MAX_RETRIES, TrialStorage
-from fashion_study.study import loop as coordinator_module
-from fashion_study.study.loop import Assignment, Coordinator
+from fashion_study.study import loop as loop_module
+from fashion_study.study.loop import Loop
+from fashion_study.study.proposals import Proposals
 from fashion_study.testing.executor import MemoryExecutor
 from fashion_study.testing.observer import RecordingObserver
 from fashion_study.testing.storage import memory_storage
@@ -60,20 +62,15 @@ class Study:
         self.observer = RecordingObserver()
 
     def run(
-        self, interrupted: Callable[[], bool] = lambda: False, after_trial: Callable[[], None] = lambda: None
-    ) -> Coordinator:
-        coordinator = Coordinator(
-            Assignment(self.space, SEED, Precision.FLOAT32, self.trials, self.deadline, self.epoch_budget),
-            self.engine(self.trial_storage, self.space, self.sampler, self.pruner, SEED),
-            self.trial_storage,
-            self.executor,
-            self.runs,
-            self.observer,
-            interrupted,
-            after_trial,
+        self, interrupted: Callable[[], bool] = lambda: False, after_result: Callable[[], None] = lambda: None
+    ) -> Proposals:
+        engine = self.engine(self.trial_storage, self.space, self.sampler, self.pruner, SEED)
+        proposals = Proposals(
+            engine, self.trial_storage, self.runs, self.observer, self.space, SEED, Precision.FLOAT32, self.trials
         )
-        coordinator.run()
-        return coordinator
+        epochs = (math.inf if self.epoch_budget is None else self.epoch_budget) - self.trial_storage.epochs_trained()
+        Loop(proposals, self.executor, self.observer, interrupted, self.deadline, epochs, after_result).run()
+        return proposals
 
     def again(self, **changes: Any) -> "Study":
         """The same study, run again later: the trial storage stays, the processes are new."""
@@ -284,7 +281,7 @@ def test_a_verdict_after_the_last_epoch_comes_too_late() -> None:
 def test_after_the_deadline_nothing_starts_and_what_runs_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study(trials=9, slots=2, space=smoke_with(epochs=4), deadline=10)
     clock = SimpleNamespace(monotonic=lambda: study.executor.epochs)
-    monkeypatch.setattr(coordinator_module, "time", clock)
+    monkeypatch.setattr(loop_module, "time", clock)
 
     study.run()
 
@@ -429,7 +426,7 @@ def test_a_study_without_a_worker_can_be_ended_and_withdraws_what_it_proposed(
     study = with_workers_that_come_and_go(Study(trials=2, deadline=-3.5 if is_late else None))
     # A second passes with each wait.
     clock = SimpleNamespace(monotonic=lambda: -study.executor.absent)  # type: ignore[attr-defined]
-    monkeypatch.setattr(coordinator_module, "time", clock)
+    monkeypatch.setattr(loop_module, "time", clock)
 
     study.run(lambda: not is_late and study.executor.absent == 2)  # type: ignore[attr-defined]
 
@@ -524,10 +521,10 @@ def test_what_a_superseded_attempt_sends_is_ignored() -> None:
 def test_an_exhausted_grid_ends_the_study_and_says_why() -> None:
     study = Study(trials=50, slots=3, sampler="grid")
 
-    coordinator = study.run()
+    proposals = study.run()
 
-    assert coordinator.exhausted is not None
-    assert "grid" in coordinator.exhausted.reason
+    assert proposals.exhausted is not None
+    assert "grid" in proposals.exhausted
     # The baseline has two epochs, which the grid has not.
     assert study.trial_storage.counted() == len(study.trial_storage.records()) == 1 + 2 * 2 * 2
 
@@ -535,10 +532,10 @@ def test_an_exhausted_grid_ends_the_study_and_says_why() -> None:
 def test_the_last_point_of_a_grid_is_tried_again_when_it_is_lost() -> None:
     study = Study(trials=50, sampler="grid", fates={(8, 1): SimulatedOutcome.LOST})
 
-    coordinator = study.run()
+    proposals = study.run()
 
     assert study.states() == [TrialState.COMPLETE] * 9
-    assert coordinator.exhausted is not None
+    assert proposals.exhausted is not None
 
 
 def test_a_space_of_few_points_ends_the_study_when_each_was_tried_once() -> None:
@@ -546,10 +543,10 @@ def test_a_space_of_few_points_ends_the_study_when_each_was_tried_once() -> None
         trials=50, slots=3, space=few_points(), fates={(2, 1): SimulatedOutcome.LOST, (4, 1): SimulatedOutcome.ERROR}
     )
 
-    coordinator = study.run()
+    proposals = study.run()
 
-    assert coordinator.exhausted is not None
-    assert "all 6 points" in coordinator.exhausted.reason
+    assert proposals.exhausted is not None
+    assert "all 6 points" in proposals.exhausted
     tried = [tuple(record.params.items()) for record in study.trial_storage.records()]
     assert len(tried) == len(set(tried)) == study.trial_storage.counted() == 6
     assert sorted(spec.number for spec in study.executor.submitted) == [0, 1, 2, 2, 3, 4, 5]
@@ -580,7 +577,7 @@ def test_what_comes_after_a_trial_sees_it_written_down() -> None:
     seen: list[tuple[int, int]] = []
     study = Study(trials=3, fates={(1, 1): SimulatedOutcome.ERROR})
 
-    study.run(after_trial=lambda: seen.append((study.trial_storage.counted(), len(study.observer.closed))))
+    study.run(after_result=lambda: seen.append((study.trial_storage.counted(), len(study.observer.closed))))
 
     assert seen == [(1, 1), (2, 2), (3, 3)]
 

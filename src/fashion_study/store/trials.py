@@ -120,6 +120,10 @@ class TrialStorage:
         """Return every trial, by number."""
         return [self._record(trial) for trial in self.trials()]
 
+    def epochs_trained(self) -> int:
+        """Count the epochs that all trials have trained."""
+        return sum(len(record.curve) for record in self.records())
+
     def best(self) -> TrialRecord | None:
         """Return the complete trial with the highest objective; the earlier one on a tie."""
         complete = (trial for trial in self.trials() if trial.state is OptunaState.COMPLETE)

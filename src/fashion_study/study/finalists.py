@@ -1,24 +1,19 @@
 """The finalists: the best trials trained again with other seeds, so that luck does not choose the model."""
 
 import math
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
 
-from fashion_study.errors import StudyError
-from fashion_study.executors.executor import Event, Executor, losses_last
 from fashion_study.space.space import SearchSpace
 from fashion_study.statistics import student_interval, student_lower_bound
-from fashion_study.store.failures import StoreFailurePolicy
 from fashion_study.store.trials import MAX_RETRIES, TrialRecord
-from fashion_study.study.progress import Observer
+from fashion_study.study.loop import TrackedSource
 from fashion_study.tracking.tracker import RepeatRun, RepeatTracker
 from fashion_study.trial import (
     AttemptLost,
-    EpochReport,
     ParamValue,
     Precision,
     TrialResult,
@@ -29,7 +24,6 @@ from fashion_study.trial import (
 
 DEFAULT_FINALISTS = 3
 DEFAULT_REPEATS = 3
-TICK_SECONDS = 0.25
 # What MLflow calls the run of a repeat that is not trained again.
 ENDED = ("FINISHED", "FAILED")
 
@@ -167,8 +161,8 @@ def rank_finalists(finalists: Iterable[Finalist]) -> tuple[Finalist, ...]:
     return tuple(sorted(finalists, key=key))
 
 
-class Repeats:
-    """Train the finalists' repeats that the tracking store does not have yet.
+class Repeats(TrackedSource):
+    """The finalists' repeats that the tracking store does not have yet, as the work of a loop.
 
     They are no trials: nothing is pruned, and the engine learns nothing of them.
     """
@@ -177,155 +171,89 @@ class Repeats:
         self,
         plan: FinalistPlan,
         records: Iterable[TrialRecord],
+        tracker: RepeatTracker,
         space: SearchSpace,
         seed: int,
         precision: Precision,
-        executor: Executor,
-        tracker: RepeatTracker,
-        observer: Observer,
-        interrupted: Callable[[], bool] = lambda: False,
-        deadline: float | None = None,
     ) -> None:
+        super().__init__(tracker)
         self._plan = plan
+        self._records = {record.number: record for record in records}
+        self._runs = tracker
         self._space = space
         self._seed = seed
         self._precision = precision
-        self._executor = executor
-        self._tracker = tracker
-        self._observer = observer
-        self._interrupted = interrupted
-        self._deadline = deadline
-        self._records = {record.number: record for record in records}
-        self._running: dict[tuple[int, int], TrialSpec] = {}
         self._superseded: dict[tuple[int, int], str] = {}
         self._attempts: Counter[int] = Counter()
         self._lost: Counter[tuple[int, int]] = Counter()
-        self._open: list[tuple[int, int]] = []
-        self._store_failures = StoreFailurePolicy()
-        self.busy_seconds = 0.0
+        ended = {key for run in tracker.repeats() if (key := self._take_up(run)) is not None}
+        planned = [record.number for record in plan.trials]
+        # Round by round, so that a study that is stopped has as many repeats of each finalist as it can.
+        wanted = [(number, repeat) for repeat in range(1, plan.repeats + 1) for number in planned]
+        self._open = [key for key in wanted if key not in ended]
 
     @property
     def left(self) -> int:
-        """Count the repeats that a stop or the deadline has left untrained."""
+        """Count the repeats that are not trained."""
         return len(self._open)
 
-    def run(self) -> tuple[Finalist, ...]:
-        """Train what is missing and return every trial that has been trained again, the best first.
+    def results(self) -> tuple[Finalist, ...]:
+        """Return every trial that has been trained again, the best first.
 
         Those of earlier starts count too: what was measured stays, whatever came after it.
-
-        Raises:
-            StudyError: no worker can start, or the store fails the workers.
         """
-        known = self._tracker.repeats()
-        self._take_up(known)
-        done = self._plan.total - len(self._open)
-        if self._open:
-            title = f"finalists: the best {len(self._plan.trials)} trained again, {self._plan.repeats} times each"
-            self._observer.begin(title, done, self._plan.total, "repeats")
-        try:
-            self._train()
-        except StudyError:
-            self._wind_up()
-            raise
-        self._wind_up()
-        return self._results(self._tracker.repeats())
-
-    def _take_up(self, known: list[RepeatRun]) -> None:
-        """See what earlier starts have trained, and end the runs of those that were killed."""
-        ended = set()
-        for run in known:
-            key = run.trial, run.repeat
-            self._attempts[run.trial] = max(self._attempts[run.trial], run.attempt)
-            if run.status == "RUNNING":
-                self._tracker.interrupt_trial(run.trial, run.run_id, "the coordinator died", TrialState.WAITING)
-            if run.status in ENDED:
-                ended.add(key)
-            else:
-                self._superseded[key] = run.run_id
-        planned = [record.number for record in self._plan.trials]
-        # Round by round, so that a study that is stopped has as many repeats of each finalist as it can.
-        wanted = [(number, repeat) for repeat in range(1, self._plan.repeats + 1) for number in planned]
-        self._open = [key for key in wanted if key not in ended]
-
-    def _train(self) -> None:
-        while (self._open or self._running) and not self._interrupted():
-            self._fill_slots()
-            if not self._running and (self._executor.slots > 0 or self._is_late()):
-                break
-            for event in losses_last(self._executor.wait(TICK_SECONDS)):
-                self._handle(event)
-
-    def _fill_slots(self) -> None:
-        while self._open and len(self._running) < self._executor.slots and not self._is_late():
-            self._begin(*self._open.pop(0))
-
-    def _is_late(self) -> bool:
-        return self._deadline is not None and time.monotonic() >= self._deadline
-
-    def _begin(self, number: int, repeat: int) -> None:
-        hyperparameters = self._space.hyperparameters(self._records[number].params)
-        seed = trial_seed(self._seed, number, repeat)
-        self._attempts[number] += 1
-        attempt = self._attempts[number]
-        tags = {"seed": str(seed), "precision": self._precision.value}
-        run_id = self._tracker.open_trial(number, attempt, hyperparameters.model_dump(), tags, repeat)
-        if (earlier := self._superseded.pop((number, repeat), None)) is not None:
-            self._tracker.supersede(earlier, run_id)
-        spec = TrialSpec(number, attempt, hyperparameters, seed, run_id, self._precision, repeat)
-        self._running[spec.key] = spec
-        self._executor.submit(spec)
-        self._observer.trial_started(spec)
-
-    def _handle(self, event: Event) -> None:
-        spec = self._running.get((event.number, event.attempt))
-        if spec is None:
-            return
-        match event:
-            case EpochReport():
-                self._executor.answer(event, prune=False)
-                self._tracker.log_epoch(spec.run_id, event)
-                self._observer.epoch_done(spec, event)
-            case TrialResult():
-                del self._running[spec.key]
-                self._tracker.close_trial(spec, event)
-                self.busy_seconds += event.seconds
-                self._observer.trial_closed(spec, event, None)
-                if event.state is TrialState.COMPLETE:
-                    self._store_failures.has_answered()
-            case AttemptLost():
-                del self._running[spec.key]
-                self._lose(spec, event.cause, event.by_store)
-                if event.by_store:
-                    self._store_failures.has_failed(spec.label, event.cause)
-
-    def _lose(self, spec: TrialSpec, cause: str, by_store: bool) -> None:
-        key = spec.number, spec.repeat
-        self._lost[key] += not by_store
-        is_given_up = self._lost[key] > MAX_RETRIES
-        state = TrialState.FAILED if is_given_up else TrialState.WAITING
-        self._tracker.interrupt_trial(spec.number, spec.run_id, cause, state)
-        if not is_given_up:
-            self._superseded[key] = spec.run_id
-            self._open.insert(0, key)
-        self._observer.trial_lost(spec, cause, state)
-
-    def _wind_up(self) -> None:
-        if self._running:
-            self._executor.stop()
-        for spec in self._running.values():
-            # Not a loss: a user may stop a study as often as they like.
-            self._tracker.interrupt_trial(spec.number, spec.run_id, "the study was stopped", TrialState.WAITING)
-            self._open.append((spec.number, spec.repeat))
-            self._observer.trial_lost(spec, "the study was stopped", TrialState.WAITING)
-        self._running.clear()
-
-    def _results(self, runs: list[RepeatRun]) -> tuple[Finalist, ...]:
-        finished = {(run.trial, run.repeat): run for run in runs if run.status == "FINISHED"}
-        numbers = {record.number for record in self._plan.trials} | {trial for trial, _ in finished}
+        finished = {(run.trial, run.repeat): run for run in self._runs.repeats() if run.status == "FINISHED"}
         finalists = []
-        for number in numbers:
+        for number in {record.number for record in self._plan.trials} | {trial for trial, _ in finished}:
             own = [run for (trial, _), run in sorted(finished.items()) if trial == number]
             scores = tuple(run.objective for run in own if run.objective is not None)
             finalists.append(Finalist(number, self._records[number].params, scores, tuple(run.run_id for run in own)))
         return rank_finalists(finalists)
+
+    def next(self) -> TrialSpec | None:
+        """Take the first of the repeats that are left."""
+        if not self._open:
+            return None
+        number, repeat = self._open.pop(0)
+        hyperparameters = self._space.hyperparameters(self._records[number].params)
+        seed = trial_seed(self._seed, number, repeat)
+        supersedes = self._superseded.get((number, repeat))
+        return TrialSpec(
+            number, 0, hyperparameters, seed, precision=self._precision, repeat=repeat, supersedes=supersedes
+        )
+
+    def put_back(self, spec: TrialSpec) -> None:
+        """Leave a repeat to be trained later."""
+        self._open.insert(0, (spec.number, spec.repeat))
+
+    def begin(self, spec: TrialSpec) -> TrialSpec:
+        """Count the attempt among all those at the trial's repeats, and open its run."""
+        self._attempts[spec.number] += 1
+        return super().begin(replace(spec, attempt=self._attempts[spec.number]))
+
+    def settle(self, spec: TrialSpec, result: TrialResult) -> None:
+        """Close the run."""
+        self._tracker.close_trial(spec, result)
+
+    def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:
+        """Train the repeat again, or give it up after too many losses."""
+        key = spec.number, spec.repeat
+        self._lost[key] += not lost.by_store
+        return TrialState.FAILED if self._lost[key] > MAX_RETRIES else self.stop(spec)
+
+    def stop(self, spec: TrialSpec, *, by_error: bool = False) -> TrialState:  # noqa: ARG002
+        """Leave the repeat to be trained again: a user may stop a study as often as they like."""
+        self._superseded[spec.number, spec.repeat] = spec.run_id
+        self.put_back(spec)
+        return TrialState.WAITING
+
+    def _take_up(self, run: RepeatRun) -> tuple[int, int] | None:
+        """See what an earlier start has trained, and end the run of one that was killed."""
+        key = run.trial, run.repeat
+        self._attempts[run.trial] = max(self._attempts[run.trial], run.attempt)
+        if run.status in ENDED:
+            return key
+        if run.status == "RUNNING":
+            self._tracker.interrupt_trial(run.trial, run.run_id, "the coordinator died", TrialState.WAITING)
+        self._superseded[key] = run.run_id
+        return None

@@ -15,6 +15,7 @@ from fashion_study.study.finalists import (
     plan_finalists,
 )
 from fashion_study.study.leaderboard import rank, table
+from fashion_study.study.loop import Loop
 from fashion_study.study.reconcile import fail_pending_models
 from fashion_study.study.session import OwnedStudy, Session
 
@@ -51,19 +52,13 @@ def train_finalists(session: Session) -> Final:
         )
     if plan.note:
         study.observer.note(f"finalists: {plan.note}")
-    repeats = Repeats(
-        plan,
-        records,
-        study.plan.space,
-        config.seed,
-        session.precision,
-        session.executor,
-        session.tracker,
-        study.observer,
-        study.is_interrupted,
-        session.deadline,
-    )
-    return Final(plan, repeats.run(), repeats.left, repeats.busy_seconds)
+    repeats = Repeats(plan, records, session.tracker, study.plan.space, config.seed, session.precision)
+    if repeats.left:
+        title = f"finalists: the best {len(plan.trials)} trained again, {plan.repeats} times each"
+        study.observer.begin(title, plan.total - repeats.left, plan.total, "repeats")
+    loop = Loop(repeats, session.executor, study.observer, study.is_interrupted, session.deadline)
+    loop.run()
+    return Final(plan, repeats.results(), repeats.left, loop.busy_seconds)
 
 
 def publish(session: Session, final: Final) -> None:
@@ -90,7 +85,7 @@ def publish(session: Session, final: Final) -> None:
 
 def _budget(session: Session) -> Budget:
     config, records = session.study.plan.config, session.study.trial_storage.records()
-    trained = sum(len(record.curve) for record in records)
+    trained = session.study.trial_storage.epochs_trained()
     is_default = config.finalists is None and config.repeats is None
     epochs = float(trained) if is_default else float("inf")
     if session.deadline is None:

@@ -1,5 +1,6 @@
 """Run a study from a config to its last figure: the table of contents of the main job."""
 
+import math
 import time
 from dataclasses import dataclass, replace
 from signal import Signals
@@ -17,9 +18,10 @@ from fashion_study.store.waits import watch_waits
 from fashion_study.study.finalists import Finalist
 from fashion_study.study.finish import is_published, publish, train_finalists
 from fashion_study.study.leaderboard import rank
-from fashion_study.study.loop import Assignment, Coordinator
+from fashion_study.study.loop import Loop
 from fashion_study.study.plan import Plan, plan_study
 from fashion_study.study.progress import NullObserver, Observer
+from fashion_study.study.proposals import Proposals
 from fashion_study.study.session import OwnedStudy, Session, closing_its_run, open_session
 from fashion_study.study.workers import workers_of
 from fashion_study.trial import BASELINE_NUMBER, DataSource, Precision, TrialState
@@ -166,18 +168,22 @@ def _search(session: Session) -> _Search:
     keeper = study.model_keeper(session.client)
     keeper.sweep()
     study.observer.begin(plan.title(session.precision), trial_storage.counted(), config.trials)
-    coordinator = Coordinator(
-        Assignment(plan.space, config.seed, session.precision, config.trials, session.deadline, config.epoch_budget),
+    proposals = Proposals(
         _engine(plan, trial_storage),
         trial_storage,
-        session.executor,
         session.tracker,
         study.observer,
-        study.is_interrupted,
-        keeper.sweep,
+        plan.space,
+        config.seed,
+        session.precision,
+        config.trials,
     )
-    coordinator.run()
-    return _Search(coordinator.exhausted.reason if coordinator.exhausted else None, coordinator.busy_seconds)
+    epochs = (config.epoch_budget or math.inf) - trial_storage.epochs_trained()
+    loop = Loop(
+        proposals, session.executor, study.observer, study.is_interrupted, session.deadline, epochs, keeper.sweep
+    )
+    loop.run()
+    return _Search(proposals.exhausted, loop.busy_seconds)
 
 
 def _engine(plan: Plan, trial_storage: TrialStorage) -> Engine:

@@ -1,0 +1,110 @@
+"""The engine's proposals as the work of a loop: each is a trial with a run and a place in the trial storage."""
+
+from fashion_study.engines.engine import Engine, Exhausted, Proposal
+from fashion_study.space.space import SearchSpace
+from fashion_study.store.trials import TrialStorage
+from fashion_study.study.loop import Best, TrackedSource
+from fashion_study.study.progress import Observer
+from fashion_study.tracking.tracker import Tracker
+from fashion_study.trial import (
+    CONTINUATION_LOST,
+    AttemptLost,
+    EpochReport,
+    Precision,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    trial_seed,
+)
+
+
+class Proposals(TrackedSource):
+    """A study's trials, up to a total that counts those of earlier starts; `exhausted` says why there are no more."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        trial_storage: TrialStorage,
+        tracker: Tracker,
+        observer: Observer,
+        space: SearchSpace,
+        seed: int,
+        precision: Precision,
+        trials: int,
+    ) -> None:
+        super().__init__(tracker)
+        self._engine = engine
+        self._trial_storage = trial_storage
+        self._observer = observer
+        self._space = space
+        self._seed = seed
+        self._precision = precision
+        self._trials = trials
+        self._counted = trial_storage.counted()
+        self._in_flight = 0
+        best = trial_storage.best()
+        self._best: Best | None = (best.number, best.objective or 0.0) if best else None
+        self.exhausted: str | None = None
+
+    def next(self) -> TrialSpec | None:
+        """Ask the engine for a trial, as long as the total allows one."""
+        if self.exhausted or self._counted + self._in_flight >= self._trials:
+            return None
+        answer = self._engine.ask()
+        if isinstance(answer, Exhausted):
+            self.exhausted = answer.reason
+        if not isinstance(answer, Proposal):
+            return None
+        self._in_flight += 1
+        return TrialSpec(
+            answer.number,
+            answer.attempt,
+            self._space.hyperparameters(answer.params),
+            trial_seed(self._seed, answer.number),
+            precision=self._precision,
+            continues=answer.continues,
+            supersedes=answer.superseded_run_id,
+        )
+
+    def put_back(self, spec: TrialSpec) -> None:
+        """Send a trial that no worker has begun back to waiting."""
+        self._trial_storage.requeue_unstarted(spec.number)
+        self._in_flight -= 1
+
+    def name_run(self, spec: TrialSpec) -> None:
+        """Let the trial storage name the run."""
+        self._trial_storage.begin_attempt(spec.number, spec.attempt, spec.run_id)
+
+    def report(self, spec: TrialSpec, report: EpochReport) -> bool:
+        """Keep the objective after an epoch, and ask the engine's pruner."""
+        return self._engine.report(spec.number, report.epoch, report.val_accuracy)
+
+    def settle(self, spec: TrialSpec, result: TrialResult) -> Best | None:
+        """Close the run, then the trial: one that the trial storage calls complete always has its evidence."""
+        self._tracker.close_trial(spec, result)
+        self._engine.tell(result)
+        self._in_flight -= 1
+        self._counted += 1
+        if result.objective is not None and (self._best is None or result.objective > self._best[1]):
+            self._best = (result.number, result.objective)
+            self._tracker.log_best(self._counted, result.objective)
+        if (lost := result.tags.get(CONTINUATION_LOST)) is not None:
+            self._observer.warn(f"{spec.label} was trained from its first epoch: {lost}")
+        return self._best
+
+    def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:
+        """Send the trial back to waiting, or give it up; what the store has failed does not count."""
+        return self._release(spec, uncounted=lost.by_store)
+
+    def stop(self, spec: TrialSpec, *, by_error: bool) -> TrialState:
+        """Send the trial back to waiting, or give it up; what an error has stopped does not count."""
+        return self._release(spec, uncounted=by_error)
+
+    def _release(self, spec: TrialSpec, *, uncounted: bool) -> TrialState:
+        state = self._trial_storage.release(spec.number, uncounted_attempts=uncounted)
+        self._in_flight -= 1
+        if state is TrialState.FAILED:
+            self._counted += 1
+        else:
+            self.exhausted = None  # The trial waits to be proposed again.
+        return state

@@ -726,7 +726,7 @@ def test_a_study_whose_trials_all_diverge_ends_with_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-def test_killed_among_finalists_only_the_missing_repeat_is_trained(tmp_path: Path, record_fault: RecordFault) -> None:
+def test_killed_among_finalists_the_missing_repeat_is_trained(tmp_path: Path, record_fault: RecordFault) -> None:
     options = ("--trials", "1", "--workers", "1", "--finalists", "1", "--repeats", "2")
     with subprocess.Popen(
         command(tmp_path / "store", *options), cwd=ROOT, stdout=subprocess.PIPE, text=True

@@ -48,7 +48,7 @@ def words(text: str) -> str:
         (["--unknown"], "No such option: --unknown"),
     ],
 )
-def test_contradicting_options_are_refused_before_a_store_is_opened(
+def test_contradicting_options_are_refused_before_any_store(
     options: list[str],
     expected: str,
     tmp_path: Path,

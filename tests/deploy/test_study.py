@@ -54,7 +54,7 @@ def test_ledger_runs_and_models_lie_on_the_servers_alone(ran: Ran, postgres: Pos
     assert {path.name for path in (ran.folder / "mlruns").iterdir()} <= {"logs", "locks"}
 
 
-def test_the_next_commands_name_the_database_and_the_run_does_not(ran: Ran, postgres: Postgres) -> None:
+def test_next_commands_name_the_database_and_the_run_does_not(ran: Ran, postgres: Postgres) -> None:
     assert f"OPTUNA_STORAGE={postgres.address()} " in ran.done.stdout
     assert f"--study-db {postgres.address()}" in ran.done.stdout
     ((command,),) = _of_the_study(

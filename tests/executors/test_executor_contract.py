@@ -484,9 +484,7 @@ class TestLocalExecutor(ProcessContract):
 
         assert alive == [1, 0, 0]
 
-    def test_a_worker_that_died_before_a_probe_is_replaced(
-        self, make: Make, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_worker_that_died_before_a_probe_is_replaced(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TOY_BROKEN", "1")
         executor = make(1, {})
         (worker,) = workers_of(os.getpid())
@@ -579,9 +577,7 @@ def test_workers_default_to_one_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])
-def test_without_a_gpu_workers_default_to_the_usable_cores(
-    hidden: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_gpu_workers_default_to_the_usable_cores(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert visible_gpus() == []
     assert 1 <= default_workers() <= len(os.sched_getaffinity(0))

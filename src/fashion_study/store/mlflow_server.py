@@ -1,11 +1,14 @@
-"""The MLflow server of a user: asked once, before anything is made, whether it is there and lets the user in."""
+"""The user's own MLflow server: checked before anything is made, and waited for while it is gone."""
 
 import base64
+import logging
 import os
+from collections.abc import Callable
 from configparser import ConfigParser
 from configparser import Error as ConfigError
 from http.client import HTTPException
 from ssl import SSLError
+from typing import Self
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
@@ -23,6 +26,36 @@ NAME, PASSWORD, TOKEN = (f"MLFLOW_TRACKING_{what}" for what in ("USERNAME", "PAS
 OTHER_WAYS = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4")
 REFUSED = (401, 403)
 SHOWN = 200
+
+
+class RetryNotifier(logging.Filter):
+    """The waits for a server that is gone: MLflow's client repeats a request for minutes, and only urllib3 logs it."""
+
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        super().__init__()
+        self._notify = notify
+        self._logger = logging.getLogger("urllib3.connectionpool")
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        self._logger.addFilter(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Count a wait at its second repetition, and keep urllib3 from printing it.
+
+        The first repetition comes at once: often only an idle connection was closed.
+        """
+        from urllib3.util.retry import Retry
+
+        retry = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        if isinstance(retry, Retry) and len(retry.history) == 2:
+            self.count += 1
+            self._notify(f"the MLflow server does not answer; attempts left: {retry.total}")
+        return False
 
 
 def check_server_reachable(uri: str) -> None:

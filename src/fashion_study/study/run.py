@@ -12,9 +12,9 @@ from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.signals import StopSignals
 from fashion_study.store.failures import store_failures
 from fashion_study.store.locks import sole_coordinator
+from fashion_study.store.mlflow_server import RetryNotifier
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import TrialRecord, TrialStorage
-from fashion_study.store.waits import watch_waits
 from fashion_study.study.finalists import Finalist
 from fashion_study.study.finish import is_published, publish, train_finalists
 from fashion_study.study.leaderboard import rank
@@ -110,7 +110,7 @@ def run_study(config: StudyConfig, observer: Observer | None = None, *, register
         store.optuna_storage() as storage,
         sole_coordinator(store, storage, plan.name) as require_ownership,
         StopSignals(observer.note) as stop_signals,
-        watch_waits(observer.warn) as waits,
+        RetryNotifier(observer.warn) as waits,
     ):
         trial_storage = TrialStorage(storage, plan.name)
         study = OwnedStudy(plan, store, trial_storage, observer, stop_signals, waits, require_ownership, registers)

@@ -10,10 +10,10 @@ from fashion_study.data.catalog import load_dataset
 from fashion_study.errors import StoreError, StudyError
 from fashion_study.executors.executor import Executor
 from fashion_study.signals import StopSignals
+from fashion_study.store.mlflow_server import RetryNotifier
 from fashion_study.store.relocation import moves, rebase
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TRACKED_AT, TrialStorage
-from fashion_study.store.waits import RetryNotifier
 from fashion_study.study.plan import Plan, dataset_metadata, refuse_difference
 from fashion_study.study.progress import Observer
 from fashion_study.study.reconcile import reconcile

@@ -85,7 +85,7 @@ def print_table(table: Table) -> None:
 
 def surroundings() -> dict[str, Any]:
     """Say on which machine, by which code and when; no names of hosts and folders."""
-    from fashion_study.tracking.runs import code_commit
+    from fashion_study.tracking.provenance import code_commit
 
     return {
         "machine": machine(),

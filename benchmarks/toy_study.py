@@ -65,8 +65,7 @@ def open_toy_study(
     name: str = "toy",
 ) -> ToyStudy:
     """Open the study `name` in the store at `root`, as a study opens, all of whose trials have so many epochs."""
-    from fashion_study.tracking.attempt import StudyRuns
-    from fashion_study.tracking.runs import MlflowTracker
+    from fashion_study.tracking.runs import StudyRuns
 
     store = open_store(root)
     space = root / "space.yaml"
@@ -84,14 +83,14 @@ def open_toy_study(
     )
     client = store.client()
     experiment = store.experiment_id(client, plan.source.name)
-    tracker = MlflowTracker(client, experiment)
     data = load_dataset(plan.source)
     storage = store.open_optuna_storage()
     began = time.perf_counter()
     trial_storage = TrialStorage(storage, plan.name)
-    run_id = tracker.open_study(plan.metadata(PRECISION), dataset_metadata(data), trial_storage.attrs.get("run_id"))
+    tracker = StudyRuns(client, experiment, trial_storage.attrs.get("run_id"))
+    run_id = tracker.open_study(plan.metadata(PRECISION), dataset_metadata(data))
     trial_storage.set_attrs(identity=plan.identity, split=data.split_digest, run_id=run_id, precision=PRECISION.value)
-    reconcile(trial_storage, StudyRuns(client, experiment, run_id))
+    reconcile(trial_storage, tracker)
     engine = OptunaEngine(trial_storage, plan.space, sampler, pruner, plan.config.seed)
     return ToyStudy(plan, store, trial_storage, engine, tracker, time.perf_counter() - began)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from fashion_study.tracking.pending import pending_models
+from fashion_study.tracking.search import pending_models
 from tests.faults.conftest import Launch, NewStore
 from tests.faults.launcher import Life, Plan
 from tests.faults.promises import (

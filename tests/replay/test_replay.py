@@ -29,7 +29,7 @@ from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.plan import dataset_metadata, plan_study
 from fashion_study.testing.training import toy_report, toy_result
-from fashion_study.tracking.runs import MlflowTracker
+from fashion_study.tracking.runs import StudyRuns
 from fashion_study.trial import (
     Checkpoint,
     FailReason,
@@ -54,9 +54,9 @@ class Desk:
         self.store = store
         self.client = store.client()
         config = StudyConfig(space="smoke", dataset="digits", workers=2, study=name)
-        self.tracker = MlflowTracker(self.client, store.experiment_id(self.client, "digits"))
+        self.tracker = StudyRuns(self.client, store.experiment_id(self.client, "digits"))
         metadata = plan_study(config).metadata(Precision.FLOAT32)
-        self.run_id = self.tracker.open_study(metadata, dataset_metadata(load_dataset(locate("digits"))), None)
+        self.run_id = self.tracker.open_study(metadata, dataset_metadata(load_dataset(locate("digits"))))
         self.trial_storage = TrialStorage(store.open_optuna_storage(), name)
 
     def begin(self, repeat: int = 0, epochs: int = EPOCHS) -> TrialSpec:

@@ -28,8 +28,7 @@ from fashion_study.store.store import open_store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.run import StudyResult, run_study
 from fashion_study.tracking.registry import CHAMPION, Candidate, Registry
-from fashion_study.tracking.runs import MlflowTracker
-from fashion_study.tracking.tracker import StudyMetadata
+from fashion_study.tracking.runs import StudyMetadata, StudyRuns
 from fashion_study.trial import TrialState
 from tests.support.study_facts import CLASSES, facts, finals, model, record
 
@@ -319,14 +318,14 @@ def open_study(root: Path, values: list[float]) -> TrialStorage:
     """Begin a study as the coordinator does, and leave its first trial running after some epochs."""
     store = open_store(root)
     trial_storage, client = TrialStorage(store.open_optuna_storage(), "open"), store.client()
-    tracker = MlflowTracker(client, store.experiment_id(client, "digits"))
+    tracker = StudyRuns(client, store.experiment_id(client, "digits"))
     card = StudyMetadata(
         name="open",
         space_yaml=SMOKE.source_text,
         attrs={"dataset": "digits", "limit_train": None, "seed": 0},
         settings={"trials": 4, "workers": 1, "command": "python -m experiments.run_study --trials 4"},
     )
-    run_id = tracker.open_study(card, (), None)
+    run_id = tracker.open_study(card, ())
     trial_storage.set_attrs(run_id=run_id, split=load_dataset(locate("digits")).split_digest)
     OptunaEngine(trial_storage, SMOKE).ask()
     trial_storage.begin_attempt(0, 1, tracker.open_trial(0, 1, SMOKE.baseline, {}))

@@ -17,9 +17,8 @@ from optuna.distributions import FloatDistribution
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import MAX_RETRIES, TrialStorage
 from fashion_study.study.reconcile import disagreements, reconcile
-from fashion_study.tracking.attempt import StudyRuns
-from fashion_study.tracking.runs import MlflowTracker, run_name
-from fashion_study.tracking.tracker import StudyMetadata
+from fashion_study.tracking.attempt import run_name
+from fashion_study.tracking.runs import StudyMetadata, StudyRuns
 from fashion_study.trial import FailReason, Hyperparameters, Precision, TrialResult, TrialSpec, TrialState
 from tests.faults.commits import on_every_commit
 from tests.faults.launcher import SLOW_IMPORTS
@@ -49,26 +48,24 @@ class Killed:
         self.store, self.client, self.name = store, client, name
         self.trial_storage = TrialStorage(store.open_optuna_storage(), name)
         self.experiment_id = store.experiment_id(client, "digits")
-        self.tracker = MlflowTracker(client, self.experiment_id)
-        known = self.trial_storage.attrs.get("run_id")
-        self.study_run = self.tracker.open_study(StudyMetadata(name, "", {}, {}), (), known)
+        self.runs = StudyRuns(client, self.experiment_id, self.trial_storage.attrs.get("run_id"))
+        self.study_run = self.runs.open_study(StudyMetadata(name, "", {}, {}), ())
         self.trial_storage.set_attrs(run_id=self.study_run)
-        self.runs = StudyRuns(client, self.experiment_id, self.study_run)
 
     def begin(self, until_superseded: bool = True) -> tuple[int, str]:
         """Begin the next trial, as engine and coordinator do; return its number and its run."""
         trial = self.trial_storage.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
         attempt = int(trial.user_attrs.get("attempt", 0)) + 1
-        run_id = self.tracker.open_trial(trial.number, attempt, {}, {})
+        run_id = self.runs.open_trial(trial.number, attempt, {}, {})
         self.trial_storage.begin_attempt(trial.number, attempt, run_id)
         if "run_id" in trial.user_attrs and until_superseded:
-            self.tracker.supersede(trial.user_attrs["run_id"], run_id)
+            self.runs.supersede(trial.user_attrs["run_id"], run_id)
         return trial.number, run_id
 
     def close(self, begun: tuple[int, str], result: TrialResult, repeat: int = 0) -> None:
         """Close the run of an attempt as the coordinator does; the trial storage does not hear of it."""
         spec = TrialSpec(begun[0], result.attempt, Hyperparameters(), 0, begun[1], Precision.FLOAT32, repeat)
-        self.tracker.close_trial(spec, result)
+        self.runs.close_trial(spec, result)
 
     def status(self, run_id: str) -> tuple[str, str]:
         run = self.client.get_run(run_id)
@@ -97,7 +94,7 @@ def test_what_has_ended_is_left_alone(killed: Killed) -> None:
     for result in ENDINGS:
         killed.close(killed.begin(), result)
         killed.trial_storage.close(result)
-    killed.tracker.log_best(1, 0.5)
+    killed.runs.log_best(1, 0.5)
     before = killed.trial_storage.records()
 
     assert reconcile(killed.trial_storage, killed.runs) == []
@@ -152,7 +149,7 @@ def test_an_attempt_that_was_superseded_before_its_end_was_written_down_is_no_or
 
 
 def test_a_run_that_was_opened_for_no_attempt_is_ended_and_marked(killed: Killed) -> None:
-    orphan = killed.tracker.open_trial(5, 1, {}, {})
+    orphan = killed.runs.open_trial(5, 1, {}, {})
 
     (line,) = reconcile(killed.trial_storage, killed.runs)
 
@@ -164,7 +161,8 @@ def test_a_run_that_was_opened_for_no_attempt_is_ended_and_marked(killed: Killed
 
 def test_a_run_of_the_study_that_a_kill_kept_from_being_named_is_ended_and_marked(killed: Killed) -> None:
     metadata = StudyMetadata(killed.name, "", {}, {})
-    nameless = killed.tracker.open_study(metadata, (), None, killed.trial_storage.token)
+    second = StudyRuns(killed.client, killed.experiment_id)
+    nameless = second.open_study(metadata, (), killed.trial_storage.token)
 
     (line,) = reconcile(killed.trial_storage, killed.runs)
 
@@ -257,8 +255,8 @@ def test_a_trial_s_earlier_runs_name_their_successor(killed: Killed) -> None:
 
 
 def test_a_finalist_s_repeat_keeps_its_result_or_is_ended(killed: Killed) -> None:
-    lost = killed.tracker.open_trial(0, 1, {}, {}, repeat=1)
-    done = killed.tracker.open_trial(0, 2, {}, {}, repeat=1)
+    lost = killed.runs.open_trial(0, 1, {}, {}, repeat=1)
+    done = killed.runs.open_trial(0, 2, {}, {}, repeat=1)
     killed.close((0, done), replace(ENDINGS[0], attempt=2), repeat=1)
     killed.client.update_run(done, status="RUNNING")
 
@@ -285,7 +283,7 @@ def test_a_run_that_was_deleted_after_its_end_stays_deleted(killed: Killed) -> N
     begun = killed.begin()
     killed.close(begun, ENDINGS[0])
     killed.trial_storage.close(ENDINGS[0])
-    killed.tracker.log_best(1, 0.5)
+    killed.runs.log_best(1, 0.5)
     killed.client.delete_run(begun[1])
 
     assert reconcile(killed.trial_storage, killed.runs) == []
@@ -298,7 +296,7 @@ def test_a_run_that_is_gone_for_good_costs_its_attempt_but_no_result(killed: Kil
     ended, abandoned = killed.begin(), killed.begin()
     killed.close(ended, ENDINGS[0])
     killed.trial_storage.close(ENDINGS[0])
-    killed.tracker.log_best(1, 0.5)
+    killed.runs.log_best(1, 0.5)
     gone = "0" * 32
     for number in (ended[0], abandoned[0]):
         with sqlite3.connect(killed.store.root / "optuna.db") as connection:
@@ -322,7 +320,7 @@ def test_what_something_else_than_a_kill_did_to_a_trial_that_has_ended_is_left_t
     begun = killed.begin()
     killed.close(begun, ENDINGS[0])
     killed.trial_storage.close(ENDINGS[0])
-    killed.tracker.log_best(1, 0.5)
+    killed.runs.log_best(1, 0.5)
     killed.client.set_tag(begun[1], "state", "pruned")
 
     assert reconcile(killed.trial_storage, killed.runs) == []
@@ -373,14 +371,14 @@ def wreck(killed: Killed) -> None:
     """Leave something of everything that can be cut off, first a trial that is given up by it."""
     for _ in range(MAX_RETRIES):
         number, run_id = killed.begin()
-        killed.tracker.interrupt_trial(number, run_id, "A test.", killed.trial_storage.release(number))
+        killed.runs.interrupt_trial(number, run_id, "A test.", killed.trial_storage.release(number))
     killed.begin(until_superseded=False)
     killed.begin()
     for result in ENDINGS:
         begun = killed.begin()
         killed.close(begun, replace(result, number=begun[0]))
-    killed.tracker.open_trial(9, 1, {}, {})
-    killed.tracker.open_trial(1, 2, {}, {}, repeat=1)
+    killed.runs.open_trial(9, 1, {}, {})
+    killed.runs.open_trial(1, 2, {}, {}, repeat=1)
     killed.trial_storage.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
 
 

@@ -122,7 +122,7 @@ def test_other_aliases_stay_where_they_are(models: ModelStore, set_champion: Cal
 
 
 @pytest.mark.parametrize("writes", range(3))
-@pytest.mark.parametrize("step_back", [False, True])
+@pytest.mark.parametrize("rollback", [False, True])
 def test_a_kill_after_any_write_leaves_a_champion_and_the_way_back(
     rollback: bool,
     writes: int,

@@ -16,13 +16,13 @@ from fashion_study.store.store import Store
 from fashion_study.store.trials import TrialRecord
 from fashion_study.study.leaderboard import table
 from fashion_study.testing.training import toy_report
-from fashion_study.tracking import runs
-from fashion_study.tracking.runs import MlflowTracker, run_name
-from fashion_study.tracking.tracker import DatasetMetadata, StudyMetadata
+from fashion_study.tracking import provenance
+from fashion_study.tracking.attempt import run_name
+from fashion_study.tracking.runs import DatasetMetadata, StudyMetadata, StudyRuns
 from fashion_study.trial import FailReason, Hyperparameters, Precision, TrialResult, TrialSpec, TrialState
 
 PARAMS = Hyperparameters(epochs=3)
-CARD = StudyMetadata(
+METADATA = StudyMetadata(
     name="toy",
     space_yaml="name: toy\n",
     attrs={"space": "smoke", "seed": 3, "limit_train": None},
@@ -41,10 +41,10 @@ class Bench:
         self.client: MlflowClient = store.client()
         self.experiment_id = store.experiment_id(self.client, "digits")
 
-    def tracker(self, name: str, run_id: str | None = None) -> tuple[MlflowTracker, str]:
-        tracker = MlflowTracker(self.client, self.experiment_id)
-        metadata = StudyMetadata(name, CARD.space_yaml, CARD.attrs, CARD.settings)
-        return tracker, tracker.open_study(metadata, DATA, run_id)
+    def tracker(self, name: str, run_id: str | None = None) -> tuple[StudyRuns, str]:
+        tracker = StudyRuns(self.client, self.experiment_id, run_id)
+        metadata = StudyMetadata(name, METADATA.space_yaml, METADATA.attrs, METADATA.settings)
+        return tracker, tracker.open_study(metadata, DATA)
 
     def run(self, run_id: str) -> Run:
         return self.client.get_run(run_id)
@@ -69,7 +69,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.node.name)
 
 
-def begun(tracker: MlflowTracker, number: int = 0, attempt: int = 1) -> TrialSpec:
+def begun(tracker: StudyRuns, number: int = 0, attempt: int = 1) -> TrialSpec:
     run_id = tracker.open_trial(number, attempt, PARAMS.model_dump(), {"seed": "17", "precision": "bfloat16"})
     return TrialSpec(number, attempt, PARAMS, 17, run_id, Precision.BFLOAT16)
 
@@ -97,7 +97,7 @@ def test_a_study_s_run_shows_what_was_asked(bench: Bench, name: str) -> None:
     shown = {key: run.data.tags[key] for key in ("kind", "study", "sampler", "trials")}
     assert shown == {"kind": "study", "study": name, "sampler": "tpe", "trials": "4"}
     assert {"host", "code_version", "mlflow.user", "mlflow.source.name"} <= run.data.tags.keys()
-    assert bench.text(run_id, "space.yaml") == CARD.space_yaml
+    assert bench.text(run_id, "space.yaml") == METADATA.space_yaml
     assert inputs(run) == {
         "training": ("digits-training", "a" * 36, 1078),
         "validation": ("digits-validation", "a" * 36, 359),
@@ -109,9 +109,11 @@ def test_a_resumed_study_keeps_its_run_and_notes_each_start(bench: Bench, name: 
     tracker.close_study("KILLED", {"trials_counted": "2"})
     assert bench.run(run_id).info.status == "KILLED"
 
-    again = MlflowTracker(bench.client, bench.experiment_id)
-    metadata = StudyMetadata(name, CARD.space_yaml, CARD.attrs, {"sampler": "qmc", "trials": 9, "timeout": None})
-    assert again.open_study(metadata, DATA, run_id) == run_id
+    again = StudyRuns(bench.client, bench.experiment_id, run_id)
+    metadata = StudyMetadata(
+        name, METADATA.space_yaml, METADATA.attrs, {"sampler": "qmc", "trials": 9, "timeout": None}
+    )
+    assert again.open_study(metadata, DATA) == run_id
 
     run = bench.run(run_id)
     assert run.info.status == "RUNNING"
@@ -300,14 +302,14 @@ def test_the_commit_is_that_of_this_code_and_of_no_checkout_that_it_was_installe
         identity = ("-c", "user.name=nobody", "-c", "user.email=nobody@localhost")
         subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True)
 
-    installed = tmp_path / ".venv" / "runs.py"
+    installed = tmp_path / ".venv" / "provenance.py"
     installed.parent.mkdir()
     installed.write_text("")
-    monkeypatch.setattr(runs, "__file__", str(installed))
+    monkeypatch.setattr(provenance, "__file__", str(installed))
     git("init")
     git("commit", "--allow-empty", "--message", "somebody else's")
-    assert runs.code_commit.__wrapped__() is None
+    assert provenance.code_commit.__wrapped__() is None
 
     git("add", "--force", str(installed))
     git("commit", "--message", "this code")
-    assert len(str(runs.code_commit.__wrapped__())) == 40
+    assert len(str(provenance.code_commit.__wrapped__())) == 40

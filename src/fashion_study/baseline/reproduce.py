@@ -28,8 +28,8 @@ from fashion_study.store.failures import store_failures
 from fashion_study.store.locks import claim
 from fashion_study.store.store import open_store
 from fashion_study.tracking.aliases import Champions, ConcurrentUpdateError, PromotionRunningError, promotion_lock
+from fashion_study.tracking.provenance import code_commit, code_digest
 from fashion_study.tracking.registry import Candidate, Registry, Version
-from fashion_study.tracking.runs import code_commit, code_digest
 from fashion_study.trial import DataSource, Hyperparameters
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from mlflow.entities import LoggedModel, Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fashion_study.store.store import Store
-from fashion_study.tracking.attempt import search_runs
+from fashion_study.tracking.search import all_pages, search_runs
 
 
 @dataclass
@@ -40,13 +40,7 @@ class CheckContext:
 
     def models(self) -> dict[str, LoggedModel]:
         """Return every logged model, by its id."""
-        found: dict[str, LoggedModel] = {}
-        token = None
-        while True:
-            page = self.client.search_logged_models(self.experiments, page_token=token)
-            found |= {model.model_id: model for model in page}
-            if not (token := page.token):
-                return found
+        return {model.model_id: model for model in all_pages(self.client.search_logged_models, self.experiments)}
 
     def is_alive(self, run: Run) -> bool:
         """Say whether a process may be working on a run."""

@@ -9,8 +9,8 @@ from mlflow.entities import LoggedModel, Run
 from fashion_study.doctor.context import CheckContext
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.relocation import local_path
-from fashion_study.tracking.pending import abandoned, pending_models
 from fashion_study.tracking.registry import CARD_FILE, MODEL_FILE
+from fashion_study.tracking.search import pending_models
 from fashion_study.trial import TrialState
 
 # On a run, and on a version: what is wrong with its files, as doctor has written it down.
@@ -41,10 +41,11 @@ def damaged_files(context: CheckContext) -> Iterator[Finding]:
             yield _damaged(context, run, damage)
     if unseen:
         context.notes.append(f"The files of {unseen} runs do not lie on this machine: not looked at.")
-    for model in pending_models(context.client, context.experiments):
-        owner = runs.get(model.source_run_id or "")
-        if owner is not None and not context.is_alive(owner):
-            yield abandoned(context.client, model)
+
+    def is_abandoned(run_id: str) -> bool:
+        return run_id in runs and not context.is_alive(runs[run_id])
+
+    yield from pending_models(context.client, context.experiments, is_abandoned)
 
 
 def model_damage(folder: Path, sha256: str) -> str | None:

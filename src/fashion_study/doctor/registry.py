@@ -14,8 +14,8 @@ from fashion_study.errors import DamagedModelError
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.relocation import local_path
 from fashion_study.tracking.aliases import Champions, PromotionRunningError, promotion_lock
-from fashion_study.tracking.attempt import find_run
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, Version
+from fashion_study.tracking.search import find_run
 
 
 def damaged_registry(context: CheckContext) -> Iterator[Finding]:

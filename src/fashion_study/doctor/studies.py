@@ -10,7 +10,8 @@ from fashion_study.store.locks import claim_study
 from fashion_study.store.trials import TOKEN, TRACKED_AT, TrialStorage
 from fashion_study.study.reconcile import CAUSE, disagreements
 from fashion_study.text import printable
-from fashion_study.tracking.attempt import StudyRuns, find_run
+from fashion_study.tracking.runs import StudyRuns
+from fashion_study.tracking.search import find_run
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -62,7 +63,7 @@ def _damaged_study(context: CheckContext, trial_storage: TrialStorage) -> Iterat
         context.notes.append(f"Study {trial_storage.name} is in MLflow's bin: left there.")
         return
     runs = StudyRuns(context.client, trial_storage.attrs["experiment_id"], run_id)
-    context.run_trees.update(runs.unnamed(trial_storage.attrs.get(TOKEN)))
+    context.run_trees.update(runs.unlinked(trial_storage.attrs.get(TOKEN)))
     for found in disagreements(trial_storage, runs):
         yield replace(found, where=f"{trial_storage.name}, {found.where}")
     # The study's own run last: killed before, the rest is found again under a study without a process.

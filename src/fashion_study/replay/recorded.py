@@ -14,8 +14,9 @@ from fashion_study.errors import BadInputError, StoreError
 from fashion_study.executors.local import threads_per_worker
 from fashion_study.replay.choice import refuse_without_end
 from fashion_study.text import printable
-from fashion_study.tracking.attempt import Attempt, find_run, read_attempt, search_runs
-from fashion_study.tracking.runs import provenance
+from fashion_study.tracking.attempt import Attempt, read_attempt
+from fashion_study.tracking.provenance import provenance
+from fashion_study.tracking.search import find_run, search_runs
 from fashion_study.trial import (
     TRAINING_VERSION,
     Checkpoint,
@@ -97,7 +98,7 @@ def read_recorded(client: MlflowClient, run_id: str, study: str | None = None) -
         return Recorded(
             study=run.data.tags["study"],
             spec=_spec(run, attempt),
-            state=attempt.verdict or TrialState.FAILED,
+            state=attempt.outcome or TrialState.FAILED,
             epochs_run=attempt.epochs_run,
             curves=_curves(client, run.info.run_id),
             metrics=run.data.metrics,
@@ -151,7 +152,7 @@ def _attempt(run: Run, study: str | None) -> Attempt:
     if study not in (None, tags["study"]):
         raise BadInputError(f"The run {run.info.run_id} belongs to study {tags['study']!r}, not to {study!r}.")
     label = f"{attempt.label} of study {tags['study']} (run {run.info.run_id[:8]})"
-    refuse_without_end(label, attempt.verdict, attempt.reason)
+    refuse_without_end(label, attempt.outcome, attempt.reason)
     return attempt
 
 

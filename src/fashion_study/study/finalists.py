@@ -11,7 +11,8 @@ from fashion_study.space.space import SearchSpace
 from fashion_study.statistics import student_interval, student_lower_bound
 from fashion_study.store.trials import MAX_RETRIES, TrialRecord
 from fashion_study.study.loop import TrackedSource
-from fashion_study.tracking.tracker import RepeatRun, RepeatTracker
+from fashion_study.tracking.attempt import Attempt
+from fashion_study.tracking.tracker import RepeatTracker
 from fashion_study.trial import (
     AttemptLost,
     ParamValue,
@@ -109,7 +110,7 @@ class Budget:
 
 
 def plan_finalists(
-    records: Sequence[TrialRecord], finalists: int, repeats: int, budget: Budget, known: Iterable[RepeatRun] = ()
+    records: Sequence[TrialRecord], finalists: int, repeats: int, budget: Budget, known: Iterable[Attempt] = ()
 ) -> FinalistPlan:
     """Choose the best complete trials to train again, as many and as often as the budget allows.
 
@@ -247,10 +248,10 @@ class Repeats(TrackedSource):
         self.put_back(spec)
         return TrialState.WAITING
 
-    def _take_up(self, run: RepeatRun) -> tuple[int, int] | None:
+    def _take_up(self, run: Attempt) -> tuple[int, int] | None:
         """See what an earlier start has trained, and end the run of one that was killed."""
         key = run.trial, run.repeat
-        self._attempts[run.trial] = max(self._attempts[run.trial], run.attempt)
+        self._attempts[run.trial] = max(self._attempts[run.trial], run.number)
         if run.status in ENDED:
             return key
         if run.status == "RUNNING":

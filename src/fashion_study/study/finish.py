@@ -121,10 +121,7 @@ def _conclude(session: Session, final: Final) -> dict[str, str]:
 
 def _tidy(session: Session) -> None:
     """Give up what workers have left half-written that were ended or died; no worker is left."""
-    from fashion_study.tracking.attempt import StudyRuns
-
-    attrs = session.study.trial_storage.attrs
-    for line in fail_pending_models(StudyRuns(session.client, attrs["experiment_id"], attrs["run_id"])):
+    for line in fail_pending_models(session.tracker):
         session.study.observer.note(line)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fashion_study.config import StudyConfig
 from fashion_study.data.catalog import check_limit, locate
@@ -9,8 +10,10 @@ from fashion_study.data.dataset import Dataset
 from fashion_study.errors import BadInputError
 from fashion_study.executors.local import default_workers
 from fashion_study.space.space import SearchSpace
-from fashion_study.tracking.tracker import DatasetMetadata, StudyMetadata
 from fashion_study.trial import TRAINING_VERSION, DataSource, ParamValue, Precision
+
+if TYPE_CHECKING:
+    from fashion_study.tracking.runs import DatasetMetadata, StudyMetadata
 
 Identity = dict[str, str | int | None]
 
@@ -50,8 +53,10 @@ class Plan:
             f"{proposing}, seed {config.seed}, {self.workers_of}, {precision}"
         )
 
-    def metadata(self, precision: Precision) -> StudyMetadata:
+    def metadata(self, precision: Precision) -> "StudyMetadata":
         """Return what the study's run shows."""
+        from fashion_study.tracking.runs import StudyMetadata
+
         config = self.config
         return StudyMetadata(
             name=self.name,
@@ -115,8 +120,10 @@ def plan_study(config: StudyConfig) -> Plan:
     return Plan(config, space, points, source, name, workers)
 
 
-def dataset_metadata(data: Dataset) -> tuple[DatasetMetadata, ...]:
+def dataset_metadata(data: Dataset) -> "tuple[DatasetMetadata, ...]":
     """Name the data sets that every trial reads."""
+    from fashion_study.tracking.runs import DatasetMetadata
+
     # MLflow tells data sets apart by name and digest, so each part has a name of its own.
     parts = (("training", data.train), ("validation", data.validation))
     return tuple(

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.trials import MAX_RETRIES, TOKEN, TrialRecord, TrialStorage
+from fashion_study.tracking.attempt import RUN_STATUS, Attempt
 from fashion_study.trial import FailReason, TrialState
 
 if TYPE_CHECKING:
-    from fashion_study.tracking.attempt import Attempt, StudyRuns
+    from fashion_study.tracking.runs import StudyRuns
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
 # A fact of the study: the trials that ended and whose runs were deleted for good.
@@ -54,7 +55,7 @@ def _is_settled(record: TrialRecord) -> bool:
 
 
 def _disagreements(
-    trial_storage: TrialStorage, runs: "StudyRuns", records: Sequence[TrialRecord], attempts: Sequence["Attempt"]
+    trial_storage: TrialStorage, runs: "StudyRuns", records: Sequence[TrialRecord], attempts: Sequence[Attempt]
 ) -> Iterator[Finding]:
     by_run = {attempt.run_id: attempt for attempt in attempts}
     for record in records:
@@ -68,14 +69,14 @@ def _disagreements(
     yield from _unnamed(trial_storage, runs, [attempt for attempt in attempts if not attempt.repeat])
     yield from _repeats(runs, [attempt for attempt in attempts if attempt.repeat])
     yield from _best(trial_storage, runs)
-    yield from (_nameless(runs, run_id) for run_id in runs.unnamed(trial_storage.attrs.get(TOKEN)))
+    yield from (_nameless(runs, run_id) for run_id in runs.unlinked(trial_storage.attrs.get(TOKEN)))
 
 
 def _mended(findings: Iterable[Finding]) -> list[str]:
     return [f"{found.where} {found.what}; {found.repair()}" for found in findings if found.repair]
 
 
-def _deleted(runs: "StudyRuns", attempt: "Attempt") -> Finding:
+def _deleted(runs: "StudyRuns", attempt: Attempt) -> Finding:
     def repair() -> str:
         runs.restore(attempt.run_id)
         return "it is restored now"
@@ -85,7 +86,7 @@ def _deleted(runs: "StudyRuns", attempt: "Attempt") -> Finding:
 
 
 def _of_trial(
-    trial_storage: TrialStorage, runs: "StudyRuns", record: TrialRecord, attempt: "Attempt | None"
+    trial_storage: TrialStorage, runs: "StudyRuns", record: TrialRecord, attempt: Attempt | None
 ) -> Iterator[Finding]:
     """Compare a trial with the run that it names."""
     is_ended = record.state in ENDED
@@ -93,7 +94,7 @@ def _of_trial(
         yield from _without_run(trial_storage, record)
     elif is_ended and (attempt.status, attempt.state) != _expected(record):
         yield _status_mismatch(runs, record, attempt)
-    elif not is_ended and attempt.verdict is not None:
+    elif not is_ended and attempt.outcome is not None:
         yield _unrecorded_result(trial_storage, runs, record, attempt)
     elif not is_ended and attempt.status == "RUNNING":
         yield _abandoned_attempt(trial_storage, runs, record, attempt)
@@ -102,8 +103,6 @@ def _of_trial(
 
 
 def _expected(record: TrialRecord) -> tuple[str, str]:
-    from fashion_study.tracking.runs import RUN_STATUS
-
     return RUN_STATUS[record.state], record.state.value
 
 
@@ -131,9 +130,9 @@ def _without_run(trial_storage: TrialStorage, record: TrialRecord) -> Iterator[F
         yield _proposed(trial_storage, record)
 
 
-def _status_mismatch(runs: "StudyRuns", record: TrialRecord, attempt: "Attempt") -> Finding:
+def _status_mismatch(runs: "StudyRuns", record: TrialRecord, attempt: Attempt) -> Finding:
     def repair() -> str:
-        runs.end(attempt, record.state, record.objective, record.reason)
+        runs.correct(attempt, record.state, record.objective, record.reason)
         return f"its run is {_expected(record)[0]} now"
 
     what = f"is {record.state}, and its run is {attempt.status} with state {attempt.state or 'none'}"
@@ -141,34 +140,34 @@ def _status_mismatch(runs: "StudyRuns", record: TrialRecord, attempt: "Attempt")
 
 
 def _unrecorded_result(
-    trial_storage: TrialStorage, runs: "StudyRuns", record: TrialRecord, attempt: "Attempt"
+    trial_storage: TrialStorage, runs: "StudyRuns", record: TrialRecord, attempt: Attempt
 ) -> Finding:
     """Take over a result whose run was closed before the trial storage heard of it."""
-    verdict = attempt.verdict or TrialState.FAILED
+    outcome = attempt.outcome or TrialState.FAILED
 
     def repair() -> str:
-        runs.end(attempt, verdict, attempt.objective if verdict is TrialState.COMPLETE else None, attempt.reason)
-        _settle(trial_storage, record, attempt, verdict)
-        return f"it is {verdict} now, as its run says"
+        runs.correct(attempt, outcome, attempt.objective if outcome is TrialState.COMPLETE else None, attempt.reason)
+        _settle(trial_storage, record, attempt, outcome)
+        return f"it is {outcome} now, as its run says"
 
     what = f"ended in attempt {attempt.number}, and the trial storage did not hear of it"
-    return Finding(Kind.UNRECORDED_RESULT, _name(record), what, f"makes the trial {verdict}, as its run says", repair)
+    return Finding(Kind.UNRECORDED_RESULT, _name(record), what, f"makes the trial {outcome}, as its run says", repair)
 
 
-def _settle(trial_storage: TrialStorage, record: TrialRecord, attempt: "Attempt", verdict: TrialState) -> None:
+def _settle(trial_storage: TrialStorage, record: TrialRecord, attempt: Attempt, outcome: TrialState) -> None:
     values = {TrialState.COMPLETE: attempt.objective, TrialState.PRUNED: record.curve.get(attempt.epochs_run)}
-    reason = attempt.reason if verdict is TrialState.FAILED else None
-    trial_storage.adopt_result(record.number, verdict, attempt.epochs_run, attempt.seconds, values.get(verdict), reason)
+    reason = attempt.reason if outcome is TrialState.FAILED else None
+    trial_storage.adopt_result(record.number, outcome, attempt.epochs_run, attempt.seconds, values.get(outcome), reason)
 
 
 def _abandoned_attempt(
-    trial_storage: TrialStorage, runs: "StudyRuns", record: TrialRecord, attempt: "Attempt"
+    trial_storage: TrialStorage, runs: "StudyRuns", record: TrialRecord, attempt: Attempt
 ) -> Finding:
     def repair() -> str:
         # The trial storage first: an open run of a trial that waits is found again; a running trial without an open
         # run would look as if no worker had begun it.
         state = trial_storage.release(record.number) if record.state is TrialState.RUNNING else record.state
-        runs.interrupt(attempt, state, CAUSE)
+        runs.interrupt_trial(attempt.trial, attempt.run_id, CAUSE, state)
         return f"it is {state} now"
 
     gives_up = record.state is TrialState.RUNNING and record.counted_attempts > MAX_RETRIES
@@ -187,7 +186,7 @@ def _proposed(trial_storage: TrialStorage, record: TrialRecord) -> Finding:
     return Finding(Kind.ZOMBIE_TRIAL, _name(record), what, "sends the trial back to waiting", repair)
 
 
-def _unnamed(trial_storage: TrialStorage, runs: "StudyRuns", attempts: list["Attempt"]) -> Iterator[Finding]:
+def _unnamed(trial_storage: TrialStorage, runs: "StudyRuns", attempts: list[Attempt]) -> Iterator[Finding]:
     """Find the runs that no trial names and that do not say why."""
     named = {record.number: record.run_id for record in trial_storage.records()}
     owners = {run_id: number for number, run_id in named.items() if run_id is not None}
@@ -207,16 +206,16 @@ def _unnamed(trial_storage: TrialStorage, runs: "StudyRuns", attempts: list["Att
             yield _duplicate_current(runs, attempt, _successor(attempt, others, str(current)))
 
 
-def _misnamed(runs: "StudyRuns", attempt: "Attempt", owner: int) -> Finding:
+def _misnamed(runs: "StudyRuns", attempt: Attempt, owner: int) -> Finding:
     def repair() -> str:
-        runs.name_trial(attempt.run_id, owner)
+        runs.assign(attempt.run_id, owner)
         return f"it says so now: trial {owner:03d}"
 
     what = f"says that it is of {attempt.label}, and trial {owner:03d} names it"
     return Finding(Kind.STATUS_MISMATCH, f"run {attempt.run_id}", what, f"lets the run name trial {owner:03d}", repair)
 
 
-def _orphan(runs: "StudyRuns", attempt: "Attempt") -> Finding:
+def _orphan(runs: "StudyRuns", attempt: Attempt) -> Finding:
     def repair() -> str:
         runs.mark_orphan(attempt)
         return "it is ended and marked as an orphan now"
@@ -225,7 +224,7 @@ def _orphan(runs: "StudyRuns", attempt: "Attempt") -> Finding:
     return Finding(Kind.ORPHAN, where, "belongs to no attempt", "ends the run, marks it as an orphan", repair)
 
 
-def _duplicate_current(runs: "StudyRuns", attempt: "Attempt", successor: str) -> Finding:
+def _duplicate_current(runs: "StudyRuns", attempt: Attempt, successor: str) -> Finding:
     def repair() -> str:
         runs.supersede(attempt.run_id, successor)
         return f"it says now that {successor} superseded it"
@@ -235,13 +234,13 @@ def _duplicate_current(runs: "StudyRuns", attempt: "Attempt", successor: str) ->
     return Finding(Kind.DUPLICATE_CURRENT_RUN, where, what, f"marks it as superseded by {successor}", repair)
 
 
-def _successor(attempt: "Attempt", others: list["Attempt"], current: str) -> str:
+def _successor(attempt: Attempt, others: list[Attempt], current: str) -> str:
     """Return the run of the next attempt, as the coordinator would have named it; else the current run."""
     following = (other for other in others if other.number == attempt.number + 1 and not other.is_orphan)
     return next((other.run_id for other in following), current)
 
 
-def _repeats(runs: "StudyRuns", attempts: list["Attempt"]) -> Iterator[Finding]:
+def _repeats(runs: "StudyRuns", attempts: list[Attempt]) -> Iterator[Finding]:
     """Find what is wrong with the finalists' repeats, which the trial storage does not know."""
     by_repeat = defaultdict(list)
     for attempt in attempts:
@@ -250,18 +249,18 @@ def _repeats(runs: "StudyRuns", attempts: list["Attempt"]) -> Iterator[Finding]:
         if attempt.is_current:
             by_repeat[attempt.trial, attempt.repeat].append(attempt)
     for rivals in by_repeat.values():
-        *earlier, current = sorted(rivals, key=lambda one: (one.verdict is TrialState.COMPLETE, one.number))
+        *earlier, current = sorted(rivals, key=lambda one: (one.outcome is TrialState.COMPLETE, one.number))
         for attempt in earlier:
             yield _duplicate_current(runs, attempt, current.run_id)
 
 
-def _open_run(runs: "StudyRuns", attempt: "Attempt") -> Finding:
+def _open_run(runs: "StudyRuns", attempt: Attempt) -> Finding:
     def repair() -> str:
-        if (verdict := attempt.verdict) is None:
-            runs.interrupt(attempt, TrialState.WAITING, CAUSE)
+        if (outcome := attempt.outcome) is None:
+            runs.interrupt_trial(attempt.trial, attempt.run_id, CAUSE, TrialState.WAITING)
             return "its run is ended now"
-        runs.end(attempt, verdict, attempt.objective, attempt.reason)
-        return f"its run says that it is {verdict}, and is ended now"
+        runs.correct(attempt, outcome, attempt.objective, attempt.reason)
+        return f"its run says that it is {outcome}, and is ended now"
 
     what = f"was cut off in attempt {attempt.number}"
     return Finding(Kind.ZOMBIE_RUN, attempt.label, what, "ends its run", repair)

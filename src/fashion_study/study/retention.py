@@ -6,14 +6,13 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from fashion_study.store.relocation import local_path
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.leaderboard import rank
 from fashion_study.text import printable
-from fashion_study.tracking.attempt import find_run
+from fashion_study.tracking.search import all_pages, find_run, is_missing
 from fashion_study.trial import BASELINE_NUMBER, TrialState
 
 # A run with this tag says with it why its model is gone; everything else of it stays.
@@ -52,20 +51,10 @@ class ModelKeeper:
         settled = self._settled | {BASELINE_NUMBER}
         worse = [record for record in complete[self._keep :] if record.number not in settled]
         if worse:
-            registered = self._registered_runs()
+            registered = {version.run_id for version in all_pages(self._client.search_model_versions, "")}
             for record in worse:
                 if record.run_id is not None and record.run_id not in registered:
                     self._take_away(record.number, record.run_id)
-
-    def _registered_runs(self) -> set[str]:
-        """Return the runs that any version of any registered model comes from."""
-        found: set[str] = set()
-        token = None
-        while True:
-            page = self._client.search_model_versions("", page_token=token)
-            found |= {str(version.run_id) for version in page}
-            if not (token := page.token):
-                return found
 
     def _take_away(self, number: int, run_id: str) -> None:
         self._settled.add(number)
@@ -97,7 +86,7 @@ class ModelKeeper:
         try:
             return self._client.get_logged_model(uri.removeprefix("models:/")) if uri else None
         except MlflowException as error:
-            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            if not is_missing(error):
                 raise
             return None  # Taken away already.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from fashion_study.study.retention import ModelKeeper
-    from fashion_study.tracking.runs import MlflowTracker
+    from fashion_study.tracking.runs import StudyRuns
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Session:
 
     study: OwnedStudy
     client: "MlflowClient"
-    tracker: "MlflowTracker"
+    tracker: "StudyRuns"
     executor: Executor
     precision: Precision
     validation_images: int
@@ -86,8 +86,8 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
 
     Return None where the study is interrupted, or its time is over, before it is known in which precision to train.
     """
-    from fashion_study.tracking.attempt import StudyRuns, find_run
-    from fashion_study.tracking.runs import MlflowTracker
+    from fashion_study.tracking.runs import StudyRuns
+    from fashion_study.tracking.search import find_run
 
     plan, store, trial_storage, observer = study.plan, study.store, study.trial_storage, study.observer
     data = load_dataset(plan.source, plan.config.limit_train)
@@ -98,7 +98,6 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
     client = store.client()
     _follow_a_move(store, observer)
     experiment_id = store.experiment_id(client, plan.source.name)
-    tracker = MlflowTracker(client, experiment_id)
     deadline = None if plan.config.timeout is None else time.monotonic() + plan.config.timeout
     precision = _precision(study, executor, deadline)
     if precision is None:
@@ -109,12 +108,13 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
         _refuse_a_missing_run(plan.name, known, trial_storage, store)
     if run is not None and run.info.lifecycle_stage != "active":
         client.restore_run(run.info.run_id)
-    run_id = tracker.open_study(plan.metadata(precision), dataset_metadata(data), known, trial_storage.token)
+    tracker = StudyRuns(client, experiment_id, known)
+    run_id = tracker.open_study(plan.metadata(precision), dataset_metadata(data), trial_storage.token)
     # Unpublished until the end, so that the next start takes up what a kill leaves, whatever its total.
     trial_storage.set_attrs(run_id=run_id, experiment_id=experiment_id, published=None)
     if store.database is not None:
         trial_storage.set_attrs(**{TRACKED_AT: store.tracked_at})
-    for line in reconcile(trial_storage, StudyRuns(client, experiment_id, run_id)):
+    for line in reconcile(trial_storage, tracker):
         observer.note(line)
     return Session(study, client, tracker, executor, precision, len(data.validation.labels), deadline)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fashion_study.tracking.tracker import RepeatRun
+from fashion_study.tracking.attempt import Attempt
 from fashion_study.trial import EpochReport, TrialResult, TrialSpec, TrialState
 
 
@@ -40,17 +40,17 @@ class MemoryTracker:
         self.runs[run_id] = MemoryRun(number, attempt, dict(params), dict(tags), repeat=repeat)
         return run_id
 
-    def repeats(self) -> list[RepeatRun]:
+    def repeats(self) -> list[Attempt]:
         """Return the runs of the finalists' repeats, the oldest first."""
         status = {"complete": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "RUNNING": "RUNNING"}
         return [
-            RepeatRun(
+            Attempt(
+                run_id,
                 run.number,
                 run.repeat,
                 run.attempt,
-                run_id,
                 status[run.status],
-                run.result.objective if run.result else None,
+                objective=run.result.objective if run.result else None,
             )
             for run_id, run in self.runs.items()
             if run.repeat

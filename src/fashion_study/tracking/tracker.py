@@ -1,50 +1,14 @@
 """The seam between the coordinator and the place where the evidence is kept."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
+from fashion_study.tracking.attempt import Attempt
 from fashion_study.trial import EpochReport, TrialResult, TrialSpec, TrialState
 
 
-@dataclass(frozen=True)
-class StudyMetadata:
-    """Say what the study's run shows: what was asked, and the files that reproduce it.
-
-    `facts` stay the same for the life of a study and are logged as parameters; `settings` may change when it is
-    resumed and are logged as tags, each start in one row of a table.
-    """
-
-    name: str
-    space_yaml: str
-    attrs: Mapping[str, str | int | float | None]
-    settings: Mapping[str, str | int | float | None]
-
-
-@dataclass(frozen=True)
-class DatasetMetadata:
-    """Name one of the data sets that a trial reads, for MLflow's inputs."""
-
-    name: str
-    digest: str
-    images: int
-    context: str
-
-
-@dataclass(frozen=True)
-class RepeatRun:
-    """Show the run of one attempt at a finalist's repeat; `status` is MLflow's, `objective` that of a finished one."""
-
-    trial: int
-    repeat: int
-    attempt: int
-    run_id: str
-    status: str
-    objective: float | None
-
-
 class Tracker(Protocol):
-    """Keep the runs of one study's trials."""
+    """The runs of one study's trials, as the loop writes them."""
 
     def open_trial(
         self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str], repeat: int = 0
@@ -78,8 +42,8 @@ class Tracker(Protocol):
 
 
 class RepeatTracker(Tracker, Protocol):
-    """Keep the runs of the finalists' repeats as well."""
+    """The runs of the finalists' repeats as well."""
 
-    def repeats(self) -> list[RepeatRun]:
+    def repeats(self) -> list[Attempt]:
         """Return the runs of every attempt at a finalist's repeat, the oldest first."""
         ...

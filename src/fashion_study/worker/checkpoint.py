@@ -9,8 +9,8 @@ import keras
 from mlflow import MlflowClient
 
 from fashion_study.errors import DamagedModelError
-from fashion_study.tracking.attempt import find_run
 from fashion_study.tracking.registry import Registry
+from fashion_study.tracking.search import find_run
 from fashion_study.training.model_file import load_model_file
 from fashion_study.trial import CONTINUATION_LOST, CONTINUED, Checkpoint, Hyperparameters
 

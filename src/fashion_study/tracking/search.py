@@ -1,0 +1,67 @@
+"""Complete answers of MLflow's searches, which come in pages."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelStatus, Run, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.store.entities import PagedList
+
+from fashion_study.finding import Finding, Kind
+
+T = TypeVar("T")
+
+
+def all_pages(search: Callable[..., PagedList[T]], *args: Any, **options: Any) -> list[T]:
+    """Return the results of a search of MLflow's client from its first page to its last."""
+    found: list[T] = []
+    token = None
+    while True:
+        page = search(*args, page_token=token, **options)
+        found += page
+        if not (token := page.token):
+            return found
+
+
+def search_runs(client: MlflowClient, experiments: list[str], condition: str = "") -> list[Run]:
+    """Return every run that meets a condition, deleted ones included."""
+    return all_pages(client.search_runs, experiments, condition, ViewType.ALL)
+
+
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """Return a run, deleted or not; None where there is no such run."""
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if is_missing(error):
+            return None
+        raise
+
+
+def is_missing(error: MlflowException) -> bool:
+    """Return whether MLflow found nothing under an id or a name."""
+    return bool(error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST))
+
+
+def pending_models(
+    client: MlflowClient, experiments: list[str], is_abandoned: Callable[[str], bool] = lambda _: True
+) -> list[Finding]:
+    """Return the logged models that are not complete and never will be, by what `is_abandoned` says of their runs.
+
+    MLflow would call them pending for ever.
+    """
+    # No filter of MLflow's: it compares a status, which is a number, as a string, which PostgreSQL refuses.
+    models = all_pages(client.search_logged_models, experiments)
+    pending = (model for model in models if model.status == LoggedModelStatus.PENDING)
+    return [_pending_model(client, model) for model in pending if is_abandoned(model.source_run_id or "")]
+
+
+def _pending_model(client: MlflowClient, model: LoggedModel) -> Finding:
+    def repair() -> str:
+        client.finalize_logged_model(model.model_id, "FAILED")
+        return "it is FAILED"
+
+    where = f"model {model.model_id} of run {model.source_run_id}"
+    return Finding(Kind.PENDING_MODEL, where, "was cut off while it was logged", "marks the model as FAILED", repair)

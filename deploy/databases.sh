@@ -6,7 +6,7 @@
 # Run it as the superuser: on the server's machine, with PGHOST the folder of its socket (for postgres.sh: PGDATA; for
 # Debian's own cluster: /var/run/postgresql). PGPORT is 5432 by default.
 #
-# optuna  the ledger of trials: role and database of the coordinators
+# optuna  the trial storage: role and database of the coordinators
 # mlflow  runs and registry, and mlflow_auth its accounts: role and databases of the MLflow server alone
 #
 # The passwords come from the environment, so that the list of processes never shows them.

@@ -27,7 +27,7 @@ umask 077
 mkdir -p "$MLFLOW_DATA"
 cd "$MLFLOW_DATA"
 
-# Any account may read and write every experiment and model; to delete one takes whoever made it, or `admin`.
+# Any account may read and write every experiment and model; only its creator or `admin` can delete one.
 # A password is looked up once a minute, not with every request: that takes longer than all else the request does. Until
 # then, one that was changed may still be taken.
 cat >basic_auth.ini <<INI

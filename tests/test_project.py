@@ -12,6 +12,7 @@ import fashion_study
 ROOT = Path(__file__).parents[1]
 ENTRY_POINTS = sorted(path.stem for path in (ROOT / "experiments").glob("[a-z]*.py"))
 LOCKS = ("requirements.lock", "requirements-dev.lock")
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = sorted(path for path in ROOT.rglob("*.md") if not path.relative_to(ROOT).parts[0].startswith((".", "build")))
 
 
@@ -137,7 +138,7 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 
 def test_every_document_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    pages = {path.name for path in DOCS} - {"README.md"}
     assert {name for name in pages if f"]({name})" not in index} == set()
 
 
@@ -158,3 +159,21 @@ def test_every_name_that_a_page_imports_is_public(page: str) -> None:
 def test_public_names_are_imported_only_when_used() -> None:
     assert sorted(fashion_study.MODULES) == fashion_study.__all__
     assert imported_by("-c", "import fashion_study") & {"pydantic", "numpy", "mlflow", "optuna"} == set()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in DOCS)])
+def test_every_path_that_a_page_names_exists(page: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    paths = re.findall(r"`((?:src|experiments|benchmarks|tests|docs|deploy)/[\w./-]*)`", text)
+    assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
+def test_the_life_of_a_trial_has_at_most_20_stops() -> None:
+    stops = re.findall(r"^\d+\. .*", (ROOT / "docs" / "life-of-a-trial.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert 10 <= len(stops) <= 20
+
+
+def test_contributing_names_every_folder() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    folders = {path.parent.name for path in (ROOT / "src" / "fashion_study").glob("*/__init__.py")}
+    assert {name for name in folders if not re.search(rf"^    {name}/ ", page, re.MULTILINE)} == set()

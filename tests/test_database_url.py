@@ -12,7 +12,7 @@ PLAIN = "postgresql+psycopg://ana@db.example:5433/optuna"
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
-def test_a_password_of_the_environment_is_kept_apart_and_not_shown(
+def test_a_password_of_the_environment_is_not_shown(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPTUNA_STORAGE", f"{scheme}://ana:s%2Fecret@db.example:5433/optuna?sslmode=require")
@@ -64,14 +64,14 @@ def test_what_cannot_be_used_is_refused_without_a_word_of_it(given: str, said: s
     assert "ses/ame" not in str(caught.value)
 
 
-def test_a_bad_address_in_the_environment_is_refused_under_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_address_is_refused_by_its_variable_s_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTUNA_STORAGE", "mysql://ana:sesame@host/optuna")
 
     with pytest.raises(BadInputError, match="OPTUNA_STORAGE names 'mysql'"):
         StudyConfig()
 
 
-def test_without_its_driver_a_database_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
 
     with pytest.raises(BadInputError, match=r"pip install 'psycopg\[binary\]"):

@@ -161,11 +161,12 @@ def test_public_names_are_imported_only_when_used() -> None:
     assert imported_by("-c", "import fashion_study") & {"pydantic", "numpy", "mlflow", "optuna"} == set()
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in DOCS)])
-def test_every_path_that_a_page_names_exists(page: str) -> None:
-    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
-    paths = re.findall(r"`((?:src|experiments|benchmarks|tests|docs|deploy)/[\w./-]*)`", text)
-    assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    files = {file for file in re.findall(r"`((?:\w+/)+\w+\.py)`", text) if "NAME" not in file}
+    places = (ROOT, ROOT / "src" / "fashion_study")
+    assert {file for file in files if not any((place / file).exists() for place in places)} == set()
 
 
 def test_the_life_of_a_trial_has_at_most_20_stops() -> None:

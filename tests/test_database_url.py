@@ -12,9 +12,7 @@ PLAIN = "postgresql+psycopg://ana@db.example:5433/optuna"
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
-def test_a_password_of_the_environment_is_not_shown(
-    scheme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_password_of_the_environment_is_not_shown(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTUNA_STORAGE", f"{scheme}://ana:s%2Fecret@db.example:5433/optuna?sslmode=require")
 
     found = trials_database_url(None)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from experiments._entry import StoreFolder, run
-from fashion_study.config import DatasetChoice, PrecisionChoice, StudyConfig
+from experiments._entry import DatasetName, StoreFolder, run
+from fashion_study.config import PrecisionChoice, StudyConfig
 from fashion_study.errors import BadInputError, ExitCode, StudyError
 from fashion_study.statistics import sign_flip_p, student_interval
 
@@ -48,7 +48,7 @@ class ComparisonConfig:
     """The settings of a comparison: a study of so many epochs for each contender and seed."""
 
     space: str = "baseline"
-    dataset: DatasetChoice = "auto"
+    dataset: str = "auto"
     data_dir: Path | None = None
     epochs: int = 200
     seeds: int = 5
@@ -289,7 +289,7 @@ def _step_function(search: Search, epochs: Any) -> Any:
 
 def main(
     space: Annotated[str, Option(help="A name from search_spaces/, or a YAML file.")] = "baseline",
-    dataset: Annotated[DatasetChoice, Option(help="auto: Fashion-MNIST where it can be had.")] = "auto",
+    dataset: DatasetName = "auto",
     data_dir: Annotated[
         Path | None, Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")
     ] = None,

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from click import Choice
 
 from experiments import expect_ctrl_c
+from fashion_study.data.catalog import AUTO, KINDS, PREFERRED
 from fashion_study.errors import BadInputError, ExitCode, StudyError
 from fashion_study.signals import Terminated
 from fashion_study.text import without_passwords
@@ -26,6 +28,10 @@ def _store(folder: str | Path) -> Path:
 # The options that several commands have.
 StoreFolder = Annotated[
     Path, typer.Option(parser=_store, metavar="FOLDER", help="Folder of MLflow's and Optuna's data.")
+]
+DatasetName = Annotated[
+    str,
+    typer.Option(click_type=Choice([AUTO, *KINDS]), help=f"{AUTO}: {PREFERRED.title} where it can be had."),
 ]
 DataFolder = Annotated[
     Path | None, typer.Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")

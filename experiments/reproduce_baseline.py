@@ -6,14 +6,13 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
-from experiments._entry import DataFolder, StoreFolder, run
-from fashion_study.config import DatasetChoice
+from experiments._entry import DataFolder, DatasetName, StoreFolder, run
 from fashion_study.data.catalog import locate
 
 
 def main(
     seeds: Annotated[int, Option(min=1, help="Trainings per input scale; more than one shows the spread.")] = 1,
-    dataset: Annotated[DatasetChoice, Option(help="auto: Fashion-MNIST where it can be had.")] = "auto",
+    dataset: DatasetName = "auto",
     data_dir: DataFolder = None,
     store: StoreFolder = Path("mlruns"),
     workers: Annotated[

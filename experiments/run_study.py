@@ -6,10 +6,9 @@ from typing import Annotated, Any
 
 from typer import Exit, Option
 
-from experiments._entry import DataFolder, StoreFolder, run
+from experiments._entry import DataFolder, DatasetName, StoreFolder, run
 from fashion_study.config import (
     AnySampler,
-    DatasetChoice,
     EngineName,
     ExecutorName,
     PrecisionChoice,
@@ -37,7 +36,7 @@ def _point(text: str) -> dict[str, int | float | str]:
 
 def main(
     space: Annotated[str, Option(help="A name from search_spaces/, or a YAML file.")] = "baseline",
-    dataset: Annotated[DatasetChoice, Option(help="auto: Fashion-MNIST where it can be had.")] = "auto",
+    dataset: DatasetName = "auto",
     data_dir: DataFolder = None,
     trials: Annotated[int, Option(help="Total number of trials, those of earlier runs included.")] = 20,
     epoch_budget: Annotated[

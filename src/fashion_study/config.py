@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from fashion_study.data.catalog import AUTO, KINDS
 from fashion_study.database_url import trials_database_url
 from fashion_study.errors import BadInputError
 from fashion_study.space.file import load_space
@@ -24,7 +25,6 @@ SamplerName = Literal["tpe", "random", "qmc", "grid"]
 KerasTunerSampler = Literal["hyperband", "bayesian", "random", "grid"]
 AnySampler = Literal["tpe", "random", "qmc", "grid", "hyperband", "bayesian"]
 PrunerName = Literal["successive-halving", "hyperband", "median", "none"]
-DatasetChoice = Literal["auto", "fashion-mnist", "digits"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 
 # The first one is the engine's default.
@@ -37,6 +37,13 @@ DURATIONS = ("timeout", "trial_timeout")
 UNITS = "KMGT"
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+
+
+def _checked_dataset(name: str) -> str:
+    if name not in (AUTO, *KINDS):
+        *names, last = (repr(known) for known in (AUTO, *KINDS))
+        raise ValueError(f"expected {', '.join(names)} or {last}")
+    return name
 
 
 def _checked_study_name(name: str | None) -> str | None:
@@ -83,7 +90,7 @@ class StudyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     space: str = "baseline"
-    dataset: DatasetChoice = "auto"
+    dataset: Annotated[str, AfterValidator(_checked_dataset)] = AUTO
     data_dir: Path | None = None
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 20
     epoch_budget: Annotated[int, Field(ge=1)] | None = None

@@ -41,7 +41,7 @@ def shown(reproduction: Reproduction) -> list[list[str]]:
 
 
 def reproduction_on(dataset: str, seeds: int) -> Reproduction:
-    source = DataSource("fashion-mnist" if dataset == "fashion-mnist" else "digits", None, "")
+    source = DataSource(dataset, None, "")
     names = describe(dataset).class_names
     many = tuple(
         Figures(0.875 + 0.01 * seed, 0.85, dict.fromkeys(names, (0.5 + 0.1 * seed, 0.25))) for seed in range(seeds)

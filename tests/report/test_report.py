@@ -280,7 +280,7 @@ def test_the_examples_are_the_images_that_the_best_model_confuses(real: Real) ->
         assert set(pair.examples) <= study.best.mistakes
         for index in pair.examples:
             assert data.class_names[data.validation.labels[index]] == pair.true
-            np.testing.assert_array_equal(study.pixels[index], data.validation.images[index, :, :, 0])
+            np.testing.assert_array_equal(study.pixels[index], data.validation.images[index])
     pictures = [base64.b64decode(picture["src"].partition(",")[2]) for picture in real.page.having("img")]
     assert len(pictures) == min(6, len(study.best.pairs))
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)

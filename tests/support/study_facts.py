@@ -82,7 +82,7 @@ def finals() -> Finals:
 
 def facts(**changes: Any) -> StudyFacts:
     """Make the facts of a study that has ended and has everything a page can show."""
-    pixels: dict[int, npt.NDArray[np.uint8]] = {index: np.full((28, 28), 40 * index, np.uint8) for index in range(6)}
+    pixels: dict[int, npt.NDArray[np.uint8]] = {index: np.full((28, 28, 1), 40 * index, np.uint8) for index in range(6)}
     baseline, best = model(0, 0.852), model(2, 0.89)
     made: dict[str, Any] = {
         "name": "fashion-mnist-baseline",

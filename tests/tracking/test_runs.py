@@ -29,8 +29,8 @@ METADATA = StudyMetadata(
     settings={"sampler": "tpe", "trials": 4, "timeout": None},
 )
 DATA = (
-    DatasetMetadata("digits-training", "a" * 64, 1078, "training"),
-    DatasetMetadata("digits-validation", "a" * 64, 359, "validation"),
+    DatasetMetadata("digits-training", "a" * 64, 1078, "training", (28, 28, 1)),
+    DatasetMetadata("digits-validation", "a" * 64, 359, "validation", (28, 28, 1)),
 )
 
 

@@ -8,7 +8,8 @@ from typing import Literal
 from rich import box
 from rich.table import Table
 
-from fashion_study.data.catalog import describe
+from fashion_study.data.catalog import PREFERRED, describe
+from fashion_study.data.dataset import PublishedFigures
 from fashion_study.trial import DataSource
 
 Scale = Literal["raw", "unit"]
@@ -16,15 +17,9 @@ SCALES: dict[Scale, str] = {"raw": "raw pixels, 0 to 255", "unit": "scaled to 0 
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Hold what a report shows, as shares of 1; `by_class` holds precision and recall by class name.
+class Figures(PublishedFigures):
+    """The figures of a training; `run_id` is the MLflow run that they come from."""
 
-    `run_id` is the MLflow run that they come from.
-    """
-
-    train_accuracy: float
-    holdout_accuracy: float
-    by_class: dict[str, tuple[float, float]]
     run_id: str = ""
 
 
@@ -41,33 +36,16 @@ class Reproduction:
     version: str | None = None
 
 
-# What the post reports on the data set's own test images.
-POST = Figures(
-    train_accuracy=0.877,
-    holdout_accuracy=0.85,
-    by_class={
-        "T-shirt/top": (0.87, 0.66),
-        "Trouser": (0.96, 0.97),
-        "Pullover": (0.79, 0.72),
-        "Dress": (0.88, 0.86),
-        "Coat": (0.75, 0.77),
-        "Sandal": (0.96, 0.96),
-        "Shirt": (0.54, 0.71),
-        "Sneaker": (0.88, 0.97),
-        "Bag": (0.96, 0.96),
-        "Ankle boot": (0.98, 0.89),
-    },
-)
-
-
 def comparison(reproduction: Reproduction) -> Table:
     """Lay the figures out beside the post's; on other data than the post's there is no such column."""
-    source = reproduction.source
-    columns = {SCALES[scale]: many for scale, many in reproduction.figures.items()}
-    if source.name == "fashion-mnist":
-        columns = {"the post": (POST,)} | columns
+    source, kind = reproduction.source, describe(reproduction.source.name)
+    columns: dict[str, Sequence[PublishedFigures]] = {
+        SCALES[scale]: many for scale, many in reproduction.figures.items()
+    }
+    if kind.published is not None:
+        columns = {"the post": (kind.published,)} | columns
     seeds = len(reproduction.figures["raw"])
-    title = f"The baseline on {source.name}" + (" (a FALLBACK: not Fashion-MNIST)" if source.is_fallback else "")
+    title = f"The baseline on {source.name}" + (f" (a FALLBACK: not {PREFERRED.title})" if source.is_fallback else "")
     counted = "" if seeds == 1 else f", {seeds} seeds: mean ± standard deviation"
     table = Table(
         title=title + counted, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
@@ -79,7 +57,7 @@ def comparison(reproduction: Reproduction) -> Table:
         table.add_row(label, *(_percent([getattr(one, attribute) for one in many]) for many in columns.values()))
     table.add_section()
     table.add_row("by class", *[f"{'precision':>9} {'recall':>9}"] * len(columns), style="dim")
-    for name in describe(source.name).class_names:
+    for name in kind.class_names:
         pairs = (zip(*(one.by_class[name] for one in many), strict=True) for many in columns.values())
         table.add_row(name, *(" ".join(f"{_share(values):>9}" for values in pair) for pair in pairs))
     return table

@@ -10,12 +10,19 @@ from fashion_study.data.fashion_mnist import FASHION_MNIST
 from fashion_study.errors import BadInputError
 from fashion_study.trial import DataSource
 
-KINDS: dict[str, DatasetKind] = {kind.name: kind for kind in (FASHION_MNIST, DIGITS)}
-# The first kind where its files can be had, else the embedded one.
+KINDS: dict[str, DatasetKind] = {
+    kind.name: kind
+    for kind in (
+        FASHION_MNIST,
+        DIGITS,
+    )
+}
+# The preferred kind where its files can be had, else the embedded one.
 AUTO = "auto"
+PREFERRED, EMBEDDED = FASHION_MNIST, DIGITS
 FALLBACK = (
-    f"{FASHION_MNIST.title} is neither on disk nor can it be downloaded: FALLING BACK to {DIGITS.title}. "
-    f"These results say nothing about {FASHION_MNIST.title}. Name its folder with --data-dir or FASHION_MNIST_DIR."
+    f"{PREFERRED.title} is neither on disk nor can it be downloaded: FALLING BACK to {EMBEDDED.title}. "
+    f"These results say nothing about {PREFERRED.title}. Name its folder with --data-dir or FASHION_MNIST_DIR."
 )
 
 _log = logging.getLogger(__name__)
@@ -44,10 +51,10 @@ def locate(name: str, data_dir: Path | None = None, *, may_download: bool = True
     if name != AUTO:
         return describe(name).locate(data_dir, may_download)
     try:
-        return FASHION_MNIST.locate(data_dir, may_download)
+        return PREFERRED.locate(data_dir, may_download)
     except DownloadError as error:
         _log.warning("Falling back to the embedded digits. %s", error)
-        return replace(DIGITS.locate(data_dir, may_download), is_fallback=True)
+        return replace(EMBEDDED.locate(data_dir, may_download), is_fallback=True)
 
 
 def check_limit(source: DataSource, limit_train: int | None) -> None:

@@ -5,13 +5,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
-from fashion_study.data.catalog import locate
+from fashion_study.data.catalog import KINDS, locate
 from fashion_study.errors import DamagedModelError, DataError, ExitCode, StudyError
 from fashion_study.promotion.contenders import as_contender, baseline_of, choose_challenger, choose_name, parent_run
 from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
@@ -24,8 +24,6 @@ from fashion_study.tracking.aliases import Champions, ConcurrentUpdateError, pro
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
 from fashion_study.trial import DataSource
 
-DatasetName = Literal["fashion-mnist", "digits"]
-DATASETS: tuple[DatasetName, ...] = ("fashion-mnist", "digits")
 # What a forced promotion does not ask.
 STATISTICS = ("accuracy", "recall per class", "parameters", "latency", "fidelity")
 
@@ -219,11 +217,11 @@ def _same_images(version: Version, data_dir: Path | None) -> DataSource:
     return source
 
 
-def _dataset(version: Version) -> DatasetName:
+def _dataset(version: Version) -> str:
     tag = version.tags.get("dataset")
-    if (known := next((name for name in DATASETS if name == tag), None)) is None:
+    if tag not in KINDS:
         raise DamagedModelError(
-            f"{version} has the tag dataset = {tag!r}. Expected one of {', '.join(DATASETS)}. "
+            f"{version} has the tag dataset = {tag!r}. Expected one of {', '.join(KINDS)}. "
             "Run its study again, which registers it anew."
         )
-    return known
+    return tag

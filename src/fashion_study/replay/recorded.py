@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID
 from pydantic import ValidationError
 
+from fashion_study.data.catalog import KINDS
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.executors.local import threads_per_worker
 from fashion_study.replay.choice import refuse_without_end
@@ -42,7 +42,6 @@ ENVIRONMENT = {
     "host": "host",
 }
 
-Dataset = Literal["fashion-mnist", "digits"]
 Curves = Mapping[int, Mapping[str, float]]
 
 
@@ -50,7 +49,7 @@ Curves = Mapping[int, Mapping[str, float]]
 class Images:
     """Name the images of a training: their data set, its digest, how they were split, and a limit on their number."""
 
-    dataset: Dataset
+    dataset: str
     digest: str
     split_digest: str
     limit_train: int | None
@@ -192,13 +191,12 @@ def _curves(client: MlflowClient, run_id: str) -> Curves:
 
 
 def _images(run: Run, study_params: Mapping[str, str]) -> Images:
-    names: dict[str, Dataset] = {name: name for name in get_args(Dataset)}
     digests = {entry.dataset.digest for entry in (run.inputs.dataset_inputs if run.inputs else ())}
     if len(digests) != 1:
         raise ValueError("it does not name its images")
     limit = study_params["limit_train"]
     return Images(
-        dataset=names[study_params["dataset"]],
+        dataset=KINDS[study_params["dataset"]].name,
         digest=study_params["data_digest"],
         split_digest=digests.pop(),
         limit_train=None if limit == "None" else int(limit),

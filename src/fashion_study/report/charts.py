@@ -175,14 +175,14 @@ def pruned_at(ended_at: Mapping[int, int], most_epochs: int) -> str:
 
 
 def strip(images: Sequence[npt.NDArray[np.uint8]]) -> bytes:
-    """Lay images (each (28, 28), 0 black to 255 white) side by side, dark on light, as a PNG."""
-    side = len(images[0])
-    canvas = np.zeros((side, len(images) * (side + GAP) - GAP), dtype=np.uint8)
-    for place, image in enumerate(images):
-        left = place * (side + GAP)
-        canvas[:, left : left + side] = image
+    """Lay images (each (height, width, channels), uint8) side by side as a PNG; grey ones dark on light."""
+    height, _, channels = images[0].shape
+    # 0 is the page's white where grey images are dark on light.
+    gap = np.full((height, GAP, channels), 0 if channels == 1 else 255, np.uint8)
+    canvas = np.concatenate([part for image in images for part in (gap, image)][1:], axis=1)
     buffer = BytesIO()
-    mpl.image.imsave(buffer, canvas, cmap="gray_r", vmin=0, vmax=255, format="png")
+    pixels = canvas[..., 0] if channels == 1 else canvas
+    mpl.image.imsave(buffer, pixels, cmap="gray_r", vmin=0, vmax=255, format="png")
     return buffer.getvalue()
 
 

@@ -1,7 +1,6 @@
 """What a study has left in its trial storage, its runs and the registry, read without a lock and a write."""
 
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ from mlflow.exceptions import MlflowException
 from optuna.importance import get_param_importances
 
 from fashion_study.data.catalog import load_dataset, locate
-from fashion_study.data.fashion_mnist import keras_cache
 from fashion_study.errors import BadInputError, DataError, StoreError
 from fashion_study.report.facts import Finals, ModelFacts, Reference, StudyFacts
 from fashion_study.report.logged import Confused, Confusion, read_command, read_finals, read_json
@@ -193,15 +191,13 @@ def _pixels(
         return {}, "the run does not name them"
     dataset, limit = run.data.params["dataset"], run.data.params["limit_train"]
     try:
-        # A folder is always named, so that nothing is downloaded.
-        folder = data_dir or Path(os.environ.get("FASHION_MNIST_DIR") or keras_cache())
-        source = locate("digits" if dataset == "digits" else "fashion-mnist", folder)
+        source = locate(dataset, data_dir, may_download=False)
         data = load_dataset(source, None if limit == "None" else int(limit))
-    except DataError:
+    except (BadInputError, DataError):
         return {}, f"{dataset} is missing or damaged on this machine; name its folder with --data-dir"
     if data.split_digest != trial_storage.attrs["split"]:
         return {}, "the images on this machine are divided in another way than this study's"
-    return {index: data.validation.images[index, :, :, 0] for index in wanted}, None
+    return {index: data.validation.images[index] for index in wanted}, None
 
 
 def _image_counts(run: Run) -> dict[str, int]:

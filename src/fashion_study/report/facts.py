@@ -97,7 +97,7 @@ class StudyFacts:
     `records` are ranked, the best first; `trials` is the total asked for. `settings` are the tags and `asked` the
     parameters of the study's run. `best` is the model that the study ends with: of a repeat where there are finalists.
     `importances` sum to 1, empty where there are too few complete trials. `pixels` are the examples of the best
-    model's confused pairs by their index, each uint8 (28, 28); `pixels_missing` says why there are none.
+    model's confused pairs by their index, each (height, width, channels); `pixels_missing` says why there are none.
     """
 
     name: str

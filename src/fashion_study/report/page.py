@@ -12,6 +12,7 @@ import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fashion_study.config import StudyConfig
+from fashion_study.data.catalog import PREFERRED
 from fashion_study.report import charts
 from fashion_study.report.analysis import edges, gain, savings
 from fashion_study.report.facts import ENDED, ConfusedPair, ModelFacts, StudyFacts
@@ -66,6 +67,8 @@ def render(facts: StudyFacts, store: Path = Path("mlruns")) -> str:
             confusion=confusion_cells(best) if best else (),
             change=change_cells(best, facts.reference.model) if best and facts.reference else (),
             confused=_confused(facts),
+            is_grey=all(image.shape[-1] == 1 for image in facts.pixels.values()),
+            preferred=PREFERRED.title,
             figures=_figures(facts),
             commands=_commands(facts, store),
             fewest_for_importances=FEWEST_FOR_IMPORTANCES,
@@ -186,13 +189,15 @@ def _shares(name: str, before: float, after: float) -> Comparison:
     return Comparison(name, _percent(before), _percent(after), _points(after - before))
 
 
-def _confused(facts: StudyFacts) -> list[tuple[ConfusedPair, str | None, int]]:
-    """Give the most confused pairs, each with its examples as the address of an inline picture."""
+def _confused(facts: StudyFacts) -> list[tuple[ConfusedPair, str | None, int, int, int]]:
+    """Return the most confused pairs, each with an inline picture of its examples, their number and its size."""
     pairs = facts.best.pairs[:SHOWN_PAIRS] if facts.best else ()
     found = []
     for pair in pairs:
         images = [facts.pixels[index] for index in pair.examples if index in facts.pixels]
-        found.append((pair, _inline(images) if images else None, len(images)))
+        height, width = images[0].shape[:2] if images else (0, 0)
+        strip_width = len(images) * (width + charts.GAP) - charts.GAP
+        found.append((pair, _inline(images) if images else None, len(images), strip_width, height))
     return found
 
 

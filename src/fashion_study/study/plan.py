@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fashion_study.config import StudyConfig
-from fashion_study.data.catalog import check_limit, locate
+from fashion_study.data.catalog import PREFERRED, check_limit, locate
 from fashion_study.data.dataset import Dataset
 from fashion_study.errors import BadInputError
 from fashion_study.executors.local import default_workers
@@ -45,7 +45,7 @@ class Plan:
     def title(self, precision: Precision) -> str:
         """Say in a line what begins."""
         config = self.config
-        fallback = " (FALLBACK: Fashion-MNIST could not be had)" if self.source.is_fallback else ""
+        fallback = f" (FALLBACK: {PREFERRED.title} could not be had)" if self.source.is_fallback else ""
         optuna = config.engine == "optuna"
         proposing = f"{config.sampler} / {config.pruner}" if optuna else f"{config.engine} {config.sampler}"
         return (
@@ -127,7 +127,9 @@ def dataset_metadata(data: Dataset) -> "tuple[DatasetMetadata, ...]":
     # MLflow tells data sets apart by name and digest, so each part has a name of its own.
     parts = (("training", data.train), ("validation", data.validation))
     return tuple(
-        DatasetMetadata(f"{data.source.name}-{context}", data.split_digest, len(split.labels), context)
+        DatasetMetadata(
+            f"{data.source.name}-{context}", data.split_digest, len(split.labels), context, data.image_shape
+        )
         for context, split in parts
     )
 

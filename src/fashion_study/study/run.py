@@ -7,6 +7,7 @@ from signal import Signals
 from typing import cast
 
 from fashion_study.config import KerasTunerSampler, SamplerName, StudyConfig
+from fashion_study.data.catalog import FALLBACK
 from fashion_study.engines.engine import Engine
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.signals import StopSignals
@@ -26,10 +27,6 @@ from fashion_study.study.session import OwnedStudy, Session, closing_its_run, op
 from fashion_study.study.workers import workers_of
 from fashion_study.trial import BASELINE_NUMBER, DataSource, Precision, TrialState
 
-FALLBACK = (
-    "Fashion-MNIST is neither on disk nor can it be downloaded: FALLING BACK to scikit-learn's digits. "
-    "These results say nothing about Fashion-MNIST. Name its folder with --data-dir or FASHION_MNIST_DIR."
-)
 GOES_ON = "Every result that was shown is kept. Free space, or see to the store; the same command goes on."
 
 

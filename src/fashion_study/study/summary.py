@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fashion_study.config import StudyConfig
+from fashion_study.data.catalog import PREFERRED
 from fashion_study.database_url import VARIABLE
 from fashion_study.store.trials import TrialRecord
 from fashion_study.study.finalists import choose
@@ -36,7 +37,7 @@ def summarise(result: StudyResult, console: Console) -> None:
 
 
 def _ranking(result: StudyResult) -> Table:
-    fallback = "  (FALLBACK, not Fashion-MNIST)" if result.source.is_fallback else ""
+    fallback = f"  (FALLBACK, not {PREFERRED.title})" if result.source.is_fallback else ""
     left_out = len(result.records) - SHOWN
     table = Table(
         title=f"{result.name} on {result.source.name}{fallback}",

@@ -48,6 +48,7 @@ class DatasetMetadata:
     digest: str
     images: int
     context: str
+    image_shape: tuple[int, int, int]
 
 
 class StudyRuns:
@@ -280,7 +281,10 @@ class StudyRuns:
 
 
 def _dataset_input(metadata: DatasetMetadata) -> DatasetInput:
-    profile = json.dumps({"images": metadata.images, "height": 28, "width": 28, "pixels": "uint8, 0 to 255"})
+    height, width, channels = metadata.image_shape
+    colours = {"channels": channels} if channels > 1 else {}
+    size = {"images": metadata.images, "height": height, "width": width}
+    profile = json.dumps(size | colours | {"pixels": "uint8, 0 to 255"})
     # MLflow's column for a digest holds 36 characters.
     source = json.dumps({"name": metadata.name})
     dataset = Dataset(metadata.name, metadata.digest[:36], source_type="local", source=source, profile=profile)

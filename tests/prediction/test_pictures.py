@@ -11,10 +11,14 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from fashion_study.data.catalog import load_dataset, load_pool, locate
 from fashion_study.data.dataset import Split
-from fashion_study.prediction.pictures import PictureError, find_pictures, read_picture
+from fashion_study.prediction.pictures import PictureError, find_pictures, fit_picture, read_picture
 
 BLUE = (20, 40, 160)
 YELLOW = (250, 240, 90)
+
+
+def image_of(path: Path) -> npt.NDArray[np.uint8]:
+    return fit_picture(read_picture(path), (28, 28, 1))
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +55,13 @@ def assert_is_the_bar(image: npt.NDArray[np.uint8], tolerance: int = 0) -> None:
 def test_an_image_of_the_data_set_comes_out_unchanged(suffix: str, digits: Split, tmp_path: Path) -> None:
     for image in digits.images[:50]:
         path = saved(Image.fromarray(image[..., 0]), tmp_path / f"digit.{suffix}")
-        assert np.array_equal(read_picture(path), image)
+        assert np.array_equal(image_of(path), image)
 
 
 def test_the_negative_of_an_image_of_the_data_set_is_turned_back(digits: Split, tmp_path: Path) -> None:
     for image in digits.images[:50]:
         path = saved(Image.fromarray(255 - image[..., 0]).convert("RGB"), tmp_path / "digit.png")
-        assert np.array_equal(read_picture(path), image)
+        assert np.array_equal(image_of(path), image)
 
 
 def test_the_images_of_fashion_mnist_that_fill_their_corners_are_not_taken_for_negatives(
@@ -66,8 +70,8 @@ def test_the_images_of_fashion_mnist_that_fill_their_corners_are_not_taken_for_n
     images = load_pool(locate("fashion-mnist", fashion_mnist_dir)).images
     corners = images[:, [0, 0, -1, -1], [0, -1, 0, -1], 0]
     for image in images[np.argsort(-corners.mean(axis=1))[:300]]:
-        assert np.array_equal(read_picture(saved(Image.fromarray(image[..., 0]), tmp_path / "a.png")), image)
-        assert np.array_equal(read_picture(saved(Image.fromarray(255 - image[..., 0]), tmp_path / "b.png")), image)
+        assert np.array_equal(image_of(saved(Image.fromarray(image[..., 0]), tmp_path / "a.png")), image)
+        assert np.array_equal(image_of(saved(Image.fromarray(255 - image[..., 0]), tmp_path / "b.png")), image)
 
 
 @pytest.mark.parametrize(
@@ -77,18 +81,18 @@ def test_the_images_of_fashion_mnist_that_fill_their_corners_are_not_taken_for_n
 def test_an_object_comes_out_bright_on_black_whatever_the_colours(
     background: object, ink: object, tmp_path: Path
 ) -> None:
-    assert_is_the_bar(read_picture(saved(drawn(background, ink), tmp_path / "bar.png")))
+    assert_is_the_bar(image_of(saved(drawn(background, ink), tmp_path / "bar.png")))
 
 
 def test_a_coloured_object_comes_out_in_the_shape_it_has(tmp_path: Path) -> None:
-    image = read_picture(saved(drawn("white", BLUE), tmp_path / "bar.png"))
+    image = image_of(saved(drawn("white", BLUE), tmp_path / "bar.png"))
     assert np.array_equal(image > 0, BAR > 0)
     assert len(np.unique(image)) == 2
 
 
 @pytest.mark.parametrize("size", [(300, 400), (1200, 900), (141, 250), (3000, 3000)])
 def test_the_margins_do_not_matter(size: tuple[int, int], tmp_path: Path) -> None:
-    image = read_picture(saved(drawn("white", "black", size=size), tmp_path / "bar.png"))
+    image = image_of(saved(drawn("white", "black", size=size), tmp_path / "bar.png"))
     assert np.abs(image.astype(int) - BAR).mean() < 12
 
 
@@ -97,12 +101,12 @@ def test_the_size_of_the_object_does_not_matter(factor: float, tmp_path: Path) -
     picture = drawn("white", "black")
     scaled = picture.resize((round(300 * factor), round(400 * factor)), Image.Resampling.NEAREST)
     # At a tenth the picture has to be enlarged, and its edges soften.
-    image = read_picture(saved(scaled, tmp_path / "bar.png"))
+    image = image_of(saved(scaled, tmp_path / "bar.png"))
     assert np.abs(image.astype(int) - BAR).mean() < 12
 
 
 def test_the_noise_of_a_jpeg_is_no_object(tmp_path: Path) -> None:
-    image = read_picture(saved(drawn("white", "black"), tmp_path / "bar.jpg", quality=75))
+    image = image_of(saved(drawn("white", "black"), tmp_path / "bar.jpg", quality=75))
     assert np.abs(image.astype(int) - BAR).mean() < 12
 
 
@@ -122,45 +126,45 @@ def test_a_picture_stands_as_its_camera_says(orientation: int, tmp_path: Path) -
         picture = picture.transpose(undo[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert_is_the_bar(read_picture(saved(picture, tmp_path / "bar.png", exif=exif)))
+    assert_is_the_bar(image_of(saved(picture, tmp_path / "bar.png", exif=exif)))
 
 
 @pytest.mark.parametrize("ink", ["black", "white"])
 def test_what_is_transparent_is_background_on_which_the_object_is_seen(ink: str, tmp_path: Path) -> None:
     bar = drawn((0, 0, 0, 0), ink, mode="RGBA")
-    assert_is_the_bar(read_picture(saved(bar, tmp_path / "colour.png")))
-    assert_is_the_bar(read_picture(saved(bar.convert("LA"), tmp_path / "grey.png")))
-    assert_is_the_bar(read_picture(saved(bar.quantize(4), tmp_path / "palette.png")))
+    assert_is_the_bar(image_of(saved(bar, tmp_path / "colour.png")))
+    assert_is_the_bar(image_of(saved(bar.convert("LA"), tmp_path / "grey.png")))
+    assert_is_the_bar(image_of(saved(bar.quantize(4), tmp_path / "palette.png")))
 
 
 def test_a_colour_may_be_named_as_transparent(tmp_path: Path) -> None:
     path = saved(drawn((9, 200, 9), "black"), tmp_path / "bar.png", transparency=(9, 200, 9))
-    assert_is_the_bar(read_picture(path))
+    assert_is_the_bar(image_of(path))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
 def test_every_mode_of_a_png_is_read(mode: str, tmp_path: Path) -> None:
-    assert_is_the_bar(read_picture(saved(drawn("white", "black").convert(mode), tmp_path / "bar.png")))
+    assert_is_the_bar(image_of(saved(drawn("white", "black").convert(mode), tmp_path / "bar.png")))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "YCbCr"])
 def test_every_mode_of_a_jpeg_is_read(mode: str, tmp_path: Path) -> None:
-    image = read_picture(saved(drawn("white", "black").convert(mode), tmp_path / "bar.jpg", quality=95))
+    image = image_of(saved(drawn("white", "black").convert(mode), tmp_path / "bar.jpg", quality=95))
     assert np.abs(image.astype(int) - BAR).mean() < 12
 
 
 def test_sixteen_bits_of_grey_are_not_cut_off(tmp_path: Path) -> None:
     levels = np.asarray(drawn("white", "black", mode="L")).astype(np.uint16) * 257
-    assert_is_the_bar(read_picture(saved(Image.fromarray(levels), tmp_path / "bar.png")))
+    assert_is_the_bar(image_of(saved(Image.fromarray(levels), tmp_path / "bar.png")))
     levels = np.where(levels > 0, 60_000, 30_000).astype(np.uint16)
-    assert_is_the_bar(read_picture(saved(Image.fromarray(levels), tmp_path / "bar.png")) // 2 * 2, tolerance=128)
+    assert_is_the_bar(image_of(saved(Image.fromarray(levels), tmp_path / "bar.png")) // 2 * 2, tolerance=128)
 
 
 @pytest.mark.parametrize("size", [(1, 300), (300, 1), (2, 2)])
 def test_the_thinnest_object_is_seen(size: tuple[int, int], tmp_path: Path) -> None:
     picture = Image.new("L", (400, 400), 255)
     picture.paste(0, (50, 50, 50 + size[0], 50 + size[1]))
-    assert read_picture(saved(picture, tmp_path / "line.png")).max() == 255
+    assert image_of(saved(picture, tmp_path / "line.png")).max() == 255
 
 
 @pytest.mark.parametrize("source", ["digits", "fashion-mnist"])
@@ -171,7 +175,7 @@ def test_an_enlarged_negative_is_taken_for_the_class_of_the_original(
     data = load_pool(locate(source, directory))
     known, unknown = slice(200, 1700), slice(0, 200)
     judge = KNeighborsClassifier(3).fit(data.images[known].reshape(-1, 784), data.labels[known])
-    read = [read_picture(photographed(image[..., 0], tmp_path / "photo.jpg")) for image in data.images[unknown]]
+    read = [image_of(photographed(image[..., 0], tmp_path / "photo.jpg")) for image in data.images[unknown]]
     of_originals = judge.predict(data.images[unknown].reshape(-1, 784))
     of_pictures = judge.predict(np.stack(read).reshape(-1, 784))
     assert (of_pictures == of_originals).mean() > 0.9
@@ -186,7 +190,7 @@ def photographed(image: npt.NDArray[np.uint8], path: Path) -> Path:
 
 def refusal(path: Path) -> str:
     with pytest.raises(PictureError) as refused:
-        read_picture(path)
+        image_of(path)
     assert str(path) in str(refused.value)
     return str(refused.value)
 
@@ -244,3 +248,20 @@ def test_a_decompression_bomb_is_refused_before_it_unpacks(side: int, tmp_path: 
     path = tmp_path / "bomb.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
     assert "decompression bomb" in refusal(path)
+
+
+def test_a_picture_for_a_colour_data_set_keeps_its_colours(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (300, 300), YELLOW)
+    ImageDraw.Draw(picture).rectangle((100, 50, 179, 249), fill=BLUE)
+    image = fit_picture(read_picture(saved(picture, tmp_path / "bar.png")), (32, 40, 3))
+    # 80 x 200 pixels become 13 x 32, in the middle of what has the background's colour.
+    assert image.shape == (32, 40, 3)
+    assert np.all(image[:, 14:27] == BLUE)
+    assert np.all(image[:, :14] == YELLOW)
+    assert np.all(image[:, 27:] == YELLOW)
+
+
+def test_a_picture_of_a_colour_image_s_size_is_unchanged(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
+    image = fit_picture(read_picture(saved(Image.fromarray(pixels), tmp_path / "image.png")), (32, 40, 3))
+    assert np.array_equal(image, pixels)

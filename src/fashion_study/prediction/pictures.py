@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fashion_study.data.fashion_mnist import SIDE
+from fashion_study.data.dataset import ImageShape
 from fashion_study.errors import BadInputError, DataError
 
 # What a folder is searched for, and the only decoders that ever see a file of a user.
@@ -46,33 +47,54 @@ def find_pictures(given: Iterable[Path]) -> list[Path]:
     return found
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
-    """Read a PNG or JPEG file as an image of a data set: uint8 (28, 28, 1), the object bright on black.
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture: red, green and blue from 0 to 255, (height, width, 3)."""
 
-    Takes the steps of Xiao et al. (2017), "Fashion-MNIST", figure 1: trim the edges that look like the corners, scale
-    the longest edge to 28, extend the other one around the centre, negate, turn grey. Other than there, scaling
-    averages pixels where they skipped some, so nothing needs to be sharpened; the background, nearly white in their
-    photographs, may have any one colour, which becomes 0; and an object that is brighter than it is not negated.
+    path: Path
+    colours: NDArray[np.float64]
 
-    A picture of 28 x 28 pixels is neither trimmed nor scaled: the data set's own images come out unchanged, and
-    their negatives turned back.
+
+def read_picture(path: Path) -> Picture:
+    """Read a PNG or JPEG file.
 
     Raises:
         PictureError: no PNG or JPEG, damaged, beyond Pillow's limit of 89 million pixels, or of one colour only.
     """
     colours = _colours(_decoded(path))
-    background = _background(colours)
+    if np.ptp(colours, axis=(0, 1)).max() <= 0.5:
+        raise _blank(path)
+    return Picture(path, colours)
+
+
+def fit_picture(picture: Picture, image_shape: ImageShape) -> NDArray[np.uint8]:
+    """Turn a picture into an image of a data set: uint8 of its shape, and where it is grey, the object bright on black.
+
+    Takes the steps of Xiao et al. (2017), "Fashion-MNIST", figure 1: trim the edges that look like the corners, scale
+    the longest edge to 28, extend the other one around the centre, negate, turn grey. Other than there, scaling
+    averages pixels where they skipped some, so nothing needs to be sharpened; the background, nearly white in their
+    photographs, may have any one colour, which becomes 0; and an object that is brighter than it is not negated.
+    For a data set in colour, the picture keeps its colours and is extended by the background's.
+
+    A picture of the images' own size is neither trimmed nor scaled: the data set's own images come out unchanged, and
+    the negatives of grey ones turned back.
+
+    Raises:
+        PictureError: nothing stands out from the background.
+    """
+    *size, channels = image_shape
+    colours, background = picture.colours, _background(picture.colours)
     is_object = _distance(colours, background) > CLOSENESS
-    grey, level = _grey(colours), float(_grey(background))
-    if grey.shape == (SIDE, SIDE) and np.ptp(grey) > 0.5:
-        image = grey if grey.mean() > level else WHITE - grey
+    values, level = (colours, background) if channels == 3 else (_grey(colours)[..., np.newaxis], _grey(background))
+    if list(values.shape[:2]) == size and np.ptp(values) > 0.5:
+        image = values if channels == 3 or values.mean() > level else WHITE - values
     elif is_object.any():
-        image = _fitted(_trimmed(_ink(grey, level), is_object))
+        if channels == 1:
+            values, level = _ink(values, float(level)), np.zeros(1)
+        image = _fitted(_trimmed(values, is_object), image_shape, level)
     else:
-        raise PictureError(
-            f"{path} shows nothing: it has one colour only. Expected a picture of one object on a plain background."
-        )
-    return np.rint(image).astype(np.uint8)[..., np.newaxis]
+        raise _blank(picture.path)
+    return np.rint(image).astype(np.uint8)
 
 
 def _is_folder(path: Path) -> bool:
@@ -173,13 +195,24 @@ def _trimmed(ink: NDArray[np.float64], is_object: NDArray[np.bool_]) -> NDArray[
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _fitted(ink: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scale the longest edge to 28 and put the picture at the centre of 28 x 28 pixels."""
-    height, width = (max(1, round(side * SIDE / max(ink.shape))) for side in ink.shape)
-    method = Image.Resampling.BOX if max(ink.shape) > SIDE else Image.Resampling.BICUBIC
-    scaled = Image.fromarray(ink.astype(np.float32)).resize((width, height), method)
-    image = np.zeros((SIDE, SIDE))
+def _fitted(values: NDArray[np.float64], image_shape: ImageShape, fill: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale a picture as large as the image allows, and put it at the centre."""
+    (rows, columns), (height, width) = values.shape[:2], image_shape[:2]
+    if rows * width >= columns * height:
+        inner = height, max(1, round(columns * height / rows))
+    else:
+        inner = max(1, round(rows * width / columns)), width
+    method = Image.Resampling.BOX if rows > height or columns > width else Image.Resampling.BICUBIC
+    image = np.zeros(image_shape) + fill
     # An odd row or column goes to the top or the left, as in 19,254 of Fashion-MNIST's 60,000 training images.
-    top, left = (SIDE - height + 1) // 2, (SIDE - width + 1) // 2
-    image[top : top + height, left : left + width] = np.clip(np.asarray(scaled), 0.0, WHITE)
+    top, left = (height - inner[0] + 1) // 2, (width - inner[1] + 1) // 2
+    for channel in range(image_shape[2]):
+        scaled = Image.fromarray(values[..., channel].astype(np.float32)).resize(inner[::-1], method)
+        image[top : top + inner[0], left : left + inner[1], channel] = np.clip(np.asarray(scaled), 0.0, WHITE)
     return image
+
+
+def _blank(path: Path) -> PictureError:
+    return PictureError(
+        f"{path} shows nothing: it has one colour only. Expected a picture of one object on a plain background."
+    )

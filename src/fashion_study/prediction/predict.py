@@ -14,10 +14,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from fashion_study.data.catalog import KINDS, describe
+from fashion_study.data.catalog import KINDS
+from fashion_study.data.dataset import DatasetKind
 from fashion_study.errors import BadInputError, DamagedModelError, StoreError
 from fashion_study.prediction.model_uri import ModelUri
-from fashion_study.prediction.pictures import PictureError, read_picture
+from fashion_study.prediction.pictures import PictureError, fit_picture, read_picture
 from fashion_study.store.failures import store_failures
 from fashion_study.store.store import Store
 from fashion_study.text import printable
@@ -81,16 +82,24 @@ def predict(pictures: Sequence[Path], store: Store, model_uri: ModelUri | None =
         StoreError: the store has no champion, or gives up.
         DamagedModelError: the model's file is not the one that was logged, or not one of this project.
     """
-    images, errors = _read(pictures)
-    if not images:
-        return Predictions(None, tuple(Prediction(path, error=errors[path]) for path in pictures))
+    images: dict[Path, NDArray[np.uint8]] = {}
+    errors: dict[Path, str] = {}
+    model = None
     with store_failures(store, "Predict again when it answers."):
-        client = store.client()
-        model, dataset = _champion(Registry(client)) if model_uri is None else _at(client, model_uri)
-        rows = _probabilities(
-            Registry(client), model, np.stack(list(images.values())), len(describe(dataset).class_names)
-        )
-    classes = {path: _best(row, describe(dataset).class_names) for path, row in zip(images, rows, strict=True)}
+        for path in pictures:
+            try:
+                picture = read_picture(path)
+                # Not before: where no picture can be read, no model is looked for.
+                if model is None:
+                    registry = Registry(store.client())
+                    model, kind = _champion(registry) if model_uri is None else _at(store.client(), model_uri)
+                images[path] = fit_picture(picture, kind.image_shape)
+            except PictureError as error:
+                errors[path] = str(error)
+        if model is None or not images:
+            return Predictions(None, tuple(Prediction(path, error=errors[path]) for path in pictures))
+        rows = _probabilities(registry, model, np.stack(list(images.values())), len(kind.class_names))
+    classes = {path: _best(row, kind.class_names) for path, row in zip(images, rows, strict=True)}
     found = (Prediction(path, classes.get(path, ()), errors.get(path)) for path in pictures)
     return Predictions(_described(model), tuple(found))
 
@@ -123,38 +132,27 @@ def as_json(predictions: Predictions) -> list[dict[str, Any]]:
     return described
 
 
-def _read(pictures: Sequence[Path]) -> tuple[dict[Path, NDArray[np.uint8]], dict[Path, str]]:
-    images: dict[Path, NDArray[np.uint8]] = {}
-    errors: dict[Path, str] = {}
-    for path in pictures:
-        try:
-            images[path] = read_picture(path)
-        except PictureError as error:
-            errors[path] = str(error)
-    return images, errors
-
-
-def _champion(registry: Registry) -> tuple[Stored, str]:
-    for dataset in KINDS:
-        if (version := registry.by_alias(registered_name(dataset), CHAMPION)) is not None:
-            return version, dataset
+def _champion(registry: Registry) -> tuple[Stored, DatasetKind]:
+    for kind in KINDS.values():
+        if (version := registry.by_alias(registered_name(kind.name), CHAMPION)) is not None:
+            return version, kind
     raise StoreError(
         f"The store has no champion. Expected a registered model with the alias {CHAMPION!r}. Promote the model of a "
         "study with python -m experiments.promote, or name a model with --model."
     )
 
 
-def _at(client: MlflowClient, uri: ModelUri) -> tuple[Stored, str]:
+def _at(client: MlflowClient, uri: ModelUri) -> tuple[Stored, DatasetKind]:
     if uri.model_id is not None:
         logged = _logged(client, uri, uri.model_id)
-        return logged, logged.dataset
+        return logged, KINDS[logged.dataset]
     registry = Registry(client)
-    datasets = {registered_name(dataset): dataset for dataset in KINDS}
-    known = registry.versions(uri.name) if uri.name in datasets else []
+    kinds = {registered_name(kind.name): kind for kind in KINDS.values()}
+    known = registry.versions(uri.name) if uri.name in kinds else []
     for version in known:
         if version.number == uri.number or uri.alias in version.aliases:
-            return version, datasets[version.name]
-    there = [address for name in datasets for version in registry.versions(name) for address in _addresses(version)]
+            return version, kinds[version.name]
+    there = [address for name in kinds for version in registry.versions(name) for address in _addresses(version)]
     raise BadInputError(
         f"There is no model at {uri}. Expected one of {', '.join(there)}."
         if there

@@ -6,10 +6,9 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from click import Choice
 
 from experiments import expect_ctrl_c
 from fashion_study.data.catalog import AUTO, KINDS, PREFERRED
@@ -29,10 +28,12 @@ def _store(folder: str | Path) -> Path:
 StoreFolder = Annotated[
     Path, typer.Option(parser=_store, metavar="FOLDER", help="Folder of MLflow's and Optuna's data.")
 ]
-DatasetName = Annotated[
-    str,
-    typer.Option(click_type=Choice([AUTO, *KINDS]), help=f"{AUTO}: {PREFERRED.title} where it can be had."),
-]
+if TYPE_CHECKING:
+    DatasetName = str
+else:  # The choices are those of the catalog, which no type checker can read.
+    DatasetName = Annotated[
+        Literal[(AUTO, *KINDS)], typer.Option(help=f"{AUTO}: {PREFERRED.title} where it can be had.")
+    ]
 DataFolder = Annotated[
     Path | None, typer.Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")
 ]

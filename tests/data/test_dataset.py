@@ -12,7 +12,7 @@ import sys
 import threading
 import tracemalloc
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
@@ -25,6 +25,7 @@ from fashion_study.data import catalog, fashion_mnist
 from fashion_study.data.dataset import Dataset, DownloadError, Split
 from fashion_study.data.digits import enlarge
 from fashion_study.data.fashion_mnist import OfficialFile
+from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import BadInputError, DataError, ExitCode
 from fashion_study.trial import DataSource
 from tests.faults.table import RecordFault
@@ -184,7 +185,7 @@ def test_an_enlarged_image_keeps_its_brightness_and_its_shape() -> None:
     assert np.array_equal(enlarge(ramp.swapaxes(1, 2))[0, :, 5, 0], row)
 
 
-def test_the_split_is_the_same_on_every_call_and_in_every_release(digits: Dataset) -> None:
+def test_the_split_is_the_same_in_every_call_and_release(digits: Dataset) -> None:
     again = catalog.load_dataset(catalog.locate("digits"))
 
     assert again.split_digest == digits.split_digest
@@ -194,7 +195,7 @@ def test_the_split_is_the_same_on_every_call_and_in_every_release(digits: Datase
     assert digits.source.digest == "6509b3954017ece619a1fe57963d55293aac36a04a60fa90e7cd90591de6783b", changed
 
 
-def test_a_limit_keeps_the_classes_in_proportion_and_the_validation_images(digits: Dataset) -> None:
+def test_a_limit_keeps_class_shares_and_the_validation_images(digits: Dataset) -> None:
     limited = catalog.load_dataset(digits.source, limit_train=100)
     smaller = catalog.load_dataset(digits.source, limit_train=50)
 
@@ -219,9 +220,7 @@ def test_all_training_images_are_those_that_train_or_validate(digits: Dataset) -
     assert rows(together) == rows(digits.train) | rows(digits.validation)
 
 
-def test_a_named_folder_is_used_and_its_training_images_are_divided(
-    tmp_path: Path, small_official: dict[str, bytes]
-) -> None:
+def test_a_named_folder_is_used_and_its_images_divided(tmp_path: Path, small_official: dict[str, bytes]) -> None:
     source = catalog.locate("auto", put(tmp_path / "files", small_official))
     data = catalog.load_dataset(source)
 
@@ -235,7 +234,7 @@ def test_a_named_folder_is_used_and_its_training_images_are_divided(
     assert np.bincount(data.validation.labels).tolist() == [4] * 10
 
 
-def test_the_environment_names_a_folder_and_an_option_overrules_it(
+def test_an_option_overrules_the_folder_of_the_environment(
     tmp_path: Path, small_official: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = put(tmp_path / "first", small_official), put(tmp_path / "second", small_official)
@@ -248,7 +247,7 @@ def test_the_environment_names_a_folder_and_an_option_overrules_it(
     assert catalog.locate("digits").name == "digits"
 
 
-def test_a_relative_folder_is_found_from_another_working_directory(
+def test_a_relative_folder_is_found_from_elsewhere(
     tmp_path: Path, small_official: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path / "files", small_official)
@@ -285,7 +284,7 @@ DAMAGE = {
 @pytest.mark.parametrize("dataset", ["auto", "fashion-mnist"])
 @pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE.keys())
 @pytest.mark.parametrize("name", [TRAIN[0], TEST[1]])
-def test_a_damaged_file_in_a_named_folder_is_refused_and_never_replaced_by_digits(
+def test_a_damaged_file_in_a_named_folder_is_refused(
     name: str, content: bytes | None, dataset: str, tmp_path: Path, small_official: dict[str, bytes]
 ) -> None:
     folder = put(tmp_path / "files", small_official)
@@ -347,6 +346,79 @@ def test_the_test_set_in_place_of_the_training_set_is_refused(tmp_path: Path, sm
         catalog.locate("fashion-mnist", put(tmp_path / "files", swapped))
 
 
+def packed_anew(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: gzip.compress(gzip.decompress(content), 1, mtime=7) for name, content in files.items()}
+
+
+def unpacked(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name.removesuffix(".gz"): gzip.decompress(content) for name, content in files.items()}
+
+
+@pytest.mark.parametrize("stored", [packed_anew, unpacked], ids=["packed anew", "unpacked"])
+def test_files_are_verified_by_what_they_unpack_to(
+    stored: Callable[[dict[str, bytes]], dict[str, bytes]], tmp_path: Path, small_official: dict[str, bytes]
+) -> None:
+    files = stored(small_official)
+    assert not set(files.values()) & set(small_official.values())
+    source = catalog.locate("fashion-mnist", put(tmp_path / "files", files))
+    official = catalog.locate("fashion-mnist", put(tmp_path / "official", small_official))
+
+    assert source.digest == official.digest
+    assert catalog.load_dataset(source).split_digest == catalog.load_dataset(official).split_digest
+    assert np.array_equal(load_holdout(source).images, load_holdout(official).images)
+
+
+@pytest.mark.parametrize("stored", [packed_anew, unpacked], ids=["packed anew", "unpacked"])
+@pytest.mark.parametrize("cut", [0, 3])
+def test_other_content_is_refused_however_it_is_packed(
+    stored: Callable[[dict[str, bytes]], dict[str, bytes]],
+    cut: int,
+    tmp_path: Path,
+    small_official: dict[str, bytes],
+) -> None:
+    damaged = gzip.compress(flipped(gzip.decompress(small_official[TEST[0]])))
+    files = stored(small_official | {TEST[0]: damaged})
+    files = {name: content[: len(content) - cut] for name, content in files.items()}
+
+    with pytest.raises(DataError, match=r"found SHA-256 .*expected the official file"):
+        catalog.locate("fashion-mnist", put(tmp_path / "files", files))
+
+
+def test_a_gzip_bomb_that_is_not_official_is_refused(tmp_path: Path, small_official: dict[str, bytes]) -> None:
+    folder = put(tmp_path / "files", small_official | {TRAIN[0]: gzip.compress(bytes(300 * 2**20))})
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=f"{TRAIN[0]}: found SHA-256"):
+            catalog.locate("fashion-mnist", folder)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 200_000_000
+
+
+def test_a_cache_of_unpacked_files_needs_no_download(small_official: dict[str, bytes]) -> None:
+    cache = put(fashion_mnist.keras_cache(), unpacked(small_official))
+
+    assert catalog.locate("fashion-mnist").directory == cache
+
+
+def test_an_unknown_data_set_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(BadInputError, match=r"'cifar'.*fashion-mnist, digits"):
+        catalog.locate("cifar")
+
+
+@pytest.mark.usefixtures("small_official")
+def test_nothing_is_downloaded_where_that_is_not_wanted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion_mnist, "BASE_URL", site.url)
+
+    with pytest.raises(DataError, match="no such file"):
+        catalog.locate("fashion-mnist", may_download=False)
+
+    assert site.asked == []
+
+
 def test_a_file_that_changes_after_it_was_located_is_refused(tmp_path: Path, small_official: dict[str, bytes]) -> None:
     source = catalog.locate("fashion-mnist", put(tmp_path / "files", small_official))
     (tmp_path / "files" / TRAIN[1]).write_bytes(small_official[TEST[1]])
@@ -360,7 +432,7 @@ WITHOUT_NETWORK = {"nothing there": {}, "one file of four": {TEST[1]: small_file
 
 @pytest.mark.parametrize("cached", WITHOUT_NETWORK.values(), ids=WITHOUT_NETWORK.keys())
 @pytest.mark.usefixtures("small_official")
-def test_without_files_and_network_only_auto_falls_back_and_says_so(
+def test_without_files_and_network_only_auto_falls_back(
     cached: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     put(fashion_mnist.keras_cache(), cached)
@@ -375,9 +447,7 @@ def test_without_files_and_network_only_auto_falls_back_and_says_so(
 
 
 @pytest.mark.parametrize("dataset", ["auto", "fashion-mnist"])
-def test_a_damaged_file_in_the_cache_that_cannot_be_replaced_is_named(
-    dataset: str, small_official: dict[str, bytes]
-) -> None:
+def test_a_damaged_cache_file_that_stays_so_is_named(dataset: str, small_official: dict[str, bytes]) -> None:
     cache = put(fashion_mnist.keras_cache(), small_official | {TRAIN[0]: b"cut short"})
 
     with pytest.raises(DataError, match=r"damaged.*--dataset digits") as caught:
@@ -442,7 +512,7 @@ def test_a_failed_download_leaves_no_file(fault: str, tmp_path: Path, site: Site
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_file_that_has_moved_is_followed_and_verified_like_any_other(tmp_path: Path, site: Site) -> None:
+def test_a_file_that_has_moved_is_followed_and_verified(tmp_path: Path, site: Site) -> None:
     expected = official(site.files)
     site.files["elsewhere"] = site.files[TRAIN[0]]
     site.moved[TRAIN[0]] = "/elsewhere"
@@ -472,9 +542,7 @@ def downloading(cache: Path, site: Site, expected: dict[str, OfficialFile]) -> s
 
 
 @pytest.mark.faults
-def test_a_kill_in_mid_download_leaves_no_partial_file_and_the_next_download_brings_all(
-    tmp_path: Path, site: Site, record_fault: RecordFault
-) -> None:
+def test_a_kill_in_mid_download_leaves_no_partial_file(tmp_path: Path, site: Site, record_fault: RecordFault) -> None:
     cache, expected = tmp_path / "cache", official(site.files)
     site.stalled.add(TRAIN[0])
     with downloading(cache, site, expected) as process:
@@ -492,7 +560,7 @@ def test_a_kill_in_mid_download_leaves_no_partial_file_and_the_next_download_bri
 
 
 @pytest.mark.faults
-def test_two_processes_that_download_at_once_both_end_with_the_whole_files(
+def test_two_processes_that_download_at_once_both_succeed(
     tmp_path: Path, site: Site, record_fault: RecordFault
 ) -> None:
     cache, expected = tmp_path / "cache", official(site.files)
@@ -586,9 +654,7 @@ def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> No
     assert len(bomb) < 500_000
 
 
-def test_a_study_s_data_comes_without_opening_the_official_test_set(
-    tmp_path: Path, small_official: dict[str, bytes]
-) -> None:
+def test_a_study_s_data_comes_without_opening_the_test_set(tmp_path: Path, small_official: dict[str, bytes]) -> None:
     folder = put(tmp_path / "files", small_official)
     source = catalog.locate("fashion-mnist", folder)
     for name in TEST:
@@ -619,6 +685,9 @@ def test_the_official_files_divide_into_50_000_and_10_000(fashion_mnist_dir: Pat
     data = catalog.load_dataset(catalog.locate("fashion-mnist", fashion_mnist_dir))
 
     assert data.train.images.shape == (50_000, 28, 28, 1)
+    assert data.source.digest == "160f17b0d74ef6a79aa5245caa529204f34bd0073a378c22956c0229f2097603", (
+        "stored studies would not be continued"
+    )
     assert np.bincount(data.train.labels).tolist() == [5_000] * 10
     assert np.bincount(data.validation.labels).tolist() == [1_000] * 10
     assert data.split_digest == "11f1dc12e43ffb098e5ca2f2de8c7dddf79b8445090bce91bdd67ffd1302647f", (

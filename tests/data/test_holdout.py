@@ -1,5 +1,6 @@
 """The promises of the holdout: it is whole, it is apart from what a study sees, and it is read on purpose."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from fashion_study.errors import DataError
 from fashion_study.trial import DataSource
 
 
-def test_the_holdout_of_the_digits_and_the_study_s_images_are_disjoint_and_complete() -> None:
+def test_the_digits_holdout_and_pool_are_disjoint_and_complete() -> None:
     digits = load_digits()
     everything = enlarge(digits.images)
     labels = digits.target.astype(np.int64)
@@ -55,3 +56,10 @@ def test_an_altered_official_test_set_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz: found SHA-256"):
         load_holdout(source)
+
+
+def test_only_the_holdout_s_own_module_reads_it() -> None:
+    package = Path(catalog.__file__).parents[1]
+    reading = {path.name for path in package.rglob("*.py") if re.search(r"\.read_holdout\b", path.read_text())}
+
+    assert reading == {"holdout.py"}

@@ -1,4 +1,4 @@
-"""Make an account on the MLflow server of a team, or give it another password.
+"""Create an account on the MLflow server of a team, or change its password.
 
     export MLFLOW_TRACKING_URI=http://HOST:5000 MLFLOW_AUTH_ADMIN_PASSWORD=... ACCOUNT_PASSWORD=...
     python3 deploy/account.py ana
@@ -18,7 +18,7 @@ NEEDED = ("MLFLOW_TRACKING_URI", "MLFLOW_AUTH_ADMIN_PASSWORD", "ACCOUNT_PASSWORD
 
 
 class RefusedError(Exception):
-    """Carry what the server says of a question that it refuses, and MLflow's name for that."""
+    """A refused request: the server's message, and MLflow's name for the reason."""
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
@@ -26,7 +26,7 @@ class RefusedError(Exception):
 
 
 def main() -> str:
-    """Make the account that the command line names, and say what was done."""
+    """Create the account that the command line names, and return what was done."""
     if len(sys.argv) != 2 or not all(os.environ.get(name) for name in NEEDED):
         raise SystemExit(f"Expected: {' '.join(f'{name}=...' for name in NEEDED)} python3 deploy/account.py NAME")
     try:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The roles and databases of a team's studies, made on a running PostgreSQL server; called again, it sets the passwords.
+# Creates the roles and databases of a team's studies on a running PostgreSQL server; called again, it sets the passwords.
 #
 #   PGHOST=/srv/postgres OPTUNA_DB_PASSWORD=... MLFLOW_DB_PASSWORD=... deploy/databases.sh
 #
@@ -7,7 +7,7 @@
 # Debian's own cluster: /var/run/postgresql). PGPORT is 5432 by default.
 #
 # optuna  the trial storage: role and database of the coordinators
-# mlflow  runs and registry, and mlflow_auth its accounts: role and databases of the MLflow server alone
+# mlflow  runs and registry, and mlflow_auth its accounts: role and databases of the MLflow server
 #
 # The passwords come from the environment, so that the list of processes never shows them.
 set -eu

@@ -1,6 +1,6 @@
 #!/bin/sh
-# An MLflow server in the foreground: runs, registry and accounts on PostgreSQL, artifacts passed through it, every
-# request for any of that with a log-in.
+# An MLflow server in the foreground: runs, registry and accounts on PostgreSQL, proxied artifacts, and a log-in for every
+# request to them.
 #
 #   MLFLOW_DATA=/srv/mlflow PGHOST=10.0.0.5 PGPASSWORD=... MLFLOW_AUTH_ADMIN_PASSWORD=... deploy/mlflow.sh
 #
@@ -13,7 +13,7 @@
 # WORKERS        processes, 2 by default; each keeps a few connections to PostgreSQL
 # PYTHON         the Python that has the extra `server` installed, python3 by default
 #
-# It speaks HTTP: put a proxy that speaks HTTPS before it wherever its network is not trusted.
+# It speaks HTTP: put a proxy that speaks HTTPS before it unless its network is trusted.
 # Health check: curl --fail http://LISTEN:PORT/health
 set -eu
 : "${MLFLOW_DATA:?name a folder}"
@@ -28,8 +28,8 @@ mkdir -p "$MLFLOW_DATA"
 cd "$MLFLOW_DATA"
 
 # Any account may read and write every experiment and model; only its creator or `admin` can delete one.
-# A password is looked up once a minute, not with every request: that takes longer than all else the request does. Until
-# then, one that was changed may still be taken.
+# A password is looked up once a minute, not with every request: the look-up takes longer than the rest of the request.
+# Until then an old password may still be accepted.
 cat >basic_auth.ini <<INI
 [mlflow]
 default_permission = EDIT
@@ -43,7 +43,7 @@ MLFLOW_FLASK_SERVER_SECRET_KEY=$(cat secret_key)
 
 export MLFLOW_FLASK_SERVER_SECRET_KEY
 export MLFLOW_AUTH_CONFIG_PATH="$PWD/basic_auth.ini"
-# Not on the command line, though without a password: the address is nobody else's business.
+# Not on the command line, though it has no password: other users need not see the address.
 export MLFLOW_BACKEND_STORE_URI=postgresql+psycopg://mlflow@/mlflow
 # Without these MLflow's server runs jobs, unpickles what is uploaded, calls language models and sends usage statistics.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false

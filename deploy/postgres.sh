@@ -1,22 +1,22 @@
 #!/bin/sh
-# A PostgreSQL server in the foreground, its cluster made first where there is none. Whoever has a server already needs
-# databases.sh alone.
+# A PostgreSQL server in the foreground; the database cluster is created if there is none. If you already have a server,
+# you need only databases.sh.
 #
 #   PGDATA=/srv/postgres LISTEN=10.0.0.5 deploy/postgres.sh
 #
 # PGDATA  folder of the cluster; as root it belongs to the account `postgres`, which the server then runs as
 # LISTEN  address to listen at, 127.0.0.1 by default; ALLOW the network that may log in there, LISTEN/32 by default
-# PGPORT  5432 by default; further words go to the server: deploy/postgres.sh -c shared_buffers=1GB
+# PGPORT  5432 by default; further arguments go to the server: deploy/postgres.sh -c shared_buffers=1GB
 #
-# Over the network a password is always asked for (scram-sha-256). The superuser has none and comes in on this machine
-# alone, over the socket in PGDATA. Health check: pg_isready -h LISTEN -p PGPORT
+# Over the network a password is always required (scram-sha-256). The superuser has none and can connect only on this
+# machine, through the socket in PGDATA. Health check: pg_isready -h LISTEN -p PGPORT
 set -eu
 : "${PGDATA:?name the folder of the cluster}"
 listen=${LISTEN:-127.0.0.1}
 allow=${ALLOW:-$listen/32}
 port=${PGPORT:-5432}
 
-# Debian keeps a version's programs beside each other; the newest one is meant where PGBIN names none.
+# Debian installs several versions side by side; without PGBIN the newest one is used.
 bin=${PGBIN:-$(find /usr/lib/postgresql -mindepth 2 -maxdepth 2 -name bin 2>/dev/null | sort -V | tail -n 1)}
 if [ ! -x "$bin/postgres" ]; then
     echo "There is no PostgreSQL in ${bin:-/usr/lib/postgresql}. Expected Debian's package postgresql, or PGBIN." >&2
@@ -42,7 +42,7 @@ if [ "$allow" != 127.0.0.1/32 ] && ! as_owner grep -qxF "$rule" "$cluster/pg_hba
     echo "$rule" | as_owner tee -a "$cluster/pg_hba.conf" >/dev/null
 fi
 
-# exec: whoever ends this process ends the server. runuser would pass signals on only once its child has ended.
+# exec: a signal to this process reaches the server. runuser would pass it on only after its child has ended.
 set -- "$bin/postgres" -D "$cluster" -p "$port" \
     -c listen_addresses="$listen" -c unix_socket_directories="$cluster" "$@"
 if [ "$(id -u)" -eq 0 ]; then

@@ -24,7 +24,7 @@ PATIENCE = 200
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start the server of the README's line on the champion of a store."""
+    """Start the server of docs/after-a-study.md on the champion of a store."""
     folder = tmp_path_factory.mktemp("serving")
     models = ModelStore(folder / "store")
     version = models.register(models.trial(models.study("digits-small"), 0, trained(8)))

@@ -1,4 +1,4 @@
-"""A study whose workers are on a Ray cluster: the command of the README, on one machine and the embedded store."""
+"""A study whose workers are on a Ray cluster: the command of docs/ray.md, on one machine and the embedded store."""
 
 import subprocess
 import sys

@@ -19,6 +19,7 @@ import typer
 from benchmarks.sheet import FOLDER, Line, publish, table_of
 from experiments._entry import run
 from fashion_study.data.catalog import load_dataset, locate
+from fashion_study.data.dataset import ImageShape
 from fashion_study.executors.local import MALLOC
 from fashion_study.statistics import CONFIDENCE, student_interval
 from fashion_study.stderr import import_without_stderr
@@ -115,13 +116,13 @@ def accuracy(order: Order) -> float:
     keras.utils.clear_session()
     seed_training(order.seed)
     data = load_dataset(order.source, order.images)
-    model = _model(order, len(data.class_names))
+    model = _model(order, data.image_shape, len(data.class_names))
     # Without validation on the way: it is the end that is compared.
     fit(model, data.train, None, order.params, order.seed, lambda _epoch: True)
     return evaluate(to_float32(model, order.params), data.validation, data.class_names).accuracy
 
 
-def _model(order: Order, classes: int) -> "keras.Model":
+def _model(order: Order, image_shape: ImageShape, classes: int) -> "keras.Model":
     import tensorflow as tf
 
     from fashion_study.training.layers import TrainingConvPool2D
@@ -130,7 +131,7 @@ def _model(order: Order, classes: int) -> "keras.Model":
     # The builder takes its own layers where it sees no GPU, the stock ones where it sees one, with all else alike.
     gpus = [] if order.ours else ["a GPU"]
     with mock.patch.object(tf.config, "list_physical_devices", return_value=gpus):
-        model = build_model(order.params, order.precision, classes)
+        model = build_model(order.params, image_shape, classes, order.precision)
     if order.ours != any(isinstance(layer, TrainingConvPool2D) for layer in model.layers):
         raise RuntimeError("the builder chose its layers in another way: this would compare something with itself")
     return model

@@ -80,7 +80,7 @@ def model_logging_seconds(times: int) -> list[float]:
 
     configure(threads=1)
     params = Hyperparameters()
-    model = to_float32(build_model(params), params)
+    model = to_float32(build_model(params, (28, 28, 1), 10), params)
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(folder)
         client = store.client()
@@ -104,7 +104,7 @@ def stock_logging_seconds() -> float:
 
     configure(threads=1)
     params = Hyperparameters()
-    model = to_float32(build_model(params), params)
+    model = to_float32(build_model(params, (28, 28, 1), 10), params)
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         mlflow.set_experiment(experiment_id=mlflow.create_experiment("stock", Path(folder, "artifacts").as_uri()))

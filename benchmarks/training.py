@@ -156,7 +156,14 @@ def _worker(case: CheckContext) -> float:
         return True
 
     # Without validation, so that nothing but training lies between two ends.
-    fit(build_model(case.params, case.precision), data.train, None, case.params, 0, on_epoch)
+    fit(
+        build_model(case.params, data.image_shape, len(data.class_names), case.precision),
+        data.train,
+        None,
+        case.params,
+        0,
+        on_epoch,
+    )
     seconds = [end - start for start, end in pairwise(ends)]
     return len(data.train.labels) / median(seconds[1:])
 

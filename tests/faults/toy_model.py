@@ -17,7 +17,7 @@ def main() -> None:
         store = open_store(scratch)
         client = store.client()
         run_id = client.create_run(store.experiment_id(client, "digits")).info.run_id
-        logged = record_model(client, run_id, to_float32(build_model(SMALL), SMALL), SMALL)
+        logged = record_model(client, run_id, to_float32(build_model(SMALL, (28, 28, 1), 10), SMALL), SMALL)
         folder = local_path(client.get_logged_model(logged.model_id).artifact_location)
         assert folder is not None
         unfinished = Path(f"{sys.argv[1]}.part")

@@ -154,7 +154,7 @@ def test_a_run_that_says_no_digest_gives_no_model(shelf: Shelf, pictures: list[P
 def test_a_model_with_other_classes_than_its_data_set_is_refused(shelf: Shelf, pictures: list[Path]) -> None:
     models = shelf.models
     run_id = models.client.create_run(models.experiment_id).info.run_id
-    logged = record_model(models.client, run_id, to_float32(build_model(SMALL, classes=12), SMALL), SMALL)
+    logged = record_model(models.client, run_id, to_float32(build_model(SMALL, (28, 28, 1), 12), SMALL), SMALL)
     models.client.set_tag(run_id, "model_sha256", logged.sha256)
     with pytest.raises(DamagedModelError, match="12 classes apart; its data set has 10"):
         predict(pictures, models.store, ModelUri.parse(logged.uri))

@@ -36,7 +36,7 @@ def digits() -> Dataset:
 def trained(epochs: int, seed: int = 0) -> keras.Model:
     """Train on the digits: none to chance, one to about half, eight to well above nine in ten."""
     keras.utils.set_random_seed(seed)
-    model = build_model(SMALL)
+    model = build_model(SMALL, (28, 28, 1), 10)
     if epochs:
         train = digits().train
         model.fit(train.images, train.labels, batch_size=SMALL.batch_size, epochs=epochs, verbose=0)

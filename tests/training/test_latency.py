@@ -9,7 +9,7 @@ from fashion_study.trial import Hyperparameters
 
 
 def test_a_model_with_far_more_to_compute_takes_longer_in_either_place() -> None:
-    small, large = (build_model(Hyperparameters(filters_1=size, filters_2=size)) for size in (2, 256))
+    small, large = (build_model(Hyperparameters(filters_1=size, filters_2=size), (28, 28, 1), 10) for size in (2, 256))
     images = np.zeros((64, 28, 28, 1), dtype=np.uint8)
     first, second = interleaved_ms((small, large), images)
     third, fourth = interleaved_ms((large, small), images)

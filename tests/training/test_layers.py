@@ -8,11 +8,14 @@ import numpy.typing as npt
 import pytest
 import tensorflow as tf
 
+from fashion_study.data.dataset import ImageShape
+from fashion_study.errors import BadInputError
 from fashion_study.training.fit import seed_training
 from fashion_study.training.layers import TrainingConvPool2D
-from fashion_study.training.model import DEAD_MARGIN, build_model, to_float32
+from fashion_study.training.model import build_model, to_float32
 from fashion_study.trial import Hyperparameters
 
+IMAGE_SHAPE = (28, 28, 1)
 SMALL = Hyperparameters(filters_1=4, filters_2=6, filters_3=8, dense_units=12, input_scale="unit")
 
 RANDOM = np.random.default_rng(0)
@@ -58,8 +61,8 @@ def stock_and_training_layers(
 
 def weight_gradients(model: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> list[npt.NDArray[np.float32]]:
     with tf.GradientTape() as tape:
-        counted_attempts = keras.counted_attempts.sparse_categorical_crossentropy(labels, model(images, training=True))
-        loss = tf.reduce_mean(counted_attempts)
+        losses = keras.losses.sparse_categorical_crossentropy(labels, model(images, training=True))
+        loss = tf.reduce_mean(losses)
     return [gradient.numpy() for gradient in tape.gradient(loss, model.trainable_weights)]
 
 
@@ -106,20 +109,32 @@ def gradient_of_sum(layer: keras.layers.Layer, images: tf.Tensor) -> tf.Tensor:
     return tape.gradient(total, images)
 
 
-def test_what_training_crops_reaches_nothing() -> None:
-    seed_training(3)
-    logged = to_float32(build_model(SMALL), SMALL)
-    pixels = RANDOM.integers(0, 256, size=(4, 28, 28, 1))
-    others = pixels.copy()
-    others[:, -DEAD_MARGIN:], others[:, :, -DEAD_MARGIN:] = 255, 255
-    np.testing.assert_array_equal(logged(pixels), logged(others))
+# Every remainder of a side, in both directions: an image's last 0 to 3 rows and columns reach nothing.
+SHAPES = [(28, 28, 1), (32, 40, 3), (18, 19, 1), (35, 21, 4), (22, 36, 3)]
 
 
-def test_the_network_that_trains_is_the_network_that_is_logged() -> None:
+@pytest.mark.parametrize("image_shape", SHAPES)
+def test_what_training_crops_reaches_nothing(image_shape: ImageShape) -> None:
     seed_training(3)
-    training = build_model(SMALL)
+    training = build_model(SMALL, image_shape, 10)
+    ((_, rows), (_, columns)) = training.get_layer("crop").cropping
     logged = to_float32(training, SMALL)
-    pixels = tf.constant(RANDOM.integers(0, 256, size=(16, 28, 28, 1)), tf.uint8)
+    pixels = RANDOM.integers(0, 256, size=(4, *image_shape))
+    height, width, _ = image_shape
+    cropped, seen = pixels.copy(), pixels.copy()
+    cropped[:, height - rows :], cropped[:, :, width - columns :] = 255, 255
+    np.testing.assert_array_equal(logged(pixels), logged(cropped))
+    for edge in (np.s_[:, height - rows - 1], np.s_[:, :, width - columns - 1]):
+        seen[edge] = 255 - seen[edge]
+        assert not np.array_equal(logged(pixels), logged(seen)), "more could be cropped"
+
+
+@pytest.mark.parametrize("image_shape", SHAPES)
+def test_the_network_that_trains_is_the_logged_one(image_shape: ImageShape) -> None:
+    seed_training(3)
+    training = build_model(SMALL, image_shape, 10)
+    logged = to_float32(training, SMALL)
+    pixels = tf.constant(RANDOM.integers(0, 256, size=(16, *image_shape)), tf.uint8)
     labels = tf.constant(RANDOM.integers(0, 10, size=16))
 
     np.testing.assert_allclose(training(pixels), logged(pixels), atol=1e-5)
@@ -128,8 +143,14 @@ def test_the_network_that_trains_is_the_network_that_is_logged() -> None:
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("image_shape", [(17, 28, 1), (28, 8, 3)])
+def test_images_too_small_for_the_network_are_refused(image_shape: ImageShape) -> None:
+    with pytest.raises(BadInputError, match="at least 18 x 18"):
+        build_model(SMALL, image_shape, 10)
+
+
 def test_what_is_logged_holds_stock_layers_and_loads_in_safe_mode(tmp_path: Path) -> None:
-    training = build_model(SMALL)
+    training = build_model(SMALL, IMAGE_SHAPE, 10)
     if not tf.config.list_physical_devices("GPU"):
         assert TrainingConvPool2D in {type(layer) for layer in training.layers}
     float32_model = to_float32(training, SMALL)

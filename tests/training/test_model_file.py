@@ -18,6 +18,7 @@ from fashion_study.training.model import build_model, to_float32
 from fashion_study.training.model_file import check_model_file, load_model_file
 from fashion_study.trial import Hyperparameters, Precision
 
+IMAGE_SHAPE = (28, 28, 1)
 SMALL = Hyperparameters(filters_1=4, filters_2=6, filters_3=8, dense_units=12)
 Config = dict[str, Any]
 Members = dict[str, bytes]
@@ -26,7 +27,7 @@ Members = dict[str, bytes]
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "model.keras"
-    to_float32(build_model(SMALL), SMALL).save(path)
+    to_float32(build_model(SMALL, IMAGE_SHAPE, 10), SMALL).save(path)
     return path
 
 
@@ -55,7 +56,7 @@ def test_every_model_of_the_builder_loads_and_predicts_the_same(
     input_scale: str, precision: Precision, tmp_path: Path
 ) -> None:
     params = Hyperparameters.model_validate(SMALL.model_dump() | {"input_scale": input_scale})
-    model = to_float32(build_model(params, precision), params)
+    model = to_float32(build_model(params, IMAGE_SHAPE, 10, precision), params)
     path = tmp_path / "model.keras"
     model.save(path)
     loaded = load_model_file(path)
@@ -66,7 +67,7 @@ def test_every_model_of_the_builder_loads_and_predicts_the_same(
 
 def test_the_builder_s_largest_model_is_not_too_large_to_load(tmp_path: Path) -> None:
     params = Hyperparameters(filters_1=512, filters_2=512, filters_3=512, dense_units=4096)
-    model = to_float32(build_model(params), params)
+    model = to_float32(build_model(params, IMAGE_SHAPE, 10), params)
     path = tmp_path / "model.keras"
     model.save(path)
     assert load_model_file(path).count_params() == model.count_params()
@@ -346,7 +347,7 @@ def test_weights_that_point_elsewhere_or_are_no_weights_are_refused(
 
 def test_weights_of_another_model_are_refused(members: Members, tmp_path: Path) -> None:
     wider = Hyperparameters.model_validate(SMALL.model_dump() | {"dense_units": 13})
-    to_float32(build_model(wider), wider).save(tmp_path / "other.keras")
+    to_float32(build_model(wider, IMAGE_SHAPE, 10), wider).save(tmp_path / "other.keras")
     with zipfile.ZipFile(tmp_path / "other.keras") as archive:
         weights = archive.read("model.weights.h5")
     path = packed(tmp_path / "model.keras", {**members, "model.weights.h5": weights})

@@ -31,7 +31,7 @@ class Recorded:
         self.tracking_uri = store.tracking_uri
         self.client: MlflowClient = store.client()
         self.run_id = self.client.create_run(store.experiment_id(self.client, "digits")).info.run_id
-        model = build_model(PARAMS, Precision.BFLOAT16)
+        model = build_model(PARAMS, data.image_shape, 10, Precision.BFLOAT16)
         model.train_on_batch(data.train.images[:64], data.train.labels[:64])
         self.model = to_float32(model, PARAMS)
         self.evaluation: Evaluation = evaluate(self.model, data.validation, data.class_names)

@@ -212,13 +212,14 @@ def _train(job: _Job) -> Figures:
 
     client = MlflowClient(job.tracking_uri)
     params = Hyperparameters(input_scale=job.scale)
-    class_names = describe(job.source.name).class_names
+    kind = describe(job.source.name)
+    class_names = kind.class_names
     images = load_pool(job.source)
     with _run(client, job.experiment_id, f"baseline {job.scale}, seed {job.seed}", _tags(job)) as run_id:
         settings = params.model_dump() | {"seed": job.seed, "train_images": len(images.labels)}
         client.log_batch(run_id, params=[Param(name, str(value)) for name, value in settings.items()])
         seed_training(job.seed)
-        model = build_model(params, classes=len(class_names))
+        model = build_model(params, kind.image_shape, len(class_names))
         outcome = fit(model, images, None, params, job.seed, lambda epoch: _report(client, run_id, job, epoch))
         last = outcome.epochs[-1]
         if outcome.end is not FitEnd.COMPLETED:

@@ -5,6 +5,8 @@ from typing import Any
 import keras
 import keras_tuner
 
+from fashion_study.data.dataset import ImageShape
+from fashion_study.data.fashion_mnist import FASHION_MNIST
 from fashion_study.space.keras_tuner import declare, values_within
 from fashion_study.space.space import SearchSpace
 from fashion_study.training.model import build_model
@@ -12,21 +14,27 @@ from fashion_study.trial import Hyperparameters
 
 
 class FashionHyperModel(keras_tuner.HyperModel):
-    """Offer a search space and the shared builder to any tuner of KerasTuner's: batch size and epochs included.
+    """A search space and the shared builder for any of KerasTuner's tuners, with batch size and epochs.
 
-    Each parameter's default is the baseline's value. Images are raw pixels (n, 28, 28, 1) from 0 to 255, labels whole
-    numbers below `classes`. What a tuner or `tuner.search` passes to `fit`, as Hyperband does with its epochs, is taken
-    rather than the space's.
+    Each parameter's default is the baseline's value. Images are raw pixels (n, *image_shape) from 0 to 255, labels
+    integers below `classes`. Arguments that a tuner or `tuner.search` passes to `fit`, such as Hyperband's epochs,
+    take precedence over the space's.
     """
 
-    def __init__(self, space: SearchSpace, classes: int = 10) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        classes: int = len(FASHION_MNIST.class_names),
+        image_shape: ImageShape = FASHION_MNIST.image_shape,
+    ) -> None:
         super().__init__(name=f"fashion_{space.name}")
         self._space = space
         self._classes = classes
+        self._image_shape = image_shape
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """Declare the space and build the compiled model of one of its points."""
-        model = build_model(self._hyperparameters(hp), classes=self._classes)
+        model = build_model(self._hyperparameters(hp), self._image_shape, self._classes)
         # A tuner loads an earlier trial's weights into it, which it has stored with their optimizer's state.
         model.optimizer.build(model.trainable_variables)
         return model

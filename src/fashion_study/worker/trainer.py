@@ -58,7 +58,7 @@ class Trainer:
 
     def probe(self) -> ProbeResult:
         """Measure which precision trains faster here."""
-        return probe()
+        return probe(self._data.image_shape, len(self._data.class_names))
 
     def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
         """Train, evaluate and record one attempt; `go_on` takes each epoch's report and answers it.
@@ -91,7 +91,7 @@ class Trainer:
         keras.utils.clear_session()
         seed_training(spec.seed)
         params, data = spec.hyperparameters, self._data
-        model = build_model(params, spec.precision, len(data.class_names))
+        model = build_model(params, data.image_shape, len(data.class_names), spec.precision)
         start = self._start(spec, model)
         outcome = fit(model, data.train, data.validation, params, spec.seed, report, start.epochs)
         result = self._end(spec, outcome, model)

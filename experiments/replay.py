@@ -37,8 +37,8 @@ def main(
     find_store(store)
 
     # Imported here: they bring MLflow and Optuna, and a refusal must not wait for those.
+    from fashion_study.replay.comparison import show_replay
     from fashion_study.replay.replay import replay
-    from fashion_study.replay.view import show_replay
     from fashion_study.study.progress import PipeSafeConsole, watch
 
     console = PipeSafeConsole()

@@ -172,13 +172,17 @@ class DataSource:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Tell a worker, first of all, what is the same for every trial that it trains; without `records` it only reads."""
+    """What is the same for everything that a worker trains; without `records` it only reads the store.
+
+    With `pool` it trains on all images that may be fitted to, without validation.
+    """
 
     source: DataSource
     limit_train: int | None
     threads: int
     tracking_uri: str
     records: bool = True
+    pool: bool = False
 
 
 @dataclass(frozen=True)

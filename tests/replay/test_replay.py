@@ -20,11 +20,10 @@ from fashion_study.config import StudyConfig
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.errors import BadInputError, DataError, StoreError, StudyError
 from fashion_study.executors import local
-from fashion_study.replay.comparison import Replay
+from fashion_study.replay.comparison import Replay, show_replay
 from fashion_study.replay.recorded import read_recorded
 from fashion_study.replay.replay import replay
 from fashion_study.replay.request import ReplayConfig
-from fashion_study.replay.view import show_replay
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.plan import dataset_metadata, plan_study

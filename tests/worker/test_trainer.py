@@ -269,7 +269,7 @@ def test_a_continued_trial_takes_up_the_weights_the_epochs_and_the_steps_of_an_e
     assert result.tags["continued_after_epoch"] == "1"
     (weights, steps) = began[0]
     # 200 images in batches of 32, some of them for validation.
-    assert steps == -(-len(bench.trainer._data.train.labels) // 32)
+    assert steps == -(-len(bench.trainer._train_images.labels) // 32)
     left = mlflow.keras.load_model(earlier.tags["model_uri"], load_model_kwargs={"safe_mode": True}).get_weights()
     for ours, theirs in zip(weights, left, strict=True):
         np.testing.assert_array_equal(ours, theirs)

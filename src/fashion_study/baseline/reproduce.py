@@ -1,17 +1,12 @@
-"""The blog post's model, trained exactly, in both input scales, and measured on the holdout."""
+"""The reproduction of the blog post's model: trained exactly, in both input scales, and measured on the holdout."""
 
-import os
-import sys
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing import active_children, get_context, parent_process
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -22,20 +17,32 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID
 from fashion_study.baseline.table import SCALES, Figures, Reproduction, Scale
 from fashion_study.data.catalog import describe, load_pool
 from fashion_study.data.holdout import load_holdout
-from fashion_study.errors import StudyError
-from fashion_study.executors.local import MALLOC, default_workers, threads_per_worker
+from fashion_study.errors import StoreError, StudyError
+from fashion_study.executors.executor import closing_workers
+from fashion_study.executors.local import LocalExecutor, default_workers, threads_per_worker
+from fashion_study.stderr import import_without_stderr, stderr_into
 from fashion_study.store.failures import store_failures
 from fashion_study.store.locks import claim
 from fashion_study.store.store import open_store
+from fashion_study.study.loop import Loop, Source
+from fashion_study.study.progress import NullObserver
 from fashion_study.tracking.aliases import Champions, ConcurrentUpdateError, PromotionRunningError, promotion_lock
 from fashion_study.tracking.provenance import code_commit, code_digest
 from fashion_study.tracking.registry import Candidate, Registry, Version
-from fashion_study.trial import DataSource, Hyperparameters
+from fashion_study.trial import (
+    AttemptLost,
+    DataSource,
+    EpochReport,
+    FailReason,
+    Hyperparameters,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    WorkerSettings,
+)
 
 if TYPE_CHECKING:
     from fashion_study.training.evaluation import Evaluation
-    from fashion_study.training.fit import Epoch
-
 
 # A promotion reads the holdout, which takes about so long.
 PROMOTION_SECONDS = 30.0
@@ -43,7 +50,7 @@ PROMOTION_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class BaselineConfig:
-    """Say on what to train the baseline, how often, where to keep the runs, and whether to register a model."""
+    """What to train the baseline on, how often, where to keep the runs, and whether to register a model."""
 
     source: DataSource
     seeds: int = 1
@@ -52,23 +59,13 @@ class BaselineConfig:
     register: bool = False
 
 
-@dataclass(frozen=True)
-class _Job:
-    scale: Scale
-    seed: int
-    source: DataSource
-    tracking_uri: str
-    experiment_id: str
-    parent_run_id: str
-
-
 def reproduce_baseline(config: BaselineConfig) -> Reproduction:
     """Train the post's model for each seed and input scale on all training images, and read the holdout.
 
     Every training is an MLflow run of its own under one parent run, which counts the readings of the holdout.
 
     Raises:
-        StudyError: a training process was killed, or a training diverged.
+        StudyError: a worker died, or a training diverged.
         StoreError: the store gives up.
     """
     source = config.source
@@ -81,19 +78,18 @@ def reproduce_baseline(config: BaselineConfig) -> Reproduction:
     with (
         store_failures(store, "What was trained before is kept; reproduce the baseline again when it answers."),
         claim(store.root, lock),
-        _run(client, experiment_id, "baseline reproduction", tags) as run_id,
+        _ending(client, _create_run(client, experiment_id, "baseline reproduction", tags)) as run_id,
     ):
-        jobs = [
-            _Job(scale, seed, source, store.tracking_uri, experiment_id, run_id)
-            for seed in range(config.seeds)
-            for scale in SCALES
-        ]
+        log_dir = store.root / "logs" / "baseline"
+        trainings = _Trainings(client, source, experiment_id, run_id, config.seeds, log_dir)
+        workers = min(config.workers or default_workers(), config.seeds * len(SCALES))
+        settings = WorkerSettings(source, None, threads_per_worker(workers), store.tracking_uri, pool=True)
         try:
-            workers = min(config.workers or default_workers(), len(jobs))
-            found = _train_all(client, jobs, workers, store.root / "logs" / "baseline.log")
+            with closing_workers(LocalExecutor(settings, workers, log_dir)) as executor:
+                Loop(trainings, executor, NullObserver()).run()
         finally:
             _close_abandoned(client, experiment_id, run_id)
-        figures = {scale: tuple(found[scale, seed] for seed in range(config.seeds)) for scale in SCALES}
+        figures = {scale: tuple(trainings.found[scale, seed] for seed in range(config.seeds)) for scale in SCALES}
         _log_metrics(client, run_id, _summary(figures))
     # The trainings are done, whatever becomes of the registration.
     version = None
@@ -103,6 +99,123 @@ def reproduce_baseline(config: BaselineConfig) -> Reproduction:
     return Reproduction(source, run_id, figures, version)
 
 
+class _Trainings(Source):
+    """The trainings of a reproduction as the work of a loop; `found` has the figures of those that are done."""
+
+    def __init__(
+        self, client: MlflowClient, source: DataSource, experiment_id: str, parent_run: str, seeds: int, log_dir: Path
+    ) -> None:
+        self._client = client
+        self._source = source
+        self._experiment_id = experiment_id
+        self._parent_run = parent_run
+        self._log_dir = log_dir
+        self._images = len(load_pool(source).labels)
+        jobs = [(seed, scale) for seed in range(seeds) for scale in SCALES]
+        self._left = [
+            TrialSpec(number, 1, Hyperparameters(input_scale=scale), seed) for number, (seed, scale) in enumerate(jobs)
+        ]
+        self._total = len(jobs)
+        self._train_accuracy: dict[str, float] = {}
+        self.found: dict[tuple[Scale, int], Figures] = {}
+
+    def next(self) -> TrialSpec | None:
+        """Take the first training that is left."""
+        return self._left.pop(0) if self._left else None
+
+    def begin(self, spec: TrialSpec) -> TrialSpec:
+        """Open the run of a training."""
+        scale = spec.hyperparameters.input_scale
+        tags = {
+            MLFLOW_PARENT_RUN_ID: self._parent_run,
+            "kind": "baseline",
+            "input_scale": scale,
+            "seed": str(spec.seed),
+            "data_digest": self._source.digest,
+        } | ({MLFLOW_GIT_COMMIT: commit} if (commit := code_commit()) else {})
+        run_id = _create_run(self._client, self._experiment_id, f"baseline {scale}, seed {spec.seed}", tags)
+        settings = spec.hyperparameters.model_dump() | {"seed": spec.seed, "train_images": self._images}
+        self._client.log_batch(run_id, params=[Param(name, str(value)) for name, value in settings.items()])
+        return replace(spec, run_id=run_id)
+
+    def log_epoch(self, spec: TrialSpec, report: EpochReport) -> None:
+        """Add an epoch to the run's curves, and print what it reached."""
+        curves = {
+            "train_loss": report.train_loss,
+            "train_accuracy": report.train_accuracy,
+            "epoch_seconds": report.seconds,
+            "images_per_second": report.images_per_second,
+        }
+        _log_metrics(self._client, spec.run_id, curves, step=report.epoch)
+        reached = f"train accuracy {report.train_accuracy:.4f}, {report.seconds:.0f} s"
+        scale = spec.hyperparameters.input_scale
+        print(f"{scale}, seed {spec.seed}: epoch {report.epoch}, {reached}", flush=True)
+        self._train_accuracy[spec.run_id] = report.train_accuracy
+
+    def settle(self, spec: TrialSpec, result: TrialResult) -> None:
+        """Measure the model of a training on the holdout, which is counted before it is read."""
+        with _ending(self._client, spec.run_id):
+            if result.state is not TrialState.COMPLETE:
+                raise self._failure(spec, result)
+            _log_metrics(self._client, spec.run_id, {"holdout_readings": 1})
+            with stderr_into(self._log_dir / "holdout.log"):
+                evaluation = self._evaluate(spec, result)
+            for name in ("model_uri", "model_sha256"):
+                self._client.set_tag(spec.run_id, name, result.tags[name])
+            _log_metrics(self._client, spec.run_id, _final_metrics(evaluation, result))
+        by_class = {name: (evaluation.precision[name], evaluation.recall[name]) for name in evaluation.class_names}
+        figures = Figures(self._train_accuracy[spec.run_id], evaluation.accuracy, by_class, spec.run_id)
+        self.found[spec.hyperparameters.input_scale, spec.seed] = figures
+        done = len(self.found)
+        _log_metrics(self._client, self._parent_run, {"holdout_readings": done}, step=done)
+
+    def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:  # noqa: ARG002
+        """End the reproduction."""
+        if lost.by_store:
+            raise StoreError(
+                f"A training could not be written down: {lost.cause}. Expected the store to take it. "
+                "What was trained before is kept; reproduce the baseline again when it answers."
+            )
+        raise self._death(lost.cause)
+
+    def _failure(self, spec: TrialSpec, result: TrialResult) -> StudyError:
+        what = f"The baseline ({spec.hyperparameters.input_scale}, seed {spec.seed})"
+        match result.reason:
+            case FailReason.DIVERGED:
+                return StudyError(
+                    f"{what} diverged. {result.message} Expected a finite one. Report it, with the MLflow run "
+                    f"{spec.run_id}."
+                )
+            case FailReason.OOM:
+                return self._death(result.message)
+            case _:
+                return StudyError(f"{what} failed. Expected it to be trained. Report it:\n{result.message}")
+
+    def _death(self, cause: str) -> StudyError:
+        return StudyError(
+            f"A training process ended unexpectedly ({cause.rstrip('.')}), "
+            f"{len(self.found)} of {self._total} trainings done. Expected about 1.5 GiB of memory for each; "
+            f"--workers 1 trains one at a time. What it printed is in {self._log_dir}."
+        )
+
+    def _evaluate(self, spec: TrialSpec, result: TrialResult) -> "Evaluation":
+        """Evaluate the model that the worker has logged, and log figures and tables."""
+        # Imported here: it brings TensorFlow.
+        import_without_stderr("keras")
+        from fashion_study.training.evaluation import evaluate
+        from fashion_study.training.model_file import load_model_file
+        from fashion_study.worker.record import record_evaluation
+
+        tags = result.tags
+        logged = Candidate(self._source.name, spec.run_id, tags["model_uri"], tags["model_sha256"], {})
+        with TemporaryDirectory() as folder:
+            model = load_model_file(Registry(self._client).fetch(logged, Path(folder)))
+        holdout = load_holdout(self._source)
+        evaluation = evaluate(model, holdout, describe(self._source.name).class_names)
+        record_evaluation(self._client, spec.run_id, evaluation, holdout, spec.seed)
+        return evaluation
+
+
 def _register(client: MlflowClient, root: Path, source: DataSource, trained: tuple[Figures, ...]) -> str:
     """Register the model on raw pixels with the median training accuracy; the first version becomes champion.
 
@@ -110,8 +223,7 @@ def _register(client: MlflowClient, root: Path, source: DataSource, trained: tup
     """
     chosen = sorted(trained, key=lambda figures: figures.train_accuracy)[(len(trained) - 1) // 2]
     run = client.get_run(chosen.run_id).data
-    registry = Registry(client)
-    version = registry.register(
+    version = Registry(client).register(
         Candidate(
             dataset=source.name,
             run_id=chosen.run_id,
@@ -147,132 +259,14 @@ def _set_first_champion(client: MlflowClient, root: Path, version: Version) -> s
     return "champion: there was none"
 
 
-def _train_all(client: MlflowClient, jobs: list[_Job], workers: int, log: Path) -> dict[tuple[Scale, int], Figures]:
-    found: dict[tuple[Scale, int], Figures] = {}
-    try:
-        with _processes(workers, log) as pool:
-            futures = {pool.submit(_train, job): job for job in jobs}
-            for future in as_completed(futures):
-                job = futures[future]
-                found[job.scale, job.seed] = future.result()
-                _log_metrics(client, job.parent_run_id, {"holdout_readings": len(found)}, step=len(found))
-    except BrokenProcessPool as error:
-        raise StudyError(
-            f"A training process ended unexpectedly, {len(found)} of {len(jobs)} trainings done. "
-            f"Expected about 1.5 GiB of memory for each; --workers 1 trains one at a time. See {log}."
-        ) from error
-    return found
-
-
-@contextmanager
-def _processes(count: int, log: Path) -> Iterator[ProcessPoolExecutor]:
-    """Start processes that import TensorFlow, so that this one does not; they end with it."""
-    log.parent.mkdir(exist_ok=True)
-    # A new process takes its environment from this one, and reads these before Python starts.
-    os.environ.update(MALLOC)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    pool = ProcessPoolExecutor(
-        count,
-        mp_context=get_context("spawn"),
-        initializer=_begin_process,
-        initargs=(threads_per_worker(count), log),
-    )
-    try:
-        yield pool
-    except BaseException:
-        for child in active_children():
-            child.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin_process(threads: int, log: Path) -> None:
-    # TensorFlow's own messages, of no use on a user's terminal.
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), sys.stderr.fileno())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    from fashion_study.training.fit import configure
-
-    configure(threads)
-
-
-def _end_with_parent() -> None:
-    if (parent := parent_process()) is not None:
-        parent.join()
-    os._exit(1)
-
-
-def _train(job: _Job) -> Figures:
-    """Train and measure once, in a process of its own."""
-    from fashion_study.training.evaluation import evaluate
-    from fashion_study.training.fit import FitEnd, fit, seed_training
-    from fashion_study.training.model import build_model, to_float32
-    from fashion_study.worker.record import record_evaluation, record_model
-
-    client = MlflowClient(job.tracking_uri)
-    params = Hyperparameters(input_scale=job.scale)
-    kind = describe(job.source.name)
-    class_names = kind.class_names
-    images = load_pool(job.source)
-    with _run(client, job.experiment_id, f"baseline {job.scale}, seed {job.seed}", _tags(job)) as run_id:
-        settings = params.model_dump() | {"seed": job.seed, "train_images": len(images.labels)}
-        client.log_batch(run_id, params=[Param(name, str(value)) for name, value in settings.items()])
-        seed_training(job.seed)
-        model = build_model(params, kind.image_shape, len(class_names))
-        outcome = fit(model, images, None, params, job.seed, lambda epoch: _report(client, run_id, job, epoch))
-        last = outcome.epochs[-1]
-        if outcome.end is not FitEnd.COMPLETED:
-            raise StudyError(
-                f"The baseline ({job.scale}, seed {job.seed}) diverged in epoch {last.number}: its loss is "
-                f"{last.train_loss}. Expected a finite one. Report it, with the MLflow run {run_id}."
-            )
-        # Counted before it is read, so that no reading escapes the count.
-        _log_metrics(client, run_id, {"holdout_readings": 1})
-        holdout = load_holdout(job.source)
-        float32_model = to_float32(model, params)
-        evaluation = evaluate(float32_model, holdout, class_names)
-        _log_metrics(client, run_id, _final_metrics(evaluation, model.count_params(), outcome.train_seconds))
-        record_evaluation(client, run_id, evaluation, holdout, job.seed)
-        logged = record_model(client, run_id, float32_model, params)
-        for name, value in (("model_uri", logged.uri), ("model_sha256", logged.sha256)):
-            client.set_tag(run_id, name, value)
-    by_class = {name: (evaluation.precision[name], evaluation.recall[name]) for name in class_names}
-    return Figures(last.train_accuracy, evaluation.accuracy, by_class, run_id)
-
-
-def _tags(job: _Job) -> dict[str, str]:
-    tags = {
-        MLFLOW_PARENT_RUN_ID: job.parent_run_id,
-        "kind": "baseline",
-        "input_scale": job.scale,
-        "seed": str(job.seed),
-        "data_digest": job.source.digest,
-    }
-    return tags | ({MLFLOW_GIT_COMMIT: commit} if (commit := code_commit()) else {})
-
-
-def _report(client: MlflowClient, run_id: str, job: _Job, epoch: "Epoch") -> bool:
-    curves = {
-        "train_loss": epoch.train_loss,
-        "train_accuracy": epoch.train_accuracy,
-        "epoch_seconds": epoch.seconds,
-        "images_per_second": epoch.images_per_second,
-    }
-    _log_metrics(client, run_id, curves, step=epoch.number)
-    reached = f"train accuracy {epoch.train_accuracy:.4f}, {epoch.seconds:.0f} s"
-    print(f"{job.scale}, seed {job.seed}: epoch {epoch.number}, {reached}", flush=True)
-    return True
-
-
-def _final_metrics(evaluation: "Evaluation", parameter_count: int, train_seconds: float) -> dict[str, float]:
+def _final_metrics(evaluation: "Evaluation", result: TrialResult) -> dict[str, float]:
     from fashion_study.worker.record import by_class
 
     return {
         "holdout_accuracy": evaluation.accuracy,
         "holdout_macro_f1": evaluation.macro_f1,
-        "parameter_count": parameter_count,
-        "train_seconds": train_seconds,
+        "parameter_count": result.metrics["parameter_count"],
+        "train_seconds": result.metrics["train_seconds"],
         "ms_per_image": evaluation.ms_per_image,
         **by_class("holdout_precision", evaluation.precision),
         **by_class("holdout_recall", evaluation.recall),
@@ -290,10 +284,13 @@ def _summary(figures: dict[Scale, tuple[Figures, ...]]) -> dict[str, float]:
     return values
 
 
+def _create_run(client: MlflowClient, experiment_id: str, name: str, tags: dict[str, str]) -> str:
+    return str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
+
+
 @contextmanager
-def _run(client: MlflowClient, experiment_id: str, name: str, tags: dict[str, str]) -> Iterator[str]:
-    """Open an MLflow run and end it with the status that the block deserves."""
-    run_id = str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
+def _ending(client: MlflowClient, run_id: str) -> Iterator[str]:
+    """End an MLflow run with the status that the block deserves."""
     status = "FAILED"
     try:
         yield run_id
@@ -306,7 +303,7 @@ def _run(client: MlflowClient, experiment_id: str, name: str, tags: dict[str, st
 
 
 def _close_abandoned(client: MlflowClient, experiment_id: str, parent_run_id: str) -> None:
-    """End the runs of processes that were ended before they could do so."""
+    """End the runs of trainings that did not come to their end."""
     condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent_run_id}' and attributes.status = 'RUNNING'"
     for run in client.search_runs([experiment_id], condition):
         client.set_terminated(run.info.run_id, "KILLED")

@@ -2,26 +2,24 @@
 
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.errors import DataError, StudyError
-from fashion_study.executors.executor import Executor, closing_workers
+from fashion_study.executors.executor import closing_workers
 from fashion_study.executors.local import LocalExecutor
-from fashion_study.replay.recorded import Curves, Images, Recorded
+from fashion_study.replay.recorded import CURVES, Images, Recorded
+from fashion_study.study.loop import Loop, Source
 from fashion_study.study.progress import Observer
-from fashion_study.trial import AttemptLost, DataSource, EpochReport, TrialResult, TrialState, WorkerSettings
-
-TICK_SECONDS = 0.25
-
-
-@dataclass(frozen=True)
-class Again:
-    """Show what the training reached this time: its curves by epoch and figure, and its result."""
-
-    curves: Curves
-    result: TrialResult
+from fashion_study.trial import (
+    AttemptLost,
+    DataSource,
+    EpochReport,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    WorkerSettings,
+)
 
 
 def find_images(images: Images, data_dir: Path | None) -> DataSource:
@@ -43,6 +41,40 @@ def find_images(images: Images, data_dir: Path | None) -> DataSource:
     return source
 
 
+class Again(Source):
+    """The one training of a replay as the work of a loop: its curves by epoch and figure, and its `result`."""
+
+    result: TrialResult
+
+    def __init__(self, recorded: Recorded) -> None:
+        self._recorded = recorded
+        self._left = [recorded.spec]
+        self.curves: dict[int, dict[str, float]] = {}
+
+    def next(self) -> TrialSpec | None:
+        """Return the recorded attempt, once."""
+        return self._left.pop() if self._left else None
+
+    def report(self, spec: TrialSpec, report: EpochReport) -> bool:  # noqa: ARG002
+        """Keep an epoch's figures; stop where the recorded training was pruned, or past where it diverged."""
+        self.curves[report.epoch] = {name: getattr(report, name) for name in CURVES}
+        recorded = self._recorded
+        if recorded.state is TrialState.COMPLETE:
+            return False
+        return report.epoch >= recorded.epochs_run + (recorded.state is TrialState.FAILED)
+
+    def settle(self, spec: TrialSpec, result: TrialResult) -> None:  # noqa: ARG002
+        """Keep the result."""
+        self.result = result
+
+    def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:  # noqa: ARG002
+        """End the replay."""
+        raise StudyError(
+            f"The worker died while it trained {self._recorded.label} again: {lost.cause}. Expected it to "
+            "come to the end. Close what takes memory, and start the replay once more."
+        )
+
+
 def train_again(recorded: Recorded, source: DataSource, tracking_uri: str, observer: Observer) -> Again:
     """Train as far as the recorded training went, with as many threads.
 
@@ -53,46 +85,9 @@ def train_again(recorded: Recorded, source: DataSource, tracking_uri: str, obser
     """
     settings = WorkerSettings(source, recorded.images.limit_train, recorded.threads, tracking_uri, records=False)
     folder = Path(tempfile.mkdtemp(prefix="fashion-study-replay-"))
+    again = Again(recorded)
     with closing_workers(LocalExecutor(settings, 1, folder)) as executor:
-        again = _follow(executor, recorded, observer)
+        Loop(again, executor, observer).run()
     # Not after an error, which names the log in it.
     shutil.rmtree(folder)
     return again
-
-
-def _follow(executor: Executor, recorded: Recorded, observer: Observer) -> Again:
-    spec = recorded.spec
-    curves: dict[int, dict[str, float]] = {}
-    executor.submit(spec)
-    observer.trial_started(spec)
-    while True:
-        for event in executor.wait(TICK_SECONDS):
-            match event:
-                case EpochReport():
-                    curves[event.epoch] = _figures(event)
-                    executor.answer(event, prune=_is_enough(recorded, event.epoch))
-                    observer.epoch_done(spec, event)
-                case TrialResult():
-                    observer.trial_closed(spec, event, None)
-                    return Again(curves, event)
-                case AttemptLost():
-                    raise StudyError(
-                        f"The worker died while it trained {recorded.label} again: {event.cause}. Expected it to "
-                        "come to the end. Close what takes memory, and start the replay once more."
-                    )
-
-
-def _figures(report: EpochReport) -> dict[str, float]:
-    return {
-        "train_loss": report.train_loss,
-        "train_accuracy": report.train_accuracy,
-        "val_loss": report.val_loss,
-        "val_accuracy": report.val_accuracy,
-    }
-
-
-def _is_enough(recorded: Recorded, epoch: int) -> bool:
-    """Say whether the training has gone as far as the recorded one, or past where that diverged."""
-    if recorded.state is TrialState.COMPLETE:
-        return False
-    return epoch >= recorded.epochs_run + (recorded.state is TrialState.FAILED)

@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from fashion_study.data.catalog import load_dataset
+from fashion_study.data.catalog import describe, load_dataset, load_pool
+from fashion_study.data.dataset import Split
 from fashion_study.text import truncated_traceback
 from fashion_study.training.evaluation import Evaluation, evaluate
 from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, configure, fit, seed_training
@@ -49,7 +50,13 @@ class Trainer:
         self._tracking_uri = settings.tracking_uri
         self._records = settings.records
         self._environment = environment(settings.threads)
-        self._data = load_dataset(settings.source, settings.limit_train)
+        self._kind = describe(settings.source.name)
+        self._validation: Split | None = None
+        if settings.pool:
+            self._train_images = load_pool(settings.source)
+        else:
+            data = load_dataset(settings.source, settings.limit_train)
+            self._train_images, self._validation = data.train, data.validation
 
     @cached_property
     def _client(self) -> MlflowClient:
@@ -58,7 +65,7 @@ class Trainer:
 
     def probe(self) -> ProbeResult:
         """Measure which precision trains faster here."""
-        return probe(self._data.image_shape, len(self._data.class_names))
+        return probe(self._kind.image_shape, len(self._kind.class_names))
 
     def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
         """Train, evaluate and record one attempt; `go_on` takes each epoch's report and answers it.
@@ -90,10 +97,10 @@ class Trainer:
     def _train(self, spec: TrialSpec, report: Callable[[Epoch], bool]) -> TrialResult:
         keras.utils.clear_session()
         seed_training(spec.seed)
-        params, data = spec.hyperparameters, self._data
-        model = build_model(params, data.image_shape, len(data.class_names), spec.precision)
+        params = spec.hyperparameters
+        model = build_model(params, self._kind.image_shape, len(self._kind.class_names), spec.precision)
         start = self._start(spec, model)
-        outcome = fit(model, data.train, data.validation, params, spec.seed, report, start.epochs)
+        outcome = fit(model, self._train_images, self._validation, params, spec.seed, report, start.epochs)
         result = self._end(spec, outcome, model)
         return replace(result, tags=result.tags | start.tags)
 
@@ -101,7 +108,7 @@ class Trainer:
         if spec.continues is None:
             return WarmStart()
         with _as_store_error():
-            return restore(self._client, spec.continues, model, spec.hyperparameters, len(self._data.train.labels))
+            return restore(self._client, spec.continues, model, spec.hyperparameters, len(self._train_images.labels))
 
     def _end(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
         match outcome.end:
@@ -129,26 +136,32 @@ class Trainer:
 
     def _record(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
         # What is measured from here on is the float32 model that is logged, whatever precision trained it.
-        evaluation = evaluate(model, self._data.validation, self._data.class_names)
+        objective, metrics, evaluation = None, _cost(model, outcome), None
+        if self._validation is not None:
+            evaluation = evaluate(model, self._validation, self._kind.class_names)
+            objective = evaluation.accuracy
+            best = max(epoch.val_accuracy for epoch in outcome.epochs)
+            metrics |= final_metrics(evaluation) | {"best_val_accuracy": best}
         return TrialResult(
-            spec.number,
-            spec.attempt,
+            *spec.key,
             TrialState.COMPLETE,
             epochs_run=outcome.epochs[-1].number,
-            objective=evaluation.accuracy,
-            metrics=final_metrics(evaluation, model.count_params(), outcome.train_seconds)
-            | {"best_val_accuracy": max(epoch.val_accuracy for epoch in outcome.epochs)},
+            objective=objective,
+            metrics=metrics,
             tags=self._write_down(spec, evaluation, model) | _fingerprint(model),
         )
 
-    def _write_down(self, spec: TrialSpec, evaluation: Evaluation, model: keras.Model) -> dict[str, str]:
+    def _write_down(self, spec: TrialSpec, evaluation: Evaluation | None, model: keras.Model) -> dict[str, str]:
         """Log figures, tables and the model; return the tags that name it, and everything by its digest."""
         if not self._records:
             return {}
         with _as_store_error():
-            sums = record_evaluation(self._client, spec.run_id, evaluation, self._data.validation, spec.seed)
+            tags = {}
+            if evaluation is not None and self._validation is not None:
+                sums = record_evaluation(self._client, spec.run_id, evaluation, self._validation, spec.seed)
+                tags["evidence_sha256"] = sums
             logged = record_model(self._client, spec.run_id, model, spec.hyperparameters)
-        return {"model_uri": logged.uri, "model_sha256": logged.sha256, "evidence_sha256": sums}
+        return tags | {"model_uri": logged.uri, "model_sha256": logged.sha256}
 
 
 class _StoreFailedError(Exception):

@@ -735,12 +735,13 @@ def test_killed_among_finalists_the_missing_repeat_is_trained(tmp_path: Path, re
         process.kill()
         process.communicate(timeout=PATIENCE)
     before = {run.data.tags["repeat"]: run for run in read_back(tmp_path / "store").repeats}
-    assert {repeat: run.info.status for repeat, run in before.items()} == {"1": "FINISHED", "2": "RUNNING"}
+    assert {repeat: run.data.tags["state"] for repeat, run in before.items()} == {"1": "complete", "2": "running"}
 
     resumed = start(tmp_path / "store", tmp_path / "resumed", *options)
 
     assert resumed.exit_code == 0, resumed.output + resumed.errors
     runs = {run.info.run_id: run for run in resumed.evidence.repeats}
+    assert runs[before["1"].info.run_id].info.status == "FINISHED"
     (current,) = runs.keys() - {run.info.run_id for run in before.values()}
     abandoned = runs[before["2"].info.run_id]
     assert (runs[current].info.status, runs[current].data.tags["repeat"]) == ("FINISHED", "2")

@@ -28,7 +28,6 @@ SLOW_IMPORTS = [
     "experiments.doctor",
     "experiments.promote",
     "experiments.run_study",
-    "fashion_study.study.challenger",
     "fashion_study.study.finish",
     "fashion_study.doctor.context",
     "fashion_study.doctor.files",
@@ -62,7 +61,7 @@ PHASES = (
     ("fashion_study.tracking.runs:StudyRuns", "log_epoch", "epoch"),
     ("fashion_study.study.proposals:Proposals", "settle", "tell"),
     ("fashion_study.study.run", "train_finalists", "finalists"),
-    ("fashion_study.study.challenger", "register_challenger", "registration"),
+    ("fashion_study.study.finish", "register_challenger", "registration"),
     ("fashion_study.tracking.aliases:Champions", "_move", "alias"),
     ("fashion_study.promotion.promote", "_record", "decision"),
 )

@@ -1,8 +1,11 @@
 """What a study ends with: its best trials trained again, its figures, and the challenger in the registry."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from fashion_study.statistics import CONFIDENCE, wilson_interval
 from fashion_study.study.figures import study_figures
 from fashion_study.study.finalists import (
     DEFAULT_FINALISTS,
@@ -18,6 +21,10 @@ from fashion_study.study.leaderboard import rank, table
 from fashion_study.study.loop import Loop
 from fashion_study.study.reconcile import fail_pending_models
 from fashion_study.study.session import OwnedStudy, Session
+from fashion_study.trial import ParamValue
+
+if TYPE_CHECKING:
+    from fashion_study.tracking.registry import Version
 
 
 @dataclass(frozen=True)
@@ -97,12 +104,8 @@ def _budget(session: Session) -> Budget:
 
 def _conclude(session: Session, final: Final) -> dict[str, str]:
     """Log the finalists and register the challenger, where the study does; return what the study's run says of it."""
-    from fashion_study.study.challenger import register_challenger
-
-    plan, trial_storage, finalists = session.study.plan, session.study.trial_storage, final.finalists
-    version = None
-    if session.study.registers:
-        version = register_challenger(session.client, plan, trial_storage.best(), finalists, session.validation_images)
+    trial_storage, finalists = session.study.trial_storage, final.finalists
+    version = register_challenger(session, finalists) if session.study.registers else None
     winner = choose(finalists)
     if finalists:
         session.tracker.log_finalists(
@@ -117,6 +120,59 @@ def _conclude(session: Session, final: Final) -> dict[str, str]:
     named = (version.name, version.number) if version else None
     trial_storage.set_attrs(finalists=[finalist.as_dict() for finalist in finalists], version=named)
     return {"challenger": str(version)} if version else {}
+
+
+def register_challenger(session: Session, finalists: Sequence[Finalist]) -> "Version | None":
+    """Register the model of the finalist that wins, and let the alias `challenger` point to it.
+
+    Without finalists it is the best trial's own model, whose single score is above what it is worth: it was
+    chosen for it. None where no trial is complete. What is registered already is not registered twice.
+
+    Raises:
+        DamagedModelError: the model's logging was cut off.
+    """
+    from fashion_study.tracking.registry import CHALLENGER, Candidate, Registry
+
+    plan, best, winner = session.study.plan, session.study.trial_storage.best(), choose(finalists)
+    if winner is not None and winner.median_run is not None and winner.mean is not None:
+        trial, run_id, objective, interval = winner.trial, winner.median_run, winner.mean, winner.interval
+        kind = f"Student t over {len(winner.objectives)} repeats"
+    elif best is not None and best.run_id is not None and best.objective is not None:
+        trial, run_id, objective, images = best.number, best.run_id, best.objective, session.validation_images
+        interval, kind = wilson_interval(round(objective * images), images), "Wilson, one training"
+    else:
+        return None
+    run = session.client.get_run(run_id).data
+    low, high = interval or (None, None)
+    tags: dict[str, ParamValue | None] = {
+        "study": plan.name,
+        "study_run": run.tags["mlflow.parentRunId"],
+        "trial": trial,
+        "run": run_id,
+        "objective": objective,
+        "objective_low": low,
+        "objective_high": high,
+        "interval": f"{CONFIDENCE:.0%}, {kind}",
+        "repeats": len(winner.objectives) if winner else 0,
+        "dataset": plan.source.name,
+        "data_digest": plan.source.digest,
+        # Of what trained it, which need not be what registers it.
+        "code_digest": run.tags.get("code_digest"),
+        "git_commit": run.tags.get("mlflow.source.git.commit"),
+        "parameter_count": int(run.metrics["parameter_count"]),
+    }
+    registry = Registry(session.client)
+    version = registry.register(
+        Candidate(
+            dataset=plan.source.name,
+            run_id=run_id,
+            model_uri=run.tags["model_uri"],
+            sha256=run.tags["model_sha256"],
+            tags={key: value for key, value in tags.items() if value is not None},
+        )
+    )
+    registry.move_alias(version.name, CHALLENGER, version.number)
+    return version
 
 
 def _tidy(session: Session) -> None:

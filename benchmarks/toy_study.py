@@ -14,12 +14,11 @@ from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.executors.executor import Executor
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import TrialStorage
-from fashion_study.study.loop import Loop
+from fashion_study.study.loop import Loop, Tracker
 from fashion_study.study.plan import Plan, dataset_metadata, plan_study
 from fashion_study.study.progress import NullObserver
 from fashion_study.study.proposals import Proposals
 from fashion_study.study.reconcile import reconcile
-from fashion_study.tracking.tracker import Tracker
 from fashion_study.trial import Precision
 
 PRECISION = Precision.FLOAT32

@@ -10,9 +10,8 @@ from typing import Any
 from fashion_study.space.space import SearchSpace
 from fashion_study.statistics import student_interval, student_lower_bound
 from fashion_study.store.trials import MAX_RETRIES, TrialRecord
-from fashion_study.study.loop import TrackedSource
+from fashion_study.study.loop import TrackedSource, Tracker
 from fashion_study.tracking.attempt import Attempt
-from fashion_study.tracking.tracker import RepeatTracker
 from fashion_study.trial import (
     AttemptLost,
     ParamValue,
@@ -172,7 +171,7 @@ class Repeats(TrackedSource):
         self,
         plan: FinalistPlan,
         records: Iterable[TrialRecord],
-        tracker: RepeatTracker,
+        tracker: Tracker,
         space: SearchSpace,
         seed: int,
         precision: Precision,
@@ -180,7 +179,6 @@ class Repeats(TrackedSource):
         super().__init__(tracker)
         self._plan = plan
         self._records = {record.number: record for record in records}
-        self._runs = tracker
         self._space = space
         self._seed = seed
         self._precision = precision
@@ -203,7 +201,7 @@ class Repeats(TrackedSource):
 
         Those of earlier starts count too: what was measured stays, whatever came after it.
         """
-        finished = {(run.trial, run.repeat): run for run in self._runs.repeats() if run.status == "FINISHED"}
+        finished = {(run.trial, run.repeat): run for run in self._tracker.repeats() if run.status == "FINISHED"}
         finalists = []
         for number in {record.number for record in self._plan.trials} | {trial for trial, _ in finished}:
             own = [run for (trial, _), run in sorted(finished.items()) if trial == number]

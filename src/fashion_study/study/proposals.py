@@ -3,9 +3,8 @@
 from fashion_study.engines.engine import Engine, Exhausted, Proposal
 from fashion_study.space.space import SearchSpace
 from fashion_study.store.trials import TrialStorage
-from fashion_study.study.loop import Best, TrackedSource
+from fashion_study.study.loop import Best, TrackedSource, Tracker
 from fashion_study.study.progress import Observer
-from fashion_study.tracking.tracker import Tracker
 from fashion_study.trial import (
     CONTINUATION_LOST,
     AttemptLost,

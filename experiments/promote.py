@@ -48,17 +48,15 @@ def main(
         dry_run=dry_run,
         force=force,
         rollback=rollback,
-        store=store,
         data_dir=data_dir,
     )
-    config.check()
-    find_store(store)
+    found = find_store(store)
 
     # Imported here: they bring MLflow, and a refusal must not wait for that.
     from fashion_study.promotion.promote import promote
     from fashion_study.promotion.view import show_decision
 
-    decision = promote(config)
+    decision = promote(config, found)
     show_decision(decision, Console())
     if decision.exit_code is not ExitCode.DONE:
         raise Exit(decision.exit_code)

@@ -58,9 +58,9 @@ def finished(
     store = open_store(root)
     client = store.client()
     registry = Registry(client)
-    (name,) = registry.names()
+    (model,) = registry.models()
     for alias in (CHALLENGER, CHAMPION):
-        registry.move_alias(name, alias, registry.versions(name)[0].number)
+        registry.move_alias(model.name, alias, model.versions[0].number)
     trials = client.search_runs(["1"], "tags.kind = 'trial'", order_by=["metrics.objective DESC"])
     assert len(trials) == 3
     with serve(store, choose_port(0)) as server:

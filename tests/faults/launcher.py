@@ -62,7 +62,7 @@ PHASES = (
     ("fashion_study.study.proposals:Proposals", "settle", "tell"),
     ("fashion_study.study.run", "train_finalists", "finalists"),
     ("fashion_study.study.finish", "register_challenger", "registration"),
-    ("fashion_study.tracking.aliases:Champions", "_move", "alias"),
+    ("fashion_study.tracking.aliases", "_move", "alias"),
     ("fashion_study.promotion.promote", "_record", "decision"),
 )
 

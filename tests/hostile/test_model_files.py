@@ -20,8 +20,7 @@ from fashion_study.errors import DamagedModelError, ExitCode
 from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.predict import predict
 from fashion_study.promotion.decision import Outcome
-from fashion_study.tracking.aliases import LINE
-from fashion_study.tracking.registry import CHAMPION, Version
+from fashion_study.tracking.registry import CHAMPION, LINE, Version
 from tests.hostile.payloads import BESIDE, IN_PLACE, MODEL, Payload, lambda_layer, legacy_hdf5, loader_module
 from tests.support.model_store import ModelStore, digits, trained
 
@@ -78,7 +77,7 @@ def registered(store: tuple[ModelStore, Version], tmp_path: Path) -> Iterator[Re
     Image.fromarray(digits().validation.images[0, ..., 0]).save(picture)
     made = Registered(models, version, folder, picture, tmp_path / "canary")
     yield made
-    made.register(version.sha256)
+    made.register(version.model.sha256)
     shutil.rmtree(folder)
     shutil.copytree(sound, folder)
 
@@ -113,7 +112,7 @@ def test_a_hostile_model_is_refused_by_its_checksum_and_with_a_matching_one_for_
 
 
 def test_a_sound_model_of_another_version_is_refused_by_its_checksum(registered: Registered) -> None:
-    other = registered.models.registry.by_alias("digits-cnn", CHAMPION)
+    other = registered.models.registry.model("digits-cnn").champion
     assert other is not None
     shutil.copy(registered.models.model_file(other), registered.folder / MODEL)
     for use in USES:

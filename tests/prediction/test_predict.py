@@ -12,7 +12,7 @@ from fashion_study.data.catalog import describe
 from fashion_study.errors import BadInputError, DamagedModelError, StoreError
 from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.predict import ClassProbability, Prediction, Predictions, as_json, predict, table
-from fashion_study.tracking.registry import CHAMPION, Candidate
+from fashion_study.tracking.registry import CHAMPION
 from fashion_study.training.model import build_model, to_float32
 from fashion_study.worker.record import record_model
 from tests.support.model_store import SMALL, ModelStore, digits, trained
@@ -93,10 +93,8 @@ def test_photographs_of_digits_are_taken_for_what_they_show(shelf: Shelf, tmp_pa
 def test_of_several_data_sets_the_champion_of_fashion_mnist_is_used(tmp_path: Path, pictures: list[Path]) -> None:
     models = ModelStore(tmp_path / "both")
     run_id = models.trial(models.study("small"), 0, trained(8))
-    tags = models.client.get_run(run_id).data.tags
     for dataset in ("digits", "fashion-mnist"):
-        candidate = Candidate(dataset, run_id, tags["model_uri"], tags["model_sha256"], {})
-        version = models.registry.register(candidate)
+        version = models.registry.register(dataset, models.client.get_run(run_id), {})
         models.registry.move_alias(version.name, CHAMPION, version.number)
     found = predict(pictures, models.store)
     assert found.model == "fashion-mnist-cnn version 1 (champion)"

@@ -20,8 +20,9 @@ from fashion_study.promotion.contenders import NoReferenceModelError, choose_cha
 from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
 from fashion_study.promotion.evidence import PREDICTIONS
 from fashion_study.promotion.gates import Gates
-from fashion_study.promotion.promote import NoPreviousChampionError, promote
-from fashion_study.tracking.aliases import ConcurrentUpdateError
+from fashion_study.promotion.promote import promote
+from fashion_study.store.store import find_store
+from fashion_study.tracking.aliases import ConcurrentUpdateError, NoPreviousChampionError
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, Version
 from fashion_study.trial import DataSource
 from tests.faults.table import RecordFault
@@ -35,12 +36,13 @@ import sys, time
 from fashion_study.promotion.decision import PromotionConfig
 from fashion_study.errors import StudyError
 from fashion_study.promotion.promote import promote
+from fashion_study.store.store import find_store
 import fashion_study.training.evaluation, fashion_study.training.latency, fashion_study.training.model_file
 
 print("ready", flush=True)
 time.sleep(max(0.0, float(sys.stdin.readline()) - time.time()))
 try:
-    print(promote(PromotionConfig(store=sys.argv[1])).outcome.value)
+    print(promote(PromotionConfig(), find_store(sys.argv[1])).outcome.value)
 except StudyError as error:
     print(error.exit_code.value, error)
 """
@@ -64,7 +66,7 @@ class Scene(ModelStore):
         self.baseline_run = self.trial(self.study_run, 0, trained(POOR))
 
     def challenger(self, epochs: int = GOOD, seed: int = 0, **tags: str) -> Version:
-        number = len(self.registry.versions("digits-cnn")) + 1
+        number = len(self.registry.model("digits-cnn").versions) + 1
         return self.register(self.trial(self.study_run, number, trained(epochs, seed)), **tags)
 
     def champion(self, epochs: int) -> Version:
@@ -83,8 +85,8 @@ def test_a_first_champion_has_beaten_the_baseline_trial_of_its_study(scene: Scen
     decision = scene.promote()
     assert (decision.outcome, decision.exit_code, decision.failed) == (Outcome.PROMOTED, ExitCode.DONE, ())
     assert scene.aliases() == {CHALLENGER: version.number, CHAMPION: version.number}
-    assert decision.opponent is not None
-    assert (decision.opponent.role, decision.opponent.run_id) == ("baseline trial", scene.baseline_run)
+    assert decision.reference is not None
+    assert (decision.reference.role, decision.reference.run_id) == ("baseline trial", scene.baseline_run)
     assert [gate.name for gate in decision.gates] == [
         "accuracy",
         "recall per class",
@@ -107,8 +109,8 @@ def test_a_better_challenger_takes_the_champion_s_place_and_keeps_it_as_previous
     old, new = scene.champion(POOR), scene.challenger(GOOD)
     decision = scene.promote()
     assert decision.outcome is Outcome.PROMOTED
-    assert decision.opponent is not None
-    assert (decision.opponent.role, decision.opponent.version) == ("champion", old.number)
+    assert decision.reference is not None
+    assert (decision.reference.role, decision.reference.version) == ("champion", old.number)
     assert scene.aliases() == {CHALLENGER: new.number, CHAMPION: new.number, PREVIOUS_CHAMPION: old.number}
 
 
@@ -219,7 +221,7 @@ def test_another_champion_is_compared_from_kept_predictions(scene: Scene) -> Non
 def test_kept_predictions_of_something_else_are_made_anew_and_counted(scene: Scene, content: str) -> None:
     version = scene.challenger()
     first = scene.promote(dry_run=True)
-    content = content.replace("SHA", version.sha256).replace("DATA", digits().source.digest)
+    content = content.replace("SHA", version.model.sha256).replace("DATA", digits().source.digest)
     scene.client.log_text(version.run_id, content, PREDICTIONS)
     second = scene.promote(dry_run=True)
     assert second.holdout is not None
@@ -527,8 +529,8 @@ def test_a_reproduced_baseline_can_be_beaten(scene: Scene) -> None:
     version = scene.challenger()
     decision = scene.promote()
     assert decision.outcome is Outcome.PROMOTED
-    assert decision.opponent is not None
-    assert (decision.opponent.role, decision.opponent.study) == ("champion", None)
+    assert decision.reference is not None
+    assert (decision.reference.role, decision.reference.study) == ("champion", None)
     assert scene.aliases()[CHAMPION] == version.number
 
 
@@ -574,7 +576,7 @@ def test_the_challenger_is_chosen_by_study_run_or_version(scene: Scene) -> None:
     scene.registry.move_alias(first.name, CHALLENGER, second.number)
 
     def chosen(**asked: object) -> int:
-        return choose_challenger(scene.registry, PromotionConfig.model_validate(asked)).number
+        return choose_challenger(scene.registry.models(), PromotionConfig.model_validate(asked)).number
 
     assert chosen() == second.number
     assert chosen(study="digits-tiny") == first.number
@@ -598,7 +600,7 @@ def test_the_challenger_is_chosen_by_study_run_or_version(scene: Scene) -> None:
 def test_what_is_not_there_is_bad_input(scene: Scene, asked: dict[str, object], message: str) -> None:
     with pytest.raises(BadInputError, match=message):
         scene.promote(**asked)
-    assert list(scene.registry.names()) == []
+    assert scene.registry.models() == []
 
 
 def test_where_two_data_sets_have_a_challenger_one_has_to_be_named(scene: Scene) -> None:
@@ -623,5 +625,5 @@ def test_where_two_data_sets_have_a_challenger_one_has_to_be_named(scene: Scene)
 
 def test_a_folder_without_a_store_is_no_store_and_stays_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="There is no store in"):
-        promote(PromotionConfig(store=tmp_path / "nothing"))
+        promote(PromotionConfig(), find_store(tmp_path / "nothing"))
     assert not (tmp_path / "nothing").exists()

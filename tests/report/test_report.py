@@ -27,7 +27,7 @@ from fashion_study.store.locks import claim
 from fashion_study.store.store import open_store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.run import StudyResult, run_study
-from fashion_study.tracking.registry import CHAMPION, Candidate, Registry
+from fashion_study.tracking.registry import CHAMPION, Registry
 from fashion_study.tracking.runs import StudyMetadata, StudyRuns
 from fashion_study.trial import TrialState
 from tests.support.study_facts import CLASSES, facts, finals, model, record
@@ -296,9 +296,8 @@ def test_the_confusion_matrix_is_compared_with_the_champion_where_that_was_evalu
 
     other = next(r for r in real.result.records if r.objective is not None and r.number != 0)
     assert other.run_id is not None
-    tags = real.client.get_run(other.run_id).data.tags
     registry = Registry(real.client)
-    version = registry.register(Candidate("digits", other.run_id, tags["model_uri"], tags["model_sha256"], {}))
+    version = registry.register("digits", real.client.get_run(other.run_id), {})
     registry.move_alias(version.name, CHAMPION, version.number)
     against_champion = collect(real.trial_storage, real.result.store).reference
     assert against_champion is not None

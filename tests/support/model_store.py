@@ -16,7 +16,7 @@ from fashion_study.data.holdout import load_holdout
 from fashion_study.promotion.decision import Decision, PromotionConfig
 from fashion_study.promotion.promote import promote
 from fashion_study.store.store import open_store
-from fashion_study.tracking.registry import CHALLENGER, Candidate, Registry, Version
+from fashion_study.tracking.registry import CHALLENGER, Registry, Version
 from fashion_study.training.evaluation import evaluate
 from fashion_study.training.model import build_model, to_float32
 from fashion_study.trial import Hyperparameters
@@ -74,15 +74,15 @@ class ModelStore:
 
     def register(self, run_id: str, **changed: str) -> Version:
         """Register the model of a run as the challenger."""
-        run = self.client.get_run(run_id).data.tags
-        of_study = {key: run[key] for key in ("study", "trial") if key in run}
+        run = self.client.get_run(run_id)
+        of_study = {key: run.data.tags[key] for key in ("study", "trial") if key in run.data.tags}
         tags = {"run": run_id, "dataset": "digits", "data_digest": digits().source.digest, **of_study, **changed}
-        version = self.registry.register(Candidate("digits", run_id, run["model_uri"], run["model_sha256"], tags))
+        version = self.registry.register("digits", run, tags)
         self.registry.move_alias(version.name, CHALLENGER, version.number)
         return version
 
     def promote(self, **asked: object) -> Decision:
-        return promote(PromotionConfig.model_validate({"store": self.root, **asked}))
+        return promote(PromotionConfig.model_validate(asked), self.store)
 
     def aliases(self, name: str = "digits-cnn") -> Mapping[str, int]:
         found = self.client.get_registered_model(name).aliases

@@ -26,9 +26,9 @@ from fashion_study.store.locks import claim
 from fashion_study.store.store import open_store
 from fashion_study.study.loop import Loop, Source
 from fashion_study.study.progress import NullObserver
-from fashion_study.tracking.aliases import Champions, ConcurrentUpdateError, PromotionRunningError, promotion_lock
+from fashion_study.tracking.aliases import ConcurrentUpdateError, PromotionRunningError, promotion_lock, set_champion
 from fashion_study.tracking.provenance import code_commit, code_digest
-from fashion_study.tracking.registry import Candidate, Registry, Version
+from fashion_study.tracking.registry import ModelRef, Registry, Version
 from fashion_study.trial import (
     AttemptLost,
     DataSource,
@@ -206,8 +206,7 @@ class _Trainings(Source):
         from fashion_study.training.model_file import load_model_file
         from fashion_study.worker.record import record_evaluation
 
-        tags = result.tags
-        logged = Candidate(self._source.name, spec.run_id, tags["model_uri"], tags["model_sha256"], {})
+        logged = ModelRef(result.tags["model_uri"], result.tags["model_sha256"], f"run {spec.run_id}")
         with TemporaryDirectory() as folder:
             model = load_model_file(Registry(self._client).fetch(logged, Path(folder)))
         holdout = load_holdout(self._source)
@@ -222,36 +221,33 @@ def _register(client: MlflowClient, root: Path, source: DataSource, trained: tup
     The training accuracy decides which seed it is: the holdout chooses nothing.
     """
     chosen = sorted(trained, key=lambda figures: figures.train_accuracy)[(len(trained) - 1) // 2]
-    run = client.get_run(chosen.run_id).data
-    version = Registry(client).register(
-        Candidate(
-            dataset=source.name,
-            run_id=chosen.run_id,
-            model_uri=run.tags["model_uri"],
-            sha256=run.tags["model_sha256"],
-            tags={
-                "kind": "baseline",
-                "run": chosen.run_id,
-                "train_accuracy": chosen.train_accuracy,
-                "dataset": source.name,
-                "data_digest": source.digest,
-                "code_digest": code_digest(),
-                "git_commit": code_commit() or "",
-                "parameter_count": int(run.metrics["parameter_count"]),
-            },
-        )
+    run = client.get_run(chosen.run_id)
+    registry = Registry(client)
+    version = registry.register(
+        source.name,
+        run,
+        {
+            "kind": "baseline",
+            "run": chosen.run_id,
+            "train_accuracy": chosen.train_accuracy,
+            "dataset": source.name,
+            "data_digest": source.digest,
+            "code_digest": code_digest(),
+            "git_commit": code_commit() or "",
+            "parameter_count": int(run.data.metrics["parameter_count"]),
+        },
     )
-    return f"{version} ({_set_first_champion(client, root, version)})"
+    return f"{version} ({_set_first_champion(registry, root, version)})"
 
 
-def _set_first_champion(client: MlflowClient, root: Path, version: Version) -> str:
+def _set_first_champion(registry: Registry, root: Path, version: Version) -> str:
     """Make a version champion where there is none, and say what became of it."""
-    champions = Champions(client, version.name)
     try:
         with promotion_lock(root, PROMOTION_SECONDS):
-            if (champion := champions.current()) is not None:
-                return f"the champion stays version {champion.number}"
-            champions.set_champion(version, None)
+            model = registry.model(version.name)
+            if model.champion is not None:
+                return f"the champion stays version {model.champion.number}"
+            set_champion(registry, model, version)
     except ConcurrentUpdateError:
         return "not champion: another command moved the alias at the same time"
     except PromotionRunningError:

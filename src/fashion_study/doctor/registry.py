@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from fashion_study.doctor.context import CheckContext
@@ -13,8 +12,8 @@ from fashion_study.doctor.files import DAMAGED, model_damage
 from fashion_study.errors import DamagedModelError
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.relocation import local_path
-from fashion_study.tracking.aliases import Champions, PromotionRunningError, promotion_lock
-from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, Version
+from fashion_study.tracking.aliases import PromotionRunningError, promotion_lock, sync_alias
+from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, RegisteredModel, Registry, Version
 from fashion_study.tracking.search import find_run
 
 
@@ -27,42 +26,39 @@ def damaged_registry(context: CheckContext) -> Iterator[Finding]:
             context.notes.append("A promotion is at work, or another doctor: the registry is left alone.")
             return
         registry = Registry(context.client)
-        for name in registry.names():
-            yield from _dangling(context, registry, name)
-            for version in registry.versions(name):
-                yield from _damaged_version(context, registry, version)
-            yield from _left_behind(context, registry, name)
+        for model in registry.models():
+            yield from _dangling_aliases(registry, model)
+            # Read again, after what was mended.
+            for version in registry.model(model.name).versions:
+                yield from _damaged_version(registry, version)
+            yield from _stale_alias(registry, registry.model(model.name))
 
 
-def _dangling(context: CheckContext, registry: Registry, name: str) -> Iterator[Finding]:
+def _dangling_aliases(registry: Registry, model: RegisteredModel) -> Iterator[Finding]:
     """Find aliases whose version is gone."""
-    model: RegisteredModel = context.client.get_registered_model(name)
-    known = {version.number for version in registry.versions(name)}
-    targets = {alias: int(number) for alias, number in model.aliases.items()}
-    for alias, number in sorted(targets.items()):
-        if number not in known:
-            former = targets.get(PREVIOUS_CHAMPION)
-            heir = former if alias == CHAMPION and former in known else None
-            yield _dangling_alias(context, name, alias, number, heir)
+    for alias, number in model.aliases.items():
+        if model.version(number) is None:
+            heir = model.by_alias(PREVIOUS_CHAMPION) if alias == CHAMPION else None
+            yield _dangling_alias(registry, model.name, alias, number, heir)
 
 
-def _dangling_alias(context: CheckContext, name: str, alias: str, number: int, heir: int | None) -> Finding:
+def _dangling_alias(registry: Registry, name: str, alias: str, number: int, heir: Version | None) -> Finding:
     def repair() -> str:
         if heir is not None:
-            context.client.set_registered_model_alias(name, alias, str(heir))
-            return f"it points to version {heir}"
-        context.client.delete_registered_model_alias(name, alias)
+            registry.move_alias(name, alias, heir.number)
+            return f"it points to version {heir.number}"
+        registry.client.delete_registered_model_alias(name, alias)
         return "it is gone"
 
-    remedy = "takes the alias away" if heir is None else f"points it to the previous champion, version {heir}"
+    remedy = "takes the alias away" if heir is None else f"points it to the previous champion, version {heir.number}"
     return Finding(Kind.ALIAS, f"{name}@{alias}", f"points to version {number}, which is gone", remedy, repair)
 
 
-def _damaged_version(context: CheckContext, registry: Registry, version: Version) -> Iterator[Finding]:
-    run = find_run(context.client, version.run_id)
+def _damaged_version(registry: Registry, version: Version) -> Iterator[Finding]:
+    run = find_run(registry.client, version.run_id)
     if run is not None and run.info.lifecycle_stage != "active":
-        yield _deleted(context, version)
-    damage = [_model_damage(context, registry, version)] if version.sha256 else []
+        yield _deleted(registry, version)
+    damage = [_model_damage(registry, version)] if version.model.sha256 else []
     if run is None:
         damage.append("its run is gone")
     found = ", ".join(filter(None, damage))
@@ -70,24 +66,24 @@ def _damaged_version(context: CheckContext, registry: Registry, version: Version
         remedy = "nothing: only you can choose another champion (python -m experiments.promote, or its --rollback)"
         yield Finding(Kind.VERSION, f"{version}, the champion", found, remedy)
     elif found != version.tags.get(DAMAGED, "") or (found and CHALLENGER in version.aliases):
-        yield _damaged(context, registry, version, found)
+        yield _damaged(registry, version, found)
 
 
-def _deleted(context: CheckContext, version: Version) -> Finding:
+def _deleted(registry: Registry, version: Version) -> Finding:
     def repair() -> str:
-        context.client.restore_run(version.run_id)
+        registry.client.restore_run(version.run_id)
         return "restored"
 
     what = f"has its run {version.run_id} in MLflow's bin"
     return Finding(Kind.DELETED_RUN, str(version), what, "restores the run", repair)
 
 
-def _damaged(context: CheckContext, registry: Registry, version: Version, damage: str) -> Finding:
+def _damaged(registry: Registry, version: Version, damage: str) -> Finding:
     is_challenger = bool(damage) and CHALLENGER in version.aliases
 
     def repair() -> str:
         if not damage:
-            context.client.delete_model_version_tag(version.name, str(version.number), DAMAGED)
+            registry.client.delete_model_version_tag(version.name, str(version.number), DAMAGED)
             return "it says so no more"
         registry.tag(version, {DAMAGED: damage})
         if is_challenger:
@@ -101,33 +97,34 @@ def _damaged(context: CheckContext, registry: Registry, version: Version, damage
     return Finding(Kind.VERSION, str(version), damage, remedy, repair)
 
 
-def _model_damage(context: CheckContext, registry: Registry, version: Version) -> str | None:
-    model_id = version.model_uri.removeprefix("models:/")
+def _model_damage(registry: Registry, version: Version) -> str | None:
+    model_id = version.model.uri.removeprefix("models:/")
     try:
-        address = context.client.get_logged_model(model_id).artifact_location if model_id.startswith("m-") else model_id
+        address = (
+            registry.client.get_logged_model(model_id).artifact_location if model_id.startswith("m-") else model_id
+        )
     except MlflowException:
         return "logged model missing"
     if (folder := local_path(address)) is not None:
-        return model_damage(folder, version.sha256)
+        return model_damage(folder, version.model.sha256)
     try:
         with TemporaryDirectory() as target:
-            registry.fetch(version, Path(target))
+            registry.fetch(version.model, Path(target))
     except DamagedModelError:
         return "model.keras missing or altered"
     return None
 
 
-def _left_behind(context: CheckContext, registry: Registry, name: str) -> Iterator[Finding]:
-    """Find a `previous-champion` that is not what the champion's line says: a command was killed between the two."""
-    champions = Champions(context.client, name)
-    previous, shown = champions.previous(), registry.by_alias(name, PREVIOUS_CHAMPION)
-    if (previous and previous.number) == (shown and shown.number):
+def _stale_alias(registry: Registry, model: RegisteredModel) -> Iterator[Finding]:
+    """Find a `previous-champion` that is not what the champion's tag says: a command was killed between the two."""
+    previous, shown = model.previous, model.by_alias(PREVIOUS_CHAMPION)
+    if previous == shown:
         return
 
     def repair() -> str:
-        champions.sync_alias()
+        sync_alias(registry, model)
         return f"it is {previous or 'gone'}"
 
     what = f"points to {shown or 'nothing'}, and {previous or 'nobody'} was champion before"
     remedy = f"points it to {previous}" if previous else "takes the alias away"
-    yield Finding(Kind.PREVIOUS_CHAMPION, f"{name}@{PREVIOUS_CHAMPION}", what, remedy, repair)
+    yield Finding(Kind.PREVIOUS_CHAMPION, f"{model.name}@{PREVIOUS_CHAMPION}", what, remedy, repair)

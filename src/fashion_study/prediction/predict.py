@@ -1,7 +1,7 @@
 """The prediction: what a model in the store takes a user's pictures for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +22,7 @@ from fashion_study.prediction.pictures import PictureError, fit_picture, read_pi
 from fashion_study.store.failures import store_failures
 from fashion_study.store.store import Store
 from fashion_study.text import printable
-from fashion_study.tracking.registry import CHAMPION, Registry, Stored, Version, registered_name
+from fashion_study.tracking.registry import CHAMPION, ModelRef, Registry, Version, registered_name
 
 # Of the classes, the most probable ones are shown.
 SHOWN = 3
@@ -59,19 +59,6 @@ class Predictions:
         return [one.error for one in self.pictures if one.error is not None]
 
 
-@dataclass(frozen=True)
-class _LoggedModel:
-    """A model of a run that need not be registered."""
-
-    uri: str
-    dataset: str
-    model_uri: str
-    sha256: str
-
-    def __str__(self) -> str:
-        return self.uri
-
-
 def predict(pictures: Sequence[Path], store: Store, model_uri: ModelUri | None = None) -> Predictions:
     """Predict pictures with the champion of a store, or with the model at `model_uri`.
 
@@ -92,7 +79,7 @@ def predict(pictures: Sequence[Path], store: Store, model_uri: ModelUri | None =
                 # Not before: where no picture can be read, no model is looked for.
                 if model is None:
                     registry = Registry(store.client())
-                    model, kind = _champion(registry) if model_uri is None else _at(store.client(), model_uri)
+                    model, kind = _champion(registry) if model_uri is None else _at(registry, model_uri)
                 images[path] = fit_picture(picture, kind.image_shape)
             except PictureError as error:
                 errors[path] = str(error)
@@ -101,7 +88,7 @@ def predict(pictures: Sequence[Path], store: Store, model_uri: ModelUri | None =
         rows = _probabilities(registry, model, np.stack(list(images.values())), len(kind.class_names))
     classes = {path: _best(row, kind.class_names) for path, row in zip(images, rows, strict=True)}
     found = (Prediction(path, classes.get(path, ()), errors.get(path)) for path in pictures)
-    return Predictions(_described(model), tuple(found))
+    return Predictions(model.title, tuple(found))
 
 
 def table(predictions: Predictions) -> Table:
@@ -132,27 +119,25 @@ def as_json(predictions: Predictions) -> list[dict[str, Any]]:
     return described
 
 
-def _champion(registry: Registry) -> tuple[Stored, DatasetKind]:
+def _champion(registry: Registry) -> tuple[ModelRef, DatasetKind]:
     for kind in KINDS.values():
-        if (version := registry.by_alias(registered_name(kind.name), CHAMPION)) is not None:
-            return version, kind
+        if (version := registry.model(registered_name(kind.name)).champion) is not None:
+            return _with_aliases(version), kind
     raise StoreError(
         f"The store has no champion. Expected a registered model with the alias {CHAMPION!r}. Promote the model of a "
         "study with python -m experiments.promote, or name a model with --model."
     )
 
 
-def _at(client: MlflowClient, uri: ModelUri) -> tuple[Stored, DatasetKind]:
+def _at(registry: Registry, uri: ModelUri) -> tuple[ModelRef, DatasetKind]:
     if uri.model_id is not None:
-        logged = _logged(client, uri, uri.model_id)
-        return logged, KINDS[logged.dataset]
-    registry = Registry(client)
-    kinds = {registered_name(kind.name): kind for kind in KINDS.values()}
-    known = registry.versions(uri.name) if uri.name in kinds else []
-    for version in known:
-        if version.number == uri.number or uri.alias in version.aliases:
-            return version, kinds[version.name]
-    there = [address for name in kinds for version in registry.versions(name) for address in _addresses(version)]
+        return _logged(registry.client, uri, uri.model_id)
+    models = [(registry.model(registered_name(kind.name)), kind) for kind in KINDS.values()]
+    for model, kind in models:
+        version = model.version(uri.number) if uri.alias is None else model.by_alias(uri.alias)
+        if version is not None and model.name == uri.name:
+            return _with_aliases(version), kind
+    there = [address for model, _ in models for version in model.versions for address in _addresses(version)]
     raise BadInputError(
         f"There is no model at {uri}. Expected one of {', '.join(there)}."
         if there
@@ -160,11 +145,16 @@ def _at(client: MlflowClient, uri: ModelUri) -> tuple[Stored, DatasetKind]:
     )
 
 
+def _with_aliases(version: Version) -> ModelRef:
+    aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
+    return replace(version.model, title=f"{version}{aliases}")
+
+
 def _addresses(version: Version) -> list[str]:
     return [f"models:/{version.name}/{version.number}", *(f"models:/{version.name}@{a}" for a in version.aliases)]
 
 
-def _logged(client: MlflowClient, uri: ModelUri, model_id: str) -> _LoggedModel:
+def _logged(client: MlflowClient, uri: ModelUri, model_id: str) -> tuple[ModelRef, DatasetKind]:
     try:
         logged = client.get_logged_model(model_id)
         run = client.get_run(logged.source_run_id or "")
@@ -181,16 +171,10 @@ def _logged(client: MlflowClient, uri: ModelUri, model_id: str) -> _LoggedModel:
             f"experiment {dataset!r} is none of {', '.join(KINDS)}. Expected the model of a trial's run."
         )
     # Not models:/ID, which MLflow looks up in its default store.
-    return _LoggedModel(uri.text, dataset, logged.artifact_location, sha256)
+    return ModelRef(logged.artifact_location, sha256, uri.text), KINDS[dataset]
 
 
-def _described(model: Stored) -> str:
-    if isinstance(model, Version) and model.aliases:
-        return f"{model} ({', '.join(model.aliases)})"
-    return str(model)
-
-
-def _probabilities(registry: Registry, model: Stored, images: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:
+def _probabilities(registry: Registry, model: ModelRef, images: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:
     """Return the probability of each class, (n, classes)."""
     from fashion_study.stderr import import_without_stderr
     from fashion_study.training.model_file import load_model_file

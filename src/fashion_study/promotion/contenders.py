@@ -1,4 +1,6 @@
-"""The contenders: which version is the challenger, and whom it has to beat."""
+"""The contenders of a promotion: the challenger, and the reference model that it has to beat."""
+
+from collections.abc import Sequence
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -7,28 +9,25 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from fashion_study.errors import BadInputError, DamagedModelError, ExitCode, StudyError
 from fashion_study.promotion.decision import Contender, PromotionConfig
 from fashion_study.text import shown, shown_list
-from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
-
-# The number of a study's baseline trial.
-BASELINE = 0
+from fashion_study.tracking.registry import CHALLENGER, ModelRef, RegisteredModel, Version
+from fashion_study.trial import BASELINE_NUMBER, TrialState
 
 
 class NoReferenceModelError(StudyError):
-    """Report that there is neither a champion nor a complete baseline trial."""
+    """There is neither a champion nor a complete baseline trial."""
 
     exit_code = ExitCode.ANSWER_IS_NO
 
 
-def choose_challenger(registry: Registry, config: PromotionConfig) -> Version:
+def choose_challenger(models: Sequence[RegisteredModel], config: PromotionConfig) -> Version:
     """Return the version that is asked for.
 
     Raises:
-        BadInputError: there is none, or several could be meant.
+        BadInputError: there is none, or several fit.
         DamagedModelError: it was not registered by this project.
     """
-    versions = [version for name in registry.names() for version in registry.versions(name)]
-    chosen = _chosen(versions, config)
-    if "dataset" not in chosen.tags or not chosen.sha256:
+    chosen = _chosen([version for model in models for version in model.versions], config)
+    if "dataset" not in chosen.tags or not chosen.model.sha256:
         raise DamagedModelError(
             f"{chosen} has no tag 'dataset' or 'model_sha256'. Expected a version that this project registered, "
             "with what it is to be checked against. Run its study again, which registers it."
@@ -36,34 +35,35 @@ def choose_challenger(registry: Registry, config: PromotionConfig) -> Version:
     return chosen
 
 
-def choose_name(registry: Registry, study: str | None) -> str:
+def choose_model(models: Sequence[RegisteredModel], study: str | None) -> RegisteredModel:
     """Return the registered model to roll back: the only one with a champion, or that of a study.
 
     Raises:
-        BadInputError: there is none, or several could be meant.
+        BadInputError: there is none, or several fit.
     """
-    versions = [version for name in registry.names() for version in registry.versions(name)]
     if study is not None:
-        return _latest_of_study(versions, study).name
-    names = sorted({version.name for version in versions if CHAMPION in version.aliases})
-    if len(names) > 1:
-        raise BadInputError(f"{' and '.join(names)} have a champion each. Name a study of one of them with --study.")
-    if not names:
+        name = _latest_of_study([version for model in models for version in model.versions], study).name
+        return next(model for model in models if model.name == name)
+    found = [model for model in models if model.champion is not None]
+    if len(found) > 1:
+        names = " and ".join(model.name for model in found)
+        raise BadInputError(f"{names} have a champion each. Name a study of one of them with --study.")
+    if not found:
         raise BadInputError(
             "No registered model has a champion. Expected one to go back from; promote a version first."
         )
-    return names[0]
+    return found[0]
 
 
 def as_contender(version: Version, role: str) -> Contender:
-    """Describe a version as a contender."""
+    """Return a version as a contender."""
     trial, parameters = (version.tags.get(key, "") for key in ("trial", "parameter_count"))
     return Contender(
         role="challenger" if role == CHALLENGER else "champion",
         title=str(version),
         run_id=version.run_id,
-        sha256=version.sha256,
-        model_uri=version.model_uri,
+        sha256=version.model.sha256,
+        model_uri=version.model.uri,
         version=version.number,
         study=version.study,
         trial=int(trial) if trial.isdecimal() else None,
@@ -75,29 +75,29 @@ def baseline_of(client: MlflowClient, challenger: Version) -> Contender:
     """Return the baseline trial of the challenger's study, which a first champion has to beat.
 
     Raises:
-        NobodyToBeatError: the challenger has no study, or its baseline trial is not complete.
+        NoReferenceModelError: the challenger has no study, or its baseline trial is not complete.
     """
     study_run = parent_run(client, challenger)
-    experiment = client.get_run(study_run).info.experiment_id
     condition = (
-        f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{study_run}' and tags.kind = 'trial' and tags.trial = '{BASELINE}' "
-        "and tags.state = 'complete'"
+        f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{study_run}' and tags.kind = 'trial' "
+        f"and tags.trial = '{BASELINE_NUMBER}' and tags.state = '{TrialState.COMPLETE}'"
     )
-    runs = [run for run in client.search_runs([experiment], condition) if "model_uri" in run.data.tags]
-    if not runs:
+    runs = client.search_runs([client.get_run(study_run).info.experiment_id], condition)
+    run = next((run for run in runs if "model_uri" in run.data.tags), None)
+    if run is None:
         raise NoReferenceModelError(
             f"There is no champion, and {challenger} comes from no study with a complete baseline trial. Expected one "
             'of them to compare with. Promote it without a comparison: --force "the reason".'
         )
-    tags = runs[0].data.tags
+    study, model = run.data.tags["study"], ModelRef.of_run(run)
     return Contender(
         role="baseline trial",
-        title=f"the baseline trial of study {tags['study']}",
-        run_id=runs[0].info.run_id,
-        sha256=tags["model_sha256"],
-        model_uri=tags["model_uri"],
-        study=tags["study"],
-        trial=BASELINE,
+        title=f"the baseline trial of study {study}",
+        run_id=run.info.run_id,
+        sha256=model.sha256,
+        model_uri=model.uri,
+        study=study,
+        trial=BASELINE_NUMBER,
     )
 
 
@@ -121,23 +121,23 @@ def _chosen(versions: list[Version], config: PromotionConfig) -> Version:
     if config.study is not None:
         return _latest_of_study(versions, config.study)
     if config.run is not None:
-        return _only(
-            [version for version in versions if version.run_id == config.run],
-            f"No version was registered from the run {shown(config.run)}",
-            "--version",
-        )
-    if config.version is not None:
-        return _only(
-            [version for version in versions if version.number == config.version],
-            f"No registered model has a version {config.version}",
-            "--run",
-        )
-    challengers = [version for version in versions if CHALLENGER in version.aliases]
-    return _only(challengers, "No version has the alias 'challenger'", "--study")
+        found = [version for version in versions if version.run_id == config.run]
+        nothing, option = f"No version was registered from the run {shown(config.run)}", "--version"
+    elif config.version is not None:
+        found = [version for version in versions if version.number == config.version]
+        nothing, option = f"No registered model has a version {config.version}", "--run"
+    else:
+        found = [version for version in versions if CHALLENGER in version.aliases]
+        nothing, option = "No version has the alias 'challenger'", "--study"
+    if not found:
+        raise BadInputError(f"{nothing}. Run a study first, whose end registers one, or name its store with --store.")
+    if len(found) > 1:
+        raise BadInputError(f"{' and '.join(map(str, found))} could be meant. Name the one with {option}.")
+    return found[0]
 
 
 def _latest_of_study(versions: list[Version], study: str) -> Version:
-    """Take the challenger of a study where it still is the challenger, else the study's latest version."""
+    """Return the challenger of a study where it still is the challenger, else the study's latest version."""
     own = [version for version in versions if version.study == study]
     if not own:
         studies = sorted({version.study for version in versions if version.study})
@@ -146,13 +146,3 @@ def _latest_of_study(versions: list[Version], study: str) -> Version:
             f"Expected one of {shown_list(tuple(studies)) or 'none: run a study'}."
         )
     return max(own, key=lambda version: (CHALLENGER in version.aliases, version.number))
-
-
-def _only(found: list[Version], nothing: str, option: str) -> Version:
-    if not found:
-        raise BadInputError(f"{nothing}. Run a study first, whose end registers one, or name its store with --store.")
-    if len(found) > 1:
-        raise BadInputError(
-            f"{' and '.join(str(version) for version in found)} could be meant. Name the one with {option}."
-        )
-    return found[0]

@@ -1,19 +1,19 @@
-"""The words of a promotion: what is asked, who is compared, what was decided and why."""
+"""The options of a promotion, the contenders, and the decision with its evidence."""
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from fashion_study.errors import BadInputError, ExitCode
-from fashion_study.promotion.gates import ClassRecall, GateResult, Gates
+from fashion_study.promotion.gates import ClassRecall, Frozen, GateResult, Gates
 
 LONGEST_REASON = 500
 
 
 class Outcome(StrEnum):
-    """Name how a promotion ended. A pending one was decided, and killed before the alias was moved."""
+    """The end of a promotion. A pending one was decided, and killed before the alias was moved."""
 
     PENDING = "pending"
     PROMOTED = "promoted"
@@ -23,12 +23,12 @@ class Outcome(StrEnum):
     NOTHING_TO_DO = "nothing to do"
 
 
-class _Words(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PromotionConfig(Frozen):
+    """What to promote; without `study`, `run` or `version` it is the version with the alias `challenger`.
 
-
-class PromotionConfig(_Words):
-    """Say what to promote; without `study`, `run` or `version` it is the version with the alias `challenger`."""
+    Raises:
+        BadInputError: options that make no sense together, which are named, with the reason.
+    """
 
     study: str | None = None
     run: str | None = None
@@ -36,23 +36,24 @@ class PromotionConfig(_Words):
     dry_run: bool = False
     force: str | None = None
     rollback: bool = False
-    store: Path = Path("mlruns")
     data_dir: Path | None = None
     gates: Gates = Gates()
 
-    def check(self) -> None:
-        """Refuse options that make no sense together, without opening or importing anything.
-
-        Raises:
-            BadInputError: saying which options, and why.
-        """
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         for name in ("study", "run"):
             if (given := getattr(self, name)) is not None and not given.strip():
                 raise BadInputError(f"--{name} is empty. Expected what names the challenger, or no --{name} at all.")
         named = [f"--{name}" for name in ("study", "run", "version") if getattr(self, name) is not None]
         if len(named) > 1:
             raise BadInputError(f"{' and '.join(named)} both name the challenger. Expected one of them.")
-        if self.rollback and (extra := self._beside_rollback()):
+        beside = {
+            "--force": self.force is not None,
+            "--dry-run": self.dry_run,
+            "--run": self.run is not None,
+            "--version": self.version is not None,
+        }
+        if self.rollback and (extra := next((option for option, is_given in beside.items() if is_given), None)):
             raise BadInputError(
                 f"--rollback goes one step back, whoever is there; {extra} does not go with it. "
                 "Expected --rollback alone, or with --study to say of which data set."
@@ -64,19 +65,11 @@ class PromotionConfig(_Words):
                 f"--force has a reason of {len(self.force.strip())} characters. Expected 1 to {LONGEST_REASON}: "
                 'it is recorded with the decision. For instance --force "first look".'
             )
-
-    def _beside_rollback(self) -> str | None:
-        given = {
-            "--force": self.force is not None,
-            "--dry-run": self.dry_run,
-            "--run": self.run is not None,
-            "--version": self.version is not None,
-        }
-        return next((option for option, is_given in given.items() if is_given), None)
+        return self
 
 
-class Contender(_Words):
-    """Show a model that is compared: a version of the registry, or a study's baseline trial."""
+class Contender(Frozen):
+    """A model that is compared: a version of the registry, or a study's baseline trial."""
 
     role: Literal["challenger", "champion", "baseline trial"]
     title: str
@@ -93,8 +86,8 @@ class Contender(_Words):
         return self.title
 
 
-class HoldoutReading(_Words):
-    """Say how often the holdout was read for a study, this time included, and whether it was read this time."""
+class HoldoutReading(Frozen):
+    """How often the holdout was read for the study, this time included, and whether it was read this time."""
 
     images: int
     readings: int
@@ -103,21 +96,22 @@ class HoldoutReading(_Words):
 
 
 class Decision(BaseModel):
-    """Hold a decision with its evidence, as it is recorded in `decision.json`.
+    """A decision with its evidence, as it is recorded in `decision.json`.
 
-    `skipped` names the gates that a forced promotion did not ask. `at` is ISO 8601, in UTC. `challenger` is the
-    version that comes back where `is_rollback`.
+    `reference` is the model that the challenger was compared with; the file calls it `opponent`. `skipped` names the
+    gates that a forced promotion did not ask. `at` is ISO 8601, in UTC. `challenger` is the version that becomes
+    champion again where `is_rollback`.
     """
 
-    # A record holds its sentence too, which is made anew when it is read.
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    # A file has the sentence too, which is computed anew when it is read.
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
 
     outcome: Outcome
     at: str
     registered_model: str
     dataset: str
     challenger: Contender
-    opponent: Contender | None = None
+    reference: Contender | None = Field(None, alias="opponent")
     gates: tuple[GateResult, ...] = ()
     skipped: tuple[str, ...] = ()
     limits: Gates = Gates()
@@ -135,7 +129,7 @@ class Decision(BaseModel):
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """Name the gates that did not let the challenger through."""
+        """Return the gates that did not let the challenger through."""
         return tuple(gate.name for gate in self.gates if not gate.passed)
 
     @property
@@ -143,10 +137,10 @@ class Decision(BaseModel):
         """Return the exit code of the command that decided this."""
         return ExitCode.ANSWER_IS_NO if self.outcome in (Outcome.REFUSED, Outcome.LOST) else ExitCode.DONE
 
-    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
+    @computed_field  # type: ignore[prop-decorator]  # mypy does not support decorated properties
     @property
     def sentence(self) -> str:
-        """Say the decision in one sentence."""
+        """Return the decision in one sentence."""
         challenger = self.challenger
         match self.outcome:
             case Outcome.NOTHING_TO_DO:
@@ -156,18 +150,18 @@ class Decision(BaseModel):
             case Outcome.REFUSED:
                 would = "would not become" if self.dry_run else "does not become"
                 gates = f"gate{'s' if len(self.failed) > 1 else ''} {' and '.join(self.failed)}"
-                return f"Refused: {challenger} {would} champion{self._place('compared with')}, for the {gates}."
+                return f"Refused: {challenger} {would} champion{self._against('compared with')}, for the {gates}."
             case Outcome.PENDING if self.dry_run:
-                return f"Passed: {challenger} would become champion{self._place('having beaten')}."
+                return f"Passed: {challenger} would become champion{self._against('having beaten')}."
             case Outcome.PENDING:
-                return f"Decided and not carried out yet: {challenger} is to become champion{self._place('after')}."
+                return f"Decided and not carried out yet: {challenger} is to become champion{self._against('after')}."
             case Outcome.ROLLED_BACK:
-                return f"Rolled back: {challenger} is champion again{self._place('after')}."
+                return f"Rolled back: {challenger} is champion again{self._against('after')}."
             case Outcome.PROMOTED:
                 by_force = f" by force ({self.forced})" if self.forced else ""
-                return f"Promoted{by_force}: {challenger} is champion now{self._place('having beaten')}."
+                return f"Promoted{by_force}: {challenger} is champion now{self._against('having beaten')}."
 
-    def _place(self, word: str) -> str:
-        if self.opponent is None:
+    def _against(self, word: str) -> str:
+        if self.reference is None:
             return ", the first one"
-        return f", {'after' if self.forced else word} {self.opponent}"
+        return f", {'after' if self.forced else word} {self.reference}"

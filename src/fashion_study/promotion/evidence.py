@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from fashion_study.data.catalog import describe, load_dataset
 from fashion_study.data.dataset import Split
@@ -23,6 +21,7 @@ from fashion_study.errors import DamagedModelError, StoreError
 from fashion_study.promotion.decision import Contender, HoldoutReading
 from fashion_study.promotion.gates import (
     ClassRecall,
+    Frozen,
     GateResult,
     Gates,
     Paired,
@@ -34,7 +33,8 @@ from fashion_study.promotion.gates import (
     recall_gate,
     signature_gate,
 )
-from fashion_study.tracking.registry import Registry
+from fashion_study.tracking.registry import ModelRef, Registry
+from fashion_study.tracking.search import read_artifact
 from fashion_study.trial import DataSource
 
 if TYPE_CHECKING:
@@ -50,19 +50,17 @@ READINGS = "holdout_readings"
 
 @dataclass(frozen=True)
 class Evidence:
-    """Hold the answers of all gates, and what they rest on; the contenders have their figures filled in."""
+    """The results of all gates, and what they rest on; the contenders have their figures filled in."""
 
     challenger: Contender
-    opponent: Contender
+    reference: Contender
     gates: tuple[GateResult, ...]
     recalls: tuple[ClassRecall, ...]
     holdout: HoldoutReading
 
 
-class _Predictions(BaseModel):
-    """Keep what a model makes of the holdout, with the labels, so that nothing has to be read again."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Predictions(Frozen):
+    """A model's predictions for the holdout, with the labels, so that nothing has to be read again."""
 
     model_sha256: str
     data_digest: str
@@ -71,17 +69,17 @@ class _Predictions(BaseModel):
 
 
 class Examiner:
-    """Examine contenders on one data set."""
+    """The comparison of contenders on one data set."""
 
-    def __init__(self, client: MlflowClient, source: DataSource, gates: Gates, readings_run: str) -> None:
-        self._client = client
-        self._registry = Registry(client)
+    def __init__(self, registry: Registry, source: DataSource, gates: Gates, readings_run: str) -> None:
+        self._registry = registry
+        self._client = registry.client
         self._source = source
         self._gates = gates
         self._readings_run = readings_run
         self._class_names = describe(source.name).class_names
 
-    def compare(self, challenger: Contender, opponent: Contender) -> Evidence:
+    def compare(self, challenger: Contender, reference: Contender) -> Evidence:
         """Load both models, and ask every gate.
 
         The holdout is read where the predictions of one of them are not kept yet, and counted before it is read.
@@ -89,11 +87,12 @@ class Examiner:
         Raises:
             DamagedModelError: a file is not the registered one, or not one that this project saves.
         """
-        with _loaded(self._registry, challenger) as model, _loaded(self._registry, opponent) as other:
-            signature = _signature(self._registry, challenger, model, self._registry.signature(opponent))
+        ours, theirs = _model_ref(challenger), _model_ref(reference)
+        with _loaded(self._registry, ours) as model, _loaded(self._registry, theirs) as other:
+            signature = _signature(self._registry, ours, model, self._registry.signature(theirs))
             latency = self._latency(model, other)
             parameters = int(model.count_params())
-            paired, holdout = self._on_holdout([(challenger, model), (opponent, other)])
+            paired, holdout = self._on_holdout([(challenger, model), (reference, other)])
             fidelity = self._fidelity(challenger, model, paired)
             other_parameters = int(other.count_params())
         recalls = tuple(class_recalls(paired, self._class_names, self._gates))
@@ -108,7 +107,7 @@ class Examiner:
         right = [int((paired.labels == predicted).sum()) for predicted in (paired.challenger, paired.champion)]
         return Evidence(
             challenger.model_copy(update={"right": right[0], "parameter_count": parameters}),
-            opponent.model_copy(update={"right": right[1], "parameter_count": other_parameters}),
+            reference.model_copy(update={"right": right[1], "parameter_count": other_parameters}),
             gates,
             recalls,
             holdout,
@@ -118,17 +117,18 @@ class Examiner:
         from fashion_study.training.latency import interleaved_ms
 
         # Validation images: the holdout is not read to look at a clock.
-        challenger_ms, opponent_ms = interleaved_ms((model, other), self._validation.images)
-        return latency_gate(challenger_ms, opponent_ms, self._gates)
+        challenger_ms, reference_ms = interleaved_ms((model, other), self._validation.images)
+        return latency_gate(challenger_ms, reference_ms, self._gates)
 
     def _fidelity(self, challenger: Contender, model: "keras.Model", paired: Paired) -> GateResult:
         """Compare with the confusion matrix of the run: of validation images, or of the holdout for a baseline."""
+        from sklearn.metrics import confusion_matrix
+
         logged = self._logged_confusion(challenger.run_id)
         if self._client.get_run(challenger.run_id).data.tags.get("kind") != "baseline":
             found = self._evaluate(model, self._validation).confusion
             return fidelity_gate(logged, found, "validation", self._gates)
-        found = np.zeros((len(self._class_names),) * 2, dtype=np.int64)
-        np.add.at(found, (paired.labels, paired.challenger), 1)
+        found = confusion_matrix(paired.labels, paired.challenger, labels=range(len(self._class_names)))
         answer = fidelity_gate(logged, found, "holdout", self._gates)
         said = f"Validation images: not logged, since a baseline trains on them. Holdout: {answer.sentence}"
         return answer.model_copy(update={"sentence": said})
@@ -143,7 +143,7 @@ class Examiner:
         return load_dataset(self._source).validation
 
     def _logged_confusion(self, run_id: str) -> npt.NDArray[np.int64] | None:
-        content = self._read_artifact(run_id, "confusion_matrix.json")
+        content = read_artifact(self._client, run_id, "confusion_matrix.json")
         try:
             counts = np.asarray(json.loads(content or "{}").get("counts"))
         except (ValueError, AttributeError):
@@ -185,7 +185,7 @@ class Examiner:
     def _kept(self, contender: Contender) -> _Predictions | None:
         """Return the kept predictions of a model where they are of this very file and these very images."""
         try:
-            found = _Predictions.model_validate_json(self._read_artifact(contender.run_id, PREDICTIONS) or "")
+            found = _Predictions.model_validate_json(read_artifact(self._client, contender.run_id, PREDICTIONS) or "")
         except ValidationError:
             return None
         is_of_this = (found.model_sha256, found.data_digest) == (contender.sha256, self._source.digest)
@@ -203,25 +203,15 @@ class Examiner:
         self._client.log_text(contender.run_id, made.model_dump_json(), PREDICTIONS)
         return made
 
-    def _read_artifact(self, run_id: str, name: str) -> str | None:
-        """Return an artifact's text, None where the run has none of that name."""
-        if name not in {entry.path for entry in self._client.list_artifacts(run_id)}:
-            return None
-        with TemporaryDirectory() as folder:
-            try:
-                return Path(self._client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8")
-            except (MlflowException, OSError, UnicodeDecodeError):
-                return None
 
-
-def check_signature(registry: Registry, challenger: Contender, opponent: Contender | None) -> GateResult:
-    """Load the challenger alone, and ask the one gate that no force gets around; no image is read.
+def check_signature(registry: Registry, challenger: ModelRef, reference: ModelRef | None) -> GateResult:
+    """Load the challenger alone, and ask the one gate that no force skips; no image is read.
 
     Raises:
         DamagedModelError: the challenger's file is not the registered one, or not one that this project saves.
     """
     try:
-        expected = None if opponent is None else registry.signature(opponent)
+        expected = None if reference is None else registry.signature(reference)
     except DamagedModelError:
         # A damaged champion must not keep a sound model from taking its place.
         expected = None
@@ -229,17 +219,21 @@ def check_signature(registry: Registry, challenger: Contender, opponent: Contend
         return _signature(registry, challenger, model, expected)
 
 
+def _model_ref(contender: Contender) -> ModelRef:
+    return ModelRef(contender.model_uri, contender.sha256, contender.title)
+
+
 @contextmanager
-def _loaded(registry: Registry, contender: Contender) -> Iterator["keras.Model"]:
+def _loaded(registry: Registry, model: ModelRef) -> Iterator["keras.Model"]:
     # Read by TensorFlow when it is imported: a study may be training on the same GPU.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     from fashion_study.training.model_file import load_model_file
 
     with TemporaryDirectory() as folder:
-        yield load_model_file(registry.fetch(contender, Path(folder)))
+        yield load_model_file(registry.fetch(model, Path(folder)))
 
 
-def _signature(registry: Registry, challenger: Contender, model: "keras.Model", expected: str | None) -> GateResult:
+def _signature(registry: Registry, challenger: ModelRef, model: "keras.Model", expected: str | None) -> GateResult:
     takes, gives = ((-1, *shape[1:]) for shape in (model.input_shape, model.output_shape))
     loaded = f"Tensor('float32', {takes}) -> Tensor('float32', {gives})"
     return signature_gate(registry.signature(challenger), loaded, expected)

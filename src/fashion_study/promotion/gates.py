@@ -18,7 +18,13 @@ from fashion_study.statistics import paired_interval
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Gates(BaseModel):
+class Frozen(BaseModel):
+    """A record of a promotion: frozen, and without fields that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Gates(Frozen):
     """Hold every limit of the gates, in one place.
 
     `alpha`: the accuracy gate's level before it is divided by the readings of the holdout. `recall_margin`: how far a
@@ -28,8 +34,6 @@ class Gates(BaseModel):
     arithmetic may predict otherwise than was logged.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     alpha: Share = 0.05
     recall_margin: Share = 0.10
     recall_confidence: Share = 0.95
@@ -38,10 +42,8 @@ class Gates(BaseModel):
     max_moved_share: Annotated[float, Field(ge=0, lt=1)] = 0.001
 
 
-class GateResult(BaseModel):
+class GateResult(Frozen):
     """Show a gate's answer: the value it found, the limit it has, and both in a sentence."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     passed: bool
@@ -50,10 +52,8 @@ class GateResult(BaseModel):
     sentence: str
 
 
-class ClassRecall(BaseModel):
+class ClassRecall(Frozen):
     """Show a class's recall with both models; the difference is challenger's less champion's, with its interval."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     images: int

@@ -43,8 +43,8 @@ def decision_page(decision: Decision) -> str:
 
 def _table(decision: Decision) -> Table:
     contenders = [f"challenger  {_described(decision.challenger)}"]
-    if decision.opponent is not None:
-        contenders.append(f"{decision.opponent.role}  {_described(decision.opponent)}")
+    if decision.reference is not None:
+        contenders.append(f"{decision.reference.role}  {_described(decision.reference)}")
     table = Table(
         title=Text("\n".join(visible(line) for line in contenders), style="not italic"),
         title_justify="left",

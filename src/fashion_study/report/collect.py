@@ -26,7 +26,7 @@ from fashion_study.store.trials import TrialStorage
 from fashion_study.study.figures import FEWEST_FOR_IMPORTANCES
 from fashion_study.study.leaderboard import rank
 from fashion_study.text import printable
-from fashion_study.tracking.registry import CHAMPION, Registry, registered_name
+from fashion_study.tracking.registry import Registry, registered_name
 from fashion_study.trial import BASELINE_NUMBER
 
 # The runs whose confusion matrix is one of validation images; a registered baseline's is one of the holdout.
@@ -154,7 +154,7 @@ def _reference(
     """Choose what the best model is compared with: the champion, else the study's baseline trial."""
     if best is None:
         return None
-    champion = Registry(client).by_alias(registered_name(dataset), CHAMPION)
+    champion = Registry(client).model(registered_name(dataset)).champion
     if champion is None:
         reason = "no model of this data set is the champion yet"
     elif champion.run_id == best.run_id:

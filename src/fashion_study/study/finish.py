@@ -131,7 +131,7 @@ def register_challenger(session: Session, finalists: Sequence[Finalist]) -> "Ver
     Raises:
         DamagedModelError: the model's logging was cut off.
     """
-    from fashion_study.tracking.registry import CHALLENGER, Candidate, Registry
+    from fashion_study.tracking.registry import CHALLENGER, Registry
 
     plan, best, winner = session.study.plan, session.study.trial_storage.best(), choose(finalists)
     if winner is not None and winner.median_run is not None and winner.mean is not None:
@@ -142,11 +142,11 @@ def register_challenger(session: Session, finalists: Sequence[Finalist]) -> "Ver
         interval, kind = wilson_interval(round(objective * images), images), "Wilson, one training"
     else:
         return None
-    run = session.client.get_run(run_id).data
+    run = session.client.get_run(run_id)
     low, high = interval or (None, None)
     tags: dict[str, ParamValue | None] = {
         "study": plan.name,
-        "study_run": run.tags["mlflow.parentRunId"],
+        "study_run": run.data.tags["mlflow.parentRunId"],
         "trial": trial,
         "run": run_id,
         "objective": objective,
@@ -157,20 +157,13 @@ def register_challenger(session: Session, finalists: Sequence[Finalist]) -> "Ver
         "dataset": plan.source.name,
         "data_digest": plan.source.digest,
         # Of what trained it, which need not be what registers it.
-        "code_digest": run.tags.get("code_digest"),
-        "git_commit": run.tags.get("mlflow.source.git.commit"),
-        "parameter_count": int(run.metrics["parameter_count"]),
+        "code_digest": run.data.tags.get("code_digest"),
+        "git_commit": run.data.tags.get("mlflow.source.git.commit"),
+        "parameter_count": int(run.data.metrics["parameter_count"]),
     }
     registry = Registry(session.client)
-    version = registry.register(
-        Candidate(
-            dataset=plan.source.name,
-            run_id=run_id,
-            model_uri=run.tags["model_uri"],
-            sha256=run.tags["model_sha256"],
-            tags={key: value for key, value in tags.items() if value is not None},
-        )
-    )
+    known = {key: value for key, value in tags.items() if value is not None}
+    version = registry.register(plan.source.name, run, known)
     registry.move_alias(version.name, CHALLENGER, version.number)
     return version
 

@@ -1,6 +1,8 @@
-"""Complete answers of MLflow's searches, which come in pages."""
+"""What MLflow is asked for: searches with all of their pages, runs, artifacts, and pending models."""
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from mlflow import MlflowClient
@@ -38,6 +40,18 @@ def find_run(client: MlflowClient, run_id: str) -> Run | None:
         if is_missing(error):
             return None
         raise
+
+
+def read_artifact(client: MlflowClient, run_id: str, name: str) -> str | None:
+    """Return the text of an artifact; None where the run has none of that name, or none that can be read."""
+    folder = name.rpartition("/")[0]
+    if name not in {entry.path for entry in client.list_artifacts(run_id, folder or None)}:
+        return None
+    with TemporaryDirectory() as target:
+        try:
+            return Path(client.download_artifacts(run_id, name, target)).read_text(encoding="utf-8")
+        except (MlflowException, OSError, UnicodeDecodeError):
+            return None
 
 
 def is_missing(error: MlflowException) -> bool:

@@ -9,7 +9,7 @@ import keras
 from mlflow import MlflowClient
 
 from fashion_study.errors import DamagedModelError
-from fashion_study.tracking.registry import Registry
+from fashion_study.tracking.registry import ModelRef, Registry
 from fashion_study.tracking.search import find_run
 from fashion_study.training.model_file import load_model_file
 from fashion_study.trial import CONTINUATION_LOST, CONTINUED, Checkpoint, Hyperparameters
@@ -32,9 +32,11 @@ def restore(
     the model is damaged, nothing is changed, and the training begins at its first epoch.
     """
     try:
-        stored = _StoredModel.of(client, continues.run_id)
+        run = None if continues.run_id is None else find_run(client, continues.run_id)
+        if run is None:
+            raise DamagedModelError("its run is gone")
         with TemporaryDirectory() as folder:
-            earlier = load_model_file(Registry(client).fetch(stored, Path(folder)))
+            earlier = load_model_file(Registry(client).fetch(ModelRef.of_run(run), Path(folder)))
     except DamagedModelError as error:
         return WarmStart(tags={CONTINUATION_LOST: f"trial {continues.number:03d}: {error}"})
     model.set_weights(earlier.get_weights())
@@ -42,21 +44,3 @@ def restore(
     # The learning rate decays with the steps.
     model.optimizer.iterations.assign(continues.epochs * math.ceil(images / params.batch_size))
     return WarmStart(continues.epochs, {CONTINUED: str(continues.epochs)})
-
-
-@dataclass(frozen=True)
-class _StoredModel:
-    model_uri: str
-    sha256: str
-    run_id: str
-
-    @classmethod
-    def of(cls, client: MlflowClient, run_id: str | None) -> "_StoredModel":
-        run = None if run_id is None else find_run(client, run_id)
-        if run is None or run_id is None:
-            raise DamagedModelError("its run is gone")
-        tags = run.data.tags
-        return cls(tags.get("model_uri", ""), tags.get("model_sha256", ""), run_id)
-
-    def __str__(self) -> str:
-        return f"run {self.run_id}"

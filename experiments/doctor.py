@@ -27,9 +27,9 @@ def main(
 
       python -m experiments.doctor --fix --store /data/studies
     """
-    report_ = check_store(store, fix)
-    show_report(report_, Console())
-    if report_.remaining:
+    report = check_store(store, fix)
+    show_report(report, Console())
+    if report.remaining:
         raise Exit(ExitCode.ANSWER_IS_NO)
 
 

@@ -1,4 +1,4 @@
-"""The words of an examination: what disagrees, and what mends it."""
+"""A finding: what disagrees in a store, and its repair."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """Name a kind of disagreement between trial storage, runs, registry and files."""
+    """A kind of disagreement between trial storage, runs, registry and files."""
 
     DATABASE = "damaged database"
     MOVED = "moved store"
@@ -21,7 +21,7 @@ class Kind(StrEnum):
     DELETED_RUN = "deleted run"
     LOST_RUN = "lost run"
     FILES = "damaged files"
-    PENDING_MODEL = "half-written model"
+    PENDING_MODEL = "pending model"
     ALIAS = "alias without its version"
     VERSION = "damaged version"
     PREVIOUS_CHAMPION = "previous-champion left behind"
@@ -29,9 +29,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """Say what disagrees, where, and how it can be mended.
+    """What disagrees, where, and how it can be repaired.
 
-    `remedy` says what mending does. `repair` does it, and returns in a few words what was done; it may be repeated
+    `remedy` describes the repair. `repair` does it, and returns in a few words what was done; it may be repeated
     and may be killed at any point. None: only a person can decide, and `remedy` says what on.
     """
 

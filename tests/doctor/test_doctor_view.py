@@ -27,9 +27,9 @@ FOUND = (
 )
 
 
-def shown(report_: CheckReport, width: int) -> str:
+def shown(report: CheckReport, width: int) -> str:
     console = Console(file=StringIO(), width=width)
-    show_report(report_, console)
+    show_report(report, console)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 

@@ -1,1 +1,1 @@
-"""The doctor: trial storage, runs, registry and files, compared."""
+"""The doctor: trial storage, runs, registry and files of a store, compared and repaired."""

@@ -1,4 +1,4 @@
-"""The examination: everything that can disagree in a store, in the order in which it has to be mended."""
+"""The check of a store: everything that can disagree in it, in the order in which it has to be repaired."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fashion_study.store.store import Store, find_store
 
 @dataclass(frozen=True)
 class CheckedFinding:
-    """Show a finding with what was done about it; None: nothing."""
+    """A finding, and what was done about it; None: nothing."""
 
     finding: Finding
     done: str | None = None
@@ -20,7 +20,7 @@ class CheckedFinding:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Show what was found in a store, and what should be known besides."""
+    """The findings in a store, and notes on what is no damage."""
 
     store: Store
     is_fixing: bool
@@ -29,15 +29,14 @@ class CheckReport:
 
     @property
     def remaining(self) -> int:
-        """Count what is still wrong."""
+        """Return how many findings are left."""
         return sum(result.done is None for result in self.results)
 
 
 def check_store(root: Path, fix: bool = False) -> CheckReport:
-    """Compare trial storage, runs, registry and files of a store; with `fix` mend what can be mended.
+    """Compare trial storage, runs, registry and files of a store; with `fix` repair what can be repaired.
 
-    No result is deleted: what is lost is written down as lost where it belongs. A study that a process is running is
-    left alone.
+    No result is deleted: what is lost is recorded as lost. A study that a process is running is left alone.
 
     Raises:
         StoreError: there is no store, and nothing is made; or it cannot be read.
@@ -52,7 +51,7 @@ def check_store(root: Path, fix: bool = False) -> CheckReport:
 
 
 def _findings(store: Store, notes: list[str]) -> Iterator[Finding]:
-    """Find what disagrees, each after what has to be mended before it."""
+    """Find what disagrees, each after what has to be repaired before it."""
     from fashion_study.doctor.databases import damaged_databases
 
     is_readable = True
@@ -84,7 +83,7 @@ def _of_open_store(store: Store, notes: list[str]) -> Iterator[Finding]:
     from fashion_study.doctor.context import CheckContext
     from fashion_study.doctor.files import damaged_files
     from fashion_study.doctor.registry import damaged_registry
-    from fashion_study.doctor.runs import damaged_reproductions, orphans
+    from fashion_study.doctor.runs import damaged_reproductions, orphan_runs
     from fashion_study.doctor.studies import damaged_studies
 
     context = CheckContext(store, store.client(), notes)
@@ -95,7 +94,7 @@ def _of_open_store(store: Store, notes: list[str]) -> Iterator[Finding]:
         )
     yield from damaged_studies(context)
     yield from damaged_reproductions(context)
-    yield from orphans(context)
+    yield from orphan_runs(context)
     if moves(store):
         notes.append("Files and registry are looked at once the addresses are mended.")
         return

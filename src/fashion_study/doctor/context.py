@@ -1,4 +1,4 @@
-"""What an examination has before it."""
+"""What the checks of a store share."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,10 +13,10 @@ from fashion_study.tracking.search import all_pages, search_runs
 
 @dataclass
 class CheckContext:
-    """Hold an open store, and what has become known of it on the way.
+    """An open store, and what earlier checks have learned of it.
 
-    `notes` tell what is no damage but should be said. `run_trees` are the runs of studies and reproductions that
-    this store knows of, each with those nested under it; `alive` are those of them that a process is working on.
+    `notes` are for the user, and no damage. `run_trees` are the runs of studies and reproductions that this store knows
+    of, each with those nested under it; `alive` are those of them that a process is working on.
     """
 
     store: Store
@@ -35,18 +35,24 @@ class CheckContext:
         return [run for run in search_runs(self.client, self.experiments) if "kind" in run.data.tags]
 
     def runs(self) -> list[Run]:
-        """Return the runs that belong to this store: on a server those of the families that it knows of."""
+        """Return the runs that belong to this store: on a server those of the run trees that it knows of."""
         return [run for run in self.all_runs() if self.store.is_embedded or run_tree(run) in self.run_trees]
 
     def models(self) -> dict[str, LoggedModel]:
         """Return every logged model, by its id."""
         return {model.model_id: model for model in all_pages(self.client.search_logged_models, self.experiments)}
 
-    def is_alive(self, run: Run) -> bool:
-        """Say whether a process may be working on a run."""
-        return run_tree(run) in self.alive
+    def kill(self, run_id: str, cause: str) -> None:
+        """End the run of a process that is gone."""
+        self.client.set_tag(run_id, "cause", cause)
+        self.client.set_terminated(run_id, "KILLED")
 
 
 def run_tree(run: Run) -> str:
     """Return the run that a run is nested under, or its own id."""
     return str(run.data.tags.get(MLFLOW_PARENT_RUN_ID, run.info.run_id))
+
+
+def run_title(run: Run) -> str:
+    """Return a run's id and name, for messages."""
+    return f"run {run.info.run_id} ({run.info.run_name})"

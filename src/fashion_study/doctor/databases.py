@@ -1,4 +1,4 @@
-"""Both databases, as files."""
+"""The database files, checked by SQLite."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -15,9 +15,7 @@ RECOVER = f"{RESTORE}, or save what can be read with `sqlite3 FILE .recover`"
 
 
 def damaged_databases(store: Store) -> Iterator[Finding]:
-    """Let SQLite check the files of a store; in a damaged one nothing else can be trusted.
-
-    What lies on a server is the server's to check.
+    """Check the database files of a store with SQLite; databases on a server are not checked.
 
     Raises:
         StoreError: a file is no database, or cannot be read.
@@ -34,7 +32,7 @@ def damaged_databases(store: Store) -> Iterator[Finding]:
 
 
 def has_runs(store: Store) -> bool:
-    """Say whether a study of the trial storage has got as far as a run; a kill may have come before."""
+    """Return whether any study of the trial storage has a run; a kill may have come before."""
     with store.optuna_storage() as storage:
         return any("run_id" in study.user_attrs for study in storage.get_all_studies())
 

@@ -1,4 +1,4 @@
-"""The files of runs: models and the evidence of complete trials, by their digests."""
+"""The files of runs: models, and the evidence of complete trials, checked by their digests."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -6,16 +6,16 @@ from pathlib import Path
 
 from mlflow.entities import LoggedModel, Run
 
-from fashion_study.doctor.context import CheckContext
+from fashion_study.doctor.context import CheckContext, run_title, run_tree
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.relocation import local_path
 from fashion_study.tracking.registry import CARD_FILE, MODEL_FILE
 from fashion_study.tracking.search import pending_models
 from fashion_study.trial import TrialState
 
-# On a run, and on a version: what is wrong with its files, as doctor has written it down.
+# On a run, and on a version: what is wrong with its files, as the doctor has recorded it.
 DAMAGED = "damaged_files"
-# On a run whose model was taken away on purpose, to save the room.
+# On a run whose model was deleted on purpose, to save space.
 REMOVED = "model_removed"
 EVIDENCE = (
     "classification_report.json",
@@ -43,13 +43,13 @@ def damaged_files(context: CheckContext) -> Iterator[Finding]:
         context.notes.append(f"The files of {unseen} runs do not lie on this machine: not looked at.")
 
     def is_abandoned(run_id: str) -> bool:
-        return run_id in runs and not context.is_alive(runs[run_id])
+        return run_id in runs and run_tree(runs[run_id]) not in context.alive
 
     yield from pending_models(context.client, context.experiments, is_abandoned)
 
 
 def model_damage(folder: Path, sha256: str) -> str | None:
-    """Say what is wrong with a logged model in its folder; None where it is what was logged."""
+    """Return what is wrong with a logged model in its folder; None where it is what was logged."""
     file = folder / MODEL_FILE
     if not file.is_file():
         return f"{file.name} missing"
@@ -59,7 +59,7 @@ def model_damage(folder: Path, sha256: str) -> str | None:
 
 
 def _damage(run: Run, models: Mapping[str, LoggedModel]) -> str | None:
-    """Say what is wrong with the files of a run, '' for nothing; None where they cannot be seen from here."""
+    """Return what is wrong with the files of a run, '' for nothing; None where they are on another machine."""
     folder = local_path(run.info.artifact_uri)
     if folder is None:
         return None
@@ -69,13 +69,13 @@ def _damage(run: Run, models: Mapping[str, LoggedModel]) -> str | None:
         found += _damaged_evidence(folder, tags.get("evidence_sha256", ""))
     if "model_sha256" in tags and REMOVED not in tags:
         model = models.get(tags.get("model_uri", "").removeprefix("models:/"))
-        place = local_path(model.artifact_location) if model else None
-        found.append(model_damage(place, tags["model_sha256"]) if place else "logged model missing")
+        address = local_path(model.artifact_location) if model else None
+        found.append(model_damage(address, tags["model_sha256"]) if address else "logged model missing")
     return ", ".join(filter(None, found))
 
 
 def _damaged_evidence(folder: Path, sums: str) -> Iterator[str]:
-    """Compare the evidence with the lines that were written down of it; a run of an earlier version has none."""
+    """Compare the evidence with its recorded sums; a run of an earlier version has none."""
     expected = {name: digest for digest, _, name in (line.partition("  ") for line in sums.splitlines())}
     for name in EVIDENCE:
         if not (folder / name).is_file():
@@ -97,7 +97,6 @@ def _damaged(context: CheckContext, run: Run, damage: str) -> Finding:
         context.client.delete_tag(run.info.run_id, DAMAGED)
         return "the run says so no more"
 
-    where = f"run {run.info.run_id} ({run.info.run_name})"
     what = damage or f"its files are back, and it still says {run.data.tags[DAMAGED]!r}"
     remedy = "writes it on the run; bring the file back from a copy" if damage else "takes that from the run"
-    return Finding(Kind.FILES, where, what, remedy, repair)
+    return Finding(Kind.FILES, run_title(run), what, remedy, repair)

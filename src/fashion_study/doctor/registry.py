@@ -1,4 +1,4 @@
-"""The registry: versions against their runs and their models, aliases against their versions."""
+"""The model registry: versions compared with their runs and models, aliases with their versions."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,7 +18,7 @@ from fashion_study.tracking.search import find_run
 
 
 def damaged_registry(context: CheckContext) -> Iterator[Finding]:
-    """Compare every registered model of this project with what it stands for, unless a promotion is at work."""
+    """Compare every registered model of this project with its runs and files, unless a promotion is running."""
     with ExitStack() as alone:
         try:
             alone.enter_context(promotion_lock(context.store.root))
@@ -28,7 +28,7 @@ def damaged_registry(context: CheckContext) -> Iterator[Finding]:
         registry = Registry(context.client)
         for model in registry.models():
             yield from _dangling_aliases(registry, model)
-            # Read again, after what was mended.
+            # Read again: an alias may have been repaired.
             for version in registry.model(model.name).versions:
                 yield from _damaged_version(registry, version)
             yield from _stale_alias(registry, registry.model(model.name))
@@ -100,9 +100,8 @@ def _damaged(registry: Registry, version: Version, damage: str) -> Finding:
 def _model_damage(registry: Registry, version: Version) -> str | None:
     model_id = version.model.uri.removeprefix("models:/")
     try:
-        address = (
-            registry.client.get_logged_model(model_id).artifact_location if model_id.startswith("m-") else model_id
-        )
+        is_logged = model_id.startswith("m-")
+        address = registry.client.get_logged_model(model_id).artifact_location if is_logged else model_id
     except MlflowException:
         return "logged model missing"
     if (folder := local_path(address)) is not None:

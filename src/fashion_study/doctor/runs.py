@@ -1,10 +1,10 @@
-"""Runs outside the trial storage's studies: reproductions of the baseline, and what belongs to nobody."""
+"""Runs outside the studies of the trial storage: reproductions of the baseline, and orphan runs."""
 
 from collections.abc import Iterator
 
 from mlflow.entities import Run
 
-from fashion_study.doctor.context import CheckContext, run_tree
+from fashion_study.doctor.context import CheckContext, run_title, run_tree
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.locks import claim, lock_file
 from fashion_study.tracking.attempt import ORPHAN
@@ -15,14 +15,12 @@ LOCK = "lock"
 
 
 def damaged_reproductions(context: CheckContext) -> Iterator[Finding]:
-    """Find reproductions of the baseline that are open and that no process works on any more."""
+    """Find reproductions of the baseline that are open although no process works on them."""
     runs = [run for run in context.all_runs() if run.info.lifecycle_stage == "active"]
-    nested = [run for run in runs if run.data.tags["kind"] == "baseline" and run.info.status == "RUNNING"]
+    is_open = [run for run in runs if run.info.status == "RUNNING"]
     for parent in (run for run in runs if run.data.tags["kind"] == REPRODUCTION):
-        open_runs = [run for run in nested if run_tree(run) == parent.info.run_id]
-        if parent.info.status == "RUNNING":
-            open_runs.append(parent)
-        if open_runs:
+        nested = [run for run in is_open if run.data.tags["kind"] == "baseline" and run_tree(run) == parent.info.run_id]
+        if open_runs := [*nested, *(run for run in is_open if run is parent)]:
             yield from _open_reproduction(context, parent, open_runs)
 
 
@@ -30,12 +28,12 @@ def _open_reproduction(context: CheckContext, parent: Run, open_runs: list[Run])
     run_id, lock = parent.info.run_id, parent.data.tags.get(LOCK, "")
     context.run_trees.add(run_id)
     if not lock or not lock_file(context.store.root, lock).is_file():
-        if not context.store.is_embedded:
-            # Of another store or another machine, whose locks cannot be seen from here.
-            context.alive.add(run_id)
-            context.notes.append(f"Run {run_id} reproduces the baseline, or did: which process does is not known here.")
+        if context.store.is_embedded:
+            yield from (_abandoned(context, run) for run in open_runs)
             return
-        yield from (_abandoned(context, run) for run in open_runs)
+        # Of another store or another machine, whose locks cannot be seen from here.
+        context.alive.add(run_id)
+        context.notes.append(f"Run {run_id} reproduces the baseline, or did: which process does is not known here.")
         return
     with claim(context.store.root, lock) as holder:
         if holder is None:
@@ -47,37 +45,38 @@ def _open_reproduction(context: CheckContext, parent: Run, open_runs: list[Run])
 
 def _abandoned(context: CheckContext, run: Run) -> Finding:
     def repair() -> str:
-        context.client.set_tag(run.info.run_id, "cause", "its process died")
-        context.client.set_terminated(run.info.run_id, "KILLED")
+        context.kill(run.info.run_id, "its process died")
         return "it is KILLED"
 
-    where = f"run {run.info.run_id} ({run.info.run_name})"
-    return Finding(Kind.ZOMBIE_RUN, where, "is RUNNING, and no process works on it", "ends the run KILLED", repair)
+    what = "is RUNNING, and no process works on it"
+    return Finding(Kind.ZOMBIE_RUN, run_title(run), what, "ends the run KILLED", repair)
 
 
-def orphans(context: CheckContext) -> Iterator[Finding]:
-    """Find the runs of studies, trials and finalists that no study of the trial storage has anything to do with."""
-    if deleted := sum(run.info.lifecycle_stage != "active" for run in context.runs()):
-        # Somebody's decision, and no damage.
+def orphan_runs(context: CheckContext) -> Iterator[Finding]:
+    """Find the runs of studies, trials and finalists that belong to no study of the trial storage."""
+    runs = context.runs()
+    if deleted := sum(run.info.lifecycle_stage != "active" for run in runs):
+        # A user's decision, and no damage.
         context.notes.append(f"{deleted} runs lie in MLflow's bin: left there.")
     # A trial storage elsewhere may be another one than that of these runs.
     if not context.store.is_embedded or context.store.database is not None or not context.store.has_trials:
         return
-    for run in context.runs():
+    for run in runs:
         is_ours = run.data.tags["kind"] in ("study", "trial", "finalist") and run.info.lifecycle_stage == "active"
         is_marked = ORPHAN in run.data.tags and run.info.status != "RUNNING"
         if is_ours and not is_marked and run_tree(run) not in context.run_trees:
-            yield _orphan(context, run)
+            yield _orphan_run(context, run)
 
 
-def _orphan(context: CheckContext, run: Run) -> Finding:
+def _orphan_run(context: CheckContext, run: Run) -> Finding:
+    is_open = run.info.status == "RUNNING"
+
     def repair() -> str:
         context.client.set_tag(run.info.run_id, ORPHAN, "true")
-        if run.info.status == "RUNNING":
-            context.client.set_tag(run.info.run_id, "cause", "no study names this run")
-            context.client.set_terminated(run.info.run_id, "KILLED")
+        if is_open:
+            context.kill(run.info.run_id, "no study names this run")
         return "it is marked as an orphan"
 
-    where = f"run {run.info.run_id} ({run.info.run_name})"
-    remedy = "marks the run as an orphan" + (", ends it KILLED" if run.info.status == "RUNNING" else "")
-    return Finding(Kind.ORPHAN, where, "belongs to no study of the trial storage", remedy, repair)
+    what = "belongs to no study of the trial storage"
+    remedy = "marks the run as an orphan" + (", ends it KILLED" if is_open else "")
+    return Finding(Kind.ORPHAN, run_title(run), what, remedy, repair)

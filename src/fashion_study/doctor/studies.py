@@ -1,4 +1,4 @@
-"""Each study of the trial storage, against its runs."""
+"""The studies of the trial storage, compared with their runs."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +16,8 @@ from fashion_study.tracking.search import find_run
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-# What every study with a run remembers of it.
-FACTS = ("run_id", "experiment_id")
+# What every study with a run knows of it.
+ATTRS = ("run_id", "experiment_id")
 
 
 def damaged_studies(context: CheckContext) -> Iterator[Finding]:
@@ -33,8 +33,8 @@ def damaged_studies(context: CheckContext) -> Iterator[Finding]:
 def _of_study(context: CheckContext, storage: "RDBStorage", name: str) -> Iterator[Finding]:
     trial_storage = TrialStorage(storage, name)
     if "run_id" not in trial_storage.attrs:
-        return  # Killed before it had anything, or somebody else's.
-    if unreadable := [fact for fact in FACTS if not isinstance(trial_storage.attrs.get(fact), str)]:
+        return  # Killed before its first run was opened, or another program's.
+    if unreadable := [name for name in ATTRS if not isinstance(trial_storage.attrs.get(name), str)]:
         what = f"has no {' and no '.join(unreadable)} that can be read"
         yield Finding(Kind.DATABASE, printable(name), what, "nothing: restore the trial storage from a copy")
         return
@@ -59,7 +59,7 @@ def _damaged_study(context: CheckContext, trial_storage: TrialStorage) -> Iterat
         yield Finding(Kind.LOST_RUN, trial_storage.name, what, remedy)
         return
     if run.info.lifecycle_stage != "active":
-        # Somebody's decision, and no damage: run_study takes it out again where the study goes on.
+        # A user's decision, and no damage: run_study restores it where the study goes on.
         context.notes.append(f"Study {trial_storage.name} is in MLflow's bin: left there.")
         return
     runs = StudyRuns(context.client, trial_storage.attrs["experiment_id"], run_id)
@@ -73,8 +73,7 @@ def _damaged_study(context: CheckContext, trial_storage: TrialStorage) -> Iterat
 
 def _abandoned(context: CheckContext, name: str, run_id: str) -> Finding:
     def repair() -> str:
-        context.client.set_tag(run_id, "cause", CAUSE)
-        context.client.set_terminated(run_id, "KILLED")
+        context.kill(run_id, CAUSE)
         return "its run is KILLED"
 
     what = f"run {run_id} is RUNNING, and no process runs the study"

@@ -1,4 +1,4 @@
-"""What the doctor says."""
+"""The report of a check on a terminal."""
 
 import shlex
 from textwrap import TextWrapper
@@ -11,17 +11,17 @@ from fashion_study.doctor.check import CheckedFinding, CheckReport
 INDENT = 4 * " "
 
 
-def show_report(report_: CheckReport, console: Console) -> None:
-    """Print what was found and what was or can be done, and a sentence on where that leaves the store."""
+def show_report(report: CheckReport, console: Console) -> None:
+    """Print each finding with what was done or can be done, and a sentence on the store as it is now."""
     # No table: its cells would cut the id of a run in two where a terminal is narrow.
     paragraph = TextWrapper(
         console.width, initial_indent=INDENT, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False
     )
-    for result in report_.results:
+    for result in report.results:
         console.print(Text(result.finding.kind, style="bold"))
-        for line in _lines(result, report_.is_fixing):
+        for line in _lines(result, report.is_fixing):
             console.print(Text(paragraph.fill(line)), soft_wrap=True)
-    for line in (*report_.notes, _summary(report_)):
+    for line in (*report.notes, _summary(report)):
         console.print(Text(line), soft_wrap=True)
 
 
@@ -31,13 +31,13 @@ def _lines(result: CheckedFinding, is_fixing: bool) -> tuple[str, str]:
     return f"{found.where}: {found.what}", f"{label}: {result.done or found.remedy}"
 
 
-def _summary(report_: CheckReport) -> str:
-    count, root = len(report_.results), report_.store.root
+def _summary(report: CheckReport) -> str:
+    count, root = len(report.results), report.store.root
     if not count:
         return f"Nothing is wrong with {root}."
-    if report_.is_fixing:
-        return f"{count} found in {root}, {count - report_.remaining} mended, {report_.remaining} left."
-    mendable = sum(result.finding.repair is not None for result in report_.results)
+    if report.is_fixing:
+        return f"{count} found in {root}, {count - report.remaining} mended, {report.remaining} left."
+    mendable = sum(result.finding.repair is not None for result in report.results)
     if not mendable:
         return f"{count} found in {root}. None can be mended here."
     # On a line of its own, to be copied.

@@ -127,6 +127,11 @@ class Decision(BaseModel):
         """Return the folder of this decision among the artifacts of the challenger's run."""
         return f"decisions/{self.at[:23].replace(':', '-')}Z"
 
+    def judged(self, gates: tuple[GateResult, ...], **evidence: object) -> Self:
+        """Return the decision that the gates make, with the evidence that they rest on."""
+        outcome = Outcome.PENDING if all(gate.passed for gate in gates) else Outcome.REFUSED
+        return self.model_copy(update={**evidence, "gates": gates, "outcome": outcome})
+
     @property
     def failed(self) -> tuple[str, ...]:
         """Return the gates that did not let the challenger through."""

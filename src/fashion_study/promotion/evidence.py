@@ -1,10 +1,9 @@
-"""The evidence about two models: what every gate says, from files that were verified and images that were counted."""
+"""The evidence about two models: the gates' results, from verified files and counted readings of the holdout."""
 
 import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,9 +17,8 @@ from fashion_study.data.catalog import describe, load_dataset
 from fashion_study.data.dataset import Split
 from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import DamagedModelError, StoreError
-from fashion_study.promotion.decision import Contender, HoldoutReading
+from fashion_study.promotion.decision import Contender, Decision, HoldoutReading
 from fashion_study.promotion.gates import (
-    ClassRecall,
     Frozen,
     GateResult,
     Gates,
@@ -48,17 +46,6 @@ PREDICTIONS = "holdout_predictions.json"
 READINGS = "holdout_readings"
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """The results of all gates, and what they rest on; the contenders have their figures filled in."""
-
-    challenger: Contender
-    reference: Contender
-    gates: tuple[GateResult, ...]
-    recalls: tuple[ClassRecall, ...]
-    holdout: HoldoutReading
-
-
 class _Predictions(Frozen):
     """A model's predictions for the holdout, with the labels, so that nothing has to be read again."""
 
@@ -79,38 +66,38 @@ class Examiner:
         self._readings_run = readings_run
         self._class_names = describe(source.name).class_names
 
-    def compare(self, challenger: Contender, reference: Contender) -> Evidence:
-        """Load both models, and ask every gate.
+    def judge(self, decision: Decision) -> Decision:
+        """Load both models, ask every gate, and return the decision with its evidence.
 
         The holdout is read where the predictions of one of them are not kept yet, and counted before it is read.
 
         Raises:
             DamagedModelError: a file is not the registered one, or not one that this project saves.
         """
+        challenger, reference = decision.challenger, decision.reference
+        assert reference is not None
         ours, theirs = _model_ref(challenger), _model_ref(reference)
         with _loaded(self._registry, ours) as model, _loaded(self._registry, theirs) as other:
             signature = _signature(self._registry, ours, model, self._registry.signature(theirs))
             latency = self._latency(model, other)
-            parameters = int(model.count_params())
             paired, holdout = self._on_holdout([(challenger, model), (reference, other)])
             fidelity = self._fidelity(challenger, model, paired)
-            other_parameters = int(other.count_params())
+            counted = [int(one.count_params()) for one in (model, other)]
         recalls = tuple(class_recalls(paired, self._class_names, self._gates))
-        gates = (
-            accuracy_gate(paired, holdout.readings, self._gates),
-            recall_gate(recalls, self._gates),
-            parameters_gate(parameters, self._gates),
-            latency,
-            fidelity,
-            signature,
-        )
         right = [int((paired.labels == predicted).sum()) for predicted in (paired.challenger, paired.champion)]
-        return Evidence(
-            challenger.model_copy(update={"right": right[0], "parameter_count": parameters}),
-            reference.model_copy(update={"right": right[1], "parameter_count": other_parameters}),
-            gates,
-            recalls,
-            holdout,
+        return decision.judged(
+            (
+                accuracy_gate(paired, holdout.readings, self._gates),
+                recall_gate(recalls, self._gates),
+                parameters_gate(counted[0], self._gates),
+                latency,
+                fidelity,
+                signature,
+            ),
+            challenger=challenger.model_copy(update={"right": right[0], "parameter_count": counted[0]}),
+            reference=reference.model_copy(update={"right": right[1], "parameter_count": counted[1]}),
+            recalls=recalls,
+            holdout=holdout,
         )
 
     def _latency(self, model: "keras.Model", other: "keras.Model") -> GateResult:
@@ -204,19 +191,20 @@ class Examiner:
         return made
 
 
-def check_signature(registry: Registry, challenger: ModelRef, reference: ModelRef | None) -> GateResult:
+def judge_signature(registry: Registry, decision: Decision) -> Decision:
     """Load the challenger alone, and ask the one gate that no force skips; no image is read.
 
     Raises:
         DamagedModelError: the challenger's file is not the registered one, or not one that this project saves.
     """
     try:
-        expected = None if reference is None else registry.signature(reference)
+        expected = None if decision.reference is None else registry.signature(_model_ref(decision.reference))
     except DamagedModelError:
         # A damaged champion must not keep a sound model from taking its place.
         expected = None
+    challenger = _model_ref(decision.challenger)
     with _loaded(registry, challenger) as model:
-        return _signature(registry, challenger, model, expected)
+        return decision.judged((_signature(registry, challenger, model, expected),))
 
 
 def _model_ref(contender: Contender) -> ModelRef:

@@ -1,7 +1,4 @@
-"""The gates between a challenger and the alias `champion`: what is asked, and what each answers.
-
-No store and no model is known here: numbers in, an answer with its reason out.
-"""
+"""The gates between a challenger and the alias `champion`: numbers in, a result with its reason out."""
 
 import math
 from collections.abc import Sequence
@@ -25,13 +22,12 @@ class Frozen(BaseModel):
 
 
 class Gates(Frozen):
-    """Hold every limit of the gates, in one place.
+    """The limits of the gates.
 
     `alpha`: the accuracy gate's level before it is divided by the readings of the holdout. `recall_margin`: how far a
-    class's recall may fall for certain, as a share of 1, wide because another seed alone can move it by ten points;
-    `recall_confidence`: what counts as certain. `max_parameters`: weights of the model. `max_latency_ratio`:
-    challenger's time to champion's, wide because clocks are noisy. `max_moved_share`: images that another machine's
-    arithmetic may predict otherwise than was logged.
+    class's recall may fall at `recall_confidence`, as a share of 1, wide because another seed alone can move it by ten
+    points. `max_parameters`: weights of the model. `max_latency_ratio`: challenger's time to champion's, wide because
+    clocks are noisy. `max_moved_share`: images that another machine's arithmetic may predict otherwise than was logged.
     """
 
     alpha: Share = 0.05
@@ -43,7 +39,7 @@ class Gates(Frozen):
 
 
 class GateResult(Frozen):
-    """Show a gate's answer: the value it found, the limit it has, and both in a sentence."""
+    """A gate's result: the value found, the limit, and both in a sentence."""
 
     name: str
     passed: bool
@@ -53,7 +49,7 @@ class GateResult(Frozen):
 
 
 class ClassRecall(Frozen):
-    """Show a class's recall with both models; the difference is challenger's less champion's, with its interval."""
+    """A class's recall with both models; the interval is that of the difference, challenger's less champion's."""
 
     name: str
     images: int
@@ -70,7 +66,7 @@ class ClassRecall(Frozen):
 
 @dataclass(frozen=True, eq=False)
 class Paired:
-    """Hold the predictions of two models for the same images, int64 (n,) like the true `labels`."""
+    """The predictions of two models for the same images, int64 (n,) like the true `labels`."""
 
     labels: npt.NDArray[np.int64]
     challenger: npt.NDArray[np.int64]
@@ -88,7 +84,7 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
 
     McNemar (1947), Psychometrika 12, 153-157; exact as the binomial test of the discordant pairs at one half.
     """
-    # Imported here: SciPy's statistics take a while, and a refusal of bad input must not wait for them.
+    # SciPy is imported in these functions: it takes a second, and a refusal of bad input must not wait for it.
     from scipy.stats import binomtest
 
     if only_first + only_second == 0:
@@ -99,8 +95,8 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
 def accuracy_gate(paired: Paired, readings: int, gates: Gates) -> GateResult:
     """Ask for more right answers than the champion's, at a level divided by the readings of the holdout.
 
-    The k-th reading is judged at alpha / k, a plain rule that grows stricter with each reading. It is no bound over
-    endlessly many of them (docs/decisions/0008-promotion-by-gates.md).
+    The k-th reading is judged at alpha / k. That is no bound on the error over endlessly many readings
+    (docs/decisions/0008-promotion-by-gates.md).
     """
     ours, theirs = paired.discordant()
     images, alpha = len(paired.labels), gates.alpha / readings
@@ -137,19 +133,19 @@ def class_recalls(paired: Paired, class_names: Sequence[str], gates: Gates) -> l
         members = paired.labels == label
         if not (images := int(members.sum())):
             continue
-        ours, theirs = paired.discordant(members)
-        low, high = paired_interval(ours, theirs, images, gates.recall_confidence)
-        shares = (float((predicted[members] == label).mean()) for predicted in (paired.challenger, paired.champion))
-        challenger, champion = shares
-        entry = ClassRecall(name=name, images=images, challenger=challenger, champion=champion, low=low, high=high)
-        found.append(entry)
+        only_challenger, only_champion = paired.discordant(members)
+        low, high = paired_interval(only_challenger, only_champion, images, gates.recall_confidence)
+        challenger, champion = (float((of[members] == label).mean()) for of in (paired.challenger, paired.champion))
+        found.append(
+            ClassRecall(name=name, images=images, challenger=challenger, champion=champion, low=low, high=high)
+        )
     return found
 
 
 def recall_gate(recalls: Sequence[ClassRecall], gates: Gates) -> GateResult:
-    """Ask that no class's recall falls by more than the margin for certain: beyond its confidence interval.
+    """Ask that no class's recall falls by more than the margin beyond its confidence interval.
 
-    The intervals are of one class each, not of all at once: the gate is meant to refuse sooner rather than later.
+    The intervals are of one class each, not simultaneous: the gate is meant to refuse sooner rather than later.
     """
     worst = min(recalls, key=lambda recall: recall.high)
     fallen = [recall for recall in recalls if recall.high < -gates.recall_margin]
@@ -162,20 +158,19 @@ def recall_gate(recalls: Sequence[ClassRecall], gates: Gates) -> GateResult:
     fewest = min(recall.images for recall in recalls)
     unseen = _smallest_visible_fall(fewest, gates)
     sentence = f"{said}. A fall of less than {100 * unseen:.1f} points goes unseen with {fewest:,} images of a class."
-    return GateResult(
-        name="recall per class", passed=not fallen, value=worst.high, limit=-gates.recall_margin, sentence=sentence
-    )
+    name, limit = "recall per class", -gates.recall_margin
+    return GateResult(name=name, passed=not fallen, value=worst.high, limit=limit, sentence=sentence)
 
 
 def parameters_gate(parameters: int, gates: Gates) -> GateResult:
-    """Ask for a model that is not too large."""
+    """Ask for no more weights than the limit."""
     sentence = f"{parameters:,} parameters, limit {gates.max_parameters:,}."
     passed = parameters <= gates.max_parameters
     return GateResult(name="parameters", passed=passed, value=parameters, limit=gates.max_parameters, sentence=sentence)
 
 
 def latency_gate(challenger_ms: float, champion_ms: float, gates: Gates) -> GateResult:
-    """Ask for a model that is not too slow, given the medians of both in milliseconds per image."""
+    """Ask for a model that is not too slow, by the medians of both in milliseconds per image."""
     ratio = challenger_ms / champion_ms
     sentence = (
         f"{challenger_ms:.3f} ms per image against {champion_ms:.3f}, {ratio:.2f} times, "
@@ -193,24 +188,24 @@ def fidelity_gate(
     `split` names the images. An image that is predicted otherwise leaves one cell of its row for another one, so
     half the sum of differences is the fewest images that moved.
     """
-    limit = gates.max_moved_share
+    limit, value, passed = gates.max_moved_share, None, False
     if logged is None:
         said = f"not logged: the run has no confusion matrix of its {split} images, so nothing can be compared."
-        return GateResult(name="fidelity", passed=False, value=None, limit=limit, sentence=said)
-    if logged.shape != found.shape or not np.array_equal(logged.sum(axis=1), found.sum(axis=1)):
+    elif logged.shape != found.shape or not np.array_equal(logged.sum(axis=1), found.sum(axis=1)):
         said = f"the logged confusion matrix is of other {split} images than these."
-        return GateResult(name="fidelity", passed=False, value=None, limit=limit, sentence=said)
-    moved, images = int(np.abs(logged - found).sum()) // 2, int(found.sum())
-    allowed = f"{math.floor(limit * images):,}" if limit * images >= 1 else "none of so few images"
-    said = (
-        f"{moved:,} of {images:,} {split} images predicted otherwise than logged at training time, "
-        f"limit {allowed} ({100 * limit:g} %)."
-    )
-    return GateResult(name="fidelity", passed=moved <= limit * images, value=moved / images, limit=limit, sentence=said)
+    else:
+        moved, images = int(np.abs(logged - found).sum()) // 2, int(found.sum())
+        value, passed = moved / images, moved <= limit * images
+        allowed = f"{math.floor(limit * images):,}" if limit * images >= 1 else "none of so few images"
+        said = (
+            f"{moved:,} of {images:,} {split} images predicted otherwise than logged at training time, "
+            f"limit {allowed} ({100 * limit:g} %)."
+        )
+    return GateResult(name="fidelity", passed=passed, value=value, limit=limit, sentence=said)
 
 
 def signature_gate(logged: str, loaded: str, champion: str | None) -> GateResult:
-    """Ask that the challenger takes and gives what its signature says, and what the champion's says."""
+    """Ask that the challenger's inputs and outputs are those of its signature, and of the champion's."""
     if logged != loaded:
         said = f"the signature says {logged}, and the model takes and gives {loaded}."
     elif champion not in (None, logged):
@@ -222,7 +217,7 @@ def signature_gate(logged: str, loaded: str, champion: str | None) -> GateResult
 
 
 def _power(disagreements: int, images: int, alpha: float) -> str:
-    """Say which lead would have been enough."""
+    """Return a sentence with the lead that would have been enough."""
     lead = smallest_significant_lead(disagreements, alpha)
     if lead is None:
         needed = fewest_disagreements(alpha)

@@ -15,7 +15,7 @@ from fashion_study.data.catalog import KINDS, locate
 from fashion_study.errors import DamagedModelError, DataError
 from fashion_study.promotion.contenders import as_contender, baseline_of, choose_challenger, choose_model, parent_run
 from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
-from fashion_study.promotion.evidence import Examiner, check_signature
+from fashion_study.promotion.evidence import Examiner, judge_signature
 from fashion_study.promotion.view import decision_page
 from fashion_study.stderr import stderr_into
 from fashion_study.store.failures import store_failures
@@ -71,7 +71,7 @@ def _promote(registry: Registry, model: RegisteredModel, challenger: Version, co
     if champion is not None and champion.number == challenger.number:
         if not config.dry_run:
             sync_alias(registry, model)
-        return _decision(challenger, Outcome.NOTHING_TO_DO)
+        return _decision(challenger, outcome=Outcome.NOTHING_TO_DO)
     decide = _judge if config.force is None else _force
     decision = decide(registry, challenger, champion, config)
     if config.dry_run:
@@ -85,25 +85,16 @@ def _judge(registry: Registry, challenger: Version, champion: Version | None, co
     """Decide by every gate."""
     source = _same_images(challenger, config.data_dir)
     reference = baseline_of(registry.client, challenger) if champion is None else as_contender(champion, CHAMPION)
-    examiner = Examiner(registry, source, config.gates, parent_run(registry.client, challenger))
-    evidence = examiner.compare(as_contender(challenger, CHALLENGER), reference)
-    outcome = Outcome.PENDING if all(gate.passed for gate in evidence.gates) else Outcome.REFUSED
-    return _decision(challenger, outcome, limits=config.gates, dry_run=config.dry_run, **vars(evidence))
+    draft = _decision(challenger, reference=reference, limits=config.gates, dry_run=config.dry_run)
+    return Examiner(registry, source, config.gates, parent_run(registry.client, challenger)).judge(draft)
 
 
 def _force(registry: Registry, challenger: Version, champion: Version | None, config: PromotionConfig) -> Decision:
     """Decide by what no force skips: checksum, safe loading and signature."""
-    reference = None if champion is None else as_contender(champion, CHAMPION)
-    signature = check_signature(registry, challenger.model, None if champion is None else champion.model)
-    return _decision(
-        challenger,
-        Outcome.PENDING if signature.passed else Outcome.REFUSED,
-        reference=reference,
-        gates=(signature,),
-        skipped=STATISTICS,
-        limits=config.gates,
-        forced=(config.force or "").strip(),
-    )
+    reference = champion and as_contender(champion, CHAMPION)
+    reason = (config.force or "").strip()
+    draft = _decision(challenger, reference=reference, limits=config.gates, forced=reason, skipped=STATISTICS)
+    return judge_signature(registry, draft)
 
 
 def _roll_back(registry: Registry, model: RegisteredModel) -> Decision:
@@ -112,7 +103,7 @@ def _roll_back(registry: Registry, model: RegisteredModel) -> Decision:
     previous = previous_champion(model)
     _check_file(registry, previous)
     reference = model.champion and as_contender(model.champion, CHAMPION)
-    decision = _decision(previous, Outcome.PENDING, reference=reference, is_rollback=True)
+    decision = _decision(previous, reference=reference, is_rollback=True)
     return _carry_out(registry, decision, previous, model.champion, lambda: rollback(registry, model))
 
 
@@ -160,16 +151,17 @@ def _check_file(registry: Registry, version: Version) -> None:
         check_model_file(registry.fetch(version.model, Path(folder)))
 
 
-def _decision(version: Version, outcome: Outcome, **evidence: Any) -> Decision:
-    known = {
-        "outcome": outcome,
+def _decision(version: Version, **known: Any) -> Decision:
+    """Return a decision about a version, pending as long as nothing else is known."""
+    draft = {
+        "outcome": Outcome.PENDING,
         "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "registered_model": version.name,
         "dataset": _dataset(version),
         "challenger": as_contender(version, CHALLENGER),
         "code_version": installed_version("fashion-study"),
     }
-    return Decision.model_validate(known | evidence)
+    return Decision.model_validate(draft | known)
 
 
 def _record(registry: Registry, decision: Decision, version: Version, champion: Version | None) -> Decision:

@@ -1,4 +1,4 @@
-"""A decision as a person reads it: a table on a terminal, a page in a browser."""
+"""A decision as a table on a terminal, and as a page in a browser."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def show_decision(decision: Decision, console: Console) -> None:
 
 
 def decision_page(decision: Decision) -> str:
-    """Write a decision as one HTML page that needs nothing else: no script, no font, no server."""
+    """Return a decision as one HTML page without scripts, fonts or links to other files."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -40,3 +40,13 @@ class Finding:
     what: str
     remedy: str
     repair: Callable[[], str] | None = field(default=None, compare=False)
+
+
+def repairing(done: str, action: Callable[..., object], *args: object) -> Callable[[], str]:
+    """Return a repair that calls `action`, and tells what was done."""
+
+    def repair() -> str:
+        action(*args)
+        return done
+
+    return repair

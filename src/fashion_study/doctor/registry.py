@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from fashion_study.doctor.context import CheckContext
 from fashion_study.doctor.files import DAMAGED, model_damage
 from fashion_study.errors import DamagedModelError
-from fashion_study.finding import Finding, Kind
+from fashion_study.finding import Finding, Kind, repairing
 from fashion_study.store.relocation import local_path
 from fashion_study.tracking.aliases import PromotionRunningError, promotion_lock, sync_alias
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, RegisteredModel, Registry, Version
@@ -70,11 +70,8 @@ def _damaged_version(registry: Registry, version: Version) -> Iterator[Finding]:
 
 
 def _deleted(registry: Registry, version: Version) -> Finding:
-    def repair() -> str:
-        registry.client.restore_run(version.run_id)
-        return "restored"
-
     what = f"has its run {version.run_id} in MLflow's bin"
+    repair = repairing("restored", registry.client.restore_run, version.run_id)
     return Finding(Kind.DELETED_RUN, str(version), what, "restores the run", repair)
 
 
@@ -120,10 +117,7 @@ def _stale_alias(registry: Registry, model: RegisteredModel) -> Iterator[Finding
     if previous == shown:
         return
 
-    def repair() -> str:
-        sync_alias(registry, model)
-        return f"it is {previous or 'gone'}"
-
+    repair = repairing(f"it is {previous or 'gone'}", sync_alias, registry, model)
     what = f"points to {shown or 'nothing'}, and {previous or 'nobody'} was champion before"
     remedy = f"points it to {previous}" if previous else "takes the alias away"
     yield Finding(Kind.PREVIOUS_CHAMPION, f"{model.name}@{PREVIOUS_CHAMPION}", what, remedy, repair)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from mlflow.entities import Run
 
 from fashion_study.doctor.context import CheckContext, run_title, run_tree
-from fashion_study.finding import Finding, Kind
+from fashion_study.finding import Finding, Kind, repairing
 from fashion_study.store.locks import claim, lock_file
 from fashion_study.tracking.attempt import ORPHAN
 
@@ -44,11 +44,8 @@ def _open_reproduction(context: CheckContext, parent: Run, open_runs: list[Run])
 
 
 def _abandoned(context: CheckContext, run: Run) -> Finding:
-    def repair() -> str:
-        context.kill(run.info.run_id, "its process died")
-        return "it is KILLED"
-
     what = "is RUNNING, and no process works on it"
+    repair = repairing("it is KILLED", context.kill, run.info.run_id, "its process died")
     return Finding(Kind.ZOMBIE_RUN, run_title(run), what, "ends the run KILLED", repair)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fashion_study.doctor.context import CheckContext
-from fashion_study.finding import Finding, Kind
+from fashion_study.finding import Finding, Kind, repairing
 from fashion_study.store.locks import claim_study
 from fashion_study.store.trials import TOKEN, TRACKED_AT, TrialStorage
 from fashion_study.study.reconcile import CAUSE, disagreements
@@ -72,11 +72,8 @@ def _damaged_study(context: CheckContext, trial_storage: TrialStorage) -> Iterat
 
 
 def _abandoned(context: CheckContext, name: str, run_id: str) -> Finding:
-    def repair() -> str:
-        context.kill(run_id, CAUSE)
-        return "its run is KILLED"
-
     what = f"run {run_id} is RUNNING, and no process runs the study"
+    repair = repairing("its run is KILLED", context.kill, run_id, CAUSE)
     return Finding(Kind.ZOMBIE_STUDY, name, what, "ends the run KILLED; run_study goes on with the study", repair)
 
 

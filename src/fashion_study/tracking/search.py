@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.store.entities import PagedList
 
-from fashion_study.finding import Finding, Kind
+from fashion_study.finding import Finding, Kind, repairing
 
 T = TypeVar("T")
 
@@ -73,9 +73,6 @@ def pending_models(
 
 
 def _pending_model(client: MlflowClient, model: LoggedModel) -> Finding:
-    def repair() -> str:
-        client.finalize_logged_model(model.model_id, "FAILED")
-        return "it is FAILED"
-
     where = f"model {model.model_id} of run {model.source_run_id}"
+    repair = repairing("it is FAILED", client.finalize_logged_model, model.model_id, "FAILED")
     return Finding(Kind.PENDING_MODEL, where, "was cut off while it was logged", "marks the model as FAILED", repair)

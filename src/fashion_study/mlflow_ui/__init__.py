@@ -1,1 +1,1 @@
-"""MLflow's UI on a store: started safely, and gone with whoever started it."""
+"""MLflow's UI on a store: a safe server that ends with the process that started it."""

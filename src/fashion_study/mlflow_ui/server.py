@@ -25,15 +25,15 @@ from fashion_study.store.failures import store_failures
 from fashion_study.store.store import Store
 
 HOST = "127.0.0.1"
-# The entry point of `guard`, as pyproject.toml names it.
+# The entry point of `middleware`, as pyproject.toml names it.
 APP = "fashion-study"
-# The comparison page shows so many of the best trials side by side.
+# The number of trials that the comparison page shows side by side.
 COMPARED = 5
 START_SECONDS = 180.0
 STOP_SECONDS = 20.0
 
 # MLflow's server would by default run jobs, unpickle what is uploaded, send usage statistics and call language models
-# through its gateway. Its assistant has no setting: `guard` refuses it.
+# through its gateway. Its assistant has no setting: `middleware` refuses it.
 SAFE_SETTINGS = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -44,7 +44,7 @@ SAFE_SETTINGS = {
 
 @dataclass(frozen=True)
 class Pages:
-    """Name the pages of a study, to be put behind the server's address. `comparison` needs two complete trials."""
+    """The pages of a study, relative to the server's address. `comparison` needs two complete trials."""
 
     study: str
     comparison: str | None
@@ -53,14 +53,14 @@ class Pages:
 
 @dataclass(frozen=True, eq=False)
 class Server:
-    """Show a server that has answered. `log` has what it prints."""
+    """A server that has answered; `log` is the file of its output."""
 
     address: str
     log: Path
     process: "subprocess.Popen[bytes]"
 
     def wait(self) -> NoReturn:
-        """Wait for a server that nobody ends from here.
+        """Wait for a server that should run until this process ends.
 
         Raises:
             StoreError: it has ended by itself.
@@ -73,7 +73,7 @@ class Server:
 
 
 def find_pages(store: Store, study: str | None = None) -> Pages:
-    """Find a study's pages in the UI; without a name, of the one that was worked on last.
+    """Find a study's pages in the UI, by default those of the one that was worked on last.
 
     Raises:
         BadInputError: the store has no study of that name.
@@ -118,7 +118,7 @@ def serve(store: Store, port: int) -> Iterator[Server]:
             stderr=output,
             env=_environment(store),
             cwd="/",  # Python would import from a folder of the user's.
-            process_group=0,  # Ctrl-C is this process's to answer.
+            process_group=0,  # Ctrl-C is for this process.
         )
     try:
         _wait_until_healthy(process, port, log)
@@ -128,10 +128,10 @@ def serve(store: Store, port: int) -> Iterator[Server]:
 
 
 def choose_port(wanted: int) -> int:
-    """Return the port that is wanted where it is free on 127.0.0.1, else a free one."""
+    """Return the wanted port if it is free on 127.0.0.1, else another free one."""
     for port in (wanted, 0):
         with closing(socket.socket()) as candidate:
-            # As the server does: a port whose last connection has just been closed is free.
+            # As the server does: a port whose last connection was just closed is free.
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 candidate.bind((HOST, port))
@@ -161,7 +161,7 @@ def _in_url(ids: list[str]) -> str:
 
 
 def _command(store: Store, port: int) -> list[str]:
-    # One process is enough for one user. Artifacts are read where they lie; nobody uploads any.
+    # One process is enough for one user. Artifacts are read from their folder, and none are uploaded.
     options = {
         "--host": HOST,
         "--port": str(port),
@@ -170,12 +170,12 @@ def _command(store: Store, port: int) -> list[str]:
         "--allowed-hosts": f"{HOST}:{port},localhost:{port}",
         "--default-artifact-root": (store.root / "artifacts").as_uri(),
     }
-    words = [word for option in options.items() for word in option]
-    return [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *words]
+    arguments = [argument for option in options.items() for argument in option]
+    return [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *arguments]
 
 
 def _environment(store: Store) -> dict[str, str]:
-    """Return this process's environment with no setting of MLflow's or uvicorn's but those above."""
+    """Return this process's environment, with no settings of MLflow or uvicorn but those above."""
     foreign = ("MLFLOW_", "_MLFLOW_", "UVICORN_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     # Not on the command line, which other users can read: a database's address may hold a password.
@@ -196,20 +196,14 @@ def _wait_until_healthy(process: "subprocess.Popen[bytes]", port: int, log: Path
 
 
 def _has_port(pid: int, port: int) -> bool:
-    """Say whether a process or one below it listens there: another server may have taken the port meanwhile."""
-    try:
-        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return False
-    sockets = [one for process in processes for one in _sockets_of(process)]
+    """Return whether a process or one below it listens there: another server may have taken the port meanwhile."""
+    sockets: list[Any] = []
+    with suppress(psutil.NoSuchProcess):
+        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+            # psutil denies access to a process that has ended.
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                sockets += process.net_connections("tcp")
     return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets)
-
-
-def _sockets_of(process: psutil.Process) -> list[Any]:
-    # One that has ended has none; psutil says so, or that they are nobody else's business.
-    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-        return list(process.net_connections("tcp"))
-    return []
 
 
 def _is_healthy(port: int) -> bool:

@@ -1,7 +1,7 @@
-"""Run a command that ends with whoever started it: `python -m fashion_study.mlflow_ui.watchdog COMMAND...`.
+"""The parent watchdog: `python -m fashion_study.mlflow_ui.watchdog COMMAND...`, a command that ends with its parent.
 
-The lifeline is standard input, a pipe of which nobody else holds the other end. However its owner ends, by SIGKILL too,
-the kernel closes the pipe, and the command goes with everything that it has started in its process group.
+Standard input is a pipe whose other end only the parent holds. However the parent ends, by SIGKILL too, the kernel
+closes the pipe, and the watchdog ends the command with everything in its process group.
 """
 
 import os
@@ -11,25 +11,25 @@ import sys
 import threading
 from contextlib import suppress
 
-PATIENCE_SECONDS = 5.0
+TERM_SECONDS = 5.0
 
 
 def main() -> int:
     """Run the command until it ends by itself, or until standard input does; return its exit code."""
-    # Its owner's Ctrl-C comes here as the end of the pipe.
+    # The parent's Ctrl-C arrives here as the end of the pipe.
     child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, process_group=0)
-    threading.Thread(target=_end_with_owner, args=(child,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(child,), daemon=True).start()
     code = child.wait()
-    _signal(child, signal.SIGKILL)  # What it may have left behind.
+    _signal(child, signal.SIGKILL)  # Processes that it may have left.
     return code
 
 
-def _end_with_owner(child: "subprocess.Popen[bytes]") -> None:
+def _end_with_parent(child: "subprocess.Popen[bytes]") -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
     _signal(child, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
-        child.wait(PATIENCE_SECONDS)
+        child.wait(TERM_SECONDS)
     _signal(child, signal.SIGKILL)
 
 

@@ -44,7 +44,7 @@ def test_ids_and_commands_are_whole_at_any_width(width: int) -> None:
     assert text.endswith(f"4 found in {STORE.root}. 3 can be mended:\n    {command}\n")
 
 
-def test_after_mending_each_says_what_was_done_or_what_is_left_to_do() -> None:
+def test_after_a_repair_each_says_what_was_done_or_is_left() -> None:
     results = (CheckedFinding(FOUND[0], "its run is KILLED"), CheckedFinding(FOUND[2]))
     text = shown(CheckReport(STORE, True, results, ("1 runs lie in MLflow's bin: left there.",)), 80)
     assert text.splitlines() == [

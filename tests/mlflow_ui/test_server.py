@@ -63,7 +63,7 @@ def compared(page: str | None) -> list[str]:
     return runs
 
 
-def test_the_comparison_shows_the_best_complete_trials_of_a_study_the_best_first(tmp_path: Path) -> None:
+def test_the_comparison_shows_the_best_complete_trials_in_order(tmp_path: Path) -> None:
     studies = Studies(tmp_path / "store")
     study = studies.study("many", ended=1)
     ids = {objective: studies.trial(study, objective) for objective in (0.3, 0.7, 0.1, 0.9, 0.5, 0.2)}
@@ -76,7 +76,7 @@ def test_the_comparison_shows_the_best_complete_trials_of_a_study_the_best_first
     assert pages.experiment == f"/#/experiments/{studies.experiment}/runs"
 
 
-def test_without_a_name_the_study_that_was_worked_on_last_is_shown(studies: Studies) -> None:
+def test_without_a_name_the_study_worked_on_last_is_shown(studies: Studies) -> None:
     assert find_pages(studies.store).study == "first"
     assert find_pages(studies.store, "second").study == "second"
 
@@ -92,7 +92,7 @@ def test_one_complete_trial_is_nothing_to_compare(studies: Studies) -> None:
     assert find_pages(studies.store, "first").comparison is None
 
 
-def test_a_study_that_is_not_there_is_refused_with_those_that_are(studies: Studies) -> None:
+def test_an_unknown_study_is_refused_with_those_that_are_there(studies: Studies) -> None:
     with pytest.raises(BadInputError, match=r"'third'.* first, second"):
         find_pages(studies.store, "third")
 
@@ -102,7 +102,7 @@ def test_a_store_without_a_study_says_how_to_get_one(tmp_path: Path) -> None:
         find_pages(open_store(tmp_path / "store"))
 
 
-def test_the_port_that_is_wanted_is_taken_where_it_is_free_and_another_where_it_is_not() -> None:
+def test_a_wanted_port_is_taken_if_free_and_another_one_if_not() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         other = choose_port(port)
@@ -177,7 +177,7 @@ def test_a_write_from_another_origin_is_refused(server: Server, studies: Studies
     assert not studies.client.search_experiments(filter_string="name LIKE 'made by%'")
 
 
-def test_another_origins_page_is_not_told_that_it_may_read_or_write(server: Server) -> None:
+def test_another_origin_s_page_gets_no_leave_to_read_or_write(server: Server) -> None:
     path = "/ajax-api/2.0/mlflow/experiments/search?max_results=1"
     for origin in places(server):
         status, headers = answer(server, "GET", path, Origin=origin)
@@ -204,7 +204,7 @@ def test_a_write_from_its_own_pages_is_taken(server: Server, studies: Studies) -
         studies.client.delete_experiment(made.experiment_id)
 
 
-def test_jobs_pickles_and_telemetry_are_off_whatever_the_user_has_set(server: Server) -> None:
+def test_jobs_pickles_and_telemetry_are_off_whatever_is_set(server: Server) -> None:
     processes = family(server.process.pid)
     assert len(processes) >= 2
     for process in processes:
@@ -221,7 +221,7 @@ def test_a_job_that_is_asked_for_is_refused(server: Server) -> None:
     assert b"job execution feature is not enabled" in answer or b"Invalid job name" in answer
 
 
-def test_the_assistant_which_would_run_commands_is_refused_in_every_way(server: Server) -> None:
+def test_the_assistant_which_runs_commands_is_refused(server: Server) -> None:
     routes = [route for route in assistant_router.routes if isinstance(route, APIRoute)]
     asked = [(method, route.path) for route in routes for method in route.methods or ()]
     assert ("PUT", "/ajax-api/3.0/mlflow/assistant/config") in asked
@@ -266,7 +266,7 @@ def test_a_server_that_ends_by_itself_is_reported(studies: Studies) -> None:
             server.wait()
 
 
-def test_a_server_that_cannot_start_is_reported_with_what_it_printed(tmp_path: Path) -> None:
+def test_a_server_that_cannot_start_is_reported_with_its_output(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("This was a database once; something else has been written over it.")
     store = Store(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(StoreError, match=r"mlflow-server\.log"), serve(store, choose_port(0)):
@@ -285,7 +285,7 @@ class SomebodyElse(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server_that_has_taken_the_port_meanwhile_is_not_shown_as_ours(tmp_path: Path) -> None:
+def test_another_server_on_the_port_is_not_shown_as_ours(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     with ThreadingHTTPServer(("127.0.0.1", 0), SomebodyElse) as other:
         threading.Thread(target=other.serve_forever).start()

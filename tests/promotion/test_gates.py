@@ -64,7 +64,7 @@ def test_mcnemar_s_exact_p_is_the_published_one(
 
 
 @given(counts, counts)
-def test_mcnemar_s_p_is_the_share_of_coin_tosses_that_are_as_lopsided(only_first: int, only_second: int) -> None:
+def test_mcnemar_s_p_is_the_share_of_tosses_as_lopsided(only_first: int, only_second: int) -> None:
     n, fewer = only_first + only_second, min(only_first, only_second)
     tail = Fraction(sum(math.comb(n, k) for k in range(fewer + 1)), 2**n)
     expected = float(min(Fraction(1), 2 * tail))
@@ -83,7 +83,7 @@ def test_more_right_answers_by_more_than_chance_pass() -> None:
     assert "340 right answers against 310 of 359: +8.36 points" in answer.sentence
 
 
-def test_a_lead_within_chance_is_refused_and_the_lead_that_would_do_is_named() -> None:
+def test_a_lead_within_chance_is_refused_with_the_lead_needed() -> None:
     answer = accuracy_gate(paired(300, 20, 12, 9), readings=1, gates=Gates())
     assert not answer.passed
     needed = smallest_significant_lead(32, 0.05)
@@ -106,20 +106,20 @@ def test_each_reading_of_the_holdout_lowers_the_limit() -> None:
     assert "limit 0.017 (0.05 / 3 readings)" in third.sentence
 
 
-def test_a_data_set_too_small_for_the_accuracy_gate_is_called_that() -> None:
+def test_a_data_set_too_small_for_the_accuracy_gate_is_named_so() -> None:
     answer = accuracy_gate(paired(350, 5, 0, 4), readings=1, gates=Gates())
     assert not answer.passed
     assert "Too few images for this gate: the models disagree on 5, and at least 6" in answer.sentence
 
 
 @pytest.mark.parametrize(("alpha", "fewest"), [(0.05, 6), (0.025, 7), (0.01, 8), (0.5, 3)])
-def test_the_fewest_disagreements_are_those_that_can_be_significant(alpha: float, fewest: int) -> None:
+def test_the_fewest_disagreements_can_be_significant(alpha: float, fewest: int) -> None:
     assert fewest_disagreements(alpha) == fewest
     assert mcnemar_p(fewest, 0) < alpha <= mcnemar_p(fewest - 1, 0)
 
 
 @given(st.integers(min_value=0, max_value=400), st.integers(min_value=1, max_value=40))
-def test_the_smallest_significant_lead_is_significant_and_a_smaller_one_is_not(n: int, readings: int) -> None:
+def test_the_smallest_significant_lead_is_the_smallest(n: int, readings: int) -> None:
     alpha = 0.05 / readings
     lead = smallest_significant_lead(n, alpha)
     if lead is None:
@@ -133,7 +133,7 @@ def test_the_smallest_significant_lead_is_significant_and_a_smaller_one_is_not(n
 NARROW = Gates(recall_margin=0.02)
 
 
-def test_a_class_that_falls_beyond_its_interval_is_refused_by_name() -> None:
+def test_a_class_that_falls_beyond_its_interval_is_named() -> None:
     evidence = together(paired(900, 60, 5, 35), paired(900, 10, 70, 20, label=1))
     recalls = class_recalls(evidence, NAMES, NARROW)
     answer = recall_gate(recalls, NARROW)
@@ -143,7 +143,7 @@ def test_a_class_that_falls_beyond_its_interval_is_refused_by_name() -> None:
     assert answer.sentence.startswith("class Coat: -6.00 points")
 
 
-def test_a_class_that_falls_within_its_interval_and_the_margin_passes() -> None:
+def test_a_class_that_falls_within_interval_and_margin_passes() -> None:
     evidence = together(paired(900, 60, 5, 35), paired(900, 20, 45, 35, label=1))
     answer = recall_gate(class_recalls(evidence, NAMES, NARROW), NARROW)
     assert answer.passed
@@ -158,7 +158,7 @@ def test_the_recall_gate_says_which_fall_it_cannot_see() -> None:
     assert "goes unseen with 1,000 images" in large.sentence
 
 
-def test_by_default_a_class_may_fall_as_far_as_another_seed_can_move_it() -> None:
+def test_by_default_a_class_may_fall_as_far_as_a_seed_moves_it() -> None:
     by_chance = together(paired(900, 60, 5, 35), paired(700, 10, 115, 175, label=1))
     given_up = together(paired(900, 60, 5, 35), paired(700, 10, 140, 150, label=1))
     assert recall_gate(class_recalls(by_chance, NAMES, Gates()), Gates()).passed
@@ -217,7 +217,7 @@ def test_the_same_signature_passes_with_and_without_a_champion() -> None:
     assert signature_gate(SIGNATURE, SIGNATURE, None).passed
 
 
-def test_a_signature_that_the_champion_s_callers_do_not_know_is_refused() -> None:
+def test_a_signature_new_to_the_champion_s_callers_is_refused() -> None:
     other = SIGNATURE.replace("28, 28", "32, 32")
     answer = signature_gate(other, other, SIGNATURE)
     assert not answer.passed

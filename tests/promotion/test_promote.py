@@ -80,7 +80,7 @@ def scene(tmp_path: Path, empty: Path) -> Scene:
     return Scene(tmp_path / "store", empty)
 
 
-def test_a_first_champion_has_beaten_the_baseline_trial_of_its_study(scene: Scene) -> None:
+def test_a_first_champion_has_beaten_its_study_s_baseline_trial(scene: Scene) -> None:
     version = scene.challenger()
     decision = scene.promote()
     assert (decision.outcome, decision.exit_code, decision.failed) == (Outcome.PROMOTED, ExitCode.DONE, ())
@@ -97,7 +97,7 @@ def test_a_first_champion_has_beaten_the_baseline_trial_of_its_study(scene: Scen
     ]
 
 
-def test_without_a_champion_a_challenger_no_better_than_the_baseline_trial_is_refused(scene: Scene) -> None:
+def test_without_a_champion_the_baseline_trial_has_to_be_beaten(scene: Scene) -> None:
     version = scene.challenger(CHANCE)
     decision = scene.promote()
     assert (decision.outcome, decision.exit_code) == (Outcome.REFUSED, ExitCode.ANSWER_IS_NO)
@@ -105,7 +105,7 @@ def test_without_a_champion_a_challenger_no_better_than_the_baseline_trial_is_re
     assert scene.aliases() == {CHALLENGER: version.number}
 
 
-def test_a_better_challenger_takes_the_champion_s_place_and_keeps_it_as_previous(scene: Scene) -> None:
+def test_a_better_challenger_makes_the_champion_the_previous_one(scene: Scene) -> None:
     old, new = scene.champion(POOR), scene.challenger(GOOD)
     decision = scene.promote()
     assert decision.outcome is Outcome.PROMOTED
@@ -114,7 +114,7 @@ def test_a_better_challenger_takes_the_champion_s_place_and_keeps_it_as_previous
     assert scene.aliases() == {CHALLENGER: new.number, CHAMPION: new.number, PREVIOUS_CHAMPION: old.number}
 
 
-def test_a_worse_challenger_is_refused_and_the_refusal_is_recorded(scene: Scene) -> None:
+def test_a_worse_challenger_is_refused_and_that_is_recorded(scene: Scene) -> None:
     champion, challenger = scene.champion(GOOD), scene.challenger(POOR)
     before = scene.aliases()
     decision = scene.promote()
@@ -175,9 +175,7 @@ def test_the_challenger_that_is_champion_already_is_left_alone(scene: Scene) -> 
     assert scene.readings(scene.study_run) == 1
 
 
-def test_the_holdout_is_read_once_per_challenger_and_every_reading_is_counted(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_holdout_is_read_once_per_challenger_and_counted(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     read_with_count: list[int] = []
 
     def watched(source: DataSource) -> Split:
@@ -218,7 +216,7 @@ def test_another_champion_is_compared_from_kept_predictions(scene: Scene) -> Non
         '{"model_sha256": "SHA", "data_digest": "DATA", "labels": [1], "predicted": [1]}',
     ],
 )
-def test_kept_predictions_of_something_else_are_made_anew_and_counted(scene: Scene, content: str) -> None:
+def test_kept_predictions_of_another_model_are_made_anew(scene: Scene, content: str) -> None:
     version = scene.challenger()
     first = scene.promote(dry_run=True)
     content = content.replace("SHA", version.model.sha256).replace("DATA", digits().source.digest)
@@ -272,7 +270,7 @@ def test_each_limit_refuses_alone(scene: Scene, limits: dict[str, float], refusi
     assert CHAMPION not in scene.aliases()
 
 
-def test_a_class_that_falls_refuses_a_challenger_that_is_better_on_the_whole(scene: Scene) -> None:
+def test_a_class_that_falls_refuses_a_challenger_better_overall(scene: Scene) -> None:
     # Blind to one class and otherwise as good: against a champion at chance it gains more than it loses.
     blind = trained(GOOD)
     kernel, bias = blind.layers[-1].get_weights()
@@ -290,7 +288,7 @@ def test_a_class_that_falls_refuses_a_challenger_that_is_better_on_the_whole(sce
     assert "class 0: -100.00 points" in decision.gates[1].sentence
 
 
-def test_a_model_that_predicts_otherwise_than_was_logged_is_refused(scene: Scene) -> None:
+def test_a_model_that_predicts_other_than_was_logged_is_refused(scene: Scene) -> None:
     version = scene.challenger()
     logged = json.loads(scene.text(version.run_id, "confusion_matrix.json"))["counts"]
     logged[3] = [logged[3][-1], *logged[3][:-1]]
@@ -332,7 +330,7 @@ def test_a_tampered_model_file_is_refused_before_it_is_loaded(scene: Scene, forc
     assert scene.readings(scene.study_run) == readings
 
 
-def test_a_file_that_was_swapped_with_its_digest_is_still_looked_into(scene: Scene) -> None:
+def test_a_file_swapped_with_its_digest_is_still_checked(scene: Scene) -> None:
     version = scene.challenger()
     path = scene.model_file(version)
     path.write_bytes(b"no model")
@@ -351,7 +349,7 @@ def test_a_damaged_champion_can_be_replaced_only_by_force(scene: Scene) -> None:
     assert scene.aliases()[CHAMPION] == new.number
 
 
-def test_force_skips_the_statistics_reads_no_holdout_and_records_its_reason(scene: Scene) -> None:
+def test_force_skips_statistics_and_holdout_and_has_a_reason(scene: Scene) -> None:
     version = scene.challenger(CHANCE)
     decision = scene.promote(force="  first look ")
     assert (decision.outcome, decision.forced) == (Outcome.PROMOTED, "first look")
@@ -397,9 +395,7 @@ def test_rollback_never_puts_a_damaged_file_back_into_use(scene: Scene) -> None:
     assert scene.aliases() == before
 
 
-def test_a_kill_before_the_move_leaves_the_champion_and_a_pending_decision(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_before_the_move_leaves_a_pending_decision(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.champion(POOR)
     version = scene.challenger()
     before = scene.aliases()
@@ -434,9 +430,7 @@ def kill_before_recording(scene: Scene, monkeypatch: pytest.MonkeyPatch, **asked
             scene.promote(**asked)
 
 
-def test_a_kill_after_the_move_leaves_a_decision_that_the_next_promotion_completes(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_after_the_move_is_completed_by_the_next_command(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     champion, version = scene.champion(POOR), scene.challenger()
     kill_before_recording(scene, monkeypatch)
     assert scene.aliases()[CHAMPION] == version.number
@@ -453,9 +447,7 @@ def test_a_kill_after_the_move_leaves_a_decision_that_the_next_promotion_complet
     assert (told["challenge_outcome"], told["challenged_by"]) == ("replaced", str(version.number))
 
 
-def test_a_rollback_that_was_killed_after_the_move_is_completed_too(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rollback_killed_after_the_move_is_completed_too(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     old = scene.champion(POOR)
     scene.challenger()
     scene.promote()
@@ -466,9 +458,7 @@ def test_a_rollback_that_was_killed_after_the_move_is_completed_too(
     assert [entry["outcome"] for entry in scene.decisions(old.run_id)] == ["promoted", "rolled back"]
 
 
-def test_a_race_that_is_lost_on_a_server_is_reported_and_recorded(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_race_lost_on_a_server_is_reported_and_recorded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     champion, other = scene.champion(POOR), scene.challenger(POOR, seed=1)
     version = scene.challenger()
     move = Registry.move_alias
@@ -534,7 +524,7 @@ def test_a_reproduced_baseline_can_be_beaten(scene: Scene) -> None:
     assert scene.aliases()[CHAMPION] == version.number
 
 
-def test_a_reproduced_baseline_as_challenger_is_checked_against_what_was_logged_of_it(scene: Scene) -> None:
+def test_a_reproduced_baseline_is_checked_by_its_own_log(scene: Scene) -> None:
     scene.champion(CHANCE)
     version = scene.register(scene.baseline(trained(GOOD)))
     decision = scene.promote(version=version.number)
@@ -546,7 +536,7 @@ def test_a_reproduced_baseline_as_challenger_is_checked_against_what_was_logged_
     assert decision.holdout.readings == 3, "the reproduction itself has read it twice"
 
 
-def test_with_nobody_to_beat_the_answer_is_no_and_the_way_on_is_named(scene: Scene) -> None:
+def test_without_a_reference_model_force_is_named_as_the_way_on(scene: Scene) -> None:
     scene.register(scene.baseline(trained(POOR)))
     with pytest.raises(NoReferenceModelError, match="--force") as refused:
         scene.promote()
@@ -603,7 +593,7 @@ def test_what_is_not_there_is_bad_input(scene: Scene, asked: dict[str, object], 
     assert scene.registry.models() == []
 
 
-def test_where_two_data_sets_have_a_challenger_one_has_to_be_named(scene: Scene) -> None:
+def test_of_the_challengers_of_two_data_sets_one_has_to_be_named(scene: Scene) -> None:
     own = scene.challenger(POOR)
     run = scene.client.get_run(own.run_id).data.tags
     # The name of the other data set is enough: it is refused before anything of it is read.

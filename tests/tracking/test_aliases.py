@@ -114,7 +114,7 @@ def test_a_version_that_was_rolled_back_can_come_again(models: ModelStore, champ
     assert [champions.back() for _ in range(3)] == [(2, 3), (3, 1), None]
 
 
-def test_a_champion_made_by_hand_goes_back_to_the_one_marked_by_hand(models: ModelStore, champions: Champions) -> None:
+def test_a_champion_made_by_hand_goes_back_by_its_alias(models: ModelStore, champions: Champions) -> None:
     models.registry.move_alias(NAME, CHAMPION, 2)
     assert champions.model.previous is None
     models.registry.move_alias(NAME, PREVIOUS_CHAMPION, 1)
@@ -138,7 +138,7 @@ def test_other_aliases_stay_where_they_are(models: ModelStore, champions: Champi
 
 @pytest.mark.parametrize("writes", range(3))
 @pytest.mark.parametrize("is_rollback", [False, True])
-def test_a_kill_after_any_write_leaves_a_champion_and_the_way_back(
+def test_a_kill_after_any_write_leaves_a_champion_and_a_way_back(
     is_rollback: bool,
     writes: int,
     models: ModelStore,
@@ -184,7 +184,7 @@ def test_a_champion_that_changed_before_the_move_is_left_alone(models: ModelStor
     assert models.aliases() == {CHAMPION: 1}
 
 
-def test_a_champion_that_changed_after_the_move_is_reported_and_stays(
+def test_a_champion_changed_after_the_move_is_reported_and_stays(
     models: ModelStore, champions: Champions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     champions.set(1)

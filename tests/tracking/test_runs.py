@@ -207,7 +207,7 @@ def test_a_failed_trial_shows_its_reason_and_its_traceback(bench: Bench, name: s
     assert bench.text(spec.run_id, "failure.txt") == "Traceback: boom"
 
 
-def test_an_interrupted_attempt_names_its_cause_and_its_successor(bench: Bench, name: str) -> None:
+def test_an_interrupted_attempt_names_its_cause_and_successor(bench: Bench, name: str) -> None:
     tracker, _ = bench.tracker(name)
     first = begun(tracker, number=3)
     tracker.interrupt_trial(3, first.run_id, "signal SIGKILL", TrialState.WAITING)
@@ -270,7 +270,7 @@ FORMULAS = {
 }
 
 
-def test_no_cell_of_a_leaderboard_is_a_formula_and_its_numbers_stay_numbers(bench: Bench, name: str) -> None:
+def test_no_cell_of_a_leaderboard_is_a_formula(bench: Bench, name: str) -> None:
     tracker, run_id = bench.tracker(name)
     rows = [{"rank": 1, "objective": -0.25, "=name": text, "seconds": None, "loss": -1e-5} for text in FORMULAS]
     tracker.log_leaderboard(pd.DataFrame(rows))
@@ -295,9 +295,7 @@ def test_a_run_has_a_name_that_a_person_can_read(result: TrialResult, expected: 
     assert run_name(result) == expected
 
 
-def test_the_commit_is_that_of_this_code_and_of_no_checkout_that_it_was_installed_into(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commit_is_this_code_s_not_another_checkout_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*words: str) -> None:
         identity = ("-c", "user.name=nobody", "-c", "user.email=nobody@localhost")
         subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True)

@@ -43,16 +43,8 @@ class ToyStudy:
         """Run so many trials more; `engine` and `tracker` may stand between the coordinator and the study's own."""
         total = self.trial_storage.counted() + trials
         observer = NullObserver()
-        proposals = Proposals(
-            cast(Engine, engine or self.engine),
-            self.trial_storage,
-            cast(Tracker, tracker or self.tracker),
-            observer,
-            self.plan.space,
-            self.plan.config.seed,
-            PRECISION,
-            total,
-        )
+        used = cast(Engine, engine or self.engine)
+        proposals = Proposals(used, cast(Tracker, tracker or self.tracker), observer, PRECISION, total)
         Loop(proposals, executor, observer).run()
 
 
@@ -88,7 +80,9 @@ def open_toy_study(
     trial_storage = TrialStorage(storage, plan.name)
     tracker = StudyRuns(client, experiment, trial_storage.attrs.get("run_id"))
     run_id = tracker.open_study(plan.metadata(PRECISION), dataset_metadata(data))
-    trial_storage.set_attrs(identity=plan.identity, split=data.split_digest, run_id=run_id, precision=PRECISION.value)
+    trial_storage.set_attrs(
+        identity=plan.fingerprint, split=data.split_digest, run_id=run_id, precision=PRECISION.value
+    )
     reconcile(trial_storage, tracker)
     engine = OptunaEngine(trial_storage, plan.space, sampler, pruner, plan.config.seed)
     return ToyStudy(plan, store, trial_storage, engine, tracker, time.perf_counter() - began)

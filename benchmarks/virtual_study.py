@@ -107,7 +107,7 @@ def replay(
         return one_epoch is None and watch.best >= target and watch.default is not None
 
     engine, observer = _engine(strategy, trial_storage, space, seed), NullObserver()
-    proposals = Proposals(engine, trial_storage, tracker, observer, space, seed, Precision.FLOAT32, trials)
+    proposals = Proposals(engine, tracker, observer, Precision.FLOAT32, trials)
     Loop(proposals, executor, observer, interrupted=is_done, after_result=watch.look).run()
     if one_epoch is not None:
         _finish(trial_storage.records(), one_epoch.finished, space.max_epochs, executor, watch)

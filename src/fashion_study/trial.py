@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fashion_study.errors import StudyError
 
-# Raised when the same seed and parameters train to something else: part of a study's identity.
+# Raised when the same seed and parameters train to something else: part of a study's fingerprint.
 TRAINING_VERSION = 2
 # The number of a study's baseline trial, which is never pruned.
 BASELINE_NUMBER = 0

@@ -248,7 +248,7 @@ def test_rungs_keep_two_workers_busy_and_runs_name_their_origin() -> None:
     )
     observer = RecordingObserver()
     engine = KerasTunerEngine(trial_storage, space)
-    proposals = Proposals(engine, trial_storage, tracker, observer, space, 0, Precision.FLOAT32, trials=14)
+    proposals = Proposals(engine, tracker, observer, Precision.FLOAT32, trials=14)
 
     Loop(proposals, executor, observer).run()
 

@@ -106,7 +106,7 @@ def test_a_study_follows_the_cluster_and_ends_every_trial_once(
             return False
 
         engine = OptunaEngine(trial_storage, space, "random", "none", 7)
-        proposals = Proposals(engine, trial_storage, runs, observer, space, 7, Precision.FLOAT32, trials)
+        proposals = Proposals(engine, runs, observer, Precision.FLOAT32, trials)
         Loop(proposals, executor, observer, shrink_and_grow).run()
         executor.stop()
 

@@ -65,9 +65,7 @@ class Study:
         self, interrupted: Callable[[], bool] = lambda: False, after_result: Callable[[], None] = lambda: None
     ) -> Proposals:
         engine = self.engine(self.trial_storage, self.space, self.sampler, self.pruner, SEED)
-        proposals = Proposals(
-            engine, self.trial_storage, self.runs, self.observer, self.space, SEED, Precision.FLOAT32, self.trials
-        )
+        proposals = Proposals(engine, self.runs, self.observer, Precision.FLOAT32, self.trials)
         epochs = (math.inf if self.epoch_budget is None else self.epoch_budget) - self.trial_storage.epochs_trained()
         Loop(proposals, self.executor, self.observer, interrupted, self.deadline, epochs, after_result).run()
         return proposals

@@ -1,4 +1,4 @@
-"""The promises of a study's identity: it is continued as itself or refused with the difference."""
+"""The promises of a study's fingerprint: it is continued as itself or refused with the difference."""
 
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,16 @@ import pytest
 from fashion_study.errors import BadInputError
 from fashion_study.space.file import load_space
 from fashion_study.space.space import SearchSpace
-from fashion_study.study.plan import identity_of, refuse_difference
+from fashion_study.study.plan import fingerprint_of, refuse_difference
 from fashion_study.trial import DataSource
 
 SMOKE = load_space("smoke")
 DIGITS = DataSource("digits", None, "d" * 64)
 
 
-def identity(**changes: Any) -> dict[str, str | int | None]:
+def fingerprint(**changes: Any) -> dict[str, str | int | None]:
     usual: dict[str, Any] = {"space": SMOKE, "source": DIGITS, "seed": 0, "limit_train": None}
-    return identity_of(**(usual | changes))
+    return fingerprint_of(**(usual | changes))
 
 
 def changed_space(**changes: Any) -> SearchSpace:
@@ -33,7 +33,7 @@ def wider(**changes: object) -> SearchSpace:
 
 
 def test_the_same_study_is_continued() -> None:
-    refuse_difference("mine", identity(), identity())
+    refuse_difference("mine", fingerprint(), fingerprint())
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_the_same_study_is_continued() -> None:
     ids=["name", "why", "grid"],
 )
 def test_words_and_grid_values_may_change(space: SearchSpace) -> None:
-    refuse_difference("mine", identity(), identity(space=space))
+    refuse_difference("mine", fingerprint(), fingerprint(space=space))
 
 
 def test_where_the_data_lies_may_change() -> None:
     fashion = DataSource("fashion-mnist", Path("here"), "f" * 64)
     moved = DataSource("fashion-mnist", Path("there"), "f" * 64)
-    refuse_difference("mine", identity(source=fashion), identity(source=moved))
+    refuse_difference("mine", fingerprint(source=fashion), fingerprint(source=moved))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_where_the_data_lies_may_change() -> None:
 )
 def test_another_study_is_refused_with_the_difference(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(BadInputError) as caught:
-        refuse_difference("mine", identity(), identity(**changes))
+        refuse_difference("mine", fingerprint(), fingerprint(**changes))
     message = str(caught.value)
     assert "'mine'" in message
     assert named in message
@@ -84,13 +84,13 @@ def test_a_parameter_that_came_or_went_is_named() -> None:
     without = SearchSpace.model_validate(content)
 
     with pytest.raises(BadInputError, match=r"parameter epochs: stored .*, asked for nothing"):
-        refuse_difference("mine", identity(), identity(space=without))
+        refuse_difference("mine", fingerprint(), fingerprint(space=without))
     with pytest.raises(BadInputError, match="parameter epochs: stored nothing, asked for"):
-        refuse_difference("mine", identity(space=without), identity())
+        refuse_difference("mine", fingerprint(space=without), fingerprint())
 
 
 def test_every_difference_is_listed() -> None:
     with pytest.raises(BadInputError) as caught:
-        refuse_difference("mine", identity(), identity(seed=1, limit_train=9))
+        refuse_difference("mine", fingerprint(), fingerprint(seed=1, limit_train=9))
     assert "seed" in str(caught.value)
     assert "limit on training images" in str(caught.value)

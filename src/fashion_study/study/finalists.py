@@ -30,7 +30,7 @@ ENDED = ("FINISHED", "FAILED")
 
 @dataclass(frozen=True)
 class Finalist:
-    """Show a trial that was trained again: the objective and the run of each repeat that is complete."""
+    """A trial that was trained again: the objective and the run of each repeat that is complete."""
 
     trial: int
     params: Mapping[str, ParamValue]
@@ -84,7 +84,7 @@ class Finalist:
 
 @dataclass(frozen=True)
 class FinalistPlan:
-    """Say which trials are trained again how often; `note` says why that is less than what was asked."""
+    """Which trials are trained again, and how often; `note` says why that is less than what was asked for."""
 
     trials: tuple[TrialRecord, ...]
     repeats: int
@@ -98,13 +98,13 @@ class FinalistPlan:
 
 @dataclass(frozen=True)
 class Budget:
-    """Limit the finalists: to as many epochs as the trials took, and to the epochs that the time left allows."""
+    """The limits of the finalists: the epochs that the trials took, and those that the time left allows."""
 
     epochs: float = math.inf
     epochs_in_time: float = math.inf
 
     def allows(self, epochs: int, missing: int) -> bool:
-        """Say whether so many epochs fit, of which `missing` are still to be trained."""
+        """Return whether so many epochs fit, of which `missing` are still to be trained."""
         return epochs <= self.epochs and missing <= self.epochs_in_time
 
 
@@ -247,7 +247,7 @@ class Repeats(TrackedSource):
         return TrialState.WAITING
 
     def _take_up(self, run: Attempt) -> tuple[int, int] | None:
-        """See what an earlier start has trained, and end the run of one that was killed."""
+        """Count an attempt of an earlier start, and end its run if it was killed; return the repeat if it has ended."""
         key = run.trial, run.repeat
         self._attempts[run.trial] = max(self._attempts[run.trial], run.number)
         if run.status in ENDED:

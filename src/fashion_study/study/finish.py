@@ -18,7 +18,6 @@ from fashion_study.study.finalists import (
     plan_finalists,
 )
 from fashion_study.study.leaderboard import rank, table
-from fashion_study.study.loop import Loop
 from fashion_study.study.reconcile import fail_pending_models
 from fashion_study.study.session import OwnedStudy, Session
 from fashion_study.trial import ParamValue
@@ -29,16 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Final:
-    """Hold what became of the finalists; `left` counts the repeats that are still to be trained."""
+    """The finalists after a run of the study; `left` counts the repeats that are still to be trained."""
 
     plan: FinalistPlan
     finalists: tuple[Finalist, ...]
     left: int
-    busy_seconds: float
 
 
 def is_published(study: OwnedStudy) -> bool:
-    """Say whether a study shows all that is asked for again, so that nothing is left to do."""
+    """Return whether a study shows all that is asked for again, so that nothing is left to do."""
     return bool(study.trial_storage.attrs.get("published") == _publication(study))
 
 
@@ -63,9 +61,8 @@ def train_finalists(session: Session) -> Final:
     if repeats.left:
         title = f"finalists: the best {len(plan.trials)} trained again, {plan.repeats} times each"
         study.observer.begin(title, plan.total - repeats.left, plan.total, "repeats")
-    loop = Loop(repeats, session.executor, study.observer, study.is_interrupted, session.deadline)
-    loop.run()
-    return Final(plan, repeats.results(), repeats.left, loop.busy_seconds)
+    session.train(repeats)
+    return Final(plan, repeats.results(), repeats.left)
 
 
 def publish(session: Session, final: Final) -> None:
@@ -81,7 +78,9 @@ def publish(session: Session, final: Final) -> None:
         tags |= {"best_trial": str(best.number), "best_run": best.run_id}
     if not study.is_interrupted():
         tags |= _conclude(session, final)
-    _tidy(session)
+    # No worker is left that could finalize a model.
+    for line in fail_pending_models(tracker):
+        study.observer.note(line)
     finished = not study.is_interrupted() or (trial_storage.counted() >= study.plan.config.trials and not final.left)
     tracker.close_study("FINISHED" if finished else "KILLED", tags)
     trial_storage.set_attrs(repeats_left=final.left)
@@ -168,12 +167,6 @@ def register_challenger(session: Session, finalists: Sequence[Finalist]) -> "Ver
     return version
 
 
-def _tidy(session: Session) -> None:
-    """Give up what workers have left half-written that were ended or died; no worker is left."""
-    for line in fail_pending_models(session.tracker):
-        session.study.observer.note(line)
-
-
 def _publication(study: OwnedStudy) -> list[int | None]:
-    """Name what a published study shows."""
+    """Return what a published study shows."""
     return [study.trial_storage.counted(), study.plan.config.finalists, study.plan.config.repeats]

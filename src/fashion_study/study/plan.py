@@ -1,4 +1,4 @@
-"""The plan of a study: its config with everything in it looked up and checked, and what its run says of it."""
+"""The plan of a study: its config with everything in it looked up and checked, and what its run shows of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +15,18 @@ from fashion_study.trial import TRAINING_VERSION, DataSource, ParamValue, Precis
 if TYPE_CHECKING:
     from fashion_study.tracking.runs import DatasetMetadata, StudyMetadata
 
-Identity = dict[str, str | int | None]
+Fingerprint = dict[str, str | int | None]
+# Fields of a config that cannot change when a study is resumed; all others are settings, but for the places.
+FIXED = {"space", "dataset", "study", "seed", "limit_train", "precision", "try_points"}
+# A setting that is None, in words.
+LEFT_OUT = {"finalists": "default", "repeats": "default", "keep_models": "all"}
+# Options that say where things are on this machine.
+PLACES = {"store", "study_db", "data_dir", "address"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold what a study is about to do; without a number of `workers` there are as many as a cluster has room for."""
+    """What a study is about to do; without a number of `workers` there are as many as a cluster has room for."""
 
     config: StudyConfig
     space: SearchSpace
@@ -30,20 +36,20 @@ class Plan:
     workers: int | None
 
     @property
-    def identity(self) -> Identity:
+    def fingerprint(self) -> Fingerprint:
         """Return what must not change when the study is continued."""
-        return identity_of(self.space, self.source, self.config.seed, self.config.limit_train)
+        return fingerprint_of(self.space, self.source, self.config.seed, self.config.limit_train)
 
     @property
     def workers_of(self) -> str:
-        """Name what trains."""
+        """Return what trains, in words."""
         if self.workers is None:
             return "workers wherever Ray has room"
         workers = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
         return workers if self.config.executor == "local" else f"up to {workers} on Ray"
 
     def title(self, precision: Precision) -> str:
-        """Say in a line what begins."""
+        """Return the line that a study begins with."""
         config = self.config
         fallback = f" (FALLBACK: {PREFERRED.title} could not be had)" if self.source.is_fallback else ""
         optuna = config.engine == "optuna"
@@ -58,6 +64,9 @@ class Plan:
         from fashion_study.tracking.runs import StudyMetadata
 
         config = self.config
+        elsewhere = {name: StudyConfig.model_fields[name].default for name in PLACES}
+        found = {"dataset": self.source.name, "precision": precision.value}
+        repeating = config.model_copy(update=found | elsewhere)
         return StudyMetadata(
             name=self.name,
             space_yaml=self.space.source_text,
@@ -71,38 +80,19 @@ class Plan:
                 "precision": precision.value,
                 "training_version": TRAINING_VERSION,
             },
-            settings={
-                "engine": config.engine,
-                "sampler": config.sampler,
-                "pruner": config.pruner,
-                "trials": config.trials,
-                "epoch_budget": config.epoch_budget,
-                "timeout": config.timeout,
-                "trial_timeout": config.trial_timeout,
-                "executor": config.executor,
+            settings=config.model_dump(exclude=FIXED | PLACES)
+            | {name: text for name, text in LEFT_OUT.items() if getattr(config, name) is None}
+            | {
                 "workers": "wherever there is room" if self.workers is None else self.workers,
-                "worker_cpus": config.worker_cpus,
-                "worker_gpus": config.worker_gpus,
-                "worker_memory": config.worker_memory,
-                "finalists": "default" if config.finalists is None else config.finalists,
-                "repeats": "default" if config.repeats is None else config.repeats,
-                "keep_models": "all" if config.keep_models is None else config.keep_models,
                 "fallback": self.source.is_fallback,
                 # With the defaults that another version could change.
-                "command": self._reproducing(precision).command(always=("trials", "sampler", "pruner", "seed")),
+                "command": repeating.command(always=("trials", "sampler", "pruner", "seed")),
             },
         )
 
-    def _reproducing(self, precision: Precision) -> StudyConfig:
-        """Write out what was found, and leave out where things lie on this machine."""
-        found = {"dataset": self.source.name, "precision": precision.value}
-        names = ("store", "study_db", "data_dir", "address")
-        places = {name: StudyConfig.model_fields[name].default for name in names}
-        return self.config.model_copy(update=found | places)
-
 
 def plan_study(config: StudyConfig) -> Plan:
-    """Look up everything that a config names.
+    """Find and check everything that a config names.
 
     Raises:
         BadInputError: the config does not fit.
@@ -114,14 +104,14 @@ def plan_study(config: StudyConfig) -> Plan:
     check_limit(source, config.limit_train)
     name = config.study or f"{source.name}-{space.name}"
     if config.study and source.is_fallback:
-        # A name of the user's own was meant for other data; the two never share a study.
+        # The user's own name was meant for other data; the two never share a study.
         name = f"{name}-{source.name}"
     workers = config.workers or (default_workers() if config.executor == "local" else None)
     return Plan(config, space, points, source, name, workers)
 
 
 def dataset_metadata(data: Dataset) -> "tuple[DatasetMetadata, ...]":
-    """Name the data sets that every trial reads."""
+    """Return the data sets that every trial reads, for MLflow's inputs."""
     from fashion_study.tracking.runs import DatasetMetadata
 
     # MLflow tells data sets apart by name and digest, so each part has a name of its own.
@@ -134,9 +124,9 @@ def dataset_metadata(data: Dataset) -> "tuple[DatasetMetadata, ...]":
     )
 
 
-def identity_of(space: SearchSpace, source: DataSource, seed: int, limit_train: int | None) -> Identity:
-    """Collect what must not change while a study goes on, in words that show a difference to a person."""
-    parameters: Identity = {
+def fingerprint_of(space: SearchSpace, source: DataSource, seed: int, limit_train: int | None) -> Fingerprint:
+    """Return what must not change while a study goes on, by the name that a refusal gives it."""
+    parameters: Fingerprint = {
         f"parameter {name}": spec.model_dump_json(exclude={"why", "grid"}) for name, spec in space.parameters.items()
     }
     return parameters | {

@@ -1,8 +1,6 @@
 """The engine's proposals as the work of a loop: each is a trial with a run and a place in the trial storage."""
 
 from fashion_study.engines.engine import Engine, Exhausted, Proposal
-from fashion_study.space.space import SearchSpace
-from fashion_study.store.trials import TrialStorage
 from fashion_study.study.loop import Best, TrackedSource, Tracker
 from fashion_study.study.progress import Observer
 from fashion_study.trial import (
@@ -20,28 +18,16 @@ from fashion_study.trial import (
 class Proposals(TrackedSource):
     """A study's trials, up to a total that counts those of earlier starts; `exhausted` says why there are no more."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        trial_storage: TrialStorage,
-        tracker: Tracker,
-        observer: Observer,
-        space: SearchSpace,
-        seed: int,
-        precision: Precision,
-        trials: int,
-    ) -> None:
+    def __init__(self, engine: Engine, tracker: Tracker, observer: Observer, precision: Precision, trials: int) -> None:
         super().__init__(tracker)
         self._engine = engine
-        self._trial_storage = trial_storage
+        self._trial_storage = engine.trial_storage
         self._observer = observer
-        self._space = space
-        self._seed = seed
         self._precision = precision
         self._trials = trials
-        self._counted = trial_storage.counted()
+        self._counted = self._trial_storage.counted()
         self._in_flight = 0
-        best = trial_storage.best()
+        best = self._trial_storage.best()
         self._best: Best | None = (best.number, best.objective or 0.0) if best else None
         self.exhausted: str | None = None
 
@@ -58,8 +44,8 @@ class Proposals(TrackedSource):
         return TrialSpec(
             answer.number,
             answer.attempt,
-            self._space.hyperparameters(answer.params),
-            trial_seed(self._seed, answer.number),
+            self._engine.space.hyperparameters(answer.params),
+            trial_seed(self._engine.seed, answer.number),
             precision=self._precision,
             continues=answer.continues,
             supersedes=answer.superseded_run_id,

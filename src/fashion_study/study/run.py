@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from signal import Signals
 from typing import cast
 
@@ -19,7 +19,6 @@ from fashion_study.store.trials import TrialRecord, TrialStorage
 from fashion_study.study.finalists import Finalist
 from fashion_study.study.finish import is_published, publish, train_finalists
 from fashion_study.study.leaderboard import rank
-from fashion_study.study.loop import Loop
 from fashion_study.study.plan import Plan, plan_study
 from fashion_study.study.progress import NullObserver, Observer
 from fashion_study.study.proposals import Proposals
@@ -32,7 +31,7 @@ GOES_ON = "Every result that was shown is kept. Free space, or see to the store;
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Show where a study stands after a run of it. `records` and `finalists` are ranked, the best first.
+    """The state of a study after a run of it. `records` and `finalists` are ranked, the best first.
 
     `version` is the challenger in the registry, by the model's name and the number of its version; `repeats_left`
     counts the finalists' repeats that a stop has left untrained. `busy_share` is the share of the workers' time
@@ -74,22 +73,13 @@ class StudyResult:
         return next((r for r in self.records if r.number == BASELINE_NUMBER and r.objective is not None), None)
 
 
-@dataclass(frozen=True)
-class _Search:
-    """What became of the trials: why nothing more could be proposed, and how long and how well workers were used."""
-
-    exhausted: str | None = None
-    busy_seconds: float = 0.0
-    busy_share: float | None = None
-
-
 def run_study(config: StudyConfig, observer: Observer | None = None, *, registers: bool = True) -> StudyResult:
     """Run the study that `config` describes, or continue it to its total, and return where it stands.
 
-    Every trial is a run in MLflow, nested under the study's run; the trial storage of trials is an Optuna study. In the
-    end the best trials are trained again, and the model of the one that wins becomes the challenger in the registry,
-    unless the study `registers` nothing. Ctrl-C or SIGTERM once ends cleanly: unfinished trials go back to waiting.
-    A second one ends at once.
+    Every trial is a trial of an Optuna study, and a run in MLflow below the study's run. In the end the best trials are
+    trained again, and the model of the one that wins becomes the challenger in the registry, unless the study
+    `registers` nothing. Ctrl-C or SIGTERM once ends cleanly: unfinished trials go back to waiting. A second one ends
+    at once.
 
     Raises:
         BadInputError: the config does not fit, or the stored study is another one.
@@ -113,9 +103,9 @@ def run_study(config: StudyConfig, observer: Observer | None = None, *, register
         study = OwnedStudy(plan, store, trial_storage, observer, stop_signals, waits, require_ownership, registers)
         study.refuse_another()
         began_with = trial_storage.counted()
-        search = _Search()
+        exhausted, busy_share = None, None
         if began_with < config.trials or not is_published(study):
-            search = _run(study)
+            exhausted, busy_share = _run(study)
         elif config.keep_models is not None:
             study.model_keeper(store.client()).sweep()
         attrs = trial_storage.attrs
@@ -130,8 +120,8 @@ def run_study(config: StudyConfig, observer: Observer | None = None, *, register
             config=config,
             began_with=began_with,
             seconds=time.monotonic() - started,
-            exhausted=search.exhausted,
-            busy_share=search.busy_share,
+            exhausted=exhausted,
+            busy_share=busy_share,
             stopped_by=stop_signals.received,
             finalists=tuple(Finalist.from_dict(entry) for entry in attrs.get("finalists") or ()),
             repeats_left=int(attrs.get("repeats_left") or 0),
@@ -139,48 +129,38 @@ def run_study(config: StudyConfig, observer: Observer | None = None, *, register
         )
 
 
-def _run(study: OwnedStudy) -> _Search:
-    """Train what is left of the budget and publish the study; the time spent is that of the finalists, too."""
+def _run(study: OwnedStudy) -> tuple[str | None, float | None]:
+    """Train what is left and publish the study; return why no trial was left to propose, and how busy workers were."""
     with workers_of(study.plan, study.store, study.observer) as executor:
         session = open_session(study, executor)
         if session is None:
-            return _Search()
+            return None, None
         with closing_its_run(session):
             began = time.monotonic()
-            search = _search(session)
+            exhausted = _search(session)
             final = train_finalists(session)
             available = executor.slots * (time.monotonic() - began)
     study.observer.note("writing the study's figures")
-    if (busy := search.busy_seconds + final.busy_seconds) and available:
-        search = replace(search, busy_share=min(1.0, busy / available))
-        session.tracker.log_busy_share(study.trial_storage.counted(), min(1.0, busy / available))
+    busy_share = None
+    if session.busy_seconds and available:
+        busy_share = min(1.0, session.busy_seconds / available)
+        session.tracker.log_busy_share(study.trial_storage.counted(), busy_share)
     publish(session, final)
-    return search
+    return exhausted, busy_share
 
 
-def _search(session: Session) -> _Search:
-    """Run trials to the end of the budget."""
+def _search(session: Session) -> str | None:
+    """Run trials to the end of the budget; return why nothing is left to propose, None where something is."""
     study = session.study
     plan, config, trial_storage = study.plan, study.plan.config, study.trial_storage
     keeper = study.model_keeper(session.client)
     keeper.sweep()
     study.observer.begin(plan.title(session.precision), trial_storage.counted(), config.trials)
-    proposals = Proposals(
-        _engine(plan, trial_storage),
-        trial_storage,
-        session.tracker,
-        study.observer,
-        plan.space,
-        config.seed,
-        session.precision,
-        config.trials,
-    )
+    engine = _engine(plan, trial_storage)
+    proposals = Proposals(engine, session.tracker, study.observer, session.precision, config.trials)
     epochs = (config.epoch_budget or math.inf) - trial_storage.epochs_trained()
-    loop = Loop(
-        proposals, session.executor, study.observer, study.is_interrupted, session.deadline, epochs, keeper.sweep
-    )
-    loop.run()
-    return _Search(proposals.exhausted, loop.busy_seconds)
+    session.train(proposals, epochs, keeper.sweep)
+    return proposals.exhausted
 
 
 def _engine(plan: Plan, trial_storage: TrialStorage) -> Engine:
@@ -188,7 +168,7 @@ def _engine(plan: Plan, trial_storage: TrialStorage) -> Engine:
     if config.engine == "optuna":
         sampler = cast(SamplerName, config.sampler)
         return OptunaEngine(trial_storage, plan.space, sampler, config.pruner, config.seed, plan.points)
-    # Not before it is asked for: it brings TensorFlow.
+    # Imported where needed: it brings TensorFlow.
     from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
 
     return KerasTunerEngine(

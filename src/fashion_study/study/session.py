@@ -1,5 +1,6 @@
-"""A study that is open: what a start of it owns, and its stores brought together with its workers."""
+"""An open study: the stores and the workers of one start of it."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from fashion_study.store.mlflow_server import RetryNotifier
 from fashion_study.store.relocation import moves, rebase
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TRACKED_AT, TrialStorage
+from fashion_study.study.loop import Loop, Source
 from fashion_study.study.plan import Plan, dataset_metadata, refuse_difference
 from fashion_study.study.progress import Observer
 from fashion_study.study.reconcile import reconcile
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OwnedStudy:
-    """Hold a study that no other process runs: its plan, its trial storage, who is told of it, whether it registers."""
+    """A study that no other process runs: its plan, its trial storage, its observer, whether it registers a model."""
 
     plan: Plan
     store: Store
@@ -40,10 +42,10 @@ class OwnedStudy:
     registers: bool
 
     def is_interrupted(self) -> bool:
-        """Say whether the user wants the study to end.
+        """Return whether the user wants the study to end.
 
         Raises:
-            StoreError: another coordinator may own the study by now; whoever asks begins nothing more.
+            StoreError: another coordinator may own the study by now, so nothing more may be begun.
         """
         self.require_ownership()
         return self.stop_signals.is_stop_requested()
@@ -54,23 +56,23 @@ class OwnedStudy:
         Raises:
             BadInputError: they differ.
         """
-        config, identity = self.plan.config, self.plan.identity
-        stored = dict(self.trial_storage.attrs.get("identity", identity))
+        config, asked = self.plan.config, self.plan.fingerprint
+        stored = dict(self.trial_storage.attrs.get("identity", asked))
         if config.precision != "auto" and "precision" in self.trial_storage.attrs:
-            stored["precision"], identity["precision"] = self.trial_storage.attrs["precision"], config.precision
-        refuse_difference(self.plan.name, stored, identity)
+            stored["precision"], asked["precision"] = self.trial_storage.attrs["precision"], config.precision
+        refuse_difference(self.plan.name, stored, asked)
 
     def model_keeper(self, client: "MlflowClient") -> "ModelKeeper":
-        """Make what takes the model files away that are not to be kept."""
+        """Return what deletes the model files that are not to be kept."""
         from fashion_study.study.retention import ModelKeeper
 
         artifacts = self.store.root / "artifacts" if self.store.is_embedded else None
         return ModelKeeper(client, self.trial_storage, self.plan.config.keep_models, artifacts, self.observer.warn)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
-    """Hold a study whose stores and workers are ready, and until when it may start something."""
+    """A study whose stores and workers are ready, until when it may begin something, and how long workers trained."""
 
     study: OwnedStudy
     client: "MlflowClient"
@@ -79,10 +81,18 @@ class Session:
     precision: Precision
     validation_images: int
     deadline: float | None
+    busy_seconds: float = 0.0
+
+    def train(self, source: Source, epochs: float = math.inf, after_result: Callable[[], None] = lambda: None) -> None:
+        """Train what a source has, until it has nothing left or the study is to end."""
+        study = self.study
+        loop = Loop(source, self.executor, study.observer, study.is_interrupted, self.deadline, epochs, after_result)
+        loop.run()
+        self.busy_seconds += loop.busy_seconds
 
 
 def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
-    """Open the stores and bring them together, while the workers import TensorFlow.
+    """Open the stores and reconcile them, while the workers import TensorFlow.
 
     Return None where the study is interrupted, or its time is over, before it is known in which precision to train.
     """
@@ -94,7 +104,7 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
     split = trial_storage.attrs.get("split", data.split_digest)
     refuse_difference(plan.name, {"split": split}, {"split": data.split_digest})
     # Not before the data are there: a limit that they cannot meet must leave no study behind.
-    trial_storage.set_attrs(identity=plan.identity, split=split)
+    trial_storage.set_attrs(identity=plan.fingerprint, split=split)
     client = store.client()
     _follow_a_move(store, observer)
     experiment_id = store.experiment_id(client, plan.source.name)
@@ -121,7 +131,7 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
 
 @contextmanager
 def closing_its_run(session: Session) -> Iterator[None]:
-    """Let no study look alive that has ended with an error; where it is the store's, the next start sees to that."""
+    """End the study's run after an error; where the store has failed, the next start does."""
     try:
         yield
     except StoreError:
@@ -154,7 +164,7 @@ def _refuse_a_missing_run(name: str, run_id: str, trial_storage: TrialStorage, s
 
 
 def _precision(study: OwnedStudy, executor: Executor, deadline: float | None) -> Precision | None:
-    """Take the study's precision: the stored one, the one asked for, or the faster one on this machine."""
+    """Return the study's precision: the stored one, the one asked for, or the faster one on this machine."""
 
     def is_over() -> bool:
         return study.is_interrupted() or (deadline is not None and time.monotonic() >= deadline)

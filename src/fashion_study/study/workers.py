@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from fashion_study.executors import local
 from fashion_study.executors.executor import Executor, closing_workers
@@ -13,7 +12,7 @@ from fashion_study.study.plan import Plan
 from fashion_study.study.progress import Observer
 from fashion_study.trial import WorkerSettings
 
-# What another machine has to know of this one's environment: MLflow's settings, the log-in among them.
+# Environment variables that a worker on another machine needs: MLflow's settings, its credentials among them.
 TRAVELS = "MLFLOW_"
 
 
@@ -24,31 +23,21 @@ def workers_of(plan: Plan, store: Store, observer: Observer) -> Iterator[Executo
     Raises:
         BadInputError: the cluster cannot be used, or not with this store.
     """
+    config, log_dir = plan.config, store.root / "logs" / plan.name
     starting = f"starting {plan.workers_of}: TensorFlow takes some seconds"
-    if plan.config.executor == "local":
+    limits = Limits(config.trial_timeout, config.worker_memory)
+    if config.executor == "local":
         observer.note(starting)
-        with closing_workers(_local(plan, store)) as executor:
+        workers = plan.workers or 1
+        settings = WorkerSettings(plan.source, config.limit_train, threads_per_worker(workers), store.tracking_uri)
+        with closing_workers(LocalExecutor(settings, workers, log_dir, limits)) as executor:
             yield executor
-    else:
-        with _on_ray(plan, store, observer, starting) as executor:
-            yield executor
-
-
-def _local(plan: Plan, store: Store) -> LocalExecutor:
-    workers = plan.workers or 1
-    return LocalExecutor(
-        _settings(plan, store, threads_per_worker(workers)), workers, _log_dir(plan, store), _limits(plan)
-    )
-
-
-@contextmanager
-def _on_ray(plan: Plan, store: Store, observer: Observer, starting: str) -> Iterator[Executor]:
-    # Not before it is asked for: it is an extra, and takes a second.
+        return
+    # Imported where needed: Ray is an extra, and takes a second.
     from fashion_study.executors.cluster import Resources, connected
     from fashion_study.executors.ray import RayExecutor
     from fashion_study.executors.supervisor import WorkerContext
 
-    config = plan.config
     with connected(config.cluster_address(), store.tracking_uri) as cluster:
         cpus = config.worker_cpus or 1.0
         gpus = config.worker_gpus if config.worker_gpus is not None else float(cluster.has_gpus())
@@ -57,25 +46,8 @@ def _on_ray(plan: Plan, store: Store, observer: Observer, starting: str) -> Iter
         observer.note(starting)  # Not before: a cluster that cannot be used starts nothing.
         environment = {name: value for name, value in os.environ.items() if name.startswith(TRAVELS)}
         if not gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of them in sight.
-        worker_context = WorkerContext(
-            _settings(plan, store, max(1, int(cpus))),
-            _limits(plan),
-            _log_dir(plan, store),
-            local.WORKER_MODULE,
-            environment,
-        )
-        with closing_workers(RayExecutor(cluster, worker_context, needed, plan.workers, observer.warn)) as executor:
+            environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of them visible.
+        settings = WorkerSettings(plan.source, config.limit_train, max(1, int(cpus)), store.tracking_uri)
+        context = WorkerContext(settings, limits, log_dir, local.WORKER_MODULE, environment)
+        with closing_workers(RayExecutor(cluster, context, needed, plan.workers, observer.warn)) as executor:
             yield executor
-
-
-def _settings(plan: Plan, store: Store, threads: int) -> WorkerSettings:
-    return WorkerSettings(plan.source, plan.config.limit_train, threads, store.tracking_uri)
-
-
-def _limits(plan: Plan) -> Limits:
-    return Limits(plan.config.trial_timeout, plan.config.worker_memory)
-
-
-def _log_dir(plan: Plan, store: Store) -> Path:
-    return store.root / "logs" / plan.name

@@ -1,3 +1,4 @@
+import math
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -140,6 +141,19 @@ def test_an_attempt_that_is_not_to_be_recorded_reaches_the_same_and_leaves_nothi
     assert other.tags["weights_sha256"] != first.tags["weights_sha256"] == again.tags["weights_sha256"]
     run = bench.client.get_run(unrecorded.run_id)
     assert (run.data.metrics, run.data.tags.get("model_uri")) == ({}, None)
+
+
+def test_on_all_images_a_model_is_logged_that_nothing_validated(bench: Bench, digits: Dataset) -> None:
+    spec = bench.spec(SMALL.model_copy(update={"epochs": 1}))
+    pool = Trainer(replace(bench.settings, limit_train=None, pool=True))
+
+    result, (report,) = bench.train(spec, trainer=pool)
+
+    assert (result.state, result.objective, math.isnan(report.val_accuracy)) == (TrialState.COMPLETE, None, True)
+    assert result.metrics.keys() == {"parameter_count", "train_seconds"}
+    assert {"model_uri", "model_sha256", "weights_sha256"} <= result.tags.keys()
+    assert bench.artifacts(spec.run_id) == set()
+    assert len(pool._train_images.labels) == len(digits.train.labels) + len(digits.validation.labels)
 
 
 def test_a_result_says_in_what_environment_it_was_reached(bench: Bench) -> None:

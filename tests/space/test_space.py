@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fashion_study.errors import BadInputError
 from fashion_study.space.file import MAX_BYTES, load_space
-from fashion_study.space.space import Categorical, Float, Int, SearchSpace
+from fashion_study.space.space import Categorical, Float, SearchSpace
 from fashion_study.trial import Hyperparameters
 
 OWN = ["baseline", "smoke"]
@@ -99,7 +99,7 @@ def test_the_baseline_space_is_the_one_that_was_agreed() -> None:
         "learning_rate": (3e-5, 1e-2, None, True),
         "epochs": (5, 20, 1, False),
     }
-    assert space.parameters["batch_size"].values_for_grid() == (64, 128, 256, 512, 1024)
+    assert space.grid["batch_size"] == (64, 128, 256, 512, 1024)
     assert space.max_epochs == 20
     assert space.baseline_point == Hyperparameters(), "trial 0 is no longer the blog post's model"
 
@@ -443,16 +443,25 @@ def test_the_most_epochs_are_the_upper_bound(epochs: dict[str, object], most: in
 
 
 def test_a_grid_has_listed_values_or_a_small_integer_range() -> None:
-    assert Int(low=1, high=3, why="?").values_for_grid() == (1, 2, 3)
-    assert Int(low=1, high=99, grid=(5, 7), why="?").values_for_grid() == (5, 7)
-    assert Float(low=0, high=1, grid=(0.5,), why="?").values_for_grid() == (0.5,)
+    integer = {"type": "int", "low": 4, "why": "?"}
+    number = {"type": "float", "low": 0.0, "high": 1.0, "grid": [1e-3, 0.5], "why": "?"}
+    small = changed("parameters/learning_rate", number)
+    listed = changed("parameters/filters_1", integer | {"high": 99, "grid": [5, 7]})
+    listed["parameters"]["learning_rate"] = number
+
+    assert SearchSpace(**small).grid == {
+        "filters_1": (4, 8, 12, 16),
+        "learning_rate": (1e-3, 0.5),
+        "batch_size": (32, 64),
+    }
+    assert SearchSpace(**listed).grid["filters_1"] == (5, 7)
 
 
 def test_a_parameter_without_grid_values_is_named() -> None:
     with pytest.raises(BadInputError, match=r"learning_rate: .*allowed in a grid search"):
         _ = SearchSpace(**plain_space()).grid
-    with pytest.raises(BadInputError, match="99 whole numbers"):
-        Int(low=1, high=99, why="?").values_for_grid()
+    with pytest.raises(BadInputError, match=r"filters_1: .*97 whole numbers"):
+        _ = SearchSpace(**changed("parameters/filters_1", {"type": "int", "low": 4, "high": 100, "why": "?"})).grid
 
 
 def test_steps_of_a_float_hold_to_within_rounding() -> None:

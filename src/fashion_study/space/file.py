@@ -1,17 +1,28 @@
-"""A search space's file: found by its name or its path, read, and refused in one message."""
+"""The file of a search space: found by its name or its path, read as plain YAML, refused in one message."""
 
+import re
+import unicodedata
 from pathlib import Path
 
+import yaml
 from pydantic import ValidationError
 
 from fashion_study.errors import BadInputError
-from fashion_study.space import plain_yaml
 from fashion_study.space.space import SearchSpace, problems_of
 from fashion_study.text import did_you_mean, printable, shown
 
 # PyYAML takes half a second for the worst text of this length, and the project's own files have a tenth of it.
 MAX_BYTES = 16_384
+MAX_DEPTH = 8
 MAX_PROBLEMS_SHOWN = 8
+# Numbers as in YAML 1.2: `3e-5` is a number; `1:30` and `yes` are text.
+INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
+FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+NULLS = ("", "~", "null", "Null", "NULL")
+TRUTHS = ("true", "True", "TRUE")
+FALSEHOODS = ("false", "False", "FALSE")
+# Control characters would reach a terminal, and bidirectional marks show a text that is not there.
+INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
 
 def load_space(name_or_file: str) -> SearchSpace:
@@ -20,36 +31,29 @@ def load_space(name_or_file: str) -> SearchSpace:
     A name has no path separator and no suffix; it means the same from every working directory.
     Raise BadInputError with one message: the file, the parameter, what was found and what is allowed.
     """
-    path = _own_file(name_or_file) if _is_name(name_or_file) else Path(name_or_file)
+    path = Path(name_or_file)
+    if path.name == name_or_file and path.suffix.lower() not in {".yaml", ".yml"}:
+        path = _own_file(name_or_file)
     try:
         text = _read_text(path)
-        space = _space_from(plain_yaml.parse(text))
+        space = _space_from(_parse(text))
     except BadInputError as error:
         raise BadInputError(f"Search space {printable(str(path))}: {error}") from None
     space._source_text = text
     return space
 
 
-def _is_name(name_or_file: str) -> bool:
-    path = Path(name_or_file)
-    return path.name == name_or_file and path.suffix.lower() not in {".yaml", ".yml"}
-
-
 def _own_file(name: str) -> Path:
-    own = {path.stem: path for path in sorted(_own_directory().glob("*.yaml"))}
+    # An installed wheel has the folder beside the package; a checkout has it beside `src`.
+    here = Path(__file__).resolve()
+    folders = (here.parents[2] / "search_spaces", here.parents[3] / "search_spaces")
+    own = {path.stem: path for path in sorted(next(filter(Path.is_dir, folders)).glob("*.yaml"))}
     if name not in own:
         raise BadInputError(
             f"There is no search space named {shown(name)}{did_you_mean(name, own)}. "
             f"Available: {', '.join(own)}. A file of your own is given by its path, such as ./my_space.yaml."
         )
     return own[name]
-
-
-def _own_directory() -> Path:
-    # An installed wheel has the folder beside the package; a checkout has it beside `src`.
-    here = Path(__file__).resolve()
-    beside_package = here.parents[2] / "search_spaces"
-    return beside_package if beside_package.is_dir() else here.parents[3] / "search_spaces"
 
 
 def _read_text(path: Path) -> str:
@@ -66,6 +70,81 @@ def _read_text(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInputError(f"found a byte that is not UTF-8 at offset {error.start}; allowed: UTF-8 text") from error
+
+
+def _parse(text: str) -> object:
+    """Turn YAML into mappings, lists, numbers, booleans and text.
+
+    What can hide things in a file is refused: tags, anchors, aliases, a name twice and invisible characters.
+    """
+    _require_visible(text, "the file")
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        # Not only errors of YAML: PyYAML lets chr() and int() fail on absurd escapes and version numbers.
+        line, problem = _line(getattr(error, "problem_mark", None)), getattr(error, "problem", None) or error
+        raise BadInputError(f"found invalid YAML{line}: {printable(str(problem))}") from error
+    return None if node is None else _plain(node, "")
+
+
+class _Loader(yaml.BaseLoader):
+    """A loader of nodes that refuses what could expand, recurse or name a Python object, before it does."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        line = _line(event.start_mark)
+        if getattr(event, "anchor", None) is not None:
+            raise BadInputError(f"found an anchor or alias ({printable(event.anchor)}){line}; allowed: plain values")
+        if getattr(event, "tag", None) is not None:
+            raise BadInputError(f"found a tag ({printable(str(event.tag))}){line}; allowed: plain values")
+        if self.depth >= MAX_DEPTH:
+            raise BadInputError(f"found more than {MAX_DEPTH} levels{line}; allowed: {MAX_DEPTH}")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _plain(node: yaml.Node, place: str) -> object:
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, place) for item in node.value]
+    if isinstance(node, yaml.ScalarNode):
+        _require_visible(node.value, place or "the file")
+        return node.value if node.style else _unquoted(node.value)
+    plain: dict[str, object] = {}
+    for key_node, value_node in node.value:
+        key = _plain(key_node, place)
+        line = _line(key_node.start_mark)
+        if not isinstance(key, str):
+            raise BadInputError(f"{place or 'top level'}: found {shown(key)} as a name{line}; allowed: a text")
+        inner = f"{place}.{printable(key)}" if place else printable(key)
+        if key in plain:
+            raise BadInputError(f"{inner}: found twice{line}; allowed: once")
+        plain[key] = _plain(value_node, inner)
+    return plain
+
+
+def _unquoted(text: str) -> object:
+    if text in NULLS:
+        return None
+    if text in TRUTHS or text in FALSEHOODS:
+        return text in TRUTHS
+    if INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if FLOAT.fullmatch(text) else text
+
+
+def _require_visible(text: str, place: str) -> None:
+    for offset, character in enumerate(text):
+        if character not in "\n\r\t" and unicodedata.category(character) in INVISIBLE:
+            found = f"the invisible character U+{ord(character):04X} at offset {offset}"
+            raise BadInputError(f"{place}: found {found}; allowed: visible text")
+
+
+def _line(mark: object) -> str:
+    return f" in line {mark.line + 1}" if isinstance(mark, yaml.Mark) else ""
 
 
 def _space_from(data: object) -> SearchSpace:

@@ -1,4 +1,4 @@
-"""Search spaces: what a study may vary. Declared in YAML, checked before anything else happens."""
+"""Search spaces: what a study may vary. Declared in YAML, checked before all else."""
 
 import hashlib
 import json
@@ -34,11 +34,6 @@ def _require_plain(value: object) -> ParamValue:
     return value
 
 
-def _empty_for_nothing(value: object) -> object:
-    # `fixed:` keeps standing when its last line has moved to `parameters:`; YAML reads it as null then.
-    return {} if value is None else value
-
-
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=2_000)]
 Value = Annotated[ParamValue, PlainValidator(_require_plain)]
 Whole = Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
@@ -52,7 +47,7 @@ class _Declaration(BaseModel):
 
 
 class Int(_Declaration):
-    """Declare whole numbers from `low` to `high`, both included, `step` apart or spread by `log`."""
+    """Whole numbers from `low` to `high`, both included, `step` apart or spread by `log`."""
 
     type: Literal["int"] = "int"
     low: Whole
@@ -73,23 +68,14 @@ class Int(_Declaration):
         return f"a whole number from {self.low} to {self.high}{steps}"
 
     def contains(self, value: object) -> bool:
-        """Say whether `value` is legal: type, range and step. A bool is not a whole number."""
+        """Return whether `value` is legal: type, range and step. A bool is not a whole number."""
         if not isinstance(value, int) or isinstance(value, bool):
             return False
         return self.low <= value <= self.high and (value - self.low) % self.step == 0
 
-    def values_for_grid(self) -> tuple[int, ...]:
-        """List the values for a grid search: those under `grid`, or all of them where they are few."""
-        if self.grid is not None:
-            return self.grid
-        values = range(self.low, self.high + 1, self.step)
-        if len(values) > MAX_ENUMERATED:
-            raise _needs_grid(f"{len(values)} whole numbers; at most {MAX_ENUMERATED} are listed by themselves")
-        return tuple(values)
-
 
 class Float(_Declaration):
-    """Declare numbers from `low` to `high`, both included, `step` apart or spread by `log`."""
+    """Numbers from `low` to `high`, both included, `step` apart or spread by `log`."""
 
     type: Literal["float"] = "float"
     low: Real
@@ -110,7 +96,7 @@ class Float(_Declaration):
         return f"a number from {self.low} to {self.high}{steps}"
 
     def contains(self, value: object) -> bool:
-        """Say whether `value` is legal: type, range and, to within rounding, step."""
+        """Return whether `value` is legal: type, range and, to within rounding, step."""
         if not isinstance(value, int | float) or isinstance(value, bool):
             return False
         if not self.low <= value <= self.high:
@@ -118,15 +104,9 @@ class Float(_Declaration):
         steps = 0.0 if self.step is None else (value - self.low) / self.step
         return math.isfinite(steps) and abs(steps - round(steps)) < 1e-8
 
-    def values_for_grid(self) -> tuple[float, ...]:
-        """List the values for a grid search: those under `grid`."""
-        if self.grid is None:
-            raise _needs_grid("a range of numbers, which has no grid of its own")
-        return self.grid
-
 
 class Categorical(_Declaration):
-    """Declare a list of choices, in an order that has no meaning."""
+    """A list of choices, in an order that has no meaning."""
 
     type: Literal["categorical"] = "categorical"
     choices: Annotated[tuple[Value, ...], Field(min_length=1, max_length=MAX_VALUES)]
@@ -142,19 +122,15 @@ class Categorical(_Declaration):
         return "one of " + shown_list(self.choices)
 
     def contains(self, value: object) -> bool:
-        """Say whether `value` is one of the choices, in value and in type."""
+        """Return whether `value` is one of the choices, in value and in type."""
         return any(type(choice) is type(value) and choice == value for choice in self.choices)
-
-    def values_for_grid(self) -> tuple[ParamValue, ...]:
-        """List the values for a grid search: all choices."""
-        return self.choices
 
 
 Parameter = Annotated[Int | Float | Categorical, Field(discriminator="type")]
 
 
 class SearchSpace(BaseModel):
-    """Say what a study varies (`parameters`), from where it starts (`baseline`) and what stays (`fixed`).
+    """What a study varies (`parameters`), the point where it starts (`baseline`) and what stays the same (`fixed`).
 
     Each field of Hyperparameters stands under `parameters` or `fixed`; `baseline` names each parameter.
     """
@@ -165,7 +141,8 @@ class SearchSpace(BaseModel):
     purpose: Text
     baseline: dict[str, Value]
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
-    fixed: Annotated[dict[str, Value], BeforeValidator(_empty_for_nothing)]
+    # `fixed:` is null when its last line has moved to `parameters:`.
+    fixed: Annotated[dict[str, Value], BeforeValidator(lambda value: {} if value is None else value)]
     _source_text: str = PrivateAttr("")
 
     @model_validator(mode="after")
@@ -184,12 +161,12 @@ class SearchSpace(BaseModel):
 
     @property
     def source_text(self) -> str:
-        """Give the file's own text, comments and all; empty for a space that was built in code."""
+        """Return the file's text, comments included; empty for a space that was built in code."""
         return self._source_text
 
     @property
     def digest(self) -> str:
-        """Identify what the space means (SHA-256, hex): its name and its reasons may change, nothing else."""
+        """Return the SHA-256 (hex) of the space without its name and its reasons, which may change."""
         meaning = self.model_dump(mode="json", include={"baseline", "parameters", "fixed"})
         for parameter in meaning["parameters"].values():
             del parameter["why"]
@@ -197,12 +174,12 @@ class SearchSpace(BaseModel):
 
     @property
     def baseline_point(self) -> Hyperparameters:
-        """Give the point that every study of this space tries first."""
+        """Return the hyperparameters that every study of this space tries first."""
         return self.hyperparameters(self.baseline)
 
     @property
     def max_epochs(self) -> int:
-        """Give the most epochs that a trial can take; pruners derive from it after which epochs they look."""
+        """Return the most epochs that a trial can take; the rungs of pruners derive from it."""
         epochs = self.parameters.get("epochs")
         if epochs is None:
             return int(self.fixed["epochs"])
@@ -210,8 +187,12 @@ class SearchSpace(BaseModel):
 
     @property
     def grid(self) -> dict[str, tuple[ParamValue, ...]]:
-        """List each parameter's values for a grid search; raise BadInputError where one has none."""
-        return {name: _grid_of(name, parameter) for name, parameter in self.parameters.items()}
+        """Return each parameter's values for a grid search: its choices, those under `grid`, or a small range.
+
+        Raises:
+            BadInputError: a parameter has too many values and no `grid`.
+        """
+        return {name: _values_for_grid(name, parameter) for name, parameter in self.parameters.items()}
 
     def hyperparameters(self, values: Mapping[str, ParamValue]) -> Hyperparameters:
         """Join values for all searched parameters with the fixed ones."""
@@ -267,15 +248,18 @@ def _require_distinct(field: str, values: tuple[ParamValue, ...]) -> None:
         raise ValueError(f"found a value twice in {field} ({shown_list(values)}); allowed: each once")
 
 
-def _needs_grid(found: str) -> BadInputError:
-    return BadInputError(f"found {found}; allowed in a grid search: a parameter with `grid: [...]`")
-
-
-def _grid_of(name: str, parameter: Int | Float | Categorical) -> tuple[ParamValue, ...]:
-    try:
-        return parameter.values_for_grid()
-    except BadInputError as error:
-        raise BadInputError(f"{name}: {error}") from None
+def _values_for_grid(name: str, parameter: Parameter) -> tuple[ParamValue, ...]:
+    if isinstance(parameter, Categorical):
+        return parameter.choices
+    if parameter.grid is not None:
+        return parameter.grid
+    found = "a range of numbers, which has no grid of its own"
+    if isinstance(parameter, Int):
+        values = range(parameter.low, parameter.high + 1, parameter.step)
+        if len(values) <= MAX_ENUMERATED:
+            return tuple(values)
+        found = f"{len(values)} whole numbers; at most {MAX_ENUMERATED} are listed by themselves"
+    raise BadInputError(f"{name}: found {found}; allowed in a grid search: a parameter with `grid: [...]`")
 
 
 def _misplaced(space: SearchSpace) -> Iterator[str]:
@@ -317,7 +301,7 @@ def _off_baseline(space: SearchSpace) -> Iterator[str]:
 
 
 def problems_of(error: ValidationError) -> list[str]:
-    """Say for each problem where it is, what was found and what is allowed."""
+    """Return a message for each problem: where it is, what was found and what is allowed."""
     problems = []
     for item in error.errors(include_url=False):
         # Within `parameters`, pydantic names the member of the union after the parameter.

@@ -53,7 +53,7 @@ def test_an_address_where_something_else_listens_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("demand", "room"),
+    ("resources", "room"),
     [
         (Resources(1, 0, GIBIBYTE), 4),
         (Resources(0.1, 0, GIBIBYTE), 8),
@@ -64,8 +64,8 @@ def test_an_address_where_something_else_listens_is_refused() -> None:
         (Resources(0.1, 0.1, 2**20), 20),
     ],
 )
-def test_every_resource_limits_the_workers_of_a_node(needed: Resources, room: int) -> None:
-    assert needed.room_on({"CPU": 4.0, "GPU": 2.0, "memory": 8.0 * GIBIBYTE, "node:10.0.0.1": 1.0}) == room
+def test_every_resource_limits_the_workers_of_a_node(resources: Resources, room: int) -> None:
+    assert resources.room_on({"CPU": 4.0, "GPU": 2.0, "memory": 8.0 * GIBIBYTE, "node:10.0.0.1": 1.0}) == room
 
 
 def test_a_node_without_what_is_wanted_has_no_room() -> None:

@@ -130,7 +130,7 @@ def test_several_nodes_without_a_shared_store_are_refused(store: str, nodes: Nod
 
 def test_a_worker_larger_than_the_one_node_is_refused(head: NodesHere) -> None:
     with connected(head.address, SQLITE) as cluster, pytest.raises(BadInputError, match=r"takes 64 CPUs.*no node"):
-        cluster.refuse_without_room(Resources(64, 0, 2**20), workers=1)
+        cluster.check_room(Resources(64, 0, 2**20), workers=1)
 
 
 def test_with_a_local_store_a_node_that_joins_is_left_alone(head: NodesHere, tmp_path: Path) -> None:
@@ -169,9 +169,9 @@ def test_no_process_is_left_when_the_coordinator_is_killed(tmp_path: Path) -> No
         from fashion_study.executors.cluster import connected
         from fashion_study.executors.ray import RayExecutor
         from tests.executors.test_executor_contract import spec, wait_for_report
-        from tests.executors.test_ray_executor import SMALL, await_slots, outfit
+        from tests.executors.test_ray_executor import SMALL, await_slots, worker_context
         with connected(None, {SQLITE!r}) as cluster:
-            executor = RayExecutor(cluster, outfit(Path(sys.argv[1]), {{(0, 1): "stuck"}}), SMALL, workers=2)
+            executor = RayExecutor(cluster, worker_context(Path(sys.argv[1]), {{(0, 1): "stuck"}}), SMALL, workers=2)
             await_slots(executor, 2)
             executor.submit(spec(0))
             wait_for_report(executor)

@@ -88,7 +88,7 @@ def test_signals_are_the_coordinator_s_to_answer(cluster: Cluster) -> None:
 
 def test_a_worker_that_no_node_could_ever_have_is_refused(cluster: Cluster) -> None:
     with pytest.raises(BadInputError, match=r"takes 1024 CPUs.*no node.*--worker-cpus"):
-        cluster.refuse_without_room(Resources(1024, 0, 2**20), workers=None)
+        cluster.check_room(Resources(1024, 0, 2**20), workers=None)
 
 
 def test_a_cluster_of_its_own_is_out_of_reach_for_other_machines(cluster: Cluster, tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ class TestRayExecutor(ProcessContract):
         made: list[RayExecutor] = []
 
         def start(workers: int, fates: Mapping[Key, str], limits: Limits | None = None) -> RayExecutor:
-            needed = Resources(min(0.5, 1 / workers), 0, SMALL.memory)
-            made.append(RayExecutor(cluster, worker_context(tmp_path, fates, limits), needed, workers))
+            resources = Resources(min(0.5, 1 / workers), 0, SMALL.memory)
+            made.append(RayExecutor(cluster, worker_context(tmp_path, fates, limits), resources, workers))
             await_slots(made[-1], workers)
             return made[-1]
 

@@ -1,4 +1,4 @@
-"""A Ray cluster: one that is there already, or one of this machine's own, and how much room it has."""
+"""A Ray cluster: a running one, or one started on this machine, and how many workers it has room for."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from tempfile import mkdtemp
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-# Read when Ray is imported. What happens to its nodes and workers it would print into the study's display, at length.
+# Read when Ray is imported. Ray would print what happens to its nodes and workers into the study's display, at length.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -30,7 +30,7 @@ from fashion_study.text import without_passwords
 
 ANSWER_SECONDS = 5.0
 LOOPBACK = "127.0.0.1"
-# Ray takes 75 MiB at least; what goes through it here are messages of a few kilobytes.
+# Ray requires at least 75 MiB; the messages here have a few kilobytes.
 OBJECT_STORE = 80 * 2**20
 HOW_TO_START = (
     "Expected what `ray start --head` shows. Correct --address or RAY_ADDRESS; without both a cluster is started here."
@@ -41,31 +41,31 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0
 
 @dataclass(frozen=True)
 class Resources:
-    """Say what a worker takes of its node: CPUs, a share of a GPU, and bytes of memory."""
+    """What a worker takes of its node: CPUs, a share of a GPU, and bytes of memory."""
 
     cpus: float
     gpus: float
     memory: int
 
     @classmethod
-    def of(cls, resources: dict[str, float]) -> Self:
-        """Return what a node with these resources has in all."""
-        return cls(resources.get("CPU", 0.0), resources.get("GPU", 0.0), int(resources.get("memory", 0.0)))
+    def of(cls, node: dict[str, float]) -> Self:
+        """Return all that a node has, from Ray's own mapping."""
+        return cls(node.get("CPU", 0.0), node.get("GPU", 0.0), int(node.get("memory", 0.0)))
 
     def __str__(self) -> str:
         return f"{self.cpus:g} CPUs, {self.gpus:g} GPUs and {self.memory / 2**20:,.0f} MiB"
 
-    def room_on(self, resources: dict[str, float]) -> int:
-        """Count the workers for which a node with these resources has room."""
-        wanted = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+    def room_on(self, node: dict[str, float]) -> int:
+        """Count the workers for which a node has room."""
+        per_worker = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
         # Shares are decimal fractions: ten tenths are one.
-        return int(min(resources.get(name, 0.0) / each + 1e-6 for name, each in wanted.items() if each))
+        return int(min(node.get(name, 0.0) / amount + 1e-6 for name, amount in per_worker.items() if amount))
 
 
 class Cluster:
-    """Look at the nodes of the cluster that this process is connected to; `only` one of them, where that is given.
+    """The cluster that this process is connected to; with `only`, that one node of it.
 
-    One that `is_own` was started here: it stays as it is.
+    A cluster that `is_own` was started here, and no node joins it.
     """
 
     def __init__(self, only: str | None = None, *, is_own: bool = False) -> None:
@@ -74,46 +74,46 @@ class Cluster:
 
     @property
     def placing(self) -> str | NodeAffinitySchedulingStrategy:
-        """Tell Ray on which nodes workers may be."""
+        """Return on which nodes Ray may place workers."""
         return "SPREAD" if self._only is None else NodeAffinitySchedulingStrategy(self._only, soft=False)
 
-    def room(self, needed: Resources) -> int:
+    def room(self, resources: Resources) -> int:
         """Count the workers for which there would be room if nobody else used the cluster.
 
         Raises:
-            StudyError: it was started here, and its one node has died.
+            StudyError: the cluster was started here, and its one node has died.
         """
-        nodes = self._resources()
+        nodes = self._nodes()
         if self._is_own and not nodes:
             raise StudyError(
                 "The Ray cluster that was started on this machine has died. Expected it to live as long as the study. "
                 "Every result that was shown is kept; the same command goes on."
             )
-        return sum(needed.room_on(resources) for resources in nodes)
+        return sum(map(resources.room_on, nodes))
 
-    def refuse_without_room(self, needed: Resources, workers: int | None) -> None:
-        """Refuse to wait for ever; where a number of workers is asked for, a cluster of many nodes may grow to it.
+    def check_room(self, resources: Resources, workers: int | None) -> None:
+        """Refuse to wait for ever; a cluster of many nodes may still grow to a given number of workers.
 
         Raises:
             BadInputError: no node is large enough for a worker.
         """
         may_grow = self._only is None and not self._is_own
-        if self.room(needed) > 0 or (workers is not None and may_grow):
+        if self.room(resources) > 0 or (workers is not None and may_grow):
             return
-        found = "; ".join(str(Resources.of(resources)) for resources in self._resources())
+        found = "; ".join(str(Resources.of(node)) for node in self._nodes())
         raise BadInputError(
-            f"A worker takes {needed}, and no node of the Ray cluster has as much (found {found}). Ask for less with "
-            "--worker-cpus, --worker-gpus or --worker-memory"
+            f"A worker takes {resources}, and no node of the Ray cluster has as much (found {found}). Ask for less "
+            "with --worker-cpus, --worker-gpus or --worker-memory"
             + ("; or say with --workers to how many the cluster will grow." if may_grow else ".")
         )
 
     def has_gpus(self) -> bool:
-        """Say whether any node has a GPU."""
-        return any(resources.get("GPU") for resources in self._resources())
+        """Return whether any node has a GPU."""
+        return any(node.get("GPU") for node in self._nodes())
 
-    def _resources(self) -> list[dict[str, float]]:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        return [node["Resources"] for node in nodes if self._only in (None, node["NodeID"])]
+    def _nodes(self) -> list[dict[str, float]]:
+        """Return the resources of each living node."""
+        return [node["Resources"] for node in ray.nodes() if node["Alive"] and self._only in (None, node["NodeID"])]
 
 
 @contextmanager
@@ -124,17 +124,18 @@ def connected(address: str | None, tracking_uri: str) -> Iterator[Cluster]:
         BadInputError: no cluster can be used there, or it has several nodes and only this one can write the runs.
     """
     if address is None:
-        with _on_this_machine_alone(), _own_cluster():
+        with _loopback_only(), _own_cluster():
             yield Cluster(is_own=True)
         return
     _check_cluster_reachable(address)
     with _connection(f"The Ray cluster at {address} cannot be used", address=address):
-        yield Cluster(None if _can_be_shared(tracking_uri) else _the_one_node(tracking_uri))
+        is_shared = urlsplit(tracking_uri).scheme in ("http", "https")
+        yield Cluster(None if is_shared else _the_one_node(tracking_uri))
 
 
 @contextmanager
-def _on_this_machine_alone() -> Iterator[None]:
-    """Let Ray's processes listen on 127.0.0.1, as on macOS; elsewhere Ray replaces it by an address of the network."""
+def _loopback_only() -> Iterator[None]:
+    """Let Ray's processes listen on 127.0.0.1, as on macOS; elsewhere Ray replaces it by a network address."""
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -145,7 +146,7 @@ def _on_this_machine_alone() -> Iterator[None]:
 
 @contextmanager
 def _own_cluster() -> Iterator[None]:
-    # Not the system's folder for temporary files, which can be long: Ray makes sockets below, whose paths cannot.
+    # Not the system's folder for temporary files: Ray creates sockets below it, whose paths must be short.
     folder = mkdtemp(prefix="ray-", dir="/tmp")
     try:
         with _connection(
@@ -157,7 +158,7 @@ def _own_cluster() -> Iterator[None]:
             include_dashboard=False,
             _node_ip_address=LOOPBACK,
             _temp_dir=folder,
-            # What a worker takes is watched already, and a trial that takes too much is told from others.
+            # The executor limits the memory of workers itself, and knows which trial has taken too much.
             _system_config={"memory_monitor_refresh_ms": 0},
         ):
             yield
@@ -171,7 +172,7 @@ def _connection(what_failed: str, **options: Any) -> Iterator[None]:
     try:
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        except SystemExit as stop:  # So Ray answers SIGTERM.
+        except SystemExit as stop:  # Ray's answer to SIGTERM.
             raise Terminated from stop
         except (RayError, OSError, RuntimeError, ValueError) as error:
             line = next(iter(str(error).splitlines()), "") or type(error).__name__
@@ -180,21 +181,17 @@ def _connection(what_failed: str, **options: Any) -> Iterator[None]:
                 "node on this machine, and its token in RAY_AUTH_TOKEN where it asks for one."
             ) from error
         finally:
-            _hand_back(handlers)
+            # Ray answers SIGTERM by itself.
+            for number, handler in handlers.items():
+                if signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
         yield
     finally:
         ray.shutdown()
 
 
-def _hand_back(handlers: dict[signal.Signals, Any]) -> None:
-    """Undo that Ray answers SIGTERM by itself."""
-    for number, handler in handlers.items():
-        if signal.getsignal(number) is not handler:
-            signal.signal(number, handler)
-
-
 def _check_cluster_reachable(address: str) -> None:
-    """Ask whether anything like Ray listens there: Ray itself would ask for two minutes."""
+    """Connect as Ray does, once: Ray itself would try for two minutes."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as connection:
@@ -210,12 +207,8 @@ def _check_cluster_reachable(address: str) -> None:
         raise BadInputError(f"No Ray cluster answers at {address}: {reason.rstrip('.')}. {HOW_TO_START}")
 
 
-def _can_be_shared(tracking_uri: str) -> bool:
-    return urlsplit(tracking_uri).scheme in ("http", "https")
-
-
 def _the_one_node(tracking_uri: str) -> str:
-    """Return this machine's node; the workers of a store that only this machine has must not be anywhere else."""
+    """Return this machine's node: no other machine can write to this store."""
     count = sum(node["Alive"] for node in ray.nodes())
     if count > 1:
         raise BadInputError(

@@ -1,4 +1,4 @@
-"""The seam between the coordinator and the processes that train."""
+"""The interface between the coordinator and the processes that train."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,12 +10,12 @@ Event = EpochReport | TrialResult | AttemptLost
 
 
 def losses_last(events: list[Event]) -> list[Event]:
-    """Put losses behind all else: one of them may end a study, and what came with it would have to be trained again."""
+    """Sort losses behind all else: a loss may end the study, and results that came with it would be trained again."""
     return sorted(events, key=lambda event: isinstance(event, AttemptLost))
 
 
 class Executor(Protocol):
-    """Run attempts side by side."""
+    """Workers that run attempts side by side."""
 
     @property
     def slots(self) -> int:
@@ -23,25 +23,25 @@ class Executor(Protocol):
         ...
 
     def probe_precision(self, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
-        """Measure which precision trains faster on this machine; return None if `is_over` says so before that is known.
+        """Measure which precision trains faster; return None if `is_over` says so before that is known.
 
-        It may take long until a worker is there, on a cluster for ever.
+        Before a worker is ready, this waits; on a cluster perhaps for ever.
         """
         ...
 
     def submit(self, spec: TrialSpec) -> None:
-        """Begin an attempt; the caller has seen to it that a slot is free."""
+        """Begin an attempt; a slot has to be free."""
         ...
 
     def wait(self, timeout: float) -> list[Event]:
         """Return what has happened, after at most `timeout` seconds; perhaps nothing.
 
-        To be called again and again while something runs: it is here that limits of time and memory are watched.
+        Called repeatedly while anything runs: the limits of time and memory are checked here.
         """
         ...
 
     def answer(self, report: EpochReport, *, prune: bool) -> None:
-        """Answer an epoch's report; the worker goes on, or ends the trial there."""
+        """Answer an epoch's report; the worker trains the next epoch, or ends the trial as pruned."""
         ...
 
     def stop(self) -> None:
@@ -51,7 +51,7 @@ class Executor(Protocol):
 
 @contextmanager
 def closing_workers(executor: Executor) -> Iterator[Executor]:
-    """End every worker with the block, however it ends."""
+    """Stop every worker at the end of the block."""
     try:
         yield executor
     finally:

@@ -35,36 +35,36 @@ from fashion_study.trial import (
     WorkerSettings,
 )
 
-# Started by its name, so that nothing of TensorFlow is ever imported here.
+# Started by its name, so that TensorFlow is never imported here.
 WORKER_MODULE = "fashion_study.worker.process"
 
-# Freed tensors go back to the process, not to the kernel: with glibc's defaults every step maps and unmaps
-# its activations anew, which costs 5 to 10 % of a step. No effect on other allocators.
+# The process keeps freed tensors: with glibc's defaults every step maps and unmaps its activations anew, which costs
+# 5 to 10 % of a step. No effect on other allocators.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 STOP_SECONDS = 5.0
 FAILED_STARTS = 3
 FAILED_PROBES = 3
 BYTES_PER_WORKER = 1.5 * 2**30
-# TensorFlow keeps some 3 MiB of each trial (docs/performance.md), so that a worker
-# stays below BYTES_PER_WORKER; fifty trials of half a minute take a hundred times as long as the import of a new one.
+# TensorFlow keeps some 3 MiB of each trial (docs/performance.md): so a worker stays below BYTES_PER_WORKER. Fifty
+# trials of half a minute take a hundred times as long as the start of a new worker.
 ATTEMPTS_PER_WORKER = 50
-# A crowded machine imports TensorFlow in a minute or two; what takes longer than this hangs.
+# A busy machine imports TensorFlow in a minute or two; a worker that takes longer than this hangs.
 START_SECONDS = 600.0
 SAMPLE_SECONDS = 0.5
-# While the coordinator itself stands still (a busy store, SIGSTOP) no attempt's clock runs on for longer than this.
+# While the coordinator itself is blocked (a busy store, SIGSTOP), no attempt is charged for more than this.
 LONGEST_TICK = 5.0
-# The kernel strikes between two samples: so near to its limit it was memory that a killed worker lacked.
+# The kernel kills between two samples: of a worker that was so near to its limit, for its memory.
 NEAR_THE_LIMIT = 0.9
-# A process keeps what an attempt has freed. Where that is more than this share of the room below the limit, the next
-# attempt gets a new process: it would be blamed for memory that another one took.
+# A process keeps what an attempt has freed. Where that is more than this share of the memory below the limit, the next
+# attempt gets a new process: it would be charged for memory that another one took.
 LEFT_OVER = 0.5
-# Where memory runs out the kernel should end a worker before the coordinator or anything else of the user's.
+# Out of memory, the kernel should end a worker before the coordinator or another process of the user's.
 OOM_SCORE = "500"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limit an attempt to `seconds` from where a worker begins with it, and a worker to `memory` bytes in RAM."""
+    """The most `seconds` of an attempt, from its begin in a worker, and the most bytes of `memory` of a worker."""
 
     seconds: float | None = None
     memory: int | None = None
@@ -72,7 +72,7 @@ class Limits:
 
 @dataclass(eq=False)
 class _Worker:
-    """Hold a process and what it does. `clock` is in seconds since its start, then since its attempt began."""
+    """A worker process and its attempt. `clock` counts the seconds since its start, then since its attempt began."""
 
     slot: int
     process: subprocess.Popen[bytes]
@@ -87,7 +87,7 @@ class _Worker:
     memory_at_start: int = 0
 
     def assign(self, spec: TrialSpec) -> None:
-        """Hand over an attempt; while the worker still imports, it is not begun."""
+        """Send an attempt; a worker that still imports has not begun it."""
         self.spec = spec
         self.epochs = 0
         self.attempts_left -= 1
@@ -96,26 +96,26 @@ class _Worker:
         self.send(spec)
 
     def send(self, message: object) -> None:
-        # One that died meanwhile leaves a closed connection, which is found where its answer is read.
+        # A worker that has died is noticed where its answer is read.
         with suppress(OSError):
             self.connection.send(message)
 
     def failure(self, reason: FailReason, message: str) -> TrialResult:
-        """End the attempt in the worker's place."""
+        """Return the failed result of the attempt, in the worker's place."""
         assert self.spec is not None
         return TrialResult(
             *self.spec.key, TrialState.FAILED, self.epochs, reason=reason, message=message, seconds=self.clock
         )
 
     def end(self) -> None:
-        """End the process now, and wait for it."""
+        """Kill the process and wait for it."""
         self.connection.close()
         self.process.kill()  # SIGKILL reaches a stopped process too.
         self.process.wait()
 
 
 class LocalExecutor:
-    """Keep `workers` processes busy, replace one that dies or breaks a limit, and end all with the coordinator."""
+    """Executor with `workers` processes on this machine; one that dies or breaks a limit is replaced."""
 
     def __init__(
         self,
@@ -144,16 +144,16 @@ class LocalExecutor:
         return len(self._workers)
 
     def probe_precision(self, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
-        """Let the first worker measure both precisions; return None if `is_over` says so before that is known.
+        """Let the first worker measure both precisions; return None if `is_over` says so before.
 
         Raises:
-            StudyError: it ends each time that it is asked.
+            StudyError: the worker ended at each of several tries.
         """
         asked: _Worker | None = None
         ended = 0
         while not is_over():
-            if self._workers[0] is not asked:  # At first, and where it died: its successor is asked again.
-                ended += asked is not None and asked.is_ready  # Starts that fail are counted where they do.
+            if self._workers[0] is not asked:  # At first, and when it has died: its successor is asked again.
+                ended += asked is not None and asked.is_ready  # Failed starts are counted elsewhere.
                 if ended == FAILED_PROBES:
                     raise StudyError(
                         f"{ended} worker processes ended while they measured which precision trains faster. Expected "
@@ -169,31 +169,31 @@ class LocalExecutor:
         return None
 
     def submit(self, spec: TrialSpec) -> None:
-        """Hand an attempt to a worker that is free; a worker still importing takes it up when it is ready."""
+        """Begin an attempt on a free worker; one that still imports begins it when it is ready."""
         self._run_clocks()
         for worker in list(self._workers):
             if worker.spec is None and worker.is_ready and worker.process.poll() is not None:
-                self._reap(worker)  # It has died since the last look, with nothing to lose.
+                self._reap(worker)  # It has died while it was idle.
         free = (worker for worker in self._workers if worker.spec is None)
-        # The one that is ready first, if there is one.
+        # A worker that is ready, if there is one.
         min(free, key=lambda worker: not worker.is_ready).assign(spec)
 
     def wait(self, timeout: float) -> list[Event]:
         """Return what the workers have sent, after at most `timeout` seconds; perhaps nothing.
 
-        Here the limits are watched: a worker that breaks one is replaced, and its attempt ends as failed.
+        The limits are checked here: a worker that breaks one is replaced, and its attempt ends as failed.
         """
         return self._collect(self._workers, timeout) + self._watch()
 
     def answer(self, report: EpochReport, *, prune: bool) -> None:
-        """Answer an epoch's report; the worker goes on, or ends the trial there."""
+        """Answer an epoch's report; the worker trains the next epoch, or ends the trial as pruned."""
         key = (report.number, report.attempt)
         for worker in self._workers:
             if worker.spec is not None and worker.spec.key == key:
                 worker.send(PruneDecision(prune))
 
     def stop(self) -> None:
-        """End every worker, whatever it is doing; each one ends by itself when its connection closes."""
+        """End every worker, whatever it is doing; a worker ends by itself when its connection closes."""
         for worker in self._workers:
             worker.connection.close()
         deadline = time.monotonic() + STOP_SECONDS
@@ -216,7 +216,7 @@ class LocalExecutor:
                 stderr=output,
                 env=environment,
                 pass_fds=[theirs.fileno()],
-                process_group=0,  # Ctrl-C is the coordinator's to answer.
+                process_group=0,  # Ctrl-C goes to the coordinator alone.
             )
         with suppress(OSError):  # Linux only.
             Path(f"/proc/{process.pid}/oom_score_adj").write_text(OOM_SCORE)
@@ -227,8 +227,8 @@ class LocalExecutor:
         by_connection = {worker.connection: worker for worker in workers}
         ready = wait(list(by_connection), timeout)
         self._run_clocks()
-        heard = [by_connection[connection] for connection in ready if isinstance(connection, Connection)]
-        return [message for worker in heard for message in self._receive(worker)]
+        senders = [by_connection[connection] for connection in ready if isinstance(connection, Connection)]
+        return [message for worker in senders for message in self._receive(worker)]
 
     def _receive(self, worker: _Worker) -> list[Any]:
         try:
@@ -249,66 +249,63 @@ class LocalExecutor:
                 if isinstance(message, TrialResult):
                     message = replace(message, seconds=worker.clock)
                 worker.spec = None
-                if worker.attempts_left <= 0 or self._is_left_full(worker):
+                if worker.attempts_left <= 0 or self._keeps_memory(worker):
                     worker.end()
                     self._replace(worker)
         return [message]
 
     def _reap(self, worker: _Worker) -> list[Event]:
-        """Put a new worker in the place of a dead one, and end the attempt that died with it."""
+        """Replace a dead worker, and end the attempt that died with it."""
         code = worker.process.wait()
         worker.connection.close()
         if not worker.is_ready:
-            # A signal comes from outside; what ends by itself before it is ready will do so again.
+            # A signal comes from outside; a worker that ends by itself before it is ready will do so again.
             self._count_failed_start(worker, f"exit code {code}", is_certain=code >= 0)
         self._replace(worker)
         if worker.spec is None or not worker.is_ready:
             return []
-        if code == -signal.SIGKILL and self._was_memory(worker):
+        limit = self._limits.memory
+        is_near_limit = limit is not None and worker.memory >= NEAR_THE_LIMIT * limit
+        if code == -signal.SIGKILL and (self._oom.explains_a_kill() or is_near_limit):
             return [worker.failure(FailReason.OOM, f"The kernel killed the worker for its memory{_last_seen(worker)}.")]
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return [AttemptLost(*worker.spec.key, cause)]
 
-    def _is_left_full(self, worker: _Worker) -> bool:
+    def _keeps_memory(self, worker: _Worker) -> bool:
         if self._limits.memory is None:
             return False
-        left_over = _memory_of(worker.process.pid) - worker.memory_at_start
-        return left_over > LEFT_OVER * (self._limits.memory - worker.memory_at_start)
-
-    def _was_memory(self, worker: _Worker) -> bool:
-        limit = self._limits.memory
-        is_near = limit is not None and worker.memory >= NEAR_THE_LIMIT * limit
-        return self._oom.explains_a_kill() or is_near
+        kept = _memory_of(worker.process.pid) - worker.memory_at_start
+        return kept > LEFT_OVER * (self._limits.memory - worker.memory_at_start)
 
     def _replace(self, worker: _Worker) -> None:
         successor = self._start(worker.slot)
         self._workers[self._workers.index(worker)] = successor
         if worker.spec is not None and not worker.is_ready:
-            successor.assign(worker.spec)  # Nobody has begun it yet.
+            successor.assign(worker.spec)  # No worker has begun it.
 
     def _run_clocks(self) -> None:
-        """Let the clocks run on to now, before anything is begun, ended or judged by them."""
+        """Advance the clocks to now, before they are read or set."""
         now = time.monotonic()
         for worker in self._workers:
             worker.clock += min(now - self._clocked, LONGEST_TICK)
         self._clocked = now
 
     def _watch(self) -> list[Event]:
-        """End what breaks a limit."""
+        """Replace the workers that break a limit, and end their attempts."""
         if self._clocked - self._sampled >= SAMPLE_SECONDS:
             self._sampled = self._clocked
             self._oom.look()
             for worker in self._workers:
-                # One that has just ended takes nothing any more; what it took last may explain its end.
+                # Of a worker that has just ended, the last sample may explain its end.
                 worker.memory = _memory_of(worker.process.pid) or worker.memory
-        # A list of its own: those that break a limit are replaced meanwhile.
-        return [event for worker in list(self._workers) for event in self._hold_to_limits(worker)]
+        # A copy: workers that break a limit are replaced meanwhile.
+        return [event for worker in list(self._workers) for event in self._check_limits(worker)]
 
-    def _hold_to_limits(self, worker: _Worker) -> list[Event]:
+    def _check_limits(self, worker: _Worker) -> list[Event]:
         seconds, memory = self._limits.seconds, self._limits.memory
         failure = None
         if not worker.is_ready:
-            self._hold_start_to_limits(worker)
+            self._check_start(worker)
         elif worker.spec is not None and seconds is not None and worker.clock > seconds:
             failure = FailReason.TIMEOUT, f"The trial took longer than the {seconds:g} s of --trial-timeout."
         elif memory is not None and worker.memory > memory:
@@ -319,7 +316,7 @@ class LocalExecutor:
         self._replace(worker)
         return [worker.failure(*failure)] if worker.spec is not None else []
 
-    def _hold_start_to_limits(self, worker: _Worker) -> None:
+    def _check_start(self, worker: _Worker) -> None:
         memory = self._limits.memory
         if memory is not None and worker.memory > memory:
             raise BadInputError(
@@ -345,7 +342,7 @@ def _last_seen(worker: _Worker) -> str:
 
 
 def _memory_of(pid: int) -> int:
-    """Return the bytes that a process holds in RAM, 0 for one that has ended."""
+    """Return the bytes of a process in RAM, 0 for one that has ended."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
@@ -365,7 +362,7 @@ def threads_per_worker(workers: int) -> int:
 
 
 def visible_gpus() -> list[str]:
-    """Name the NVIDIA GPUs that this process may use, without importing TensorFlow."""
+    """Return the NVIDIA GPUs that this process may use, without importing TensorFlow."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [gpu for gpu in chosen.split(",") if gpu.strip() not in ("", "-1")]
     if (tool := shutil.which("nvidia-smi")) is None:

@@ -1,4 +1,4 @@
-"""Memory on this machine: how much is left for workers, and whether the kernel has just killed for it."""
+"""The memory of this machine: how much is left for workers, and whether the kernel has just killed for it."""
 
 import re
 import time
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import psutil
 
-# Its parent notices a kill within a tick or two, but not before the kernel has taken a large process apart.
+# A kill is noticed within a tick or two, but not before the kernel has removed a large process.
 RECENT_SECONDS = 10.0
 
 
 def available_memory(root: Path = Path("/")) -> int:
     """Return the bytes that this process and its children may still take: what the machine and its cgroups leave.
 
-    `root` is where /proc and /sys are looked for.
+    `root` is the folder with /proc and /sys.
     """
     left = (_left(folder) for folder in _cgroups(root))
     return min([psutil.virtual_memory().available, *(room for room in left if room is not None)])
@@ -30,7 +30,7 @@ def oom_kills(root: Path = Path("/")) -> int:
 
 
 class OomWatch:
-    """Tell a worker that the kernel killed for its memory from one that somebody killed."""
+    """Counter of the kernel's kills for memory, which tells them from other kills."""
 
     def __init__(self, count: Callable[[], int] = oom_kills) -> None:
         self._count = count
@@ -38,13 +38,13 @@ class OomWatch:
         self._looked = time.monotonic()
 
     def look(self) -> None:
-        """Forget, every few seconds, what happened before: another process's end explains nothing later on."""
+        """Forget earlier kills every few seconds: they explain no later death."""
         if time.monotonic() - self._looked >= RECENT_SECONDS:
             self._earlier, self._recent = self._recent, self._count()
             self._looked = time.monotonic()
 
     def explains_a_kill(self) -> bool:
-        """Say whether the kernel has killed for memory just now; each such kill explains one death."""
+        """Return whether the kernel has just killed for memory; each such kill explains one death."""
         if self._count() <= self._earlier:
             return False
         self._earlier += 1
@@ -60,7 +60,7 @@ def _cgroups(root: Path) -> Iterator[Path]:
             if controllers == "" or "memory" in controllers.split(","):
                 top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
                 folder = top / path.lstrip("/")
-                # A container sees its own cgroup at the top, whatever path it has outside.
+                # A container sees its own cgroup at the top, whatever its path outside.
                 yield from (each for each in (folder, *folder.parents) if each.is_relative_to(top) and each.is_dir())
 
 

@@ -41,13 +41,13 @@ def workers_of(plan: Plan, store: Store, observer: Observer) -> Iterator[Executo
     with connected(config.cluster_address(), store.tracking_uri) as cluster:
         cpus = config.worker_cpus or 1.0
         gpus = config.worker_gpus if config.worker_gpus is not None else float(cluster.has_gpus())
-        needed = Resources(cpus, gpus, config.worker_memory or int(BYTES_PER_WORKER))
-        cluster.refuse_without_room(needed, plan.workers)
+        resources = Resources(cpus, gpus, config.worker_memory or int(BYTES_PER_WORKER))
+        cluster.check_room(resources, plan.workers)
         observer.note(starting)  # Not before: a cluster that cannot be used starts nothing.
         environment = {name: value for name, value in os.environ.items() if name.startswith(TRAVELS)}
         if not gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of them visible.
         settings = WorkerSettings(plan.source, config.limit_train, max(1, int(cpus)), store.tracking_uri)
         context = WorkerContext(settings, limits, log_dir, local.WORKER_MODULE, environment)
-        with closing_workers(RayExecutor(cluster, context, needed, plan.workers, observer.warn)) as executor:
+        with closing_workers(RayExecutor(cluster, context, resources, plan.workers, observer.warn)) as executor:
             yield executor

@@ -1,4 +1,4 @@
-"""What the KerasTuner engine promises beyond the contract: rungs, continuations, and one truth in the trial storage."""
+"""The promises of the KerasTuner engine beyond the contract: rungs, promotions, and all state in the trial storage."""
 
 import math
 from pathlib import Path
@@ -105,7 +105,7 @@ def test_a_trial_that_is_given_up_keeps_nothing_waiting(tmp_path: Path) -> None:
 
 
 class KilledError(Exception):
-    """Stand for the end of the process."""
+    """The end of the process."""
 
 
 @pytest.mark.parametrize("sampler", ["hyperband", "bayesian", "random", "grid"])
@@ -138,7 +138,7 @@ def test_a_bayesian_study_keeps_its_model_over_a_kill(tmp_path: Path) -> None:
     def overlapping(
         engine: Engine, trial_storage: TrialStorage, running: list[Proposal], count: int
     ) -> list[ParamValue]:
-        """Ask one ahead, as the coordinator does, so that the model has to guess what runs."""
+        """Ask one trial ahead, as the coordinator does, so that the model has to predict running trials."""
         rates = []
         for _ in range(count):
             running.append(asked(engine, trial_storage))

@@ -1,4 +1,4 @@
-"""The promises about a Ray cluster: what cannot be used is refused within seconds."""
+"""The promises about a Ray cluster: one that cannot be used is refused within seconds."""
 
 import socket
 import threading
@@ -17,7 +17,7 @@ GIBIBYTE = 2**30
 
 @contextmanager
 def web_server() -> Iterator[str]:
-    """Answer as a web server does, where somebody expects Ray."""
+    """Run a web server, where Ray is expected."""
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -28,7 +28,7 @@ def web_server() -> Iterator[str]:
 
 @contextmanager
 def closed_port() -> Iterator[str]:
-    """Name an address at which nobody listens."""
+    """Yield an address where nothing listens."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{bound.getsockname()[1]}"

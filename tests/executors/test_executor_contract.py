@@ -1,4 +1,4 @@
-"""What every executor promises the coordinator."""
+"""The promises of every executor."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def first_report(executor: Executor) -> EpochReport:
 
 
 class ExecutorContract:
-    """Hold an executor to its promises; a subclass's `make` builds one for a number of workers and given fates."""
+    """The promises of an executor; a subclass's `make` builds one for a number of workers and the outcomes of attempts."""
 
     def test_an_attempt_reports_each_epoch_and_then_its_result(self, make: Make) -> None:
         executor = make(1, {})
@@ -94,7 +94,7 @@ class ExecutorContract:
 
         assert len(follow(executor, ends=1)) == 2
 
-    def test_a_verdict_ends_the_attempt_as_pruned(self, make: Make) -> None:
+    def test_a_prune_decision_ends_the_attempt_as_pruned(self, make: Make) -> None:
         executor = make(1, {})
         asked = spec(0, epochs=9)
         executor.submit(asked)
@@ -189,7 +189,7 @@ def kill_the_worker() -> None:
 
 
 def await_the_end(worker: psutil.Process) -> None:
-    """Wait for a worker's end, and leave it to the executor to bury it."""
+    """Wait for a worker's end, and leave its exit status to the executor."""
     begun = time.monotonic()
     while not has_ended(worker):
         assert time.monotonic() - begun < PATIENCE
@@ -197,9 +197,9 @@ def await_the_end(worker: psutil.Process) -> None:
 
 
 class ProcessContract(ExecutorContract):
-    """Hold an executor of real worker processes to what it promises besides; `make` takes limits too.
+    """More promises of an executor with real worker processes; `make` takes limits too.
 
-    The fates are those of the toy worker, and so is what `TOY_...` in the environment says.
+    The outcomes and the variables `TOY_...` of the environment are those of the toy worker.
     """
 
     def test_a_worker_that_dies_is_replaced_at_once(self, make: MakeProcesses) -> None:
@@ -288,9 +288,9 @@ class ProcessContract(ExecutorContract):
         assert alive == []
 
 
-def hangs_and_fails(fate: str, make: MakeProcesses) -> None:
-    """Let an attempt hang in this way, and see it end by its own fault and its worker replaced."""
-    executor = make(1, {(0, 1): fate}, Limits(seconds=1))
+def hangs_and_fails(outcome: str, make: MakeProcesses) -> None:
+    """Check that an attempt that hangs in this way fails, and that its worker is replaced."""
+    executor = make(1, {(0, 1): outcome}, Limits(seconds=1))
     executor.submit(spec(0, epochs=3))
     before = await_workers(1)
 
@@ -310,9 +310,9 @@ class TestLocalExecutor(ProcessContract):
     def make(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         made: list[LocalExecutor] = []
 
-        def start(workers: int, fates: Mapping[Key, str], limits: Limits | None = None) -> LocalExecutor:
-            by_name = {f"{number}/{attempt}": str(fate) for (number, attempt), fate in fates.items()}
-            monkeypatch.setenv("TOY_FATES", json.dumps(by_name))
+        def start(workers: int, outcomes: Mapping[Key, str], limits: Limits | None = None) -> LocalExecutor:
+            by_name = {f"{number}/{attempt}": str(outcome) for (number, attempt), outcome in outcomes.items()}
+            monkeypatch.setenv("TOY_OUTCOMES", json.dumps(by_name))
             made.append(LocalExecutor(SETTINGS, workers, tmp_path / "logs", limits))
             return made[-1]
 
@@ -365,15 +365,15 @@ class TestLocalExecutor(ProcessContract):
         assert end_of(executor) == toy_result(spec(0), TrialState.COMPLETE, 2)
 
     @pytest.mark.parametrize(
-        ("fate", "cause"),
+        ("outcome", "cause"),
         [
             ("abort", "signal SIGABRT"),
             ("exit", "exit code 3"),
             ("exit 0", "exit code 0"),
         ],
     )
-    def test_an_attempt_is_lost_however_its_worker_ends(self, fate: str, cause: str, make: MakeProcesses) -> None:
-        executor = make(1, {(0, 1): fate})
+    def test_an_attempt_is_lost_however_its_worker_ends(self, outcome: str, cause: str, make: MakeProcesses) -> None:
+        executor = make(1, {(0, 1): outcome})
         executor.submit(spec(0))
 
         assert end_of(executor) == AttemptLost(0, 1, cause)
@@ -381,9 +381,9 @@ class TestLocalExecutor(ProcessContract):
         executor.submit(spec(0, attempt=2))
         assert end_of(executor) == toy_result(spec(0, attempt=2), TrialState.COMPLETE, 2)
 
-    @pytest.mark.parametrize("fate", ["stuck", "native"])
-    def test_an_attempt_that_hangs_otherwise_fails_as_well(self, fate: str, make: MakeProcesses) -> None:
-        hangs_and_fails(fate, make)
+    @pytest.mark.parametrize("outcome", ["stuck", "native"])
+    def test_an_attempt_that_hangs_otherwise_fails_as_well(self, outcome: str, make: MakeProcesses) -> None:
+        hangs_and_fails(outcome, make)
 
     def test_the_clock_of_an_attempt_starts_when_it_is_begun(
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
@@ -523,9 +523,9 @@ class TestLocalExecutor(ProcessContract):
         (worker,) = workers_of(os.getpid())
         assert os.getpgid(worker.pid) != os.getpgid(0)
 
-    @pytest.mark.parametrize("fate", ["stuck", "native", "stopped"])
-    def test_workers_end_when_their_coordinator_is_killed(self, fate: str, tmp_path: Path) -> None:
-        workers = orphaned(tmp_path, {"TOY_FATES": json.dumps({"0/1": fate})}, "wait_for_report(executor)")
+    @pytest.mark.parametrize("outcome", ["stuck", "native", "stopped"])
+    def test_workers_end_when_their_coordinator_is_killed(self, outcome: str, tmp_path: Path) -> None:
+        workers = orphaned(tmp_path, {"TOY_OUTCOMES": json.dumps({"0/1": outcome})}, "wait_for_report(executor)")
 
         _, alive = psutil.wait_procs(workers, PATIENCE)
 
@@ -540,7 +540,7 @@ class TestLocalExecutor(ProcessContract):
 
 
 def wait_for_report(executor: Executor) -> None:
-    """Let the one attempt that runs meet its fate."""
+    """Let the one running attempt reach its outcome."""
     executor.answer(first_report(executor), prune=False)
     time.sleep(0.5)
 

@@ -66,7 +66,7 @@ def remove_node(nodes: NodesHere) -> None:
 
 
 class Patient(RayExecutor):
-    """Let the study wait until as many workers are there as the test wants to see."""
+    """Let the study wait until as many workers are ready as the test expects."""
 
     least = 2
 

@@ -1,4 +1,4 @@
-"""The executors' contract once more, over Ray; and what only a cluster can do to a study."""
+"""The contract of executors on Ray, and what only a cluster can do to a study."""
 
 import json
 import os
@@ -44,16 +44,16 @@ from tests.support.processes import unless_gone
 SMALL = Resources(0.5, 0, 2**20)
 
 
-def worker_context(folder: Path, fates: Mapping[Key, str], limits: Limits | None = None) -> WorkerContext:
-    """Equip a supervisor with the toy worker, and with what this process's environment tells that."""
-    by_name = {f"{number}/{attempt}": str(fate) for (number, attempt), fate in fates.items()}
+def worker_context(folder: Path, outcomes: Mapping[Key, str], limits: Limits | None = None) -> WorkerContext:
+    """Return a context with the toy worker and this process's variables for it."""
+    by_name = {f"{number}/{attempt}": str(outcome) for (number, attempt), outcome in outcomes.items()}
     toys = {name: value for name, value in os.environ.items() if name.startswith("TOY_")}
-    environment = toys | {"PYTHONPATH": PYTHONPATH, "TOY_FATES": json.dumps(by_name)}
+    environment = toys | {"PYTHONPATH": PYTHONPATH, "TOY_OUTCOMES": json.dumps(by_name)}
     return WorkerContext(SETTINGS, limits or Limits(), folder / "logs", TOY, environment)
 
 
 def await_slots(executor: Executor, slots: int) -> None:
-    """Wait until so many workers are there."""
+    """Wait until so many workers are ready."""
     begun = time.monotonic()
     while executor.slots != slots:
         assert time.monotonic() - begun < PATIENCE
@@ -61,13 +61,13 @@ def await_slots(executor: Executor, slots: int) -> None:
 
 
 def supervisors() -> list[psutil.Process]:
-    """Find the living supervisors below this process."""
+    """Return the living supervisors below this process."""
     children = psutil.Process().children(recursive=True)
     return [child for child in children if unless_gone(child.name, "").startswith("ray::Superv")]
 
 
 def kill(processes: list[psutil.Process]) -> None:
-    """Kill processes, and see them gone."""
+    """Kill processes and wait for their end."""
     for process in processes:
         process.kill()
     _, alive = psutil.wait_procs(processes, PATIENCE)
@@ -138,9 +138,9 @@ class TestRayExecutor(ProcessContract):
     def make(self, cluster: Cluster, tmp_path: Path) -> Iterator[MakeProcesses]:
         made: list[RayExecutor] = []
 
-        def start(workers: int, fates: Mapping[Key, str], limits: Limits | None = None) -> RayExecutor:
+        def start(workers: int, outcomes: Mapping[Key, str], limits: Limits | None = None) -> RayExecutor:
             resources = Resources(min(0.5, 1 / workers), 0, SMALL.memory)
-            made.append(RayExecutor(cluster, worker_context(tmp_path, fates, limits), resources, workers))
+            made.append(RayExecutor(cluster, worker_context(tmp_path, outcomes, limits), resources, workers))
             await_slots(made[-1], workers)
             return made[-1]
 

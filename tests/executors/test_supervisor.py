@@ -1,4 +1,4 @@
-"""The promises of what stands beside a worker on another machine, kept without Ray."""
+"""The promises of the supervisor of a worker on another machine, tested without Ray."""
 
 import platform
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ ELSEWHERE = DataSource("fashion-mnist", Path("/on/the/coordinator's/machine"), "
 @pytest.fixture
 def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
-    monkeypatch.setenv("TOY_FATES", "{}")  # Set by the supervisor for good, in a process of its own.
+    monkeypatch.setenv("TOY_OUTCOMES", "{}")  # Set by the supervisor for good, in a process of its own.
     began = []
     start = LocalExecutor.__init__
 
@@ -36,7 +36,7 @@ def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
 
 
 def worker_context(folder: Path, source: DataSource = SETTINGS.source) -> WorkerContext:
-    return WorkerContext(replace(SETTINGS, source=source), Limits(), folder, TOY, {"TOY_FATES": "{}"})
+    return WorkerContext(replace(SETTINGS, source=source), Limits(), folder, TOY, {"TOY_OUTCOMES": "{}"})
 
 
 def test_each_call_returns_with_what_comes_next(supervisor: Supervisor, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""The real worker process with a toy for a trainer: no TensorFlow, no data, and fates for attempts to meet.
+"""The real worker process with a toy trainer: no TensorFlow, no data, and simulated outcomes of attempts.
 
-`TOY_FATES` maps attempts to fates, as JSON: `{"3/1": "lost"}`; beside those of `SimulatedOutcome` a real process can
-meet the ones below. `TOY_BROKEN` keeps the trainer from starting; with `SIGKILL` it takes the process along, with
-`hang` it never comes to an end. `TOY_PROBE` is the fate of a probe. `TOY_SLOW` is the seconds that a start takes,
-`TOY_EPOCH` those that an epoch takes.
+`TOY_OUTCOMES` maps attempts to outcomes, as JSON: `{"3/1": "lost"}`; besides those of `SimulatedOutcome` a real process
+has the ones below. `TOY_BROKEN` keeps the trainer from starting; with `SIGKILL` the process dies, with `hang` it
+never starts. `TOY_PROBE` is the outcome of a probe. `TOY_SLOW` is the seconds that a start takes, `TOY_EPOCH` those
+that an epoch takes.
 """
 
 import ctypes
@@ -73,21 +73,21 @@ class ToyTrainer(worker.ToyTrainer):
             raise DataError("the images are gone")
         if broken:
             raise RuntimeError(f"no data for {settings.source.name}")
-        self._fates: dict[str, str] = json.loads(os.environ.get("TOY_FATES", "{}"))
+        self._outcomes: dict[str, str] = json.loads(os.environ.get("TOY_OUTCOMES", "{}"))
 
     def probe(self) -> ProbeResult:
-        if fate := os.environ.get("TOY_PROBE"):
-            ENDS[fate]()
+        if outcome := os.environ.get("TOY_PROBE"):
+            ENDS[outcome]()
         return PROBED
 
     def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
-        name = self._fates.get(f"{spec.number}/{spec.attempt}", "")
+        name = self._outcomes.get(f"{spec.number}/{spec.attempt}", "")
         training = toy_training(spec, SimulatedOutcome(name) if name in set(SimulatedOutcome) else None)
-        verdict = None
+        prune = None
         while True:
             time.sleep(float(os.environ.get("TOY_EPOCH", "0")))
             try:
-                verdict = not go_on(training.send(verdict))
+                prune = not go_on(training.send(prune))
             except StopIteration as end:
                 if isinstance(end.value, TrialResult):
                     return end.value

@@ -46,7 +46,7 @@ PATIENCE = 120
 def fates(**by_attempt: str) -> dict[str, str]:
     """Name what attempts meet: `t1a1="lost"`."""
     named = {re.sub(r"t(\d+)a(\d+)", r"\1/\2", attempt): fate for attempt, fate in by_attempt.items()}
-    return {"TOY_FATES": json.dumps(named)}
+    return {"TOY_OUTCOMES": json.dumps(named)}
 
 
 def until(condition: Callable[[], object], process: BaseProcess) -> None:

@@ -1,4 +1,4 @@
-"""The promises about search-space files that mean harm: refused at once, cheaply, and nothing is written."""
+"""The promises about hostile search-space files: refused at once, cheaply, and nothing is written."""
 
 import json
 import os
@@ -202,7 +202,7 @@ def require_valid(space: SearchSpace) -> None:
     assert yaml.safe_load(space.source_text) is not None
 
 
-# The words and the marks of YAML, and what attackers put between them.
+# The syntax of YAML, and what attackers put into it.
 PIECES = st.sampled_from(
     [
         *(

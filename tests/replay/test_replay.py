@@ -132,7 +132,7 @@ def desk(store: Store, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def fates(monkeypatch: pytest.MonkeyPatch, fate: str) -> None:
-    monkeypatch.setenv("TOY_FATES", json.dumps({"0/1": fate}))
+    monkeypatch.setenv("TOY_OUTCOMES", json.dumps({"0/1": fate}))
 
 
 def shown(result: Replay) -> str:

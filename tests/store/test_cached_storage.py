@@ -8,7 +8,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
-from fashion_study.engines.points import Point
+from fashion_study.engines.engine import Point
 from fashion_study.store.trials import TrialStorage
 from fashion_study.trial import FailReason, TrialResult, TrialState
 

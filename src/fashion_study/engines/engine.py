@@ -6,13 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 
-from fashion_study.engines.points import Point, distributions_of, key_of
-from fashion_study.space.space import SearchSpace
+from fashion_study.space.space import Categorical, Float, Int, SearchSpace
 from fashion_study.store.trials import TrialStorage
 from fashion_study.trial import BASELINE_NUMBER, Checkpoint, ParamValue, TrialResult, trial_seed
+
+Point = dict[str, ParamValue]
+Key = tuple[tuple[str, ParamValue], ...]
 
 # The attribute of a trial that names the earlier trial from whose model it continues.
 CONTINUES = "continues"
@@ -71,11 +73,11 @@ class Engine(ABC):
         self.space = space
         self.seed = seed
         self.distributions = distributions_of(space) | dict(distributions or {})
-        self._numbers = {key_of(trial.params): trial.number for trial in trial_storage.trials()}
+        self._numbers = {_key(trial.params): trial.number for trial in trial_storage.trials()}
         self._attempt_curves: dict[int, dict[int, float]] = {}
         for point in (space.baseline, *try_points):
             if self.number_of(point) is None:
-                self._numbers[key_of(point)] = len(trial_storage.trials())
+                self._numbers[_key(point)] = len(trial_storage.trials())
                 trial_storage.enqueue(point, self.distributions)
 
     @abstractmethod
@@ -92,7 +94,7 @@ class Engine(ABC):
 
     def number_of(self, point: Mapping[str, ParamValue]) -> int | None:
         """Return the number of the trial that has this point, None for a new point."""
-        return self._numbers.get(key_of(point))
+        return self._numbers.get(_key(point))
 
     def ask(self) -> Proposal | Wait | Exhausted:
         """Return a waiting trial, else a new one."""
@@ -133,7 +135,7 @@ class Engine(ABC):
             if not isinstance(drawn, Candidate):
                 return drawn
             if self.number_of(drawn.point) is None:
-                self._numbers[key_of(drawn.point)] = number
+                self._numbers[_key(drawn.point)] = number
                 return self.trial_storage.add(drawn.point, self.distributions, drawn.attrs)
         return Exhausted("no new point is left")
 
@@ -143,3 +145,24 @@ class Engine(ABC):
             return None
         earlier = self.trial_storage.trial(number)
         return Checkpoint(number, earlier.user_attrs.get("run_id"), earlier.params["epochs"])
+
+
+def distributions_of(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """Return the parameters of a space as Optuna's distributions."""
+    distributions: dict[str, BaseDistribution] = {}
+    for name, parameter in space.parameters.items():
+        match parameter:
+            case Int(low=low, high=high, log=log, step=step):
+                distributions[name] = IntDistribution(low, high, log=log, step=step)
+            case Float(low=low, high=high, log=log, step=step):
+                distributions[name] = FloatDistribution(low, high, log=log, step=step)
+            case Categorical():
+                distributions[name] = CategoricalDistribution(parameter.choices)
+    return distributions
+
+
+def _key(point: Mapping[str, ParamValue]) -> Key:
+    """Return what equal points have in common: their values, floats without the rounding of a step."""
+    return tuple(
+        (name, float(f"{value:.12g}") if isinstance(value, float) else value) for name, value in sorted(point.items())
+    )

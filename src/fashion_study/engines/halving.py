@@ -8,23 +8,23 @@ from fashion_study.store.trials import last_epoch
 
 
 class BestSoFarHalving(BasePruner):
-    """Let a trial pass a rung while its best value so far is in the better half of all that came to that rung.
+    """Pruner that lets a trial pass a rung whose best value so far is in the better half of all trials at that rung.
 
-    The rungs are 1, 2, 4, ... steps, as long as more than half of the most steps is left behind them: what a later look
-    could save is little. They are the same for trials that ask for fewer steps: to skip a rung that lies in the second
-    half of a trial's own steps costs more epochs than it gains (decision 0015). A trial is judged when it comes to a
-    rung, by those that are there already (asynchronous successive halving, Li et al. 2020, arXiv 1810.05934, which
-    stops trials instead of pausing them). Optuna's own `SuccessiveHalvingPruner` compares the values of the rung's
-    step alone, so that one unlucky epoch ends a good trial.
+    The rungs are 1, 2, 4, ... steps, as long as more than half of the most steps is left after them: a later rung
+    could save little. They are the same for trials with fewer steps: to skip a rung in the second half of a trial's
+    own steps costs more epochs than it gains (decision 0015). A trial is compared, when it reaches a rung, with those
+    that have reached it before (asynchronous successive halving, Li et al. 2020, arXiv 1810.05934, but trials are
+    stopped instead of paused). Optuna's own `SuccessiveHalvingPruner` compares the values of the rung's step alone, so
+    that one unlucky epoch ends a good trial.
     """
 
     def __init__(self, most_steps: int) -> None:
         rungs = (2**power for power in range(most_steps.bit_length()))
-        # Of each rung the best values of finished trials, by number: they do not change any more.
+        # For each rung the best values of finished trials, by number: these do not change any more.
         self._settled: dict[int, dict[int, float]] = {rung: {} for rung in rungs if 2 * rung < most_steps}
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Say whether to stop a trial at its last step; values are better the higher they are."""
+        """Return whether to stop a trial at its last step; higher values are better."""
         rung = trial.last_step
         if rung not in self._settled:
             return False

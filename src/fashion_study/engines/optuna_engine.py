@@ -9,28 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from optuna import Study
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import (
-    BasePruner,
-    HyperbandPruner,
-    MedianPruner,
-    NopPruner,
-    _filter_study,
-)
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, _filter_study
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from fashion_study.config import MAX_GRID, PrunerName, SamplerName
-from fashion_study.engines.engine import Candidate, Engine, Exhausted, Wait
+from fashion_study.engines.engine import Candidate, Engine, Exhausted, Point, Wait
 from fashion_study.engines.halving import BestSoFarHalving
-from fashion_study.engines.points import Point
 from fashion_study.space.space import SearchSpace
 from fashion_study.store.trials import TrialStorage
 from fashion_study.trial import ParamValue
@@ -92,8 +80,7 @@ class OptunaEngine(Engine):
             case "qmc":
                 # The sequence continues behind the last index that a trial has taken, whatever a kill has left undone.
                 taken = (trial.user_attrs.get(SEQUENCE_INDEX, -1) for trial in self.trial_storage.trials())
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ExperimentalWarning)
+                with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                     return _Sobol(self.seed, seed, max(taken, default=-1))
             case "random" | "grid":
                 return RandomSampler(seed)
@@ -115,9 +102,8 @@ class OptunaEngine(Engine):
         study = copy.copy(self._study)
         trial = create_trial(state=OptunaState.RUNNING)
         trial.number = number
-        with warnings.catch_warnings():
-            # QMC counts as experimental, and Optuna says so each time.
-            warnings.simplefilter("ignore", ExperimentalWarning)
+        # QMC counts as experimental, and Optuna says so each time.
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             study = _filter_study(study, trial)
             sampler.before_trial(study, trial)
             drawn = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))

@@ -75,7 +75,7 @@ def _read_text(path: Path) -> str:
 def _parse(text: str) -> object:
     """Turn YAML into mappings, lists, numbers, booleans and text.
 
-    What can hide things in a file is refused: tags, anchors, aliases, a name twice and invisible characters.
+    Anything that can hide things in a file is refused: tags, anchors, aliases, duplicate names, invisible characters.
     """
     _require_visible(text, "the file")
     try:

@@ -1,4 +1,4 @@
-"""A search space in KerasTuner's words, for its oracles and for its tuners."""
+"""A search space as KerasTuner's hyperparameters, for its oracles and its tuners."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 
 def declare(hyperparameters: "HyperParameters", space: SearchSpace, names: Iterable[str] | None = None) -> None:
-    """Declare the parameters of a space (`names`: these alone), the baseline's values as their defaults."""
+    """Declare the parameters of a space, or those in `names`, with the baseline's values as their defaults."""
     for name in space.parameters if names is None else names:
         _declare(hyperparameters, name, space.parameters[name], space.baseline[name])
 
 
 def declare_axes(hyperparameters: "HyperParameters", axes: Mapping[str, Iterable[ParamValue]]) -> None:
-    """Declare lists of values, of which a grid search takes the first one first."""
+    """Declare lists of values for a grid search, which takes them in order."""
     for name, values in axes.items():
         hyperparameters.Choice(name, _of_one_type(values), ordered=False)
 
 
 def values_within(space: SearchSpace, values: Mapping[str, ParamValue]) -> dict[str, ParamValue]:
-    """Translate KerasTuner's values into the space's own, in its order; each lies inside its range.
+    """Return KerasTuner's values as the space's own, in its order and inside its ranges.
 
-    KerasTuner's own arithmetic passes the upper end of a logarithmic range by one, and of a stepped one by a rounding.
+    KerasTuner's arithmetic exceeds the upper end of a logarithmic range by one, and of a stepped one by a rounding.
     """
     return {name: _within(spec, values[name]) for name, spec in space.parameters.items() if name in values}
 
@@ -37,7 +37,7 @@ def _declare(hyperparameters: "HyperParameters", name: str, spec: Parameter, def
         case Int():
             hyperparameters.Int(name, spec.low, spec.high, step=spec.step, default=default)
         case Float(step=float(step)):
-            # It counts the steps by a division that rounding can cut short: half a step more, and the last one is in.
+            # KerasTuner counts the steps by a division, whose rounding could lose the last one: half a step more.
             hyperparameters.Float(name, spec.low, spec.high + step / 2, step=step, default=default)
         case Float():
             sampling = "log" if spec.log else "linear"
@@ -49,7 +49,7 @@ def _declare(hyperparameters: "HyperParameters", name: str, spec: Parameter, def
 
 
 def _of_one_type(values: Iterable[ParamValue]) -> list[ParamValue]:
-    """Turn whole numbers among others into floats: KerasTuner takes choices of one type only."""
+    """Return integers among floats as floats: KerasTuner takes choices of one type only."""
     listed = list(values)
     if len({type(value) for value in listed}) > 1:
         return [float(value) for value in listed]

@@ -336,7 +336,7 @@ class OptunaContract(EngineContract):
         bad = asked(engine, trial_storage)
 
         assert [engine.report(baseline.number, epoch, 0.1) for epoch in (1, 2, 3)] == [False] * 3
-        assert any([engine.report(bad.number, epoch, 0.1) for epoch in (1, 2)])
+        assert any(engine.report(bad.number, epoch, 0.1) for epoch in (1, 2))
 
 
 class TestTpe(OptunaContract):

@@ -72,7 +72,7 @@ def first_report(executor: Executor) -> EpochReport:
 
 
 class ExecutorContract:
-    """The promises of an executor; a subclass's `make` builds one for a number of workers and the outcomes of attempts."""
+    """The promises of an executor; `make` builds one for a number of workers and the outcomes of attempts."""
 
     def test_an_attempt_reports_each_epoch_and_then_its_result(self, make: Make) -> None:
         executor = make(1, {})

@@ -444,7 +444,7 @@ def test_the_most_epochs_are_the_upper_bound(epochs: dict[str, object], most: in
 
 def test_a_grid_has_listed_values_or_a_small_integer_range() -> None:
     integer = {"type": "int", "low": 4, "why": "?"}
-    number = {"type": "float", "low": 0.0, "high": 1.0, "grid": [1e-3, 0.5], "why": "?"}
+    number = {"type": "float", "low": 1e-3, "high": 1.0, "grid": [1e-3, 0.5], "why": "?"}
     small = changed("parameters/learning_rate", number)
     listed = changed("parameters/filters_1", integer | {"high": 99, "grid": [5, 7]})
     listed["parameters"]["learning_rate"] = number

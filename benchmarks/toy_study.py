@@ -15,7 +15,7 @@ from fashion_study.executors.executor import Executor
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.loop import Loop, Tracker
-from fashion_study.study.plan import Plan, dataset_metadata, plan_study
+from fashion_study.study.plan import Plan, plan_study
 from fashion_study.study.progress import NullObserver
 from fashion_study.study.proposals import Proposals
 from fashion_study.study.reconcile import reconcile
@@ -79,7 +79,7 @@ def open_toy_study(
     began = time.perf_counter()
     trial_storage = TrialStorage(storage, plan.name)
     tracker = StudyRuns(client, experiment, trial_storage.attrs.get("run_id"))
-    run_id = tracker.open_study(plan.metadata(PRECISION), dataset_metadata(data))
+    run_id = tracker.open_study(plan.metadata(PRECISION), data)
     trial_storage.set_attrs(
         identity=plan.fingerprint, split=data.split_digest, run_id=run_id, precision=PRECISION.value
     )

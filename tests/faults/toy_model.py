@@ -18,7 +18,7 @@ def main() -> None:
         client = store.client()
         run_id = client.create_run(store.experiment_id(client, "digits")).info.run_id
         logged = record_model(client, run_id, to_float32(build_model(SMALL, (28, 28, 1), 10), SMALL), SMALL)
-        folder = local_path(client.get_logged_model(logged.model_id).artifact_location)
+        folder = local_path(client.get_logged_model(logged.uri.removeprefix("models:/")).artifact_location)
         assert folder is not None
         unfinished = Path(f"{sys.argv[1]}.part")
         shutil.copytree(folder, unfinished)

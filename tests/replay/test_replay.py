@@ -26,7 +26,7 @@ from fashion_study.replay.replay import replay
 from fashion_study.replay.request import ReplayConfig
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import TrialStorage
-from fashion_study.study.plan import dataset_metadata, plan_study
+from fashion_study.study.plan import plan_study
 from fashion_study.testing.training import toy_report, toy_result
 from fashion_study.tracking.runs import StudyRuns
 from fashion_study.trial import (
@@ -55,7 +55,7 @@ class Desk:
         config = StudyConfig(space="smoke", dataset="digits", workers=2, study=name)
         self.tracker = StudyRuns(self.client, store.experiment_id(self.client, "digits"))
         metadata = plan_study(config).metadata(Precision.FLOAT32)
-        self.run_id = self.tracker.open_study(metadata, dataset_metadata(load_dataset(locate("digits"))))
+        self.run_id = self.tracker.open_study(metadata, load_dataset(locate("digits")))
         self.trial_storage = TrialStorage(store.open_optuna_storage(), name)
 
     def begin(self, repeat: int = 0, epochs: int = EPOCHS) -> TrialSpec:

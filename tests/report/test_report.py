@@ -324,7 +324,7 @@ def open_study(root: Path, values: list[float]) -> TrialStorage:
         attrs={"dataset": "digits", "limit_train": None, "seed": 0},
         settings={"trials": 4, "workers": 1, "command": "python -m experiments.run_study --trials 4"},
     )
-    run_id = tracker.open_study(card, ())
+    run_id = tracker.open_study(card, None)
     trial_storage.set_attrs(run_id=run_id, split=load_dataset(locate("digits")).split_digest)
     OptunaEngine(trial_storage, SMOKE).ask()
     trial_storage.begin_attempt(0, 1, tracker.open_trial(0, 1, SMOKE.baseline, {}))

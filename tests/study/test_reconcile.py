@@ -49,7 +49,7 @@ class Killed:
         self.trial_storage = TrialStorage(store.open_optuna_storage(), name)
         self.experiment_id = store.experiment_id(client, "digits")
         self.runs = StudyRuns(client, self.experiment_id, self.trial_storage.attrs.get("run_id"))
-        self.study_run = self.runs.open_study(StudyMetadata(name, "", {}, {}), ())
+        self.study_run = self.runs.open_study(StudyMetadata(name, "", {}, {}), None)
         self.trial_storage.set_attrs(run_id=self.study_run)
 
     def begin(self, until_superseded: bool = True) -> tuple[int, str]:
@@ -162,7 +162,7 @@ def test_a_run_that_was_opened_for_no_attempt_is_ended_and_marked(killed: Killed
 def test_a_run_of_the_study_that_a_kill_kept_from_being_named_is_ended_and_marked(killed: Killed) -> None:
     metadata = StudyMetadata(killed.name, "", {}, {})
     second = StudyRuns(killed.client, killed.experiment_id)
-    nameless = second.open_study(metadata, (), killed.trial_storage.token)
+    nameless = second.open_study(metadata, None, killed.trial_storage.token)
 
     (line,) = reconcile(killed.trial_storage, killed.runs)
 

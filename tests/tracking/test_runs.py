@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TrialRecord
 from fashion_study.study.leaderboard import table
 from fashion_study.testing.training import toy_report
 from fashion_study.tracking import provenance
 from fashion_study.tracking.attempt import run_name
-from fashion_study.tracking.runs import DatasetMetadata, StudyMetadata, StudyRuns
+from fashion_study.tracking.runs import StudyMetadata, StudyRuns
 from fashion_study.trial import FailReason, Hyperparameters, Precision, TrialResult, TrialSpec, TrialState
 
 PARAMS = Hyperparameters(epochs=3)
@@ -28,10 +29,7 @@ METADATA = StudyMetadata(
     attrs={"space": "smoke", "seed": 3, "limit_train": None},
     settings={"sampler": "tpe", "trials": 4, "timeout": None},
 )
-DATA = (
-    DatasetMetadata("digits-training", "a" * 64, 1078, "training", (28, 28, 1)),
-    DatasetMetadata("digits-validation", "a" * 64, 359, "validation", (28, 28, 1)),
-)
+DATA = load_dataset(locate("digits"))
 
 
 class Bench:
@@ -99,8 +97,8 @@ def test_a_study_s_run_shows_what_was_asked(bench: Bench, name: str) -> None:
     assert {"host", "code_version", "mlflow.user", "mlflow.source.name"} <= run.data.tags.keys()
     assert bench.text(run_id, "space.yaml") == METADATA.space_yaml
     assert inputs(run) == {
-        "training": ("digits-training", "a" * 36, 1078),
-        "validation": ("digits-validation", "a" * 36, 359),
+        "training": ("digits-training", DATA.split_digest[:36], 1078),
+        "validation": ("digits-validation", DATA.split_digest[:36], 359),
     }
 
 

@@ -18,7 +18,7 @@ from fashion_study.store.store import open_store
 from fashion_study.training.evaluation import Evaluation, evaluate
 from fashion_study.training.model import build_model, to_float32
 from fashion_study.trial import Hyperparameters, Precision
-from fashion_study.worker.record import RecordedModel, record_evaluation, record_model
+from fashion_study.worker.record import record_evaluation, record_model
 
 PARAMS = Hyperparameters(filters_1=4, filters_2=6, filters_3=8, dense_units=12, input_scale="unit")
 
@@ -36,9 +36,10 @@ class Recorded:
         self.model = to_float32(model, PARAMS)
         self.evaluation: Evaluation = evaluate(self.model, data.validation, data.class_names)
         self.sums = record_evaluation(self.client, self.run_id, self.evaluation, data.validation, seed=0)
-        self.logged: RecordedModel = record_model(self.client, self.run_id, self.model, PARAMS)
+        self.logged = record_model(self.client, self.run_id, self.model, PARAMS)
         self.folder = Path(self.client.download_artifacts(self.run_id, "", str(root)))
-        location = self.client.get_logged_model(self.logged.model_id).artifact_location
+        self.model_id = self.logged.uri.removeprefix("models:/")
+        location = self.client.get_logged_model(self.model_id).artifact_location
         self.model_folder = Path(mlflow.artifacts.download_artifacts(location))
 
     def table(self, name: str) -> Any:
@@ -105,7 +106,7 @@ def test_confused_images_are_named_by_their_index_the_surest_mistakes_first(
 @pytest.mark.usefixtures("default_store")
 @pytest.mark.parametrize("address", ["models:/{model_id}", "runs:/{run_id}/model"])
 def test_the_logged_model_predicts_what_was_evaluated(recorded: Recorded, digits: Dataset, address: str) -> None:
-    uri = address.format(model_id=recorded.logged.model_id, run_id=recorded.run_id)
+    uri = address.format(model_id=recorded.model_id, run_id=recorded.run_id)
     model = mlflow.keras.load_model(uri, load_model_kwargs={"safe_mode": True})
     found = model.predict(digits.validation.images, verbose=0)
     np.testing.assert_allclose(found, recorded.evaluation.probabilities, atol=1e-5)
@@ -171,10 +172,10 @@ def test_a_server_answers_pixels_sent_as_json_integers_or_floats(
 
 
 def test_the_model_is_listed_with_its_run_and_its_parameters(recorded: Recorded) -> None:
-    found = recorded.client.get_logged_model(recorded.logged.model_id)
+    found = recorded.client.get_logged_model(recorded.model_id)
     assert found.source_run_id == recorded.run_id
     assert str(found.status) == "READY"
     assert found.params["filters_1"] == "4"
     outputs = recorded.client.get_run(recorded.run_id).outputs
     assert outputs is not None
-    assert [output.model_id for output in outputs.model_outputs] == [recorded.logged.model_id]
+    assert [output.model_id for output in outputs.model_outputs] == [recorded.model_id]

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 from fashion_study.config import StudyConfig
 from fashion_study.data.catalog import PREFERRED, check_limit, locate
-from fashion_study.data.dataset import Dataset
 from fashion_study.errors import BadInputError
 from fashion_study.executors.local import default_workers
 from fashion_study.space.space import SearchSpace
 from fashion_study.trial import TRAINING_VERSION, DataSource, ParamValue, Precision
 
 if TYPE_CHECKING:
-    from fashion_study.tracking.runs import DatasetMetadata, StudyMetadata
+    from fashion_study.tracking.runs import StudyMetadata
 
 Fingerprint = dict[str, str | int | None]
 # Fields of a config that cannot change when a study is resumed; all others are settings, but for the places.
@@ -108,20 +107,6 @@ def plan_study(config: StudyConfig) -> Plan:
         name = f"{name}-{source.name}"
     workers = config.workers or (default_workers() if config.executor == "local" else None)
     return Plan(config, space, points, source, name, workers)
-
-
-def dataset_metadata(data: Dataset) -> "tuple[DatasetMetadata, ...]":
-    """Return the data sets that every trial reads, for MLflow's inputs."""
-    from fashion_study.tracking.runs import DatasetMetadata
-
-    # MLflow tells data sets apart by name and digest, so each part has a name of its own.
-    parts = (("training", data.train), ("validation", data.validation))
-    return tuple(
-        DatasetMetadata(
-            f"{data.source.name}-{context}", data.split_digest, len(split.labels), context, data.image_shape
-        )
-        for context, split in parts
-    )
 
 
 def fingerprint_of(space: SearchSpace, source: DataSource, seed: int, limit_train: int | None) -> Fingerprint:

@@ -16,7 +16,7 @@ from fashion_study.store.relocation import moves, rebase
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TRACKED_AT, TrialStorage
 from fashion_study.study.loop import Loop, Source
-from fashion_study.study.plan import Plan, dataset_metadata, refuse_difference
+from fashion_study.study.plan import Plan, refuse_difference
 from fashion_study.study.progress import Observer
 from fashion_study.study.reconcile import reconcile
 from fashion_study.trial import Precision
@@ -119,7 +119,7 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
     if run is not None and run.info.lifecycle_stage != "active":
         client.restore_run(run.info.run_id)
     tracker = StudyRuns(client, experiment_id, known)
-    run_id = tracker.open_study(plan.metadata(precision), dataset_metadata(data), trial_storage.token)
+    run_id = tracker.open_study(plan.metadata(precision), data, trial_storage.token)
     # Unpublished until the end, so that the next start takes up what a kill leaves, whatever its total.
     trial_storage.set_attrs(run_id=run_id, experiment_id=experiment_id, published=None)
     if store.database is not None:

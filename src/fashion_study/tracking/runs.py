@@ -2,14 +2,16 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset as MlflowDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID
 
+from fashion_study.data.dataset import Dataset
 from fashion_study.finding import Finding
 from fashion_study.text import spreadsheet_cell, without_passwords
 from fashion_study.tracking.attempt import ORPHAN, RUN_STATUS, Attempt, open_run_name, read_attempt, run_name
@@ -40,17 +42,6 @@ class StudyMetadata:
     settings: Mapping[str, str | int | float | None]
 
 
-@dataclass(frozen=True)
-class DatasetMetadata:
-    """One of the data sets that a trial reads, for MLflow's inputs."""
-
-    name: str
-    digest: str
-    images: int
-    context: str
-    image_shape: tuple[int, int, int]
-
-
 class StudyRuns:
     """The runs of one study: written while it runs, read and mended after a kill.
 
@@ -66,15 +57,13 @@ class StudyRuns:
         self._inputs: list[DatasetInput] = []
         self._recorded: set[str] = set()
 
-    def open_study(
-        self, metadata: StudyMetadata, data: Iterable[DatasetMetadata], trial_storage: str | None = None
-    ) -> str:
+    def open_study(self, metadata: StudyMetadata, data: Dataset | None, trial_storage: str | None = None) -> str:
         """Open the study's run, make it where there is none, and return its id.
 
         A new one has the token of its Optuna study: a kill can come before that has the id of the run.
         """
         self._study_name = metadata.name
-        self._inputs = [_dataset_input(entry) for entry in data]
+        self._inputs = [] if data is None else list(_inputs(data))
         if self.run_id:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
@@ -280,12 +269,15 @@ class StudyRuns:
         self._client.set_terminated(run_id, status)
 
 
-def _dataset_input(metadata: DatasetMetadata) -> DatasetInput:
-    height, width, channels = metadata.image_shape
-    colours = {"channels": channels} if channels > 1 else {}
-    size = {"images": metadata.images, "height": height, "width": width}
-    profile = json.dumps(size | colours | {"pixels": "uint8, 0 to 255"})
-    # MLflow's column for a digest holds 36 characters.
-    source = json.dumps({"name": metadata.name})
-    dataset = Dataset(metadata.name, metadata.digest[:36], source_type="local", source=source, profile=profile)
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", metadata.context)])
+def _inputs(data: Dataset) -> Iterator[DatasetInput]:
+    """Describe the two parts of a data set that every trial reads."""
+    height, width, channels = data.image_shape
+    size = {"height": height, "width": width} | ({"channels": channels} if channels > 1 else {})
+    for context, split in (("training", data.train), ("validation", data.validation)):
+        # MLflow tells data sets apart by name and digest, so each part has a name of its own.
+        name = f"{data.name}-{context}"
+        profile = json.dumps({"images": len(split.labels), **size, "pixels": "uint8, 0 to 255"})
+        source = json.dumps({"name": name})
+        # MLflow's column for a digest holds 36 characters.
+        part = MlflowDataset(name, data.split_digest[:36], "local", source, profile=profile)
+        yield DatasetInput(part, [InputTag("mlflow.data.context", context)])

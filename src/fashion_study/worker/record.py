@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from mlflow.types import Schema, TensorSpec
 from mlflow.utils import requirements_utils
 
 from fashion_study.data.dataset import Split
+from fashion_study.tracking.registry import ModelRef
 from fashion_study.training.evaluation import ConfusedPair, Evaluation, most_confused
 from fashion_study.training.figures import confusion_matrix_figure, prediction_grid_figure
 from fashion_study.trial import Hyperparameters
@@ -28,15 +29,6 @@ MODEL_NAME = "model"
 MOST_CONFUSED = 10
 EXAMPLES = 6
 REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas")
-
-
-@dataclass(frozen=True)
-class RecordedModel:
-    """Say where a logged model is found, and the SHA-256 of its `.keras` file."""
-
-    model_id: str
-    uri: str
-    sha256: str
 
 
 def record_evaluation(client: MlflowClient, run_id: str, evaluation: Evaluation, split: Split, seed: int) -> str:
@@ -79,7 +71,7 @@ def record_evaluation(client: MlflowClient, run_id: str, evaluation: Evaluation,
         return "\n".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in files)
 
 
-def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: Hyperparameters) -> RecordedModel:
+def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: Hyperparameters) -> ModelRef:
     """Log an uncompiled model as an MLflow model of a run, ready to load and to serve.
 
     Written over the client, since `mlflow.keras.log_model` works on the active run of the default store.
@@ -109,7 +101,7 @@ def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: 
         client.log_model_artifacts(logged.model_id, f"{folder}/model")
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    return RecordedModel(logged.model_id, f"models:/{logged.model_id}", sha256)
+    return ModelRef(f"models:/{logged.model_id}", sha256, f"run {run_id}")
 
 
 def final_metrics(evaluation: Evaluation) -> dict[str, float]:

@@ -12,15 +12,8 @@ from pydantic import ValidationError
 from fashion_study.promotion.gates import (
     Gates,
     Paired,
-    accuracy_gate,
-    class_recalls,
     fewest_disagreements,
-    fidelity_gate,
-    latency_gate,
     mcnemar_p,
-    parameters_gate,
-    recall_gate,
-    signature_gate,
     smallest_significant_lead,
 )
 
@@ -77,21 +70,21 @@ def test_models_that_never_disagree_are_no_evidence() -> None:
 
 
 def test_more_right_answers_by_more_than_chance_pass() -> None:
-    answer = accuracy_gate(paired(300, 40, 10, 9), readings=1, gates=Gates())
+    answer = Gates().accuracy(paired(300, 40, 10, 9), readings=1)
     assert answer.passed
     assert answer.value == pytest.approx(mcnemar_p(40, 10))
     assert "340 right answers against 310 of 359: +8.36 points" in answer.sentence
 
 
 def test_a_lead_within_chance_is_refused_with_the_lead_needed() -> None:
-    answer = accuracy_gate(paired(300, 20, 12, 9), readings=1, gates=Gates())
+    answer = Gates().accuracy(paired(300, 20, 12, 9), readings=1)
     assert not answer.passed
     needed = smallest_significant_lead(32, 0.05)
     assert f"With 32 disagreements a lead of {needed}" in answer.sentence
 
 
 def test_fewer_right_answers_are_refused_however_significant() -> None:
-    answer = accuracy_gate(paired(300, 10, 40, 9), readings=1, gates=Gates())
+    answer = Gates().accuracy(paired(300, 10, 40, 9), readings=1)
     assert not answer.passed
     assert isinstance(answer.value, float)
     assert answer.value < 0.05
@@ -99,7 +92,7 @@ def test_fewer_right_answers_are_refused_however_significant() -> None:
 
 def test_each_reading_of_the_holdout_lowers_the_limit() -> None:
     evidence = paired(300, 12, 3, 9)
-    first, third = (accuracy_gate(evidence, readings, Gates()) for readings in (1, 3))
+    first, third = (Gates().accuracy(evidence, readings) for readings in (1, 3))
     assert (first.passed, third.passed) == (True, False)
     assert first.limit == 0.05
     assert third.limit == pytest.approx(0.05 / 3)
@@ -107,7 +100,7 @@ def test_each_reading_of_the_holdout_lowers_the_limit() -> None:
 
 
 def test_a_data_set_too_small_for_the_accuracy_gate_is_named_so() -> None:
-    answer = accuracy_gate(paired(350, 5, 0, 4), readings=1, gates=Gates())
+    answer = Gates().accuracy(paired(350, 5, 0, 4), readings=1)
     assert not answer.passed
     assert "Too few images for this gate: the models disagree on 5, and at least 6" in answer.sentence
 
@@ -135,8 +128,8 @@ NARROW = Gates(recall_margin=0.02)
 
 def test_a_class_that_falls_beyond_its_interval_is_named() -> None:
     evidence = together(paired(900, 60, 5, 35), paired(900, 10, 70, 20, label=1))
-    recalls = class_recalls(evidence, NAMES, NARROW)
-    answer = recall_gate(recalls, NARROW)
+    recalls = NARROW.class_recalls(evidence, NAMES)
+    answer = NARROW.recall(recalls)
     assert [(recall.name, recall.images) for recall in recalls] == [("Shirt", 1000), ("Coat", 1000)]
     assert not answer.passed
     assert answer.value == recalls[1].high < -0.02
@@ -145,14 +138,14 @@ def test_a_class_that_falls_beyond_its_interval_is_named() -> None:
 
 def test_a_class_that_falls_within_interval_and_margin_passes() -> None:
     evidence = together(paired(900, 60, 5, 35), paired(900, 20, 45, 35, label=1))
-    answer = recall_gate(class_recalls(evidence, NAMES, NARROW), NARROW)
+    answer = NARROW.recall(NARROW.class_recalls(evidence, NAMES))
     assert answer.passed
     assert "the lowest change: class Coat: -2.50 points" in answer.sentence
 
 
 def test_the_recall_gate_says_which_fall_it_cannot_see() -> None:
-    small = recall_gate(class_recalls(paired(30, 0, 5, 1), NAMES, NARROW), NARROW)
-    large = recall_gate(class_recalls(paired(995, 0, 5, 0), NAMES, NARROW), NARROW)
+    small = NARROW.recall(NARROW.class_recalls(paired(30, 0, 5, 1), NAMES))
+    large = NARROW.recall(NARROW.class_recalls(paired(995, 0, 5, 0), NAMES))
     assert small.passed, "5 of 36 images are 14 points, and still within what chance can do"
     assert "A fall of less than 16.7 points goes unseen with 36 images of a class" in small.sentence
     assert "goes unseen with 1,000 images" in large.sentence
@@ -161,24 +154,24 @@ def test_the_recall_gate_says_which_fall_it_cannot_see() -> None:
 def test_by_default_a_class_may_fall_as_far_as_a_seed_moves_it() -> None:
     by_chance = together(paired(900, 60, 5, 35), paired(700, 10, 115, 175, label=1))
     given_up = together(paired(900, 60, 5, 35), paired(700, 10, 140, 150, label=1))
-    assert recall_gate(class_recalls(by_chance, NAMES, Gates()), Gates()).passed
-    assert not recall_gate(class_recalls(given_up, NAMES, Gates()), Gates()).passed
+    assert Gates().recall(Gates().class_recalls(by_chance, NAMES)).passed
+    assert not Gates().recall(Gates().class_recalls(given_up, NAMES)).passed
 
 
 def test_a_class_without_images_is_left_out() -> None:
-    assert [recall.name for recall in class_recalls(paired(5, 1, 1, 1), NAMES, Gates())] == ["Shirt"]
+    assert [recall.name for recall in Gates().class_recalls(paired(5, 1, 1, 1), NAMES)] == ["Shirt"]
 
 
 @pytest.mark.parametrize(("parameters", "passed"), [(93_322, True), (500_000, True), (500_001, False)])
 def test_a_model_with_too_many_parameters_is_refused(parameters: int, passed: bool) -> None:
-    answer = parameters_gate(parameters, Gates())
+    answer = Gates().parameters(parameters)
     assert (answer.passed, answer.value, answer.limit) == (passed, parameters, 500_000)
     assert f"{parameters:,} parameters" in answer.sentence
 
 
 @pytest.mark.parametrize(("milliseconds", "passed"), [(0.1, True), (0.4, True), (0.41, False)])
 def test_a_model_that_is_much_slower_is_refused(milliseconds: float, passed: bool) -> None:
-    answer = latency_gate(milliseconds, 0.1, Gates())
+    answer = Gates().latency(milliseconds, 0.1)
     assert (answer.passed, answer.limit) == (passed, 4.0)
 
 
@@ -186,7 +179,7 @@ def test_a_model_that_is_much_slower_is_refused(milliseconds: float, passed: boo
 def test_a_reloaded_model_that_predicts_otherwise_is_refused(moved: int, passed: bool) -> None:
     logged = np.array([[4000, 1000], [500, 4500]])
     found = logged + np.array([[moved, -moved], [0, 0]])
-    answer = fidelity_gate(logged, found, "validation", Gates())
+    answer = Gates().fidelity(logged, found, "validation")
     assert answer.passed is passed
     assert answer.value == moved / 10_000
     assert f"{moved} of 10,000 validation images predicted otherwise" in answer.sentence
@@ -194,38 +187,38 @@ def test_a_reloaded_model_that_predicts_otherwise_is_refused(moved: int, passed:
 
 def test_of_few_images_none_may_be_predicted_otherwise() -> None:
     logged = np.array([[100, 20], [30, 209]])
-    answer = fidelity_gate(logged, logged + np.array([[1, -1], [0, 0]]), "validation", Gates())
+    answer = Gates().fidelity(logged, logged + np.array([[1, -1], [0, 0]]), "validation")
     assert not answer.passed
     assert "limit none of so few images (0.1 %)" in answer.sentence
 
 
 def test_what_was_not_logged_is_not_taken_for_equal() -> None:
-    answer = fidelity_gate(None, np.eye(2, dtype=np.int64), "validation", Gates())
+    answer = Gates().fidelity(None, np.eye(2, dtype=np.int64), "validation")
     assert (answer.passed, answer.value) == (False, None)
     assert answer.sentence.startswith("not logged")
 
 
 @pytest.mark.parametrize("logged", [[[5, 0], [0, 6]], [[5, 0, 0], [0, 5, 0], [0, 0, 1]]])
 def test_a_confusion_matrix_of_other_images_is_not_compared(logged: list[list[int]]) -> None:
-    answer = fidelity_gate(np.array(logged), np.array([[5, 0], [0, 5]]), "validation", Gates())
+    answer = Gates().fidelity(np.array(logged), np.array([[5, 0], [0, 5]]), "validation")
     assert not answer.passed
     assert "of other validation images" in answer.sentence
 
 
 def test_the_same_signature_passes_with_and_without_a_champion() -> None:
-    assert signature_gate(SIGNATURE, SIGNATURE, SIGNATURE).passed
-    assert signature_gate(SIGNATURE, SIGNATURE, None).passed
+    assert Gates.signature(SIGNATURE, SIGNATURE, SIGNATURE).passed
+    assert Gates.signature(SIGNATURE, SIGNATURE, None).passed
 
 
 def test_a_signature_new_to_the_champion_s_callers_is_refused() -> None:
     other = SIGNATURE.replace("28, 28", "32, 32")
-    answer = signature_gate(other, other, SIGNATURE)
+    answer = Gates.signature(other, other, SIGNATURE)
     assert not answer.passed
     assert "its callers could not go on" in answer.sentence
 
 
 def test_a_signature_that_is_not_the_model_s_is_refused() -> None:
-    answer = signature_gate("none", SIGNATURE, "none")
+    answer = Gates.signature("none", SIGNATURE, "none")
     assert not answer.passed
     assert "the model takes and gives" in answer.sentence
 

@@ -18,19 +18,7 @@ from fashion_study.data.dataset import Split
 from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import DamagedModelError, StoreError
 from fashion_study.promotion.decision import Contender, Decision, HoldoutReading
-from fashion_study.promotion.gates import (
-    Frozen,
-    GateResult,
-    Gates,
-    Paired,
-    accuracy_gate,
-    class_recalls,
-    fidelity_gate,
-    latency_gate,
-    parameters_gate,
-    recall_gate,
-    signature_gate,
-)
+from fashion_study.promotion.gates import Frozen, GateResult, Gates, Paired
 from fashion_study.tracking.registry import ModelRef, Registry
 from fashion_study.tracking.search import read_artifact
 from fashion_study.trial import DataSource
@@ -83,13 +71,13 @@ class Examiner:
             paired, holdout = self._on_holdout([(challenger, model), (reference, other)])
             fidelity = self._fidelity(challenger, model, paired)
             counted = [int(one.count_params()) for one in (model, other)]
-        recalls = tuple(class_recalls(paired, self._class_names, self._gates))
+        recalls = tuple(self._gates.class_recalls(paired, self._class_names))
         right = [int((paired.labels == predicted).sum()) for predicted in (paired.challenger, paired.champion)]
         return decision.judged(
             (
-                accuracy_gate(paired, holdout.readings, self._gates),
-                recall_gate(recalls, self._gates),
-                parameters_gate(counted[0], self._gates),
+                self._gates.accuracy(paired, holdout.readings),
+                self._gates.recall(recalls),
+                self._gates.parameters(counted[0]),
                 latency,
                 fidelity,
                 signature,
@@ -105,7 +93,7 @@ class Examiner:
 
         # Validation images: the holdout is not read to look at a clock.
         challenger_ms, reference_ms = interleaved_ms((model, other), self._validation.images)
-        return latency_gate(challenger_ms, reference_ms, self._gates)
+        return self._gates.latency(challenger_ms, reference_ms)
 
     def _fidelity(self, challenger: Contender, model: "keras.Model", paired: Paired) -> GateResult:
         """Compare with the confusion matrix of the run: of validation images, or of the holdout for a baseline."""
@@ -114,9 +102,9 @@ class Examiner:
         logged = self._logged_confusion(challenger.run_id)
         if self._client.get_run(challenger.run_id).data.tags.get("kind") != "baseline":
             found = self._evaluate(model, self._validation).confusion
-            return fidelity_gate(logged, found, "validation", self._gates)
+            return self._gates.fidelity(logged, found, "validation")
         found = confusion_matrix(paired.labels, paired.challenger, labels=range(len(self._class_names)))
-        answer = fidelity_gate(logged, found, "holdout", self._gates)
+        answer = self._gates.fidelity(logged, found, "holdout")
         said = f"Validation images: not logged, since a baseline trains on them. Holdout: {answer.sentence}"
         return answer.model_copy(update={"sentence": said})
 
@@ -224,7 +212,7 @@ def _loaded(registry: Registry, model: ModelRef) -> Iterator["keras.Model"]:
 def _signature(registry: Registry, challenger: ModelRef, model: "keras.Model", expected: str | None) -> GateResult:
     takes, gives = ((-1, *shape[1:]) for shape in (model.input_shape, model.output_shape))
     loaded = f"Tensor('float32', {takes}) -> Tensor('float32', {gives})"
-    return signature_gate(registry.signature(challenger), loaded, expected)
+    return Gates.signature(registry.signature(challenger), loaded, expected)
 
 
 def _labels(predictions: Sequence[_Predictions | None]) -> tuple[int, ...] | None:

@@ -21,23 +21,6 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Gates(Frozen):
-    """The limits of the gates.
-
-    `alpha`: the accuracy gate's level before it is divided by the readings of the holdout. `recall_margin`: how far a
-    class's recall may fall at `recall_confidence`, as a share of 1, wide because another seed alone can move it by ten
-    points. `max_parameters`: weights of the model. `max_latency_ratio`: challenger's time to champion's, wide because
-    clocks are noisy. `max_moved_share`: images that another machine's arithmetic may predict otherwise than was logged.
-    """
-
-    alpha: Share = 0.05
-    recall_margin: Share = 0.10
-    recall_confidence: Share = 0.95
-    max_parameters: Annotated[int, Field(ge=1)] = 500_000
-    max_latency_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
-    max_moved_share: Annotated[float, Field(ge=0, lt=1)] = 0.001
-
-
 class GateResult(Frozen):
     """A gate's result: the value found, the limit, and both in a sentence."""
 
@@ -79,6 +62,135 @@ class Paired:
         return int((ours & ~theirs & chosen).sum()), int((theirs & ~ours & chosen).sum())
 
 
+class Gates(Frozen):
+    """The gates, and the limits of each.
+
+    `alpha`: the accuracy gate's level before it is divided by the readings of the holdout. `recall_margin`: how far a
+    class's recall may fall at `recall_confidence`, as a share of 1, wide because another seed alone can move it by ten
+    points. `max_parameters`: weights of the model. `max_latency_ratio`: challenger's time to champion's, wide because
+    clocks are noisy. `max_moved_share`: images that another machine's arithmetic may predict otherwise than was logged.
+    """
+
+    alpha: Share = 0.05
+    recall_margin: Share = 0.10
+    recall_confidence: Share = 0.95
+    max_parameters: Annotated[int, Field(ge=1)] = 500_000
+    max_latency_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
+    max_moved_share: Annotated[float, Field(ge=0, lt=1)] = 0.001
+
+    def accuracy(self, paired: Paired, readings: int) -> GateResult:
+        """Ask for more right answers than the champion's, at a level divided by the readings of the holdout.
+
+        The k-th reading is judged at alpha / k. That is no bound on the error over endlessly many readings
+        (docs/decisions/0008-promotion-by-gates.md).
+        """
+        ours, theirs = paired.discordant()
+        images, alpha = len(paired.labels), self.alpha / readings
+        p = mcnemar_p(ours, theirs)
+        right = int((paired.labels == paired.challenger).sum())
+        divided = f" ({self.alpha:g} / {readings} readings)" if readings > 1 else ""
+        sentence = (
+            f"{right:,} right answers against {right - ours + theirs:,} of {images:,}: "
+            f"{_points((ours - theirs) / images)}; exact McNemar p = {p:.2g}, limit {alpha:.2g}{divided}. "
+            f"{_power(ours + theirs, images, alpha)}"
+        )
+        passed = ours > theirs and p < alpha
+        return GateResult(name="accuracy", passed=passed, value=p, limit=alpha, sentence=sentence)
+
+    def class_recalls(self, paired: Paired, class_names: Sequence[str]) -> list[ClassRecall]:
+        """Compare the recall of every class that has images."""
+        found = []
+        for label, name in enumerate(class_names):
+            members = paired.labels == label
+            if not (images := int(members.sum())):
+                continue
+            only_challenger, only_champion = paired.discordant(members)
+            low, high = paired_interval(only_challenger, only_champion, images, self.recall_confidence)
+            challenger, champion = (float((of[members] == label).mean()) for of in (paired.challenger, paired.champion))
+            found.append(
+                ClassRecall(name=name, images=images, challenger=challenger, champion=champion, low=low, high=high)
+            )
+        return found
+
+    def recall(self, recalls: Sequence[ClassRecall]) -> GateResult:
+        """Ask that no class's recall falls by more than the margin beyond its confidence interval.
+
+        The intervals are of one class each, not simultaneous: the gate is meant to refuse sooner rather than later.
+        """
+        worst = min(recalls, key=lambda recall: recall.high)
+        fallen = [recall for recall in recalls if recall.high < -self.recall_margin]
+        margin, confidence = f"{100 * self.recall_margin:g} points", f"{100 * self.recall_confidence:g} % interval"
+        if fallen:
+            changes = ", ".join(map(_change, fallen))
+            said = f"{changes}: more than {margin} below, beyond the {confidence}"
+        else:
+            lowest = min(recalls, key=lambda recall: recall.difference)
+            said = f"no class falls by more than {margin} beyond its {confidence}; the lowest change: {_change(lowest)}"
+        fewest = min(recall.images for recall in recalls)
+        unseen = f"{100 * self._smallest_visible_fall(fewest):.1f} points"
+        sentence = f"{said}. A fall of less than {unseen} goes unseen with {fewest:,} images of a class."
+        name, limit = "recall per class", -self.recall_margin
+        return GateResult(name=name, passed=not fallen, value=worst.high, limit=limit, sentence=sentence)
+
+    def parameters(self, parameters: int) -> GateResult:
+        """Ask for no more weights than the limit."""
+        limit, passed = self.max_parameters, parameters <= self.max_parameters
+        sentence = f"{parameters:,} parameters, limit {limit:,}."
+        return GateResult(name="parameters", passed=passed, value=parameters, limit=limit, sentence=sentence)
+
+    def latency(self, challenger_ms: float, champion_ms: float) -> GateResult:
+        """Ask for a model that is not too slow, by the medians of both in milliseconds per image."""
+        ratio = challenger_ms / champion_ms
+        sentence = (
+            f"{challenger_ms:.3f} ms per image against {champion_ms:.3f}, {ratio:.2f} times, "
+            f"limit {self.max_latency_ratio:g} times (medians, measured in turn)."
+        )
+        passed = ratio <= self.max_latency_ratio
+        return GateResult(name="latency", passed=passed, value=ratio, limit=self.max_latency_ratio, sentence=sentence)
+
+    def fidelity(self, logged: npt.NDArray[np.int64] | None, found: npt.NDArray[np.int64], split: str) -> GateResult:
+        """Ask that the reloaded model predicts what was logged when it was trained, by the confusion matrices (c, c).
+
+        `split` names the images. An image that is predicted otherwise leaves one cell of its row for another one, so
+        half the sum of differences is the fewest images that moved.
+        """
+        limit, value, passed = self.max_moved_share, None, False
+        if logged is None:
+            said = f"not logged: the run has no confusion matrix of its {split} images, so nothing can be compared."
+        elif logged.shape != found.shape or not np.array_equal(logged.sum(axis=1), found.sum(axis=1)):
+            said = f"the logged confusion matrix is of other {split} images than these."
+        else:
+            moved, images = int(np.abs(logged - found).sum()) // 2, int(found.sum())
+            value, passed = moved / images, moved <= limit * images
+            allowed = f"{math.floor(limit * images):,}" if limit * images >= 1 else "none of so few images"
+            said = (
+                f"{moved:,} of {images:,} {split} images predicted otherwise than logged at training time, "
+                f"limit {allowed} ({100 * limit:g} %)."
+            )
+        return GateResult(name="fidelity", passed=passed, value=value, limit=limit, sentence=said)
+
+    @staticmethod
+    def signature(logged: str, loaded: str, champion: str | None) -> GateResult:
+        """Ask that the challenger's inputs and outputs are those of its signature, and of the champion's."""
+        if logged != loaded:
+            said = f"the signature says {logged}, and the model takes and gives {loaded}."
+        elif champion not in (None, logged):
+            said = f"{logged}, and that of the model compared with is {champion}: its callers could not go on."
+        else:
+            said = f"{logged}{', the same as the model compared with' if champion else ''}."
+        passed = logged == loaded and champion in (None, logged)
+        return GateResult(name="signature", passed=passed, value=logged, limit=champion or loaded, sentence=said)
+
+    def _smallest_visible_fall(self, images: int) -> float:
+        """Return the smallest fall in recall, as a share, that refuses where the challenger gains no image at all."""
+        lost = (
+            lost
+            for lost in range(1, images + 1)
+            if paired_interval(0, lost, images, self.recall_confidence)[1] < -self.recall_margin
+        )
+        return next(lost, images) / images
+
+
 def mcnemar_p(only_first: int, only_second: int) -> float:
     """Return the exact two-sided p-value of McNemar's test, from the images that only one of two models gets right.
 
@@ -90,26 +202,6 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     if only_first + only_second == 0:
         return 1.0
     return float(binomtest(only_first, only_first + only_second).pvalue)
-
-
-def accuracy_gate(paired: Paired, readings: int, gates: Gates) -> GateResult:
-    """Ask for more right answers than the champion's, at a level divided by the readings of the holdout.
-
-    The k-th reading is judged at alpha / k. That is no bound on the error over endlessly many readings
-    (docs/decisions/0008-promotion-by-gates.md).
-    """
-    ours, theirs = paired.discordant()
-    images, alpha = len(paired.labels), gates.alpha / readings
-    p = mcnemar_p(ours, theirs)
-    right = int((paired.labels == paired.challenger).sum())
-    divided = f" ({gates.alpha:g} / {readings} readings)" if readings > 1 else ""
-    sentence = (
-        f"{right:,} right answers against {right - ours + theirs:,} of {images:,}: "
-        f"{_points((ours - theirs) / images)}; exact McNemar p = {p:.2g}, limit {alpha:.2g}{divided}. "
-        f"{_power(ours + theirs, images, alpha)}"
-    )
-    passed = ours > theirs and p < alpha
-    return GateResult(name="accuracy", passed=passed, value=p, limit=alpha, sentence=sentence)
 
 
 def fewest_disagreements(alpha: float) -> int:
@@ -126,96 +218,6 @@ def smallest_significant_lead(disagreements: int, alpha: float) -> int | None:
     return disagreements - 2 * int(significant[-1]) if significant.size else None
 
 
-def class_recalls(paired: Paired, class_names: Sequence[str], gates: Gates) -> list[ClassRecall]:
-    """Compare the recall of every class that has images."""
-    found = []
-    for label, name in enumerate(class_names):
-        members = paired.labels == label
-        if not (images := int(members.sum())):
-            continue
-        only_challenger, only_champion = paired.discordant(members)
-        low, high = paired_interval(only_challenger, only_champion, images, gates.recall_confidence)
-        challenger, champion = (float((of[members] == label).mean()) for of in (paired.challenger, paired.champion))
-        found.append(
-            ClassRecall(name=name, images=images, challenger=challenger, champion=champion, low=low, high=high)
-        )
-    return found
-
-
-def recall_gate(recalls: Sequence[ClassRecall], gates: Gates) -> GateResult:
-    """Ask that no class's recall falls by more than the margin beyond its confidence interval.
-
-    The intervals are of one class each, not simultaneous: the gate is meant to refuse sooner rather than later.
-    """
-    worst = min(recalls, key=lambda recall: recall.high)
-    fallen = [recall for recall in recalls if recall.high < -gates.recall_margin]
-    margin, confidence = f"{100 * gates.recall_margin:g} points", f"{100 * gates.recall_confidence:g} % interval"
-    if fallen:
-        said = f"{', '.join(_change(recall) for recall in fallen)}: more than {margin} below, beyond the {confidence}"
-    else:
-        lowest = min(recalls, key=lambda recall: recall.difference)
-        said = f"no class falls by more than {margin} beyond its {confidence}; the lowest change: {_change(lowest)}"
-    fewest = min(recall.images for recall in recalls)
-    unseen = _smallest_visible_fall(fewest, gates)
-    sentence = f"{said}. A fall of less than {100 * unseen:.1f} points goes unseen with {fewest:,} images of a class."
-    name, limit = "recall per class", -gates.recall_margin
-    return GateResult(name=name, passed=not fallen, value=worst.high, limit=limit, sentence=sentence)
-
-
-def parameters_gate(parameters: int, gates: Gates) -> GateResult:
-    """Ask for no more weights than the limit."""
-    sentence = f"{parameters:,} parameters, limit {gates.max_parameters:,}."
-    passed = parameters <= gates.max_parameters
-    return GateResult(name="parameters", passed=passed, value=parameters, limit=gates.max_parameters, sentence=sentence)
-
-
-def latency_gate(challenger_ms: float, champion_ms: float, gates: Gates) -> GateResult:
-    """Ask for a model that is not too slow, by the medians of both in milliseconds per image."""
-    ratio = challenger_ms / champion_ms
-    sentence = (
-        f"{challenger_ms:.3f} ms per image against {champion_ms:.3f}, {ratio:.2f} times, "
-        f"limit {gates.max_latency_ratio:g} times (medians, measured in turn)."
-    )
-    passed = ratio <= gates.max_latency_ratio
-    return GateResult(name="latency", passed=passed, value=ratio, limit=gates.max_latency_ratio, sentence=sentence)
-
-
-def fidelity_gate(
-    logged: npt.NDArray[np.int64] | None, found: npt.NDArray[np.int64], split: str, gates: Gates
-) -> GateResult:
-    """Ask that the reloaded model predicts what was logged when it was trained, by the confusion matrices (c, c).
-
-    `split` names the images. An image that is predicted otherwise leaves one cell of its row for another one, so
-    half the sum of differences is the fewest images that moved.
-    """
-    limit, value, passed = gates.max_moved_share, None, False
-    if logged is None:
-        said = f"not logged: the run has no confusion matrix of its {split} images, so nothing can be compared."
-    elif logged.shape != found.shape or not np.array_equal(logged.sum(axis=1), found.sum(axis=1)):
-        said = f"the logged confusion matrix is of other {split} images than these."
-    else:
-        moved, images = int(np.abs(logged - found).sum()) // 2, int(found.sum())
-        value, passed = moved / images, moved <= limit * images
-        allowed = f"{math.floor(limit * images):,}" if limit * images >= 1 else "none of so few images"
-        said = (
-            f"{moved:,} of {images:,} {split} images predicted otherwise than logged at training time, "
-            f"limit {allowed} ({100 * limit:g} %)."
-        )
-    return GateResult(name="fidelity", passed=passed, value=value, limit=limit, sentence=said)
-
-
-def signature_gate(logged: str, loaded: str, champion: str | None) -> GateResult:
-    """Ask that the challenger's inputs and outputs are those of its signature, and of the champion's."""
-    if logged != loaded:
-        said = f"the signature says {logged}, and the model takes and gives {loaded}."
-    elif champion not in (None, logged):
-        said = f"{logged}, and that of the model compared with is {champion}: its callers could not go on."
-    else:
-        said = f"{logged}{', the same as the model compared with' if champion else ''}."
-    passed = logged == loaded and champion in (None, logged)
-    return GateResult(name="signature", passed=passed, value=logged, limit=champion or loaded, sentence=said)
-
-
 def _power(disagreements: int, images: int, alpha: float) -> str:
     """Return a sentence with the lead that would have been enough."""
     lead = smallest_significant_lead(disagreements, alpha)
@@ -229,16 +231,6 @@ def _power(disagreements: int, images: int, alpha: float) -> str:
         f"With {disagreements:,} disagreements a lead of {lead:,} ({_points(lead / images)}) is the smallest "
         "significant one."
     )
-
-
-def _smallest_visible_fall(images: int, gates: Gates) -> float:
-    """Return the smallest fall in recall, as a share, that refuses where the challenger gains no image at all."""
-    lost = (
-        lost
-        for lost in range(1, images + 1)
-        if paired_interval(0, lost, images, gates.recall_confidence)[1] < -gates.recall_margin
-    )
-    return next(lost, images) / images
 
 
 def _change(recall: ClassRecall) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
 # The grid, in images a side; a tile, its caption and its margin, in pixels of the data.
-SIDE, TILE, CAPTION, MARGIN = 5, 40, 10, 6
+SIDE, CAPTION, MARGIN = 5, 10, 6
 RIGHT, WRONG = "#1b6e3c", "#b3261e"
 # A dollar sign in a name is a dollar sign, and no formula.
 PLAIN: dict[RcKeyType, Any] = {"text.parse_math": False}
@@ -57,23 +57,25 @@ def prediction_grid_figure(
     """Draw 25 images of a split with their true and predicted classes.
 
     The images are drawn evenly from the whole split, so the share of mistakes is an honest sample of it.
-    `images` has the shape (n, 28, 28, 1), `probabilities` (n, classes).
+    `images` has the shape (n, height, width, channels), `probabilities` (n, classes).
     """
     chosen = np.random.default_rng(seed).permutation(len(labels))[: SIDE * SIDE]
     wrong = int((predicted[chosen] != labels[chosen]).sum())
     # One picture for all images: 25 axes take four times as long to draw.
-    canvas = np.zeros((SIDE * TILE, SIDE * TILE), dtype=np.uint8)
+    height, width, channels = images.shape[1:]
+    rows, columns = height + 2 * MARGIN, width + 2 * MARGIN
+    # Grey images are shown dark on light, where 0 is white.
+    canvas = np.full((SIDE * rows, SIDE * columns, channels), 0 if channels == 1 else 255, dtype=np.uint8)
     figure = Figure(figsize=(9.5, 9.9))
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.95))
     axes.set_title(f"{len(chosen)} images drawn at random: {len(chosen) - wrong} right, {wrong} wrong")
     axes.set_axis_off()
     for place, index in enumerate(chosen):
-        top, left = place // SIDE * TILE + CAPTION, place % SIDE * TILE + MARGIN
-        image = images[index, :, :, 0]
-        canvas[top : top + len(image), left : left + len(image)] = image
+        top, left = place // SIDE * rows + CAPTION, place % SIDE * columns + MARGIN
+        canvas[top : top + height, left : left + width] = images[index]
         true, guess = labels[index], predicted[index]
         axes.text(
-            left + len(image) / 2,
+            left + width / 2,
             top - 1,
             f"true: {class_names[true]}\npredicted: {class_names[guess]} {probabilities[index, guess]:.0%}",
             fontsize=8,

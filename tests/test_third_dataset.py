@@ -1,0 +1,108 @@
+"""The promise of the catalog: a data set of any shape, colour and number of classes goes through every command."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fashion_study.config import StudyConfig
+from fashion_study.data.catalog import load_dataset, load_pool, locate
+from fashion_study.executors import local
+from fashion_study.report.collect import collect
+from fashion_study.report.publish import publish_report
+from fashion_study.store.trials import TrialStorage
+from fashion_study.study.run import StudyResult, run_study
+from tests.support import third_kind
+from tests.support.third_kind import BLOCKS, HEIGHT, POOL, TRAINING_IMAGES, WIDTH
+
+ROOT = Path(__file__).parents[1]
+# The baseline learns next to nothing, so that the point that is tried beats it.
+SPACE = """
+name: blocks
+purpose: Tell colours apart in seconds.
+baseline: {learning_rate: 1e-6}
+parameters:
+  learning_rate: {type: float, low: 1e-6, high: 1e-1, log: true, why: The only thing that matters here.}
+fixed:
+  filters_1: 8
+  filters_2: 8
+  filters_3: 8
+  dense_units: 16
+  batch_size: 8
+  epochs: 2
+  optimizer: adam
+  decay: 0.0
+  input_scale: unit
+"""
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A study of the third kind, and the folder it lies in."""
+
+    root: Path
+    result: StudyResult
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studied]:
+    root = tmp_path_factory.mktemp("third")
+    (root / "blocks.yaml").write_text(SPACE)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        third_kind.register(monkeypatch)
+        monkeypatch.setattr(local, "WORKER_MODULE", third_kind.__name__)
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        config = StudyConfig(
+            space=str(root / "blocks.yaml"),
+            dataset=BLOCKS.name,
+            trials=2,
+            try_points=({"learning_rate": 0.01},),
+            workers=1,
+            precision="float32",
+            pruner="none",
+            finalists=0,
+            store=root / "store",
+        )
+        yield Studied(root, run_study(config))
+
+
+def test_the_images_are_divided_like_those_of_any_kind(studied: Studied) -> None:
+    data = load_dataset(studied.result.source)
+    assert (len(data.train.labels), len(data.validation.labels)) == (TRAINING_IMAGES, POOL - TRAINING_IMAGES)
+    assert data.train.images.shape[1:] == data.image_shape == (HEIGHT, WIDTH, 3)
+    assert len(load_pool(locate(BLOCKS.name)).labels) == POOL
+
+
+def test_a_study_trains_and_registers_its_model(studied: Studied) -> None:
+    result = studied.result
+    assert result.name == "blocks-blocks"
+    assert max(record.objective or 0 for record in result.records) > 0.7
+    client = result.store.client()
+    assert [version.name for version in client.search_model_versions("")] == ["blocks-cnn"]
+    run = client.get_run(str(result.run_id))
+    assert run.inputs is not None
+    profile = json.loads(run.inputs.dataset_inputs[0].dataset.profile or "")
+    assert (profile["height"], profile["width"], profile["channels"]) == (HEIGHT, WIDTH, 3)
+
+
+def test_a_report_shows_its_confused_images_in_colour(studied: Studied) -> None:
+    result = studied.result
+    facts = collect(TrialStorage(result.store.open_optuna_storage(), result.name), result.store)
+    assert facts.best is not None
+    assert facts.best.classes == BLOCKS.class_names
+    validation = load_dataset(result.source).validation
+    assert facts.pixels
+    for index, pixels in facts.pixels.items():
+        assert np.array_equal(pixels, validation.images[index])
+
+    page = publish_report(result.name, studied.store, studied.root / "page.html").path.read_text()
+    number = len(facts.best.pairs[0].examples)
+    assert f'width="{number * (WIDTH + 2) - 2}" height="{HEIGHT}"' in page

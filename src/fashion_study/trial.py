@@ -1,4 +1,4 @@
-"""The words of a trial: what is asked of a worker and what it answers. No TensorFlow, no MLflow."""
+"""A trial as coordinator and workers speak of it: what a worker is asked to train, and its answers."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ Filters = Annotated[int, Field(strict=True, ge=1, le=512)]
 
 
 class Hyperparameters(BaseModel):
-    """Name everything that the shared builder and the fit can vary, with the range each can take.
+    """Everything that the shared builder and the fit can vary, with the range of each.
 
     The defaults are the model of the blog post that this study starts from: 93,322 parameters, RMSprop,
     inverse-time decay of 1e-6 per step, ten epochs in batches of 512.
@@ -46,14 +46,14 @@ class Hyperparameters(BaseModel):
 
 
 class Precision(StrEnum):
-    """Name the arithmetic of the training step; a logged model predicts in float32 whatever trained it."""
+    """The arithmetic of the training step; a logged model predicts in float32 whatever trained it."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 
 
 class TrialState(StrEnum):
-    """Name where a trial stands."""
+    """The state of a trial."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -63,7 +63,7 @@ class TrialState(StrEnum):
 
 
 class FailReason(StrEnum):
-    """Name what made a trial fail: its own fault, or that it was stopped from outside too often."""
+    """The reason why a trial has failed: its own fault, or that it was stopped from outside too often."""
 
     DIVERGED = "diverged"
     ERROR = "error"
@@ -74,7 +74,7 @@ class FailReason(StrEnum):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Say from where a training goes on: the trial and the run that left the model, and after how many epochs.
+    """The point from which a training goes on: the trial and the run that left the model, and its number of epochs.
 
     `run_id` is None where the trial storage has none.
     """
@@ -104,7 +104,7 @@ class TrialSpec:
 
     @property
     def label(self) -> str:
-        """Name what is trained: `trial 007`, `trial 007 repeat 2`."""
+        """Return what is trained: `trial 007`, `trial 007 repeat 2`."""
         return f"trial {self.number:03d}" + (f" repeat {self.repeat}" if self.repeat else "")
 
     @property
@@ -115,7 +115,7 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """Carry what one epoch reached. `epoch` counts from 1; `seconds` is training time without validation."""
+    """The figures of one epoch. `epoch` counts from 1; `seconds` is training time without validation."""
 
     number: int
     attempt: int
@@ -130,7 +130,7 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """Say how an attempt ended.
+    """The end of an attempt.
 
     `objective` is the validation accuracy (0 to 1) of the float32 model after the last epoch, for a complete
     trial only. `metrics` are final metrics by name, ready for the tracking store; `tags` name the logged model, its
@@ -152,7 +152,7 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class AttemptLost:
-    """Say that an attempt ended without being to blame: its worker died, or the store failed it (`by_store`)."""
+    """An attempt that ended through no fault of its own: its worker died, or the store failed it (`by_store`)."""
 
     number: int
     attempt: int
@@ -162,7 +162,7 @@ class AttemptLost:
 
 @dataclass(frozen=True)
 class DataSource:
-    """Say which verified images to read and where they lie. `directory` is None for embedded data."""
+    """Verified images: which, and in which folder. `directory` is None for embedded data."""
 
     name: str
     directory: Path | None
@@ -187,12 +187,12 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class ProbeOrder:
-    """Ask a worker which precision trains faster on its machine."""
+    """The question which precision trains faster on a worker's machine."""
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Answer with the faster precision, and the images per second measured of each."""
+    """The faster precision, and the images per second measured of each."""
 
     precision: Precision
     images_per_second: dict[str, float]
@@ -200,19 +200,19 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class PruneDecision:
-    """Answer an epoch's report: go on, or end the trial as pruned."""
+    """The answer to an epoch's report: go on, or end the trial as pruned."""
 
     prune: bool
 
 
 @dataclass(frozen=True)
 class WorkerReady:
-    """Say that a worker has its libraries and its data and begins with what it was sent."""
+    """A worker's message that it has its libraries and its data, and begins with what it was sent."""
 
 
 @dataclass(frozen=True)
 class WorkerFailed:
-    """Say that a worker cannot begin its work at all (its data or its libraries fail it)."""
+    """A worker's message that it cannot begin its work at all (its data or its libraries fail it)."""
 
     error: StudyError
 

@@ -25,7 +25,7 @@ class Figures(PublishedFigures):
 
 @dataclass(frozen=True)
 class Reproduction:
-    """Hold the figures of every seed by input scale, and the MLflow run that the single runs hang under.
+    """The figures of every seed by input scale, and the MLflow run above the runs of the trainings.
 
     `version` says in words what was registered.
     """

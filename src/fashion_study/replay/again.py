@@ -1,4 +1,4 @@
-"""The same training once more, in a worker of its own that records nothing."""
+"""A recorded training once more, in a worker that records nothing."""
 
 import shutil
 import tempfile

@@ -1,4 +1,4 @@
-"""Which trial is meant, and whether it can be trained again: what the trial storage alone can tell."""
+"""The choice of a trial to replay, by what the trial storage alone has of it."""
 
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.store.store import Store

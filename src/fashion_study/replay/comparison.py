@@ -25,7 +25,7 @@ Figure = float | str | None
 
 @dataclass(frozen=True)
 class Line:
-    """Show one figure, recorded and again; `epoch` is None for what a training leaves in the end."""
+    """One figure, recorded and again; `epoch` is None for a figure of the end."""
 
     epoch: int | None
     name: str
@@ -34,7 +34,7 @@ class Line:
 
     @property
     def is_same(self) -> bool:
-        """Say whether both are the same to the bit: floats come back from a store as they went in."""
+        """Return whether both are the same to the bit: a store returns floats as they were logged."""
         if isinstance(self.recorded, float) and isinstance(self.again, float) and math.isnan(self.recorded):
             return math.isnan(self.again)
         return self.recorded == self.again
@@ -42,7 +42,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Difference:
-    """Name something in which the environment then and the one here are not the same; None: not recorded."""
+    """A property that the environment then and the one here do not share; None: not recorded."""
 
     what: str
     then: str | None
@@ -51,7 +51,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Replay:
-    """Show a training compared with itself. `lines` are in the order in which the figures came up."""
+    """A training compared with its repetition. `lines` are in the order of the training."""
 
     label: str
     lines: tuple[Line, ...]

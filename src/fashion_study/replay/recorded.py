@@ -1,4 +1,4 @@
-"""What a store says of one training: everything that is needed to do it again and to compare."""
+"""A training as its run records it: everything that is needed to repeat and to compare it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,7 +47,7 @@ Curves = Mapping[int, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Images:
-    """Name the images of a training: their data set, its digest, how they were split, and a limit on their number."""
+    """The images of a training: their data set, its digest, that of the split, and a limit on their number."""
 
     dataset: str
     digest: str
@@ -57,7 +57,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Recorded:
-    """Show one training as it was recorded.
+    """One training as it was recorded.
 
     `curves` are by epoch and figure, `metrics` the final ones; `environment` has what is known of it, by tag.
     `assumed_threads` says that the run does not name its threads.
@@ -77,7 +77,7 @@ class Recorded:
 
     @property
     def label(self) -> str:
-        """Name what was trained."""
+        """Return what was trained."""
         return f"{self.spec.label} of study {self.study}"
 
 
@@ -110,18 +110,18 @@ def read_recorded(client: MlflowClient, run_id: str, study: str | None = None) -
 
 
 def environment_here(tags: Mapping[str, str]) -> dict[str, str]:
-    """Say in what environment this process and a worker that answered with `tags` are."""
+    """Return the environment of this process and of a worker that answered with `tags`."""
     return select(provenance() | {"training_version": str(TRAINING_VERSION)} | dict(tags))
 
 
 def select(attrs: Mapping[str, str]) -> dict[str, str]:
-    """Take what describes an environment."""
+    """Return the entries that describe an environment."""
     return {name: attrs[name] for name in ENVIRONMENT if name in attrs}
 
 
 @contextmanager
 def _reading(run_id: str) -> Iterator[None]:
-    """Say what is wrong with a run whose tags and parameters were altered: MLflow's UI lets a user do so."""
+    """Raise StoreError for a run whose tags or parameters were altered, as a user can in MLflow's UI."""
     try:
         yield
     except (KeyError, ValueError) as error:

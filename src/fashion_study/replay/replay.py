@@ -1,4 +1,4 @@
-"""The replay: one trial of a study trained again, and compared with what was recorded of it."""
+"""The replay of a trial: trained again, and compared with its run."""
 
 from typing import TYPE_CHECKING
 

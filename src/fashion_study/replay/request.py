@@ -1,4 +1,4 @@
-"""What is asked of a replay, checked before anything is opened or imported."""
+"""The settings of a replay, checked before anything is opened or imported."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ RUN_ID = re.compile(r"[0-9a-f]{4,32}")
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Name a trial by its number, or the run of a trial or of a finalist's repeat by how its id begins.
+    """A trial by its number, or the run of a trial or of a finalist's repeat by the beginning of its id.
 
     Without a `study` a number means a trial of the study that was worked on last. `data_dir` is the folder of the
     Fashion-MNIST files.

@@ -1,4 +1,4 @@
-"""The way on from an earlier trial's model, where that is still there."""
+"""Training that goes on from an earlier trial's model."""
 
 import math
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from fashion_study.trial import CONTINUATION_LOST, CONTINUED, Checkpoint, Hyperp
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Say after how many epochs a training begins, and what its run should say of that."""
+    """The number of epochs after which a training begins, and the tags of its run that say why."""
 
     epochs: int = 0
     tags: dict[str, str] = field(default_factory=dict)
@@ -26,10 +26,10 @@ class WarmStart:
 def restore(
     client: MlflowClient, continues: Checkpoint, model: keras.Model, params: Hyperparameters, images: int
 ) -> WarmStart:
-    """Give `model` the weights that an earlier run has left, and its optimizer the number of steps taken so far.
+    """Set the weights of `model` to those that an earlier run has logged, and its optimizer's number of steps.
 
-    The optimizer's own averages begin anew: models are stored without them. Where the earlier run or model is gone, or
-    the model is damaged, nothing is changed, and the training begins at its first epoch.
+    The optimizer's own averages begin anew: models are stored without them. Where the earlier run or model is gone,
+    or the model is damaged, nothing is changed, and the training begins with its first epoch.
     """
     try:
         run = None if continues.run_id is None else find_run(client, continues.run_id)

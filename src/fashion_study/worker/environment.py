@@ -1,4 +1,4 @@
-"""The environment of a training: what decides its last bits besides parameters, seed and images."""
+"""The environment of a training, which decides its last bits besides parameters, seed and images."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ INSTRUCTION_SETS = re.compile(r"avx\w*|amx\w*|fma|asimd|asimddp|sve\w*|bf16|i8mm
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Describe the environment of a process that trains on `threads` threads, as tags of a run."""
+    """Return the environment of a process that trains on `threads` threads, as tags of a run."""
     cpu, instruction_sets = _processor()
     return {
         "threads": str(threads),
@@ -30,7 +30,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def _processor() -> tuple[str, str]:
-    """Name the model of the processor and those of its instruction sets that matter here."""
+    """Return the model of the processor, and those of its instruction sets that matter here."""
     try:
         lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # Linux only.

@@ -1,4 +1,4 @@
-"""A worker process: it trains one trial at a time for the coordinator at the other end of its connection.
+"""The worker process, which trains one attempt at a time for the coordinator at the other end of its pipe.
 
 Started as `python -m fashion_study.worker.process FD`, where FD is its end of a duplex pipe that it inherits.
 """
@@ -27,7 +27,7 @@ PR_SET_PDEATHSIG = 1  # From <sys/prctl.h>.
 
 
 def main() -> None:
-    """Load libraries and data once, then do what the coordinator sends until its end of the pipe closes."""
+    """Load libraries and data once, then train what the coordinator sends until its end of the pipe closes."""
     _end_with_the_coordinator()
     connection = Connection(int(sys.argv[1]))
     settings: WorkerSettings = connection.recv()

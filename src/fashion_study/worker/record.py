@@ -1,4 +1,4 @@
-"""The record: what a worker writes into a trial's MLflow run. It never touches the run's status."""
+"""The artifacts and the model that a worker logs to a trial's MLflow run. The run's status is the coordinator's."""
 
 import hashlib
 import json
@@ -88,7 +88,7 @@ def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: 
         model_uuid=logged.model_id,
         model_id=logged.model_id,
     )
-    with TemporaryDirectory() as folder, _without_a_look_at_every_package():
+    with TemporaryDirectory() as folder, _without_package_scan():
         mlflow.keras.save_model(
             model,
             f"{folder}/model",
@@ -115,12 +115,12 @@ def final_metrics(evaluation: Evaluation) -> dict[str, float]:
 
 
 def by_class(figure: str, values: dict[str, float]) -> dict[str, float]:
-    """Name a figure of each class as a metric: of `Ankle boot` the recall becomes `recall_ankle_boot`."""
+    """Return a figure of each class as a metric: the recall of `Ankle boot` is `recall_ankle_boot`."""
     return {f"{figure}_{_slug(name)}": value for name, value in values.items()}
 
 
 def _examples(evaluation: Evaluation, split: Split, pair: ConfusedPair) -> list[int]:
-    """Choose images of a confused pair, by their indices: those that the model was surest of, the surest first."""
+    """Return the indices of images of a confused pair, those of the highest predicted probability first."""
     true, predicted = (evaluation.class_names.index(name) for name in (pair.true, pair.predicted))
     confused = np.flatnonzero((split.labels == true) & (evaluation.predicted == predicted))
     surest_first = np.argsort(-evaluation.probabilities[confused, predicted], kind="stable")
@@ -129,10 +129,10 @@ def _examples(evaluation: Evaluation, split: Split, pair: ConfusedPair) -> list[
 
 
 @contextmanager
-def _without_a_look_at_every_package() -> Iterator[None]:
-    """Name the packages that MLflow compares the requirements with, which were read from them a moment before.
+def _without_package_scan() -> Iterator[None]:
+    """Tell MLflow which packages the requirements name, so that it does not look for itself.
 
-    MLflow would find out which module is of which package, for which it reads the names of all installed files.
+    It would read the names of all installed files to find out which module is of which package.
     """
     known = requirements_utils._MODULES_TO_PACKAGES
     requirements_utils._MODULES_TO_PACKAGES = {name: [name] for name in REQUIREMENTS}  # type: ignore[assignment]

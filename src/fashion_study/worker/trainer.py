@@ -1,4 +1,4 @@
-"""Train one attempt at a trial and write down what it reached."""
+"""One attempt at a trial, from its images to its result."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -39,9 +39,9 @@ CAUSE_LENGTH = 300
 
 
 class Trainer:
-    """Hold what every trial of a worker needs: the images, and a client for the runs.
+    """A worker's images and its client for the runs, which all its attempts share.
 
-    Where its settings say that nothing is recorded it trains and measures alike.
+    Where its settings say that nothing is recorded, it trains and measures in the same way.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -71,8 +71,7 @@ class Trainer:
         """Train, evaluate and record one attempt; `go_on` takes each epoch's report and answers it.
 
         An error is a result too: it ends the trial as failed, with its traceback, and not the worker. A store that
-        fails is no fault of the trial's: the attempt is lost, to be tried again. A result says in what environment it
-        was reached.
+        fails is not the trial's fault: the attempt is lost, and tried again. The tags of a result have its environment.
         """
         end = self._attempt(spec, go_on)
         return replace(end, tags=end.tags | self._environment) if isinstance(end, TrialResult) else end
@@ -120,7 +119,7 @@ class Trainer:
                     TrialState.PRUNED,
                     epochs_run=outcome.epochs[-1].number,
                     metrics=_cost(model, outcome),
-                    tags=_fingerprint(model),
+                    tags=_weights_digest(model),
                 )
             case FitEnd.DIVERGED:
                 last = outcome.epochs[-1]
@@ -148,11 +147,11 @@ class Trainer:
             epochs_run=outcome.epochs[-1].number,
             objective=objective,
             metrics=metrics,
-            tags=self._write_down(spec, evaluation, model) | _fingerprint(model),
+            tags=self._log(spec, evaluation, model) | _weights_digest(model),
         )
 
-    def _write_down(self, spec: TrialSpec, evaluation: Evaluation | None, model: keras.Model) -> dict[str, str]:
-        """Log figures, tables and the model; return the tags that name it, and everything by its digest."""
+    def _log(self, spec: TrialSpec, evaluation: Evaluation | None, model: keras.Model) -> dict[str, str]:
+        """Log figures, tables and the model; return the tags with the model's address and the digests."""
         if not self._records:
             return {}
         with _as_store_error():
@@ -165,12 +164,12 @@ class Trainer:
 
 
 class _StoreFailedError(Exception):
-    """Carry what a store said that could not be written."""
+    """An error of the store while a worker logs."""
 
 
 @contextmanager
 def _as_store_error() -> Iterator[None]:
-    """Tell what the store does to a trial (a full disk, a lock, a server that is gone) from what the trial does."""
+    """Turn an error of the store (a full disk, a lock, a server that is gone) into one that is not the trial's."""
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
@@ -186,8 +185,8 @@ def _cost(model: keras.Model, outcome: FitOutcome) -> dict[str, float]:
     return {"parameter_count": model.count_params(), "train_seconds": outcome.train_seconds}
 
 
-def _fingerprint(model: keras.Model) -> dict[str, str]:
-    """Name the weights themselves: two `.keras` files with the same weights differ in the times of their members."""
+def _weights_digest(model: keras.Model) -> dict[str, str]:
+    """Return the digest of the weights: `.keras` files with the same weights differ in the times of their members."""
     digest = hashlib.sha256()
     for weights in model.get_weights():
         digest.update(str(weights.shape).encode() + weights.tobytes())

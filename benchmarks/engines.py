@@ -66,7 +66,7 @@ class ComparisonConfig:
         if not 2 <= self.seeds <= MOST_SEEDS:
             raise BadInputError(f"--seeds is {self.seeds}. Expected 2 to {MOST_SEEDS}: one study of each says nothing.")
         for contender in CONTENDERS:
-            space = self.study(contender, 0).check()
+            space, _ = self.study(contender, 0).check()
             if self.epochs < space.max_epochs:
                 raise BadInputError(
                     f"--epochs is {self.epochs}. Expected at least {space.max_epochs}, what one trial of space "

@@ -138,8 +138,11 @@ def test_a_config_cannot_be_changed() -> None:
         StudyConfig().trials = 3
 
 
-def test_checking_returns_the_space() -> None:
-    assert StudyConfig(space="smoke", try_points=({"epochs": 3},)).check() == load_space("smoke")
+def test_checking_returns_the_space_and_complete_points() -> None:
+    config = StudyConfig(space="smoke", try_points=({"epochs": 3},))
+    smoke = load_space("smoke")
+    assert config.check() == (smoke, (smoke.complete({"epochs": 3}),))
+    assert config.check()[0] is config.check()[0]
 
 
 @pytest.mark.parametrize(

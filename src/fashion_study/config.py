@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -18,6 +19,7 @@ from fashion_study.database_url import trials_database_url
 from fashion_study.errors import BadInputError
 from fashion_study.space.file import load_space
 from fashion_study.space.space import Int, SearchSpace, Value
+from fashion_study.trial import ParamValue
 
 EngineName = Literal["optuna", "keras-tuner"]
 ExecutorName = Literal["local", "ray"]
@@ -124,24 +126,29 @@ class StudyConfig(BaseModel):
         except ValidationError as error:
             raise BadInputError(_readable(error)) from None
 
-    def check(self) -> SearchSpace:
-        """Refuse what does not fit the search space, without opening or importing anything; return the space.
+    def check(self) -> tuple[SearchSpace, tuple[dict[str, ParamValue], ...]]:
+        """Refuse what does not fit the search space; return the space and the complete points to try.
+
+        Nothing is opened or imported for it but the space's file, which is read once.
 
         Raises:
             BadInputError: the space's file, a point to try, a sampler or pruner that the engine does not have, or one
                 that the space does not fit.
         """
+        return self._checked
+
+    @cached_property
+    def _checked(self) -> tuple[SearchSpace, tuple[dict[str, ParamValue], ...]]:
         space = load_space(self.space)
         self._check_engine(space)
         self._check_executor()
-        for point in self.try_points:
-            space.complete(point)
+        points = tuple(space.complete(point) for point in self.try_points)
         if self.sampler == "grid" and (size := math.prod(len(values) for values in space.grid.values())) > MAX_GRID:
             raise BadInputError(
                 f"The grid of space {space.name!r} has {size:,} points; expected at most {MAX_GRID:,}. "
                 "State fewer grid values in the space's file, or take another sampler."
             )
-        return space
+        return space, points
 
     def _check_engine(self, space: SearchSpace) -> None:
         if self.sampler not in (known := SAMPLERS[self.engine]):

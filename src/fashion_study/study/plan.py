@@ -97,8 +97,7 @@ def plan_study(config: StudyConfig) -> Plan:
         BadInputError: the config does not fit.
         DataError: the images are missing or damaged.
     """
-    space = config.check()
-    points = tuple(space.complete(point) for point in config.try_points)
+    space, points = config.check()
     source = locate(config.dataset, config.data_dir)
     check_limit(source, config.limit_train)
     name = config.study or f"{source.name}-{space.name}"

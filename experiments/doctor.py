@@ -13,12 +13,12 @@ from fashion_study.errors import ExitCode
 
 
 def main(
-    fix: Annotated[bool, Option("--fix", help="Mend what can be mended; no result is deleted.")] = False,
+    fix: Annotated[bool, Option("--fix", help="Mend what can be repaired; no result is deleted.")] = False,
     store: StoreFolder = Path("mlruns"),
 ) -> None:
     """List what disagrees between the Optuna studies, the MLflow runs, the model registry and the files of a store.
 
-    A study that a process is running is left alone. Exit code 0: nothing is wrong, or everything is mended;
+    A study that a process is running is left alone. Exit code 0: nothing is wrong, or everything is repaired;
     1: something is; 3: there is no store, or it cannot be read.
 
     Examples:

@@ -635,7 +635,7 @@ def test_the_start_after_a_kill_says_what_it_resumes(
 ) -> None:
     abandoned = [number for number, trial in killed.evidence.trials.items() if trial.state is TrialState.RUNNING]
     for number in abandoned:
-        assert re.search(rf"trial {number:03d} was cut off in attempt \d; it is waiting now", terminated.output)
+        assert re.search(rf"trial {number:03d} was interrupted in attempt \d; it is waiting now", terminated.output)
     restarted = re.findall(r"trial (\d{3}) started \(attempt \d\)", terminated.output)
     assert min(abandoned) == int(restarted[0])
     record_fault("SIGKILL of a real Keras study", "I8", phases={"tell": 1})

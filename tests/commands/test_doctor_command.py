@@ -96,9 +96,9 @@ def test_after_a_kill_it_lists_mends_and_lets_the_study_finish(killed: Path, rec
     assert "experiments.doctor --fix" in found.stdout
     assert "RUNNING" in statuses(killed)
 
-    mended = doctor(killed, "--fix")
-    assert mended.returncode == 0, mended.stdout + mended.stderr
-    assert "0 left" in mended.stdout
+    repaired = doctor(killed, "--fix")
+    assert repaired.returncode == 0, repaired.stdout + repaired.stderr
+    assert "0 left" in repaired.stdout
     assert "RUNNING" not in statuses(killed)
     assert {trial.state for trial in trials(killed).values()} <= {TrialState.COMPLETE, TrialState.WAITING}
 

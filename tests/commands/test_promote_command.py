@@ -33,7 +33,7 @@ def words(text: str) -> str:
     [
         (["--study", "s", "--version", "1"], "--study and --version both name the challenger"),
         (["--run", "r", "--version", "1"], "--run and --version both name the challenger"),
-        (["--rollback", "--force", "why"], "--rollback goes one step back, whoever is there; --force does not go"),
+        (["--rollback", "--force", "why"], "--rollback goes one step back from the champion; --force does not go"),
         (["--rollback", "--dry-run"], "--dry-run does not go with it"),
         (["--rollback", "--run", "r"], "--run does not go with it"),
         (["--rollback", "--version", "1"], "--version does not go with it"),

@@ -1,4 +1,4 @@
-"""The promises of the doctor: every kind of damage is found, mended without losing a result, and stays mended."""
+"""The promises of the doctor: every kind of damage is found, repaired without losing a result, and stays repaired."""
 
 import json
 import os
@@ -270,7 +270,7 @@ DAMAGES: list[tuple[Callable[[StoreUnderTest], None], set[Kind]]] = [
 
 
 @pytest.mark.parametrize(("damage", "expected"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
-def test_damage_is_found_and_mended_for_good(
+def test_damage_is_found_and_repaired_for_good(
     damage: Callable[[StoreUnderTest], None], expected: set[Kind], case: StoreUnderTest
 ) -> None:
     damage(case)
@@ -279,9 +279,9 @@ def test_damage_is_found_and_mended_for_good(
     assert set(kinds(check_store(case.root))) == expected
     assert case.dump() == damaged
 
-    mended = check_store(case.root, fix=True)
-    assert set(kinds(mended)) == expected
-    assert mended.remaining == 0
+    repaired = check_store(case.root, fix=True)
+    assert set(kinds(repaired)) == expected
+    assert repaired.remaining == 0
     assert case.keeps(before)
 
     after = case.dump()
@@ -294,10 +294,10 @@ def test_what_a_user_has_put_into_the_bin_stays_there(case: StoreUnderTest) -> N
     run_id = other.user_attrs["run_id"]
     case.client.delete_run(run_id)
 
-    mended = check_store(case.root, fix=True)
+    repaired = check_store(case.root, fix=True)
 
-    assert kinds(mended) == []
-    assert "1 runs lie in MLflow's bin: left there." in mended.notes
+    assert kinds(repaired) == []
+    assert "1 runs are deleted in MLflow: left as they are." in repaired.notes
     assert case.client.get_run(run_id).info.lifecycle_stage == "deleted"
 
 
@@ -305,10 +305,10 @@ def test_a_study_that_a_user_has_put_into_the_bin_stays_there(case: StoreUnderTe
     run_id = case.study_run().info.run_id
     case.client.delete_run(run_id)
 
-    mended = check_store(case.root, fix=True)
+    repaired = check_store(case.root, fix=True)
 
-    assert kinds(mended) == []
-    assert f"Study {STUDY} is in MLflow's bin: left there." in mended.notes
+    assert kinds(repaired) == []
+    assert f"Study {STUDY} is deleted in MLflow: left as it is." in repaired.notes
     assert case.client.get_run(run_id).info.lifecycle_stage == "deleted"
 
 
@@ -400,7 +400,7 @@ def test_a_registry_that_is_being_changed_is_left_alone(case: StoreUnderTest) ->
 
 
 @pytest.mark.parametrize("is_copy", [False, True], ids=["moved", "copied"])
-def test_a_store_in_another_folder_gets_its_addresses_mended(
+def test_a_store_in_another_folder_gets_its_addresses_repaired(
     is_copy: bool, case: StoreUnderTest, tmp_path: Path
 ) -> None:
     before, there = case.results(), tmp_path / "another folder_"
@@ -534,9 +534,9 @@ def test_a_run_that_names_another_trial_is_led_back_to_its_own(case: StoreUnderT
     trial = case.best()
     case.client.set_tag(case.run_of(trial).info.run_id, "trial", "9")
 
-    mended = check_store(case.root, fix=True)
+    repaired = check_store(case.root, fix=True)
 
-    assert [result.finding.kind for result in mended.results] == [Kind.STATUS_MISMATCH]
+    assert [result.finding.kind for result in repaired.results] == [Kind.STATUS_MISMATCH]
     assert case.run_of(trial).data.tags["trial"] == str(trial.number)
     assert check_store(case.root).results == ()
 

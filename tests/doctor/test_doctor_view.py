@@ -41,12 +41,12 @@ def test_ids_and_commands_are_whole_at_any_width(width: int) -> None:
     assert OTHER in text
     assert "[bold]model.keras[/bold] altered" in " ".join(text.split())
     command = f"python -m experiments.doctor --fix --store '{STORE.root}'"
-    assert text.endswith(f"4 found in {STORE.root}. 3 can be mended:\n    {command}\n")
+    assert text.endswith(f"4 found in {STORE.root}. 3 can be repaired:\n    {command}\n")
 
 
 def test_after_a_repair_each_says_what_was_done_or_is_left() -> None:
     results = (CheckedFinding(FOUND[0], "its run is KILLED"), CheckedFinding(FOUND[2]))
-    text = shown(CheckReport(STORE, True, results, ("1 runs lie in MLflow's bin: left there.",)), 80)
+    text = shown(CheckReport(STORE, True, results, ("1 runs are deleted in MLflow: left as they are.",)), 80)
     assert text.splitlines() == [
         "study without a process",
         f"    digits-smoke: run {RUN} is RUNNING, and no",
@@ -55,6 +55,6 @@ def test_after_a_repair_each_says_what_was_done_or_is_left() -> None:
         "damaged database",
         "    optuna.db: is gone",
         "    left: nothing: restore the file from a copy",
-        "1 runs lie in MLflow's bin: left there.",
-        f"2 found in {STORE.root}, 1 mended, 1 left.",
+        "1 runs are deleted in MLflow: left as they are.",
+        f"2 found in {STORE.root}, 1 repaired, 1 left.",
     ]

@@ -171,7 +171,7 @@ def nothing_is_silent(found: Found, lives: Iterable[Life]) -> None:
             continue
         assert run.data.tags["cause"], run.info.run_name
         label = f"trial {number:03d}" + (f" repeat {repeat}" if repeat else "")
-        assert re.search(rf"{label}:? (was cut off in attempt {attempt}\b|stopped from outside)", shown), label
+        assert re.search(rf"{label}:? (was interrupted in attempt {attempt}\b|stopped from outside)", shown), label
 
 
 def check(found: Found, lives: Sequence[Life], total: int) -> None:

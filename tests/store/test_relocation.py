@@ -1,4 +1,4 @@
-"""The promise of a moved store: however many commands find it at once, its addresses are mended once and whole."""
+"""The promise of a moved store: however many commands find it at once, its addresses are repaired once and whole."""
 
 import shutil
 import sqlite3

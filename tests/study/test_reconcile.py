@@ -63,7 +63,7 @@ class Killed:
         return trial.number, run_id
 
     def close(self, begun: tuple[int, str], result: TrialResult, repeat: int = 0) -> None:
-        """Close the run of an attempt as the coordinator does; the trial storage does not hear of it."""
+        """Close the run of an attempt as the coordinator does; the trial storage has no result of it."""
         spec = TrialSpec(begun[0], result.attempt, Hyperparameters(), 0, begun[1], Precision.FLOAT32, repeat)
         self.runs.close_trial(spec, result)
 
@@ -86,7 +86,9 @@ def test_trials_left_running_wait_and_their_runs_are_killed(killed: Killed) -> N
     for run_id in (first_run, second_run):
         assert killed.status(run_id) == ("KILLED", "interrupted")
         assert killed.client.get_run(run_id).data.tags["cause"] == "the coordinator died"
-    assert lines == [f"trial {number:03d} was cut off in attempt 1; it is waiting now" for number in (first, second)]
+    assert lines == [
+        f"trial {number:03d} was interrupted in attempt 1; it is waiting now" for number in (first, second)
+    ]
     assert killed.begin()[0] == first
 
 
@@ -113,7 +115,9 @@ def test_a_model_whose_logging_was_cut_off_is_given_up_and_those_of_others_are_l
 
     lines = reconcile(killed.trial_storage, killed.runs)
 
-    assert lines[1:] == [f"model {abandoned.model_id} of run {run_id} was cut off while it was logged; it is FAILED"]
+    assert lines[1:] == [
+        f"model {abandoned.model_id} of run {run_id} was interrupted while it was logged; it is FAILED"
+    ]
     assert client.get_logged_model(abandoned.model_id).status is LoggedModelStatus.FAILED
     assert client.get_logged_model(of_other.model_id).status is LoggedModelStatus.PENDING
     assert reconcile(killed.trial_storage, killed.runs) == []
@@ -123,7 +127,7 @@ def test_after_three_returns_the_attempt_that_is_cut_off_is_the_last(killed: Kil
     for attempt in range(1, MAX_RETRIES + 2):
         number, _ = killed.begin()
         (line,) = reconcile(killed.trial_storage, killed.runs)
-        assert line.startswith(f"trial {number:03d} was cut off in attempt {attempt}")
+        assert line.startswith(f"trial {number:03d} was interrupted in attempt {attempt}")
 
     (record,) = killed.trial_storage.records()
     assert (record.state, record.reason) == (TrialState.FAILED, FailReason.INTERRUPTED)
@@ -143,8 +147,8 @@ def test_an_attempt_that_was_superseded_before_its_end_was_written_down_is_no_or
     tags = killed.client.get_run(first).data.tags
     assert (tags["superseded_by"], "orphan" in tags) == (second, False)
     assert sorted(line.split(";")[0] for line in lines) == [
-        "trial 000 was cut off in attempt 1",
-        "trial 000 was cut off in attempt 2",
+        "trial 000 was interrupted in attempt 1",
+        "trial 000 was interrupted in attempt 2",
     ]
 
 
@@ -227,7 +231,7 @@ def test_no_result_is_trained_twice_that_the_ledger_did_not_hear_of(killed: Kill
     assert killed.trial_storage.trial(1).value == 0.25
     assert [killed.status(run_id)[0] for run_id in runs] == ["FINISHED", "KILLED", "FAILED"]
     assert [killed.client.get_run(run_id).info.run_name for run_id in runs] == [run_name(one) for one in ENDINGS]
-    assert all("the trial storage did not hear of it" in line for line in lines[:3])
+    assert all("its result is not in the trial storage" in line for line in lines[:3])
     assert killed.client.get_run(killed.study_run).data.metrics["best_objective"] == 0.5
 
 

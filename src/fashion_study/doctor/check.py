@@ -43,7 +43,7 @@ def check_store(root: Path, fix: bool = False) -> CheckReport:
     """
     store = find_store(root, needs="either")
     notes: list[str] = []
-    with store_failures(store, "What was mended before stays mended; call the doctor again when it answers."):
+    with store_failures(store, "What was repaired stays repaired; call the doctor again when it answers."):
         results = tuple(
             CheckedFinding(found, found.repair() if fix and found.repair else None) for found in _findings(store, notes)
         )
@@ -62,7 +62,7 @@ def _findings(store: Store, notes: list[str]) -> Iterator[Finding]:
         notes.append("Nothing else was looked at: a damaged database tells nothing that can be trusted.")
         return
     if store.is_embedded and not (store.root / "mlflow.db").is_file():
-        notes.append("No study of this store has got as far as a run: run_study goes on with it.")
+        notes.append("No study of this store has a run yet: run_study goes on with it.")
         return
     for move in moves(store):
         yield _moved(store, move)
@@ -96,7 +96,7 @@ def _of_open_store(store: Store, notes: list[str]) -> Iterator[Finding]:
     yield from damaged_reproductions(context)
     yield from orphan_runs(context)
     if moves(store):
-        notes.append("Files and registry are looked at once the addresses are mended.")
+        notes.append("Files and registry are checked once the addresses are repaired.")
         return
     yield from damaged_files(context)
     yield from damaged_registry(context)

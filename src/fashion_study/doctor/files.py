@@ -93,9 +93,9 @@ def _damaged(context: CheckContext, run: Run, damage: str) -> Finding:
     def repair() -> str:
         if damage:
             context.client.set_tag(run.info.run_id, DAMAGED, damage)
-            return "the run says so"
+            return "the run has a tag that says so"
         context.client.delete_tag(run.info.run_id, DAMAGED)
-        return "the run says so no more"
+        return "the tag is removed from the run"
 
     what = damage or f"its files are back, and it still says {run.data.tags[DAMAGED]!r}"
     remedy = "writes it on the run; bring the file back from a copy" if damage else "takes that from the run"

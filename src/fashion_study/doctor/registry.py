@@ -70,7 +70,7 @@ def _damaged_version(registry: Registry, version: Version) -> Iterator[Finding]:
 
 
 def _deleted(registry: Registry, version: Version) -> Finding:
-    what = f"has its run {version.run_id} in MLflow's bin"
+    what = f"comes from the run {version.run_id}, which is deleted in MLflow"
     repair = repairing("restored", registry.client.restore_run, version.run_id)
     return Finding(Kind.DELETED_RUN, str(version), what, "restores the run", repair)
 
@@ -81,11 +81,11 @@ def _damaged(registry: Registry, version: Version, damage: str) -> Finding:
     def repair() -> str:
         if not damage:
             registry.client.delete_model_version_tag(version.name, str(version.number), DAMAGED)
-            return "it says so no more"
+            return "the tag is removed from it"
         registry.tag(version, {DAMAGED: damage})
         if is_challenger:
             registry.remove_alias(version.name, CHALLENGER)
-        return "the version says so"
+        return "the version has a tag that says so"
 
     if not damage:
         what = f"is sound again, and still says {version.tags[DAMAGED]!r}"
@@ -118,6 +118,6 @@ def _stale_alias(registry: Registry, model: RegisteredModel) -> Iterator[Finding
         return
 
     repair = repairing(f"it is {previous or 'gone'}", sync_alias, registry, model)
-    what = f"points to {shown or 'nothing'}, and {previous or 'nobody'} was champion before"
+    what = f"points to {shown or 'nothing'}, and {previous or 'no version'} was champion before"
     remedy = f"points it to {previous}" if previous else "takes the alias away"
     yield Finding(Kind.PREVIOUS_CHAMPION, f"{model.name}@{PREVIOUS_CHAMPION}", what, remedy, repair)

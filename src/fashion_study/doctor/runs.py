@@ -54,7 +54,7 @@ def orphan_runs(context: CheckContext) -> Iterator[Finding]:
     runs = context.runs()
     if deleted := sum(run.info.lifecycle_stage != "active" for run in runs):
         # A user's decision, and no damage.
-        context.notes.append(f"{deleted} runs lie in MLflow's bin: left there.")
+        context.notes.append(f"{deleted} runs are deleted in MLflow: left as they are.")
     # A trial storage elsewhere may be another one than that of these runs.
     if not context.store.is_embedded or context.store.database is not None or not context.store.has_trials:
         return

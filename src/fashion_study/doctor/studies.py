@@ -55,12 +55,12 @@ def _damaged_study(context: CheckContext, trial_storage: TrialStorage) -> Iterat
     run = find_run(context.client, run_id)
     if run is None:
         what = f"has lost its run {run_id}, which was deleted for good"
-        remedy = "nothing: start the study anew under another name with --study"
+        remedy = "nothing: start the study again under another name with --study"
         yield Finding(Kind.LOST_RUN, trial_storage.name, what, remedy)
         return
     if run.info.lifecycle_stage != "active":
         # A user's decision, and no damage: run_study restores it where the study goes on.
-        context.notes.append(f"Study {trial_storage.name} is in MLflow's bin: left there.")
+        context.notes.append(f"Study {trial_storage.name} is deleted in MLflow: left as it is.")
         return
     runs = StudyRuns(context.client, trial_storage.attrs["experiment_id"], run_id)
     context.run_trees.update(runs.unlinked(trial_storage.attrs.get(TOKEN)))

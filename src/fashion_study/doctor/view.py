@@ -36,10 +36,10 @@ def _summary(report: CheckReport) -> str:
     if not count:
         return f"Nothing is wrong with {root}."
     if report.is_fixing:
-        return f"{count} found in {root}, {count - report.remaining} mended, {report.remaining} left."
-    mendable = sum(result.finding.repair is not None for result in report.results)
-    if not mendable:
-        return f"{count} found in {root}. None can be mended here."
+        return f"{count} found in {root}, {count - report.remaining} repaired, {report.remaining} left."
+    repairable = sum(result.finding.repair is not None for result in report.results)
+    if not repairable:
+        return f"{count} found in {root}. None can be repaired here."
     # On a line of its own, to be copied.
     command = f"python -m experiments.doctor --fix --store {shlex.quote(str(root))}"
-    return f"{count} found in {root}. {mendable} can be mended:\n{INDENT}{command}"
+    return f"{count} found in {root}. {repairable} can be repaired:\n{INDENT}{command}"

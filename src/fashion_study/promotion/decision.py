@@ -55,7 +55,7 @@ class PromotionConfig(Frozen):
         }
         if self.rollback and (extra := next((option for option, is_given in beside.items() if is_given), None)):
             raise BadInputError(
-                f"--rollback goes one step back, whoever is there; {extra} does not go with it. "
+                f"--rollback goes one step back from the champion; {extra} does not go with it. "
                 "Expected --rollback alone, or with --study to say of which data set."
             )
         if self.force is not None and self.dry_run:

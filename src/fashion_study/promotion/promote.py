@@ -197,6 +197,6 @@ def _dataset(version: Version) -> str:
     if (name := version.tags.get("dataset")) not in KINDS:
         raise DamagedModelError(
             f"{version} has the tag dataset = {name!r}. Expected one of {', '.join(KINDS)}. "
-            "Run its study again, which registers it anew."
+            "Run its study again, which registers it."
         )
     return str(name)

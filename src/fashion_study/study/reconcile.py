@@ -81,7 +81,7 @@ class _Comparison:
             yield self._second_study_run(run_id)
 
     def _deleted(self, attempt: Attempt) -> Finding:
-        what = f"is not finished, and has its run {attempt.run_id} in MLflow's bin"
+        what = f"is not finished, and its run {attempt.run_id} is deleted in MLflow"
         repair = repairing("it is restored now", self._runs.restore, attempt.run_id)
         return Finding(Kind.DELETED_RUN, attempt.label, what, "restores the run", repair)
 
@@ -111,7 +111,7 @@ class _Comparison:
 
             def note() -> str:
                 trials.set_attrs(**{LOST_RUNS: sorted({*trials.attrs.get(LOST_RUNS, []), record.number})})
-                return "the trial storage says so now"
+                return "it is noted now"
 
             remedy = "notes it in the trial storage, which keeps the result"
             yield Finding(Kind.LOST_RUN, _name(record), what, remedy, note)
@@ -136,7 +136,7 @@ class _Comparison:
             )
             return f"it is {outcome} now, as its run says"
 
-        what = f"ended in attempt {attempt.number}, and the trial storage did not hear of it"
+        what = f"ended in attempt {attempt.number}, and its result is not in the trial storage"
         remedy = f"makes the trial {outcome}, as its run says"
         return Finding(Kind.UNRECORDED_RESULT, _name(record), what, remedy, repair)
 
@@ -153,7 +153,7 @@ class _Comparison:
         gives_up = is_running and record.counted_attempts > MAX_RETRIES
         remedy = f"{'gives the trial up' if gives_up else 'sends the trial back to waiting'}, ends its run"
         kind = Kind.ZOMBIE_TRIAL if is_running else Kind.ZOMBIE_RUN
-        return Finding(kind, _name(record), f"was cut off in attempt {record.attempt}", remedy, repair)
+        return Finding(kind, _name(record), f"was interrupted in attempt {record.attempt}", remedy, repair)
 
     def _unlinked(self, attempts: list[Attempt]) -> Iterator[Finding]:
         """Find the runs that no trial refers to and that are not marked as superseded or as orphans."""
@@ -173,9 +173,9 @@ class _Comparison:
                 yield self._duplicate_current(attempt, _successor(attempt, attempts) or str(successor))
 
     def _wrong_trial(self, attempt: Attempt, owner: int) -> Finding:
-        what = f"says that it is of {attempt.label}, and trial {owner:03d} names it"
-        repair = repairing(f"it says so now: trial {owner:03d}", self._runs.assign, attempt.run_id, owner)
-        remedy = f"lets the run name trial {owner:03d}"
+        what = f"is tagged as a run of {attempt.label}, and belongs to trial {owner:03d}"
+        repair = repairing(f"it is tagged as a run of trial {owner:03d} now", self._runs.assign, attempt.run_id, owner)
+        remedy = f"tags the run with trial {owner:03d}"
         return Finding(Kind.STATUS_MISMATCH, f"run {attempt.run_id}", what, remedy, repair)
 
     def _orphan(self, attempt: Attempt) -> Finding:
@@ -185,9 +185,9 @@ class _Comparison:
 
     def _duplicate_current(self, attempt: Attempt, successor: str) -> Finding:
         where, remedy = f"run {attempt.run_id} of {attempt.label}", f"marks it as superseded by {successor}"
-        done = f"it says now that {successor} superseded it"
+        done = f"it is marked as superseded by {successor} now"
         repair = repairing(done, self._runs.supersede, attempt.run_id, successor)
-        what = "is not the current one, and does not say so"
+        what = "is not the current one, and not marked as superseded"
         return Finding(Kind.DUPLICATE_CURRENT_RUN, where, what, remedy, repair)
 
     def _repeats(self, attempts: list[Attempt]) -> Iterator[Finding]:
@@ -209,9 +209,9 @@ class _Comparison:
                 self._runs.interrupt_trial(attempt.trial, attempt.run_id, CAUSE, TrialState.WAITING)
                 return "its run is ended now"
             self._runs.correct(attempt, outcome, attempt.objective, attempt.reason)
-            return f"its run says that it is {outcome}, and is ended now"
+            return f"its run ended as {outcome}, and is closed now"
 
-        what = f"was cut off in attempt {attempt.number}"
+        what = f"was interrupted in attempt {attempt.number}"
         return Finding(Kind.ZOMBIE_RUN, attempt.label, what, "ends its run", repair)
 
     def _best(self) -> Iterator[Finding]:

@@ -107,7 +107,7 @@ def sync_alias(registry: Registry, model: RegisteredModel) -> None:
 
 def _move(registry: Registry, model: RegisteredModel, target: Version, before: Sequence[Version]) -> None:
     # The tag first, which has no effect until its version is champion; then the champion, in one write, which decides;
-    # the other alias last. The next command mends whatever a kill in between leaves.
+    # the other alias last. The next command repairs what a kill in between leaves.
     numbers = ",".join(str(version.number) for version in before[:LONGEST_LINE])
     registry.tag(target, {LINE: numbers or NOBODY})
     _check_champion(registry.model(model.name), model.champion, "Nothing was moved")

@@ -148,7 +148,7 @@ class Registry:
         if logged.status is not LoggedModelStatus.READY:
             raise DamagedModelError(
                 f"The model of run {run_id} is {logged.status}. Expected READY: its logging was cut off. "
-                "Run the study again; it trains the model anew."
+                "Run the study again; it trains the model again."
             )
         if not known.versions:
             self._create_name(known.name)

@@ -43,7 +43,7 @@ class StudyMetadata:
 
 
 class StudyRuns:
-    """The runs of one study: written while it runs, read and mended after a kill.
+    """The runs of one study: written while it runs, read and repaired after a kill.
 
     Runs are named by their ids; MLflow's active run is never used. `run_id` is the study's own run, empty before
     `open_study` has made it.

@@ -75,4 +75,6 @@ def pending_models(
 def _pending_model(client: MlflowClient, model: LoggedModel) -> Finding:
     where = f"model {model.model_id} of run {model.source_run_id}"
     repair = repairing("it is FAILED", client.finalize_logged_model, model.model_id, "FAILED")
-    return Finding(Kind.PENDING_MODEL, where, "was cut off while it was logged", "marks the model as FAILED", repair)
+    return Finding(
+        Kind.PENDING_MODEL, where, "was interrupted while it was logged", "marks the model as FAILED", repair
+    )

@@ -59,7 +59,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return store, done.stdout
 
 
-def test_the_model_on_raw_pixels_is_registered_and_is_champion_where_there_was_none(
+def test_the_model_on_raw_pixels_becomes_the_first_champion(
     reproduced: tuple[Path, str],
 ) -> None:
     client, runs = runs_in(reproduced[0])
@@ -86,7 +86,7 @@ def test_both_input_scales_become_runs_under_one_parent_run(reproduced: tuple[Pa
         assert parent.data.metrics[f"{scale}_holdout_accuracy_mean"] == run.data.metrics["holdout_accuracy"]
 
 
-def test_it_trains_on_all_training_images_and_counts_each_reading_of_the_holdout(
+def test_it_trains_on_the_pool_and_counts_holdout_readings(
     reproduced: tuple[Path, str],
 ) -> None:
     _, runs = runs_in(reproduced[0])
@@ -119,7 +119,7 @@ def test_the_command_prints_the_table_and_where_the_runs_are(reproduced: tuple[P
     assert "raw, seed 0: epoch 10" in output
 
 
-def test_only_fashion_mnist_stands_beside_the_figures_of_the_post() -> None:
+def test_only_fashion_mnist_is_compared_with_the_post() -> None:
     rows = {row[0]: row[1:] for row in shown(reproduction_on("fashion-mnist", seeds=1))}
     assert rows["accuracy"][0] == "the post"
     assert rows["train"] == ["87.7 %", "87.5 %", "87.5 %"]
@@ -160,14 +160,14 @@ def test_ctrl_c_ends_the_trainings_and_leaves_no_run_open(tmp_path: Path, record
     record_fault("Ctrl-C in a reproduction of the baseline", "I2 I6", phases={"epoch": 1})
 
 
-def test_the_process_that_starts_the_trainings_loads_no_tensorflow() -> None:
+def test_importing_the_reproduction_loads_no_tensorflow() -> None:
     code = "import sys, fashion_study.baseline.reproduce; print(sorted({'tensorflow', 'keras'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.faults
-def test_while_a_promotion_is_running_the_model_is_registered_and_nobody_is_crowned(
+def test_beside_a_promotion_a_model_is_registered_not_promoted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_fault: RecordFault
 ) -> None:
     monkeypatch.setattr("fashion_study.baseline.reproduce.PROMOTION_SECONDS", 0.0)
@@ -180,7 +180,7 @@ def test_while_a_promotion_is_running_the_model_is_registered_and_nobody_is_crow
     record_fault("a promotion while a reproduction registers its model", "I2 I8")
 
 
-def test_a_folder_without_the_images_is_refused_before_a_store_is_made(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused_before_a_store(tmp_path: Path) -> None:
     options = ["--dataset", "fashion-mnist", "--data-dir", str(tmp_path / "nowhere")]
     refused = command(tmp_path / "store", *options)
     done = subprocess.run(refused, cwd=ROOT, capture_output=True, text=True, check=False)

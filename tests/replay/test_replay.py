@@ -195,7 +195,7 @@ def test_a_diverged_trial_diverges_again(desk: Desk, monkeypatch: pytest.MonkeyP
     assert end.again == "diverged after 1 epoch"
 
 
-def test_a_diverged_trial_that_goes_on_is_ended_after_one_epoch_more(desk: Desk) -> None:
+def test_a_diverged_trial_that_goes_on_ends_one_epoch_later(desk: Desk) -> None:
     desk.end(desk.begin(epochs=9), TrialState.FAILED, 1, FailReason.DIVERGED)
 
     result = desk.replay(0)
@@ -215,7 +215,7 @@ def test_a_repeat_is_named_by_how_the_id_of_its_run_begins(desk: Desk, name: str
     assert differing(result) == []
 
 
-def test_a_number_means_the_study_worked_on_last_unless_one_is_named(desk: Desk, name: str) -> None:
+def test_a_number_means_the_latest_study_unless_one_is_named(desk: Desk, name: str) -> None:
     earlier = desk.end(desk.begin(epochs=1), epochs=1)
     later = Desk(desk.store, f"later-{name}")
     later.end(later.begin(epochs=1), epochs=1)
@@ -226,7 +226,7 @@ def test_a_number_means_the_study_worked_on_last_unless_one_is_named(desk: Desk,
         desk.replay(earlier.run_id, f"later-{name}")
 
 
-def test_what_is_different_here_is_listed_with_what_was_not_recorded(desk: Desk) -> None:
+def test_differences_and_what_was_not_recorded_are_listed(desk: Desk) -> None:
     spec = desk.begin()
     desk.end(spec, tags={"threads": "4", "cpu": "a better one"})
     desk.client.set_tag(spec.run_id, "host", "elsewhere")
@@ -239,9 +239,7 @@ def test_what_is_different_here_is_listed_with_what_was_not_recorded(desk: Desk)
     assert "is the same to the bit" in said
 
 
-def test_a_run_of_before_the_threads_were_recorded_gets_a_worker_s_share_of_them(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_without_threads_gets_a_workers_share(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "cpu_count", lambda: 8)
     spec = desk.end(desk.begin(), tags={"other": "tag"})
 
@@ -260,7 +258,7 @@ def test_a_continued_training_goes_on_from_the_same_run(desk: Desk) -> None:
     assert read_recorded(desk.client, spec.run_id).spec.continues == Checkpoint(3, "0" * 32, 2)
 
 
-def test_a_worker_that_dies_ends_the_replay_and_what_it_printed_is_kept(
+def test_a_worker_that_dies_ends_the_replay_and_keeps_its_log(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk.end(desk.begin())

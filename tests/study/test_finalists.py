@@ -75,22 +75,20 @@ def test_the_best_complete_trials_are_the_finalists() -> None:
     assert (plan.repeats, plan.total, plan.note) == (3, 6, None)
 
 
-def test_where_fewer_trials_are_complete_than_were_asked_it_is_said() -> None:
+def test_fewer_complete_trials_than_finalists_are_noted() -> None:
     plan = plan_finalists(RANKED, 5, 2, UNLIMITED)
     assert [trial.number for trial in plan.trials] == [4, 2, 0]
     assert plan.note == "5 finalists with 2 repeats were asked; 3 trials are complete"
 
 
 @pytest.mark.parametrize(("epochs", "finalists", "repeats"), [(18, 3, 3), (17, 2, 3), (6, 1, 3), (4, 1, 2), (3, 0, 3)])
-def test_a_budget_that_is_too_small_leaves_out_finalists_first_and_repeats_then(
-    epochs: int, finalists: int, repeats: int
-) -> None:
+def test_a_small_budget_drops_finalists_first_then_repeats(epochs: int, finalists: int, repeats: int) -> None:
     plan = plan_finalists(RANKED, 3, 3, Budget(epochs=epochs))
     assert (len(plan.trials), plan.repeats) == (finalists, repeats)
     assert (plan.note is None) == (epochs == 18)
 
 
-def test_a_budget_counts_the_epochs_that_a_finalist_had_from_another_trial() -> None:
+def test_a_budget_counts_inherited_epochs() -> None:
     promoted = replace(record(0, 0.9, epochs=3), curve={3: 0.9})
     assert len(plan_finalists([promoted], 1, 2, Budget(epochs=6)).trials) == 1
     assert plan_finalists([promoted], 1, 2, Budget(epochs=5)).trials == ()
@@ -120,7 +118,7 @@ def test_a_steady_finalist_beats_a_lucky_one() -> None:
     assert choose([lucky, steady]) is steady
 
 
-def test_one_repeat_has_no_bound_and_comes_after_those_that_have_one() -> None:
+def test_one_repeat_ranks_after_those_with_a_lower_bound() -> None:
     single, bounded = finalist(0.95, trial=1), finalist(0.90, 0.91, trial=2)
     assert single.lower_bound is None
     assert choose([single, bounded]) is bounded
@@ -133,7 +131,7 @@ def test_without_a_complete_repeat_nobody_wins() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
-def test_the_median_run_has_as_many_better_as_worse_ones_or_one_more(scores: list[float]) -> None:
+def test_the_median_run_is_the_lower_median(scores: list[float]) -> None:
     one = finalist(*scores)
     assert one.median_run is not None
     median = scores[one.run_ids.index(one.median_run)]
@@ -170,7 +168,7 @@ def test_a_second_start_trains_nothing_again() -> None:
     assert second.executor.submitted == []
 
 
-def test_after_a_stop_only_what_is_missing_is_trained_and_the_stopped_run_says_so() -> None:
+def test_after_a_stop_only_the_missing_repeats_are_trained() -> None:
     final = Final()
     final.run(lambda: len(final.executor.submitted) == 3)
     assert [run.status for run in final.tracker.runs.values()] == ["complete", "complete", "interrupted"]
@@ -182,7 +180,7 @@ def test_after_a_stop_only_what_is_missing_is_trained_and_the_stopped_run_says_s
     assert stopped.superseded_by == "run-4-repeat-2-3"
 
 
-def test_a_run_that_a_killed_coordinator_left_running_is_ended_and_trained_again() -> None:
+def test_a_repeat_left_running_by_a_kill_is_trained_again() -> None:
     tracker = MemoryTracker()
     left = tracker.open_trial(4, 1, {}, {}, repeat=1)
     results = Final(tracker=tracker).run()
@@ -191,7 +189,7 @@ def test_a_run_that_a_killed_coordinator_left_running_is_ended_and_trained_again
     assert {len(result.objectives) for result in results} == {3}
 
 
-def test_a_repeat_that_comes_with_the_loss_that_ends_the_study_is_kept() -> None:
+def test_a_repeat_beside_the_loss_that_ends_the_study_is_kept() -> None:
     fates = {(4, 1): SimulatedOutcome.LOST, (2, 1): SimulatedOutcome.LOST}
     # Those that are lost are lost after one epoch.
     records = (*RANKED[:2], record(0, 0.90, epochs=1))
@@ -223,7 +221,7 @@ def test_a_repeat_whose_workers_always_die_is_given_up() -> None:
     assert final.observer.lost[-1][2] is TrialState.FAILED
 
 
-def test_a_store_that_goes_on_failing_ends_the_finalists_and_gives_no_repeat_up() -> None:
+def test_a_store_that_keeps_failing_gives_no_repeat_up() -> None:
     final = Final()
     lost = {(number, attempt): SimulatedOutcome.LOST for number in range(9) for attempt in range(1, 99)}
     for _ in range(MAX_RETRIES + 2):
@@ -237,7 +235,7 @@ def test_a_store_that_goes_on_failing_ends_the_finalists_and_gives_no_repeat_up(
     assert all(len(finalist.objectives) == final.plan.repeats for finalist in finalists)
 
 
-def test_a_repeat_that_diverges_leaves_its_finalist_with_fewer_and_is_not_tried_again() -> None:
+def test_a_repeat_that_diverges_is_not_tried_again() -> None:
     final = Final(fates={(4, 1): SimulatedOutcome.DIVERGED})
     results = final.run()
     assert {result.trial: len(result.objectives) for result in results} == {4: 2, 2: 3}
@@ -246,7 +244,7 @@ def test_a_repeat_that_diverges_leaves_its_finalist_with_fewer_and_is_not_tried_
     assert again.executor.submitted == []
 
 
-def test_what_an_earlier_start_has_measured_counts_whatever_leads_now() -> None:
+def test_repeats_of_an_earlier_start_count_whatever_leads_now() -> None:
     final = Final()
     final.run()
     later = Final(FinalistPlan((), 0), tracker=final.tracker)

@@ -51,7 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return Finished(records, {number: client.get_run(str(record.run_id)) for number, record in records.items()}, lines)
 
 
-def test_a_promoted_trial_goes_on_where_the_best_of_its_rung_stopped(finished: Finished) -> None:
+def test_a_promoted_trial_continues_the_best_of_its_rung(finished: Finished) -> None:
     rung = [finished.records[number] for number in (1, 2, 3)]
     best = max(rung, key=lambda record: (record.objective or 0.0, -record.number))
     promoted = finished.records[5]
@@ -65,6 +65,6 @@ def test_a_promoted_trial_goes_on_where_the_best_of_its_rung_stopped(finished: F
     assert "continuation_lost" not in tags
 
 
-def test_the_study_says_which_engine_led_it_and_goes_on_in_its_rungs(finished: Finished) -> None:
+def test_a_resumed_study_goes_on_in_its_engines_rungs(finished: Finished) -> None:
     assert [finished.records[number].params["epochs"] for number in range(6)] == [2, 1, 1, 1, 3, 3]
     assert any("keras-tuner hyperband" in line for line in finished.lines)

@@ -31,11 +31,11 @@ RECORDS = (
 )
 
 
-def test_complete_trials_come_first_then_who_was_pruned_latest_and_best_then_the_rest() -> None:
+def test_complete_trials_rank_first_then_those_pruned_latest() -> None:
     assert [ranked.number for ranked in rank(RECORDS)] == [3, 0, 7, 8, 5, 2, 6, 4, 1]
 
 
-def test_a_trial_that_goes_on_from_another_s_model_shows_how_far_it_came() -> None:
+def test_a_continued_trial_shows_its_last_epoch() -> None:
     promoted = record(0, objective=0.8, curve={2: 0.7, 3: 0.8})
     further = record(1, TrialState.PRUNED, curve={3: 0.3})
     ranked = rank((promoted, record(2, TrialState.PRUNED, curve={1: 0.2, 2: 0.9}), further))
@@ -48,7 +48,7 @@ def test_the_order_of_the_records_does_not_matter() -> None:
     assert rank(reversed(RECORDS)) == rank(RECORDS)
 
 
-def test_the_table_has_a_row_for_each_trial_and_a_column_for_each_parameter() -> None:
+def test_the_table_has_rows_of_trials_columns_of_parameters() -> None:
     frame = table(rank(RECORDS))
 
     assert list(frame.columns) == [

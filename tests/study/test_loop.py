@@ -163,7 +163,7 @@ def test_a_higher_total_adds_the_difference() -> None:
     assert more.trial_storage.counted() == 5
 
 
-def test_a_worker_is_asked_for_what_the_space_and_the_ledger_say() -> None:
+def test_a_worker_gets_what_space_and_trial_storage_say() -> None:
     study = Study(trials=3)
 
     study.run()
@@ -176,7 +176,7 @@ def test_a_worker_is_asked_for_what_the_space_and_the_ledger_say() -> None:
         assert study.runs.runs[spec.run_id].tags == {"seed": str(spec.seed), "precision": "float32"}
 
 
-def test_every_epoch_reaches_the_run_the_ledger_and_the_observer() -> None:
+def test_every_epoch_reaches_run_trial_storage_and_observer() -> None:
     study = Study(trials=4, slots=2)
 
     study.run()
@@ -218,7 +218,7 @@ def test_reports_are_answered_before_anything_is_written() -> None:
         assert study.journal.index(answer) < study.journal.index(answer.replace("answer", "log"))
 
 
-def test_a_result_is_safe_before_its_worker_is_busy_again_and_the_rest_is_written_afterwards() -> None:
+def test_a_result_is_recorded_before_its_worker_is_busy_again() -> None:
     study = Study(trials=3)
 
     study.run()
@@ -228,7 +228,7 @@ def test_a_result_is_safe_before_its_worker_is_busy_again_and_the_rest_is_writte
         assert recorded < study.journal.index(f"submit {number + 1}/1") < closed
 
 
-def test_runs_are_closed_before_the_ledger_is_told() -> None:
+def test_runs_are_closed_before_the_trial_storage_is_told() -> None:
     states: list[TrialState] = []
 
     class Watching(MemoryTracker):
@@ -259,7 +259,7 @@ def test_hopeless_trials_are_pruned_and_the_baseline_never() -> None:
         assert run.status == "pruned"
 
 
-def test_a_verdict_ends_a_trial_there() -> None:
+def test_a_prune_decision_ends_a_trial_there() -> None:
     study = Study(trials=3, space=smoke_with(epochs=4), engine=PruneEverything)
 
     study.run()
@@ -268,7 +268,7 @@ def test_a_verdict_ends_a_trial_there() -> None:
     assert study.executor.epochs == 3
 
 
-def test_a_verdict_after_the_last_epoch_comes_too_late() -> None:
+def test_a_prune_decision_after_the_last_epoch_comes_too_late() -> None:
     study = Study(trials=3, space=smoke_with(epochs=1), engine=PruneEverything)
 
     study.run()
@@ -290,7 +290,7 @@ def test_after_the_deadline_nothing_starts_and_what_runs_ends(monkeypatch: pytes
     assert study.trial_storage.records()[4].attempt == 0
 
 
-def test_an_interrupted_study_sends_its_running_trials_back_and_ends_their_runs() -> None:
+def test_an_interruption_requeues_trials_and_ends_their_runs() -> None:
     study = Study(trials=9, slots=2, space=smoke_with(epochs=4))
 
     study.run(interrupted_after(study, 11))
@@ -307,7 +307,7 @@ def test_an_interrupted_study_sends_its_running_trials_back_and_ends_their_runs(
     ]
 
 
-def test_a_proposal_that_nobody_began_is_withdrawn_without_counting_an_attempt() -> None:
+def test_a_proposal_not_begun_is_requeued_without_an_attempt() -> None:
     study = Study(trials=9, space=smoke_with(epochs=4))
 
     study.run(interrupted_after(study, 2))
@@ -333,7 +333,7 @@ def evidence(study: Study) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "qmc"])
-def test_with_one_worker_an_interrupted_study_goes_on_as_if_nothing_had_happened(sampler: SamplerName) -> None:
+def test_interruptions_change_no_trial_of_a_study_of_one_worker(sampler: SamplerName) -> None:
     # Past its first ten trials TPE learns from what came before.
     whole = Study(trials=14, sampler=sampler, pruner="hyperband")
     whole.run()
@@ -395,7 +395,7 @@ def with_workers_that_come_and_go(study: Study) -> Study:
     return study
 
 
-def test_a_study_waits_for_its_first_worker_and_for_another_one_after_the_last_is_lost() -> None:
+def test_a_study_waits_for_workers_that_come_and_go() -> None:
     study = with_workers_that_come_and_go(
         Study(trials=3, fates={(1, 1): SimulatedOutcome.LOST, (2, 1): SimulatedOutcome.LOST})
     )
@@ -406,7 +406,7 @@ def test_a_study_waits_for_its_first_worker_and_for_another_one_after_the_last_i
     assert [key for key, _, _ in study.observer.lost] == [(1, 1), (2, 1)]
 
 
-def test_a_study_without_a_worker_ends_where_nothing_is_left_to_train() -> None:
+def test_without_a_worker_a_finished_study_ends() -> None:
     study = Study(trials=2)
     study.run()
     again = with_workers_that_come_and_go(study.again())
@@ -418,9 +418,7 @@ def test_a_study_without_a_worker_ends_where_nothing_is_left_to_train() -> None:
 
 
 @pytest.mark.parametrize("is_late", [False, True], ids=["interrupted", "after its deadline"])
-def test_a_study_without_a_worker_can_be_ended_and_withdraws_what_it_proposed(
-    is_late: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_worker_a_study_can_be_stopped(is_late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     study = with_workers_that_come_and_go(Study(trials=2, deadline=-3.5 if is_late else None))
     # A second passes with each wait.
     clock = SimpleNamespace(monotonic=lambda: -study.executor.absent)  # type: ignore[attr-defined]
@@ -438,7 +436,7 @@ def with_failing_store(study: Study) -> Study:
     return study
 
 
-def test_a_store_that_fails_a_worker_for_a_moment_costs_no_attempt() -> None:
+def test_a_store_that_fails_for_a_moment_costs_no_attempt() -> None:
     fates = {(number, 1): SimulatedOutcome.LOST for number in (0, 2)}
     study = with_failing_store(Study(trials=4, fates=fates))
 
@@ -456,7 +454,7 @@ def test_a_store_that_fails_a_worker_for_a_moment_costs_no_attempt() -> None:
         pytest.param(2, [(1, 1), (1, 2)], id="a trial again after another one's result"),
     ],
 )
-def test_a_store_that_goes_on_failing_ends_the_study_and_no_trial_is_given_up(slots: int, lost: list[Key]) -> None:
+def test_a_store_that_keeps_failing_gives_no_trial_up(slots: int, lost: list[Key]) -> None:
     study = Study(trials=2, slots=slots, fates=dict.fromkeys(lost, SimulatedOutcome.LOST), space=smoke_with(epochs=1))
     for _ in range(MAX_RETRIES + 2):
         with pytest.raises(StoreError, match=r"signal SIGKILL.*the same command goes on"):
@@ -471,7 +469,7 @@ def test_a_store_that_goes_on_failing_ends_the_study_and_no_trial_is_given_up(sl
     assert set(study.states()) == {TrialState.COMPLETE}
 
 
-def test_a_result_that_comes_with_the_loss_that_ends_the_study_is_kept() -> None:
+def test_a_result_beside_the_loss_that_ends_the_study_is_kept() -> None:
     fates = {(number, 1): SimulatedOutcome.LOST for number in (0, 1)}
     study = with_failing_store(Study(trials=3, slots=3, fates=fates, space=smoke_with(epochs=1)))
 
@@ -536,7 +534,7 @@ def test_the_last_point_of_a_grid_is_tried_again_when_it_is_lost() -> None:
     assert proposals.exhausted is not None
 
 
-def test_a_space_of_few_points_ends_the_study_when_each_was_tried_once() -> None:
+def test_a_small_space_ends_the_study_when_each_point_was_tried() -> None:
     study = Study(
         trials=50, slots=3, space=few_points(), fates={(2, 1): SimulatedOutcome.LOST, (4, 1): SimulatedOutcome.ERROR}
     )
@@ -555,7 +553,7 @@ def test_a_space_of_few_points_ends_the_study_when_each_was_tried_once() -> None
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
-def test_with_one_worker_a_study_of_few_points_goes_on_after_interruptions_as_if_none_had_been(
+def test_interruptions_change_no_trial_of_a_small_space(
     sampler: SamplerName,
 ) -> None:
     whole = Study(trials=50, space=few_points(), sampler=sampler)
@@ -580,7 +578,7 @@ def test_what_comes_after_a_trial_sees_it_written_down() -> None:
     assert seen == [(1, 1), (2, 2), (3, 3)]
 
 
-def test_an_observer_sees_every_attempt_begin_and_every_trial_end() -> None:
+def test_an_observer_sees_attempts_begin_and_trials_end() -> None:
     study = Study(trials=4, fates={(1, 1): SimulatedOutcome.LOST, (2, 1): SimulatedOutcome.ERROR})
 
     study.run()
@@ -590,7 +588,7 @@ def test_an_observer_sees_every_attempt_begin_and_every_trial_end() -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_a_budget_of_epochs_is_a_total_that_lets_running_trials_end(slots: int) -> None:
+def test_an_epoch_budget_is_a_total_and_running_trials_end(slots: int) -> None:
     study = Study(trials=100, slots=slots, space=smoke_with(epochs=3), epoch_budget=7)
 
     study.run()

@@ -104,9 +104,7 @@ def test_what_has_ended_is_left_alone(killed: Killed) -> None:
     assert killed.trial_storage.records() == before
 
 
-def test_a_model_whose_logging_was_cut_off_is_given_up_and_those_of_others_are_left_alone(
-    killed: Killed, store: Store, client: MlflowClient
-) -> None:
+def test_a_pending_model_fails_and_those_of_others_stay(killed: Killed, store: Store, client: MlflowClient) -> None:
     _, run_id = killed.begin()
     abandoned = client.create_logged_model(killed.experiment_id, name="model", source_run_id=run_id)
     other = Killed(store, client, "another study")
@@ -123,7 +121,7 @@ def test_a_model_whose_logging_was_cut_off_is_given_up_and_those_of_others_are_l
     assert reconcile(killed.trial_storage, killed.runs) == []
 
 
-def test_after_three_returns_the_attempt_that_is_cut_off_is_the_last(killed: Killed) -> None:
+def test_after_three_retries_an_attempt_cut_off_is_the_last(killed: Killed) -> None:
     for attempt in range(1, MAX_RETRIES + 2):
         number, _ = killed.begin()
         (line,) = reconcile(killed.trial_storage, killed.runs)
@@ -136,7 +134,7 @@ def test_after_three_returns_the_attempt_that_is_cut_off_is_the_last(killed: Kil
     assert [attempt.status for attempt in killed.runs.attempts()] == ["KILLED"] * MAX_RETRIES + ["FAILED"]
 
 
-def test_an_attempt_that_was_superseded_before_its_end_was_written_down_is_no_orphan(killed: Killed) -> None:
+def test_an_attempt_superseded_before_its_end_is_no_orphan(killed: Killed) -> None:
     number, first = killed.begin()
     killed.trial_storage.release(number)
     _, second = killed.begin()
@@ -152,7 +150,7 @@ def test_an_attempt_that_was_superseded_before_its_end_was_written_down_is_no_or
     ]
 
 
-def test_a_run_that_was_opened_for_no_attempt_is_ended_and_marked(killed: Killed) -> None:
+def test_a_run_of_no_attempt_is_ended_and_marked(killed: Killed) -> None:
     orphan = killed.runs.open_trial(5, 1, {}, {})
 
     (line,) = reconcile(killed.trial_storage, killed.runs)
@@ -163,7 +161,7 @@ def test_a_run_that_was_opened_for_no_attempt_is_ended_and_marked(killed: Killed
     assert "orphan" in killed.client.get_run(orphan).data.tags
 
 
-def test_a_run_of_the_study_that_a_kill_kept_from_being_named_is_ended_and_marked(killed: Killed) -> None:
+def test_a_second_run_of_the_study_is_ended_and_marked(killed: Killed) -> None:
     metadata = StudyMetadata(killed.name, "", {}, {})
     second = StudyRuns(killed.client, killed.experiment_id)
     nameless = second.open_study(metadata, None, killed.trial_storage.token)
@@ -177,9 +175,7 @@ def test_a_run_of_the_study_that_a_kill_kept_from_being_named_is_ended_and_marke
     assert nothing_is_left(killed)
 
 
-def test_killed_while_an_attempt_begins_its_number_never_comes_again(
-    killed: Killed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_as_an_attempt_begins_its_number_is_not_reused(killed: Killed, monkeypatch: pytest.MonkeyPatch) -> None:
     write = TrialStorage._set_attr
     written: list[str] = []
 
@@ -200,7 +196,7 @@ def test_killed_while_an_attempt_begins_its_number_never_comes_again(
     assert len(set(numbers)) == len(numbers) == 2
 
 
-def test_a_proposal_that_no_worker_had_begun_waits_and_was_no_attempt(killed: Killed) -> None:
+def test_a_proposal_no_worker_had_begun_waits_without_attempt(killed: Killed) -> None:
     killed.trial_storage.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
 
     (line,) = reconcile(killed.trial_storage, killed.runs)
@@ -211,7 +207,7 @@ def test_a_proposal_that_no_worker_had_begun_waits_and_was_no_attempt(killed: Ki
 
 
 @pytest.mark.parametrize("is_ended", [False, True], ids=["tagged", "closed"])
-def test_no_result_is_trained_twice_that_the_ledger_did_not_hear_of(killed: Killed, is_ended: bool) -> None:
+def test_an_unrecorded_result_is_not_trained_twice(killed: Killed, is_ended: bool) -> None:
     runs = []
     for result in ENDINGS:
         runs.append(killed.begin()[1])
@@ -235,7 +231,7 @@ def test_no_result_is_trained_twice_that_the_ledger_did_not_hear_of(killed: Kill
     assert killed.client.get_run(killed.study_run).data.metrics["best_objective"] == 0.5
 
 
-def test_a_result_that_an_earlier_start_sent_back_to_waiting_counts_all_the_same(killed: Killed) -> None:
+def test_a_result_of_a_trial_sent_back_to_waiting_counts(killed: Killed) -> None:
     begun = killed.begin()
     killed.close(begun, ENDINGS[0])
     killed.trial_storage.requeue_unstarted(begun[0])
@@ -272,7 +268,7 @@ def test_a_finalist_s_repeat_keeps_its_result_or_is_ended(killed: Killed) -> Non
     assert killed.client.get_run(done).info.run_name == "000 r1  0.5000"
 
 
-def test_a_run_that_was_deleted_is_restored_where_its_trial_goes_on(killed: Killed) -> None:
+def test_a_deleted_run_is_restored_where_its_trial_goes_on(killed: Killed) -> None:
     begun = killed.begin()
     killed.client.delete_run(begun[1])
 
@@ -296,7 +292,7 @@ def test_a_run_that_was_deleted_after_its_end_stays_deleted(killed: Killed) -> N
     assert killed.trial_storage.records()[0].objective == 0.5
 
 
-def test_a_run_that_is_gone_for_good_costs_its_attempt_but_no_result(killed: Killed) -> None:
+def test_a_run_gone_for_good_costs_its_attempt_but_no_result(killed: Killed) -> None:
     ended, abandoned = killed.begin(), killed.begin()
     killed.close(ended, ENDINGS[0])
     killed.trial_storage.close(ENDINGS[0])
@@ -320,7 +316,7 @@ def test_a_run_that_is_gone_for_good_costs_its_attempt_but_no_result(killed: Kil
     assert nothing_is_left(killed)
 
 
-def test_what_something_else_than_a_kill_did_to_a_trial_that_has_ended_is_left_to_the_doctor(killed: Killed) -> None:
+def test_what_no_kill_did_to_an_ended_trial_is_the_doctors(killed: Killed) -> None:
     begun = killed.begin()
     killed.close(begun, ENDINGS[0])
     killed.trial_storage.close(ENDINGS[0])

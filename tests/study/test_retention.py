@@ -71,7 +71,7 @@ def bench(store: ModelStore, request: pytest.FixtureRequest) -> Bench:
     return Bench(store, request.node.name)
 
 
-def test_the_best_stay_and_the_others_make_room_as_the_study_goes(bench: Bench) -> None:
+def test_the_best_models_stay_as_the_study_goes(bench: Bench) -> None:
     keeper = bench.keeper(2)
     kept = []
     for objective in (0.1, 0.5, 0.4, 0.6, 0.3):
@@ -85,7 +85,7 @@ def test_the_best_stay_and_the_others_make_room_as_the_study_goes(bench: Bench) 
     assert bench.notes == []
 
 
-def test_a_trial_without_its_model_says_why_and_keeps_everything_else(bench: Bench) -> None:
+def test_a_trial_without_model_says_why_and_keeps_the_rest(bench: Bench) -> None:
     for objective in (0.5, 0.1, 0.6):
         bench.add(objective)
     before = bench.client.get_run(bench.runs[1]).data.tags
@@ -108,7 +108,7 @@ def test_by_default_everything_stays(bench: Bench) -> None:
     assert bench.with_files() == {0, 1, 2}
 
 
-def test_what_the_registry_names_stays_whatever_its_rank_and_alias(bench: Bench) -> None:
+def test_registered_models_stay_whatever_their_rank(bench: Bench) -> None:
     for objective in (0.5, 0.1, 0.2, 0.6):
         bench.add(objective)
     for number in (1, 2):
@@ -197,7 +197,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
     return run_study(StudyConfig(**asked, **limits, **finalists, store=store), observer)
 
 
-def test_a_study_keeps_its_best_model_its_baseline_s_and_the_registered_one(ended: StudyResult) -> None:
+def test_a_study_keeps_best_baseline_and_registered_models(ended: StudyResult) -> None:
     client = ended.store.client()
     assert ended.best is not None
     kept = {record.number for record in ended.records if REMOVED not in client.get_run(str(record.run_id)).data.tags}
@@ -229,9 +229,7 @@ def test_the_seconds_of_a_trial_hold_its_training(ended: StudyResult) -> None:
 
 
 @pytest.mark.parametrize("form", ["file://{}", "file://localhost{}", "{}"])
-def test_nothing_outside_the_store_is_taken_away_whatever_its_database_says(
-    form: str, bench: Bench, tmp_path: Path
-) -> None:
+def test_nothing_outside_the_store_is_deleted(form: str, bench: Bench, tmp_path: Path) -> None:
     for objective in (0.5, 0.1, 0.6):
         bench.add(objective)
     victim = tmp_path / "models" / bench.model_id(1) / "artifacts"

@@ -88,7 +88,7 @@ class StoppingAtTheStart(NullObserver):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_a_stop_before_its_finalists_are_begun_leaves_them_to_the_next_start(tmp_path: Path) -> None:
+def test_a_stop_before_the_finalists_leaves_them_to_resume(tmp_path: Path) -> None:
     fixed: dict[str, Any] = {"space": "smoke", "dataset": "digits", "precision": "float32", "trials": 1, "workers": 1}
     trials = StudyConfig(**fixed, store=tmp_path / "store", finalists=0)
     with_finalists = trials.model_copy(update={"finalists": 1, "repeats": 2})
@@ -102,7 +102,7 @@ def test_a_stop_before_its_finalists_are_begun_leaves_them_to_the_next_start(tmp
     assert [len(finalist.run_ids) for finalist in gone_on.finalists] == [2]
 
 
-def test_a_study_whose_own_run_is_gone_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_a_study_whose_run_is_gone_is_refused_with_advice(tmp_path: Path) -> None:
     fixed: dict[str, Any] = {
         "space": "smoke",
         "dataset": "digits",
@@ -132,7 +132,7 @@ def address() -> Iterator[str]:
 
 
 @pytest.mark.faults
-def test_time_and_signals_end_it_cleanly_while_somebody_else_has_the_cluster(address: str, tmp_path: Path) -> None:
+def test_a_stop_is_clean_while_others_have_the_cluster(address: str, tmp_path: Path) -> None:
     store = tmp_path / "store"
     on_ray = ("--executor", "ray", "--address", address)
     # Anything that nodes can import and that begins nothing by itself.

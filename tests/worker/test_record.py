@@ -89,9 +89,7 @@ def test_the_tables_say_what_the_evaluation_says(recorded: Recorded, digits: Dat
     assert first["count"] == recorded.evaluation.confusion[row, column]
 
 
-def test_confused_images_are_named_by_their_index_the_surest_mistakes_first(
-    recorded: Recorded, digits: Dataset
-) -> None:
+def test_confused_images_are_indexed_surest_mistakes_first(recorded: Recorded, digits: Dataset) -> None:
     found, predicted = recorded.table("most_confused.json"), recorded.evaluation.predicted
     assert found["mistakes"] == np.flatnonzero(predicted != digits.validation.labels).tolist()
     for pair in found["pairs"]:
@@ -113,7 +111,7 @@ def test_the_logged_model_predicts_what_was_evaluated(recorded: Recorded, digits
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
 
 
-def test_the_file_holds_weights_and_layers_of_keras_and_nothing_else(recorded: Recorded) -> None:
+def test_a_model_file_has_keras_layers_and_weights_only(recorded: Recorded) -> None:
     path = recorded.model_folder / "data" / "model.keras"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == recorded.logged.sha256
     with zipfile.ZipFile(path) as archive:
@@ -133,9 +131,7 @@ def test_what_the_model_needs_is_pinned(recorded: Recorded) -> None:
     assert all("==" in line for line in found)
 
 
-def test_a_model_is_logged_without_a_look_at_every_installed_file(
-    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logging_a_model_reads_no_list_of_installed_files(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[str] = []
 
     def look() -> dict[str, list[str]]:

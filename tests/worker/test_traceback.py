@@ -46,7 +46,7 @@ def test_a_short_traceback_is_kept_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("letter", ["x", "\n", "é", "\N{PEAR}", "\udce9"], ids=["x", "line", "two", "four", "none"])
-def test_a_long_one_keeps_its_beginning_and_its_end_and_fits_into_one_write(letter: str) -> None:
+def test_a_long_traceback_is_cut_to_fit_into_one_write(letter: str) -> None:
     result = failed(f"first{letter * 2**20}last")
     assert result.message.startswith("Traceback (most recent call last)")
     assert result.message.endswith("last\n")
@@ -56,7 +56,7 @@ def test_a_long_one_keeps_its_beginning_and_its_end_and_fits_into_one_write(lett
 
 
 @pytest.mark.faults
-def test_a_worker_that_is_stopped_while_it_writes_leaves_no_half_message() -> None:
+def test_a_worker_stopped_in_a_write_leaves_no_half_message() -> None:
     ours, theirs = Pipe()
     words = [sys.executable, "-c", FAILING, str(theirs.fileno())]
     with subprocess.Popen(words, pass_fds=[theirs.fileno()]) as worker, theirs:

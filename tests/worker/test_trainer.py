@@ -96,7 +96,7 @@ def validation_accuracy(result: TrialResult, data: Dataset) -> float:
     return float(np.mean(predicted == data.validation.labels))
 
 
-def test_a_complete_trial_reports_every_epoch_and_leaves_its_evidence(bench: Bench, digits: Dataset) -> None:
+def test_a_complete_trial_reports_epochs_and_logs_artifacts(bench: Bench, digits: Dataset) -> None:
     spec = bench.spec()
 
     result, reports = bench.train(spec)
@@ -125,7 +125,7 @@ def test_the_life_of_a_run_is_the_coordinators(bench: Bench) -> None:
     assert run.data.metrics == {}
 
 
-def test_an_attempt_that_is_not_to_be_recorded_reaches_the_same_and_leaves_nothing(bench: Bench) -> None:
+def test_an_unrecorded_attempt_trains_the_same_and_logs_nothing(bench: Bench) -> None:
     unrecorded = bench.spec()
     (first, curve), (other, _) = bench.train(bench.spec()), bench.train(replace(unrecorded, seed=4321))
 
@@ -212,7 +212,7 @@ def exhaust_python() -> None:
         (exhaust_tensorflow, FailReason.OOM, "failed to allocate memory"),
     ],
 )
-def test_an_error_ends_the_trial_with_its_traceback_and_not_the_worker(
+def test_an_error_ends_the_trial_but_not_the_worker(
     fault: Callable[[], object], reason: FailReason, told: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -235,7 +235,7 @@ def test_a_run_that_is_gone_loses_the_attempt(bench: Bench) -> None:
     assert len(reports) == 3
 
 
-def test_a_store_that_fails_a_trial_loses_the_attempt_and_not_the_trial(bench: Bench) -> None:
+def test_a_store_that_fails_loses_the_attempt_not_the_trial(bench: Bench) -> None:
     spec = bench.spec()
     # A real limit of this process: no file grows beyond it, as on a full disk.
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -251,18 +251,14 @@ def test_a_store_that_fails_a_trial_loses_the_attempt_and_not_the_trial(bench: B
     assert bench.train(bench.spec())[0].state is TrialState.COMPLETE
 
 
-def test_a_trial_trained_in_bfloat16_is_judged_by_the_float32_model_that_is_logged(
-    bench: Bench, digits: Dataset
-) -> None:
+def test_a_bfloat16_trial_is_evaluated_as_its_float32_model(bench: Bench, digits: Dataset) -> None:
     params = SMALL.model_copy(update={"epochs": 1})
     result, _ = bench.train(bench.spec(params, Precision.BFLOAT16))
     assert result.state is TrialState.COMPLETE, result.message
     assert result.objective == validation_accuracy(result, digits)
 
 
-def test_a_continued_trial_takes_up_the_weights_the_epochs_and_the_steps_of_an_earlier_one(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_continued_trial_restores_weights_epochs_and_steps(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     rung = SMALL.model_copy(update={"epochs": 1})
     first = bench.spec(rung)
     earlier, _ = bench.train(first)
@@ -290,7 +286,7 @@ def test_a_continued_trial_takes_up_the_weights_the_epochs_and_the_steps_of_an_e
 
 
 @pytest.mark.parametrize("run_id", ["0" * 32, None])
-def test_a_trial_whose_earlier_run_is_gone_begins_at_its_first_epoch_too(bench: Bench, run_id: str | None) -> None:
+def test_without_the_earlier_run_training_begins_anew(bench: Bench, run_id: str | None) -> None:
     result, reports = bench.train(replace(bench.spec(), continues=Checkpoint(5, run_id, 1)))
 
     assert result.state is TrialState.COMPLETE, result.message
@@ -299,7 +295,7 @@ def test_a_trial_whose_earlier_run_is_gone_begins_at_its_first_epoch_too(bench: 
 
 
 @pytest.mark.parametrize("how", ["taken away", "another file"])
-def test_a_trial_whose_earlier_model_is_gone_begins_at_its_first_epoch_and_says_so(bench: Bench, how: str) -> None:
+def test_without_the_earlier_model_training_begins_anew(bench: Bench, how: str) -> None:
     first = bench.spec(SMALL.model_copy(update={"epochs": 1}))
     earlier, _ = bench.train(first)
     name_model(bench, first.run_id, earlier)

@@ -44,6 +44,8 @@ from fashion_study.trial import (
 if TYPE_CHECKING:
     from fashion_study.training.evaluation import Evaluation
 
+# The name and the kind of the run above those of the trainings.
+PARENT = "baseline reproduction"
 # A promotion reads the holdout, which takes about so long.
 PROMOTION_SECONDS = 30.0
 
@@ -74,11 +76,11 @@ def reproduce_baseline(config: BaselineConfig) -> Reproduction:
     experiment_id = store.experiment_id(client, source.name)
     # The lock says that these runs have a living owner, for as long as they have.
     lock = f"reproduction-{uuid4().hex}"
-    tags = {"kind": "baseline reproduction", "lock": lock}
+    tags = {"kind": PARENT, "lock": lock}
     with (
         store_failures(store, "What was trained before is kept; reproduce the baseline again when it answers."),
         claim(store.root, lock),
-        _ending(client, _create_run(client, experiment_id, "baseline reproduction", tags)) as run_id,
+        _ending(client, client.create_run(experiment_id, tags=tags, run_name=PARENT).info.run_id) as run_id,
     ):
         log_dir = store.root / "logs" / "baseline"
         trainings = _Trainings(client, source, experiment_id, run_id, config.seeds, log_dir)
@@ -133,7 +135,8 @@ class _Trainings(Source):
             "seed": str(spec.seed),
             "data_digest": self._source.digest,
         } | ({MLFLOW_GIT_COMMIT: commit} if (commit := code_commit()) else {})
-        run_id = _create_run(self._client, self._experiment_id, f"baseline {scale}, seed {spec.seed}", tags)
+        name = f"baseline {scale}, seed {spec.seed}"
+        run_id = self._client.create_run(self._experiment_id, tags=tags, run_name=name).info.run_id
         settings = spec.hyperparameters.model_dump() | {"seed": spec.seed, "train_images": self._images}
         self._client.log_batch(run_id, params=[Param(name, str(value)) for name, value in settings.items()])
         return replace(spec, run_id=run_id)
@@ -155,16 +158,20 @@ class _Trainings(Source):
     def settle(self, spec: TrialSpec, result: TrialResult) -> None:
         """Measure the model of a training on the holdout, which is counted before it is read."""
         with _ending(self._client, spec.run_id):
+            if result.reason is FailReason.OOM:
+                raise self._death(result.message)
             if result.state is not TrialState.COMPLETE:
-                raise self._failure(spec, result)
+                raise StudyError(
+                    f"The baseline ({spec.hyperparameters.input_scale}, seed {spec.seed}) failed: {result.message}\n"
+                    f"Expected it to be trained. Report it, with the MLflow run {spec.run_id}."
+                )
             _log_metrics(self._client, spec.run_id, {"holdout_readings": 1})
             with stderr_into(self._log_dir / "holdout.log"):
                 evaluation = self._evaluate(spec, result)
             for name in ("model_uri", "model_sha256"):
                 self._client.set_tag(spec.run_id, name, result.tags[name])
-            _log_metrics(self._client, spec.run_id, _final_metrics(evaluation, result))
-        by_class = {name: (evaluation.precision[name], evaluation.recall[name]) for name in evaluation.class_names}
-        figures = Figures(self._train_accuracy[spec.run_id], evaluation.accuracy, by_class, spec.run_id)
+        shown = {name: (evaluation.precision[name], evaluation.recall[name]) for name in evaluation.class_names}
+        figures = Figures(self._train_accuracy[spec.run_id], evaluation.accuracy, shown, spec.run_id)
         self.found[spec.hyperparameters.input_scale, spec.seed] = figures
         done = len(self.found)
         _log_metrics(self._client, self._parent_run, {"holdout_readings": done}, step=done)
@@ -178,19 +185,6 @@ class _Trainings(Source):
             )
         raise self._death(lost.cause)
 
-    def _failure(self, spec: TrialSpec, result: TrialResult) -> StudyError:
-        what = f"The baseline ({spec.hyperparameters.input_scale}, seed {spec.seed})"
-        match result.reason:
-            case FailReason.DIVERGED:
-                return StudyError(
-                    f"{what} diverged. {result.message} Expected a finite one. Report it, with the MLflow run "
-                    f"{spec.run_id}."
-                )
-            case FailReason.OOM:
-                return self._death(result.message)
-            case _:
-                return StudyError(f"{what} failed. Expected it to be trained. Report it:\n{result.message}")
-
     def _death(self, cause: str) -> StudyError:
         return StudyError(
             f"A training process ended unexpectedly ({cause.rstrip('.')}), "
@@ -199,12 +193,12 @@ class _Trainings(Source):
         )
 
     def _evaluate(self, spec: TrialSpec, result: TrialResult) -> "Evaluation":
-        """Evaluate the model that the worker has logged, and log figures and tables."""
+        """Evaluate the model that the worker has logged, and log metrics, figures and tables."""
         # Imported here: it brings TensorFlow.
         import_without_stderr("keras")
         from fashion_study.training.evaluation import evaluate
         from fashion_study.training.model_file import load_model_file
-        from fashion_study.worker.record import record_evaluation
+        from fashion_study.worker.record import by_class, record_evaluation
 
         logged = ModelRef(result.tags["model_uri"], result.tags["model_sha256"], f"run {spec.run_id}")
         with TemporaryDirectory() as folder:
@@ -212,6 +206,14 @@ class _Trainings(Source):
         holdout = load_holdout(self._source)
         evaluation = evaluate(model, holdout, describe(self._source.name).class_names)
         record_evaluation(self._client, spec.run_id, evaluation, holdout, spec.seed)
+        metrics = {
+            "holdout_accuracy": evaluation.accuracy,
+            "holdout_macro_f1": evaluation.macro_f1,
+            "ms_per_image": evaluation.ms_per_image,
+            **by_class("holdout_precision", evaluation.precision),
+            **by_class("holdout_recall", evaluation.recall),
+        }
+        _log_metrics(self._client, spec.run_id, metrics | result.metrics)
         return evaluation
 
 
@@ -255,20 +257,6 @@ def _set_first_champion(registry: Registry, root: Path, version: Version) -> str
     return "champion: there was none"
 
 
-def _final_metrics(evaluation: "Evaluation", result: TrialResult) -> dict[str, float]:
-    from fashion_study.worker.record import by_class
-
-    return {
-        "holdout_accuracy": evaluation.accuracy,
-        "holdout_macro_f1": evaluation.macro_f1,
-        "parameter_count": result.metrics["parameter_count"],
-        "train_seconds": result.metrics["train_seconds"],
-        "ms_per_image": evaluation.ms_per_image,
-        **by_class("holdout_precision", evaluation.precision),
-        **by_class("holdout_recall", evaluation.recall),
-    }
-
-
 def _summary(figures: dict[Scale, tuple[Figures, ...]]) -> dict[str, float]:
     values: dict[str, float] = {}
     for scale, many in figures.items():
@@ -278,10 +266,6 @@ def _summary(figures: dict[Scale, tuple[Figures, ...]]) -> dict[str, float]:
             if len(measured) > 1:
                 values[f"{scale}_{attribute}_sd"] = stdev(measured)
     return values
-
-
-def _create_run(client: MlflowClient, experiment_id: str, name: str, tags: dict[str, str]) -> str:
-    return str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
 
 
 @contextmanager

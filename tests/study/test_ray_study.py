@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_trial_is_in_the_ledger_and_a_run_in_mlflow(store: Path) -> None:
+def test_every_trial_is_in_optuna_and_a_run_in_mlflow(store: Path) -> None:
     opened = open_store(store)
     study = optuna.load_study(study_name="digits-smoke", storage=opened.open_optuna_storage())
     client: MlflowClient = opened.client()

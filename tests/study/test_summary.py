@@ -176,7 +176,7 @@ def test_the_mlflow_ui_of_a_server_is_already_there() -> None:
     assert "experiments.ui" not in text
 
 
-def test_every_command_after_a_study_is_told_where_its_ledger_lies() -> None:
+def test_later_commands_are_told_where_the_trial_storage_is() -> None:
     config = StudyConfig(space="smoke", trials=2, study_db="postgresql://ana@host/optuna")
 
     lines = shown(result(*TWO, config=config)).splitlines()

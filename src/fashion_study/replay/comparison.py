@@ -111,7 +111,7 @@ def show_replay(replay: Replay, console: Console) -> None:
     console.print(_table(replay))
     first = replay.first_difference
     style = "bold green" if first is None else "bold red"
-    console.print(Text(_verdict(replay), style=style), soft_wrap=True)
+    console.print(Text(_conclusion(replay), style=style), soft_wrap=True)
     for line in _environment(replay):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -157,7 +157,7 @@ def _short(value: Figure) -> str:
     return "none" if value is None else value[:24]
 
 
-def _verdict(replay: Replay) -> str:
+def _conclusion(replay: Replay) -> str:
     first = replay.first_difference
     label = f"{replay.label[0].upper()}{replay.label[1:]}"
     if first is None:

@@ -145,10 +145,10 @@ def _latest_decision(client: MlflowClient, version: Version) -> Decision | None:
 
 def _check_file(registry: Registry, version: Version) -> None:
     """Refuse to put a damaged file back into use."""
-    from fashion_study.training.model_file import check_model_file
+    from fashion_study.training.model_file import load_model_file
 
     with TemporaryDirectory() as folder:
-        check_model_file(registry.fetch(version.model, Path(folder)))
+        load_model_file(registry.fetch(version.model, Path(folder)))
 
 
 def _decision(version: Version, **known: Any) -> Decision:

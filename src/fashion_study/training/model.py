@@ -68,33 +68,37 @@ def build_network(
             f"Images of {height} x {width} pixels are too small for the network. Expected at least {MIN_SIDE} x "
             f"{MIN_SIDE}: enlarge them first."
         )
+    return keras.Sequential(_layers(params, image_shape, classes, precision, for_training), name="fashion_cnn")
+
+
+def _layers(
+    params: Hyperparameters, image_shape: ImageShape, classes: int, precision: Precision, for_training: bool
+) -> list[keras.layers.Layer]:
     layers = keras.layers
     # A policy per layer: the global one would outlive this model.
     policy = keras.DTypePolicy(POLICIES[precision])
     conv_pool = _training_conv_pool if for_training else _stock_conv_pool
-    return keras.Sequential(
-        [
-            keras.Input(image_shape, name="pixels"),
-            *([layers.Cropping2D(_dead_margin(height, width), dtype="float32", name="crop")] if for_training else []),
-            _input_scale(params),
-            *conv_pool(1, params.filters_1, policy),
-            *conv_pool(2, params.filters_2, policy),
-            layers.Conv2D(params.filters_3, 3, activation="relu", dtype=policy, name="conv_3"),
-            layers.Flatten(dtype=policy, name="flatten"),
-            layers.Dense(params.dense_units, activation="relu", dtype=policy, name="dense"),
-            layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities"),
-        ],
-        name="fashion_cnn",
-    )
+    margin = tuple((0, _dead_margin(side)) for side in image_shape[:2])
+    return [
+        keras.Input(image_shape, name="pixels"),
+        *([layers.Cropping2D(margin, dtype="float32", name="crop")] if for_training else []),
+        _input_scale(params),
+        *conv_pool(1, params.filters_1, policy),
+        *conv_pool(2, params.filters_2, policy),
+        layers.Conv2D(params.filters_3, 3, activation="relu", dtype=policy, name="conv_3"),
+        layers.Flatten(dtype=policy, name="flatten"),
+        layers.Dense(params.dense_units, activation="relu", dtype=policy, name="dense"),
+        layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities"),
+    ]
 
 
-def _dead_margin(*sides: int) -> tuple[tuple[int, int], ...]:
-    """Return how many rows and columns to crop at the end of each side: those that no weight of the network sees.
+def _dead_margin(side: int) -> int:
+    """Return how many rows (or columns) at the end of an image reach no output: 0 to 3 of them.
 
-    A pooling drops an odd last row. Followed back from the second pooling, 0 to 3 rows of the image reach nothing.
+    A pooling drops an odd last row; the second one's last row is followed back to the image.
     """
-    pooled = [((side - 2) // 2 - 2) // 2 for side in sides]
-    return tuple((0, side - (2 * (2 * rows + 2) + 2)) for side, rows in zip(sides, pooled, strict=True))
+    pooled = ((side - 2) // 2 - 2) // 2
+    return side - (2 * (2 * pooled + 2) + 2)
 
 
 def _training_conv_pool(number: int, filters: int, policy: keras.DTypePolicy) -> list[keras.layers.Layer]:

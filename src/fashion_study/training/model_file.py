@@ -1,293 +1,285 @@
-"""Load a model's file: only what this project's builder makes gets as far as Keras.
+"""Model files, loaded without trusting them: no description of a network but the builder's own reaches Keras.
 
-Keras's safe mode refuses code in a file, and has had holes before. So the file is read without Keras first: which
-members the archive has, which layers its config lists, which values those carry, what its weights are.
+Keras's safe mode refuses code in a file, and has had holes before. So a file only says which sizes its model has. The
+builder builds that model, every setting in the file must be the built one's, and then the file's weights are loaded.
 """
 
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from fashion_study.data.fashion_mnist import SIDE
-from fashion_study.errors import DamagedModelError
+from fashion_study.errors import BadInputError, DamagedModelError
+from fashion_study.stderr import import_without_stderr
 from fashion_study.text import shown
 from fashion_study.trial import Hyperparameters
 
 if TYPE_CHECKING:
-    import h5py
     import keras
 
-IMAGE_SHAPE = (SIDE, SIDE, 1)
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
-# What Keras writes, uncompressed, and how large it may be: the builder's largest model has 95 MB of weights.
+# What Keras writes, uncompressed, and how large it may be: the largest model for 28 x 28 pixels has 95 MB of weights.
 MEMBERS = {"metadata.json": 10_000, CONFIG: 200_000, WEIGHTS: 128 * 2**20}
 # With room for the archive's own list of its members, which is read before anything else.
 MAX_FILE = sum(MEMBERS.values()) + 100_000
-MAX_CLASSES = 1_000
-MAX_H5_OBJECTS = 200
-MAX_H5_DEPTH = 4
+# What the description of a layer may lack.
+OPTIONAL = {"registered_name", "build_config", "compile_config"}
 
-# The layers of `training.model`, in their order. In any other order the same layers could ask for more memory
-# than there is.
-LAYERS = (
-    ("InputLayer",),
-    ("Identity", "Rescaling"),
-    *[("Conv2D",), ("MaxPooling2D",), ("ReLU",)] * 2,
-    ("Conv2D",),
-    ("Flatten",),
-    ("Dense",),
-    ("Dense",),
-)
-OBJECTS = {
-    "keras": {"Sequential", "DTypePolicy"},
-    "keras.layers": {name for names in LAYERS for name in names},
-    "keras.initializers": {"GlorotUniform", "Zeros"},
+Config = dict[str, Any]
+# How many arrays there are of a shape and a type of numbers.
+Arrays = Counter[tuple[tuple[int, ...], str]]
+
+
+class _Sizes(Hyperparameters):
+    """The arguments of the builder, within the limits that a file must keep."""
+
+    height: Annotated[int, Field(strict=True, ge=1, le=1_024)]
+    width: Annotated[int, Field(strict=True, ge=1, le=1_024)]
+    channels: Annotated[int, Field(strict=True, ge=1, le=16)]
+    classes: Annotated[int, Field(strict=True, ge=2, le=1_000)]
+
+    def build(self) -> "keras.Model":
+        from fashion_study.training.model import build_network
+
+        return build_network(self, (self.height, self.width, self.channels), self.classes)
+
+    def outline(self) -> "keras.Model":
+        """Build a model whose variables have shapes and no values, so that it takes no memory whatever its sizes.
+
+        In a thread of its own: Keras remembers for each thread the variables that it has yet to create.
+        """
+        import keras
+
+        def build() -> "keras.Model":
+            with keras.StatelessScope(initialize_variables=False):
+                return self.build()
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(build).result()
+
+
+# A number for each size that no setting of the network has: it shows where the builder writes that size.
+MARKS = {
+    name: 10_007 + place if field.annotation is int else (place + 1) / 1_009
+    for place, (name, field) in enumerate(_Sizes.model_fields.items())
+    if field.annotation in (int, float)
 }
-# The values that the builder gives to what it does not vary; None stands for a default that Keras leaves open.
-_EVERYWHERE: dict[str, list[Any]] = {"trainable": [True]}
-_WEIGHTED: dict[str, list[Any]] = {"use_bias": [True], "activation": ["linear", "relu", "softmax"]}
-_IMAGES: dict[str, list[Any]] = {"data_format": ["channels_last"]}
-VALUES: Mapping[str, Mapping[str, list[Any]]] = {
-    "InputLayer": {"batch_shape": [[None, *IMAGE_SHAPE]], "sparse": [False], "ragged": [False], "optional": [False]},
-    "Identity": {},
-    "Rescaling": {"scale": [1 / 255], "offset": [0.0]},
-    "Conv2D": {
-        **_WEIGHTED,
-        **_IMAGES,
-        "kernel_size": [[3, 3]],
-        "strides": [[1, 1]],
-        "padding": ["valid"],
-        "dilation_rate": [[1, 1]],
-        "groups": [1],
-    },
-    "MaxPooling2D": {**_IMAGES, "pool_size": [[2, 2]], "strides": [[2, 2]], "padding": ["valid"]},
-    "ReLU": {"negative_slope": [0.0], "threshold": [0.0]},
-    "Flatten": _IMAGES,
-    "Dense": _WEIGHTED,
-}
-NODE = {"module", "class_name", "config", "registered_name", "build_config"}
-# Checked apart: names are free, sizes have the range of the hyperparameters, objects are checked wherever they are.
-_FREE = {"name", "filters", "units", "dtype", "kernel_initializer", "bias_initializer"}
+NAMES = {mark: name for name, mark in MARKS.items()}
 
 
-def load_model_file(path: Path) -> "keras.Model":
-    """Load a `.keras` file of this project, uncompiled: raw pixels (n, 28, 28, 1) in, probabilities (n, classes) out.
+def load_model_file(path: Path, params: Hyperparameters | None = None) -> "keras.Model":
+    """Build the model that a `.keras` file of this project describes, and load the file's weights into it.
 
-    Verify its SHA-256 first (`Registry.fetch`): this says that a file is harmless, not that it is the right one.
+    The model is float32 and not compiled. It takes raw pixels (n, height, width, channels) and returns probabilities
+    (n, classes). With `params`, those of the run that logged it, it must have their sizes.
+
+    Verify the file's SHA-256 first (`Registry.fetch`): this proves that it is harmless, not that it is the right one.
 
     Raises:
-        DamagedModelError: the file is not what the shared builder makes and Keras saves.
+        DamagedModelError: the file is not what the builder builds and Keras saves.
     """
-    check_model_file(path)
-    import keras
-
-    try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    # Whatever Keras makes of a file that passed until here, the file is at fault.
-    except Exception as error:
-        _refuse(path, f"Keras cannot load it: {type(error).__name__}: {error}", "weights that fit the layers")
-    if tuple(model.input_shape) != (None, *IMAGE_SHAPE) or len(model.output_shape) != 2:
-        _refuse(path, f"shapes {model.input_shape} and {model.output_shape}", f"(None, {IMAGE_SHAPE}) and two axes")
-    return model
-
-
-def check_model_file(path: Path) -> None:
-    """Refuse a file that the shared builder and Keras would not have written; nothing of it is executed.
-
-    Raises:
-        DamagedModelError: saying what was found.
-    """
-    if path.suffix != ".keras":
-        _refuse(path, f"the ending {path.suffix!r}", "a .keras file")
+    # The quick checks first: TensorFlow takes seconds to import.
     members = _members(path)
-    _check_config(path, _parsed(path, members[CONFIG]))
-    _check_weights(path, members[WEIGHTS])
+    config = _parsed(members[CONFIG])
+    arrays = _stored_arrays(members[WEIGHTS])
+    import_without_stderr("fashion_study.training.model")
+    try:
+        sizes = _sizes(config, params)
+        outline = sizes.outline()
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        _refuse(f"{problem['loc'][0]} = {shown(problem['input'])}", f"a value within its range: {problem['msg']}")
+    except BadInputError as error:
+        _refuse("images that are too small", str(error))
+    _check_config(config, outline)
+    _check_arrays(arrays, outline)
+    model = sizes.build()
+    with TemporaryDirectory() as folder:
+        Path(folder, WEIGHTS).write_bytes(members[WEIGHTS])
+        try:
+            model.load_weights(Path(folder, WEIGHTS))
+        # The arrays have the right shapes, but lie in the wrong places.
+        except Exception as error:
+            _refuse(f"weights that Keras cannot load ({type(error).__name__}: {error})", "each in its layer's group")
+    return model
 
 
 def _members(path: Path) -> dict[str, bytes]:
     """Read the archive's members, none of which may be compressed: so none is larger than the file."""
+    if path.suffix != ".keras":
+        _refuse(f"the ending {path.suffix!r}", "a .keras file")
     try:
         if (length := path.stat().st_size) > MAX_FILE:
-            _refuse(path, f"{length:,} bytes", f"at most {MAX_FILE:,}")
+            _refuse(f"{length:,} bytes", f"at most {MAX_FILE:,}")
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             names = [entry.filename for entry in entries]
             if sorted(names) != sorted(MEMBERS):
-                _refuse(path, f"the members {shown(names)}", f"{sorted(MEMBERS)}, each once")
+                _refuse(f"the members {shown(names)}", f"{sorted(MEMBERS)}, each once")
             for entry in entries:
                 if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-                    _refuse(path, f"{entry.filename} compressed", "members stored as they are")
-                if entry.file_size > MEMBERS[entry.filename]:
-                    size = f"{entry.filename} of {entry.file_size:,} bytes"
-                    _refuse(path, size, f"at most {MEMBERS[entry.filename]:,}")
+                    _refuse(f"{entry.filename} compressed", "members stored as they are")
+                if entry.file_size > (most := MEMBERS[entry.filename]):
+                    _refuse(f"{entry.filename} of {entry.file_size:,} bytes", f"at most {most:,}")
             return {name: archive.read(name) for name in names}
-    # `zipfile` says NotImplementedError of an archive of a later version or method, RuntimeError of an encrypted one.
+    # `zipfile` raises NotImplementedError for a later version or method, RuntimeError for an encrypted archive.
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
-        _refuse(path, f"no readable archive ({error})", "a .keras file, which is a zip archive")
+        _refuse(f"no readable archive ({error})", "a .keras file, which is a zip archive")
 
 
-def _parsed(path: Path, text: bytes) -> dict[str, Any]:
+def _parsed(text: bytes) -> Config:
+    """Parse the config of a model, which must describe layers with a config of each."""
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
-        _refuse(path, f"a {CONFIG} that is no JSON ({error})", "the config of a Sequential model")
-    if not isinstance(config, dict):
-        _refuse(path, f"a {CONFIG} with {shown(config)}", "the config of a Sequential model")
-    return config
-
-
-def _check_config(path: Path, config: dict[str, Any]) -> None:
-    for node in _nodes(config):
-        if node.keys() & {"module", "class_name", "registered_name"}:
-            _check_object(path, node)
-    inner = config.get("config")
+        _refuse(f"a {CONFIG} that is no JSON ({error})", "the config of a Sequential model")
+    inner = config.get("config") if isinstance(config, dict) else None
     layers = inner.get("layers") if isinstance(inner, dict) else None
-    if config.get("class_name") != "Sequential" or not isinstance(layers, list):
-        _refuse(path, f"a model of class {shown(config.get('class_name'))}", "a Sequential model with its layers")
-    if config.get("compile_config"):
-        _refuse(path, f"a compile_config {shown(config['compile_config'])}", "a model that is not compiled")
-    _check_built(path, {key: value for key, value in config.items() if key != "compile_config"}, IMAGE_SHAPE)
-    _check_layers(path, layers)
+    if not isinstance(layers, list) or not all(
+        isinstance(layer, dict) and isinstance(layer.get("config"), dict) for layer in layers
+    ):
+        _refuse(f"a {CONFIG} with {shown(config)}", "the config of a Sequential model")
+    return dict(config)
 
 
-def _nodes(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield every JSON object inside a value; a loop, since a file may nest deeper than Python can call."""
-    waiting = [value]
-    while waiting:
-        match waiting.pop():
-            case dict() as node:
-                yield node
-                waiting.extend(node.values())
-            case list() as values:
-                waiting.extend(values)
-
-
-def _check_object(path: Path, node: dict[str, Any]) -> None:
-    """Refuse what would make Keras look up a class, a function or a module that is not on the list."""
-    module, name, settings = node.get("module"), node.get("class_name"), node.get("config")
-    listed = isinstance(module, str) and isinstance(name, str) and name in OBJECTS.get(module, ())
-    if not listed or node.get("registered_name") is not None or not isinstance(settings, dict):
-        found = (module, name, node.get("registered_name"))
-        _refuse(path, f"an object of {shown(found)} in its config", f"classes of Keras out of {shown(OBJECTS)}")
-    if name == "DTypePolicy" and settings != {"name": "float32"}:
-        _refuse(path, f"the precision {shown(settings)}", "float32 throughout")
-
-
-def _check_layers(path: Path, layers: list[Any]) -> None:
-    names = [layer.get("class_name") if isinstance(layer, dict) else None for layer in layers]
-    if len(names) != len(LAYERS) or any(name not in allowed for name, allowed in zip(names, LAYERS, strict=True)):
-        _refuse(path, f"the layers {shown(names)}", "those of the shared builder, in its order")
-    for layer in layers:
-        _check_values(path, layer["class_name"], layer["config"])
-    by_name: dict[str, list[Any]] = {}
-    for layer in layers:
-        by_name.setdefault(layer["class_name"], []).append(layer["config"])
-    filters = [convolution.get("filters") for convolution in by_name["Conv2D"]]
-    units = [dense.get("units") for dense in by_name["Dense"]]
-    _check_sizes(path, filters, units)
-    for layer, shape in zip(layers, _input_shapes(filters, units), strict=True):
-        _check_built(path, layer, shape)
-
-
-def _check_values(path: Path, layer: str, settings: dict[str, Any]) -> None:
-    allowed = _EVERYWHERE | dict(VALUES[layer])
-    for key, value in settings.items():
-        if value is None or key in _FREE:
-            continue
-        if value not in allowed.get(key, []):
-            _refuse(path, f"a {layer} with {shown(key)} {shown(value)}", f"one of {allowed.get(key, ['no such key'])}")
-    if not isinstance(dtype := settings.get("dtype"), dict) and dtype != "float32":
-        _refuse(path, f"a {layer} of dtype {shown(dtype)}", "float32")
-
-
-def _check_sizes(path: Path, filters: Sequence[Any], units: Sequence[Any]) -> None:
-    """Let only those sizes through that a hyperparameter can have: Keras allocates what the config asks for."""
-    first, second, third = filters
-    dense, classes = units
-    try:
-        Hyperparameters(filters_1=first, filters_2=second, filters_3=third, dense_units=dense)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        _refuse(path, f"{problem['loc'][0]} = {shown(problem['input'])}", f"a hyperparameter's range: {problem['msg']}")
-    if type(classes) is not int or not 2 <= classes <= MAX_CLASSES:
-        _refuse(path, f"{shown(classes)} classes", f"2 to {MAX_CLASSES}")
-
-
-def _input_shapes(filters: Sequence[int], units: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return what each layer of the builder takes: convolutions of 3 shorten a side by 2, pooling halves it."""
-    first, second, third = filters
-    images = [IMAGE_SHAPE] * 3
-    after_first = [(26, 26, first), (13, 13, first), (13, 13, first)]
-    after_second = [(11, 11, second), (5, 5, second), (5, 5, second)]
-    return [*images, *after_first, *after_second, (3, 3, third), (9 * third,), (units[0],)]
-
-
-def _check_built(path: Path, node: dict[str, Any], shape: tuple[int, ...]) -> None:
-    """Refuse another shape than the sizes give: Keras allocates for the one it reads, whatever the layers before."""
-    built = node.get("build_config")
-    if node.keys() - NODE or built not in (None, {"input_shape": [None, *shape]}):
-        found = f"{shown(sorted(node.keys() - NODE))} and the build_config {shown(built)}"
-        _refuse(path, f"a {node['class_name']} with {found}", f"the shape {(None, *shape)} and nothing else")
-
-
-def _check_weights(path: Path, content: bytes) -> None:
+def _stored_arrays(content: bytes) -> Arrays:
+    """Read the shapes of the arrays; refuse every way in which HDF5 can point outside the file or to itself."""
     import h5py
 
+    links: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
-            total = sum(dataset.size * dataset.dtype.itemsize for dataset in _datasets(path, file))
+            file.visititems_links(links.__setitem__)
+            file.visititems(entries.__setitem__)
+            for name, link in links.items():
+                if not isinstance(link, h5py.HardLink) or name not in entries:
+                    _refuse(f"a {type(link).__name__} {shown(name)} in {WEIGHTS}", "arrays that each have one name")
+            arrays = {name: entry for name, entry in entries.items() if not isinstance(entry, h5py.Group)}
+            for name, entry in arrays.items():
+                # What is chunked can be compressed, or filtered by a plug-in that HDF5 would load.
+                if (
+                    not isinstance(entry, h5py.Dataset)
+                    or entry.dtype.kind not in "fiu"
+                    or entry.shape is None
+                    or entry.chunks is not None
+                    or entry.external
+                    or entry.is_virtual
+                ):
+                    _refuse(f"{shown(name)} in {WEIGHTS}, a {shown(entry)}", "numbers stored in the file")
+            # An array may declare any size and store nothing of it.
+            if (total := sum(entry.nbytes for entry in arrays.values())) > len(content):
+                _refuse(f"{total:,} bytes of weights declared in {len(content):,}", "all of them stored")
+            return Counter((entry.shape, str(entry.dtype)) for entry in arrays.values())
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        _refuse(path, f"{WEIGHTS} that cannot be read ({error})", "weights in HDF5")
-    # A dataset may declare any size and store nothing of it.
-    if total > len(content):
-        _refuse(path, f"{total:,} bytes of weights declared in {len(content):,}", "all of them stored")
+        _refuse(f"{WEIGHTS} that cannot be read ({error})", "weights in HDF5")
 
 
-def _datasets(path: Path, file: "h5py.File") -> Iterator["h5py.Dataset"]:
-    """Yield the file's arrays, refusing every way in which HDF5 can point outside the file or to itself."""
-    import h5py
-
-    waiting: list[tuple[h5py.Group, int]] = [(file, 0)]
-    seen = 0
-    while waiting:
-        group, depth = waiting.pop()
-        for name in group:
-            seen += 1
-            if seen > MAX_H5_OBJECTS or depth >= MAX_H5_DEPTH:
-                _refuse(path, f"{WEIGHTS} with many or deep entries", f"{MAX_H5_OBJECTS}, {MAX_H5_DEPTH} levels")
-            link = group.get(name, getlink=True)
-            if not isinstance(link, h5py.HardLink):
-                _refuse(path, f"a {type(link).__name__} {shown(name)} in {WEIGHTS}", "arrays stored in the file")
-            entry = group[name]
-            if isinstance(entry, h5py.Group):
-                waiting.append((entry, depth + 1))
-                continue
-            if not _is_plain_array(entry):
-                _refuse(path, f"{shown(name)} in {WEIGHTS}, a {shown(entry)}", "float32 arrays stored in the file")
-            yield entry
+def _sizes(config: Config, params: Hyperparameters | None) -> _Sizes:
+    """Read the sizes from the places in which the builder writes its own."""
+    found = config["config"]["layers"]
+    kinds = [layer.get("class_name") for layer in found]
+    for input_scale in ("raw", "unit"):
+        marked = _Sizes.model_construct(None, **MARKS, input_scale=input_scale)
+        layers = _config(marked.outline())["config"]["layers"]
+        if kinds == [layer["class_name"] for layer in layers]:
+            break
+    else:
+        _refuse(f"the layers {shown(kinds)}", "those of the shared builder, in its order")
+    sizes: Config = {"input_scale": input_scale}
+    for layer, described in zip(layers, found, strict=True):
+        given = _numbers(described["config"])
+        sizes |= {NAMES[mark]: given.get(at) for at, mark in _numbers(layer["config"]).items() if mark in NAMES}
+    known = {} if params is None else params.model_dump()
+    if differing := {name: value for name, value in sizes.items() if known.get(name, value) != value}:
+        _refuse(f"a model with {differing}", f"that of its run, with { ({name: known[name] for name in differing}) }")
+    return _Sizes.model_validate(known | sizes)
 
 
-def _is_plain_array(entry: Any) -> bool:
-    import h5py
-
-    # What is chunked can be compressed, or filtered by a plug-in that HDF5 would load.
-    return (
-        isinstance(entry, h5py.Dataset)
-        and entry.dtype == "float32"
-        and entry.shape is not None
-        and entry.chunks is None
-        and not entry.external
-        and not entry.is_virtual
-    )
+def _numbers(settings: Config) -> dict[tuple[str, int], float]:
+    """Return the numbers among a layer's settings, and in lists among them, by their places."""
+    return {
+        (key, index): number
+        for key, value in settings.items()
+        for index, number in enumerate(value if isinstance(value, list) else [value])
+        if isinstance(number, int | float)
+    }
 
 
-def _refuse(path: Path, found: str, expected: str) -> NoReturn:
+def _config(model: "keras.Model") -> Config:
+    return dict(json.loads(model.to_json()))
+
+
+def _check_config(found: Config, outline: "keras.Model") -> None:
+    import keras
+
+    built = _config(outline)
+    kinds = {type(layer).__name__: type(layer) for layer in outline.layers} | {"InputLayer": keras.layers.InputLayer}
+    _check_node(found, built, None)
+    for node, expected in zip(found["config"]["layers"], built["config"]["layers"], strict=True):
+        _check_node(node, expected, kinds[expected["class_name"]])
+
+
+def _check_node(found: Config, built: Config, kind: "type[keras.layers.Layer] | None") -> None:
+    """Refuse a description of a layer, or of the model (None), that is not the built one's; names are free."""
+    name = built["class_name"]
+    what = f"{'an' if name[0] in 'AEIOU' else 'a'} {name} with"
+    for key in sorted((found.keys() | built.keys()) - {"config"}):
+        value = found.get(key)
+        if value != built.get(key) and (value or key not in OPTIONAL):
+            _refuse(f"{what} the {key} {shown(value)}", f"{shown(built.get(key))} and nothing else")
+    given = {key: value for key, value in found["config"].items() if value is not None}
+    expected = built["config"]
+    defaults = expected if kind is None else _defaults(kind, expected, given)
+    if kind is not None:
+        parameters = signature(kind.__init__).parameters
+        expected = {key: parameter.default for key, parameter in parameters.items()} | expected
+    for key in sorted((given.keys() | defaults.keys()) - {"name", "layers"}):
+        value = given.get(key, defaults.get(key))
+        if not _same(value, expected.get(key)):
+            allowed = shown(expected[key]) if key in expected else "no such setting"
+            _refuse(f"{what} {shown(key)} {shown(value)}", allowed)
+
+
+def _defaults(kind: "type[keras.layers.Layer]", built: Config, given: Config) -> Config:
+    """Return the built layer's settings, with Keras's defaults for those that a file lacks."""
+    import keras
+
+    kept = {key: value for key, value in built.items() if key in given or value is None}
+    try:
+        return dict(keras.saving.serialize_keras_object(kind.from_config(kept))["config"])
+    except (TypeError, ValueError):
+        return dict.fromkeys(built)  # One that has no default.
+
+
+def _same(found: Any, built: Any) -> bool:
+    """Compare two settings. Null is the same as nothing, and an object that layers share has a number in a file."""
+    if not isinstance(built, dict):
+        return bool(found == built)
+    if not isinstance(found, dict):
+        # Earlier versions of Keras write a precision by its name.
+        return built.get("class_name") == "DTypePolicy" and bool(found == built["config"]["name"])
+    keys = (found.keys() | built.keys()) - {"shared_object_id"}
+    return all(_same(found.get(key), built.get(key)) for key in keys)
+
+
+def _check_arrays(found: Arrays, outline: "keras.Model") -> None:
+    """Refuse weights unless there is one array for each variable of the model."""
+    expected: Arrays = Counter((tuple(variable.shape), variable.dtype) for variable in outline.weights)
+    if found != expected:
+        left_over, missing = (shown(sorted(arrays)) for arrays in (found - expected, expected - found))
+        _refuse(f"weights that do not fit the layers: {left_over}", missing)
+
+
+def _refuse(found: str, expected: str) -> NoReturn:
     raise DamagedModelError(
-        f"The model file {path.name} is not one that this project saves: found {found}. Expected {expected}. "
-        "It was not loaded; register a fresh model, by running its study again."
+        f"The model file is not one that this project saves: found {found}. Expected {expected}. It was not loaded; "
+        "register a fresh model, by running its study again."
     )

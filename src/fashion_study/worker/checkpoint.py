@@ -36,7 +36,7 @@ def restore(
         if run is None:
             raise DamagedModelError("its run is gone")
         with TemporaryDirectory() as folder:
-            earlier = load_model_file(Registry(client).fetch(ModelRef.of_run(run), Path(folder)))
+            earlier = load_model_file(Registry(client).fetch(ModelRef.of_run(run), Path(folder)), params)
     except DamagedModelError as error:
         return WarmStart(tags={CONTINUATION_LOST: f"trial {continues.number:03d}: {error}"})
     model.set_weights(earlier.get_weights())

@@ -97,7 +97,7 @@ def load_model_file(path: Path, params: Hyperparameters | None = None) -> "keras
         problem = error.errors(include_url=False)[0]
         _refuse(f"{problem['loc'][0]} = {shown(problem['input'])}", f"a value within its range: {problem['msg']}")
     except BadInputError as error:
-        _refuse("images that are too small", str(error))
+        _refuse(f"sizes for which there is no network ({error})", "sizes within its limits")
     _check_config(config, outline)
     _check_arrays(arrays, outline)
     model = sizes.build()

@@ -168,7 +168,7 @@ class EngineContract(ABC):
             own = TrialStorage(RDBStorage(f"sqlite:///{tmp_path / 'optuna.db'}"), trial_storage.name)
             for record in own.records():
                 if record.state is TrialState.RUNNING:
-                    own.release(record.number)
+                    own.requeue(record.number)
             engine = self.make(own, space, 5, tried)
             resumed += proposals(engine, own, space, total - own.counted())
             asked(engine, own)
@@ -181,7 +181,7 @@ class EngineContract(ABC):
         engine = self.make(trial_storage, space)
         proposals(engine, trial_storage, space, 2)
         first = asked(engine, trial_storage)
-        trial_storage.release(first.number)
+        trial_storage.requeue(first.number)
 
         again = engine.ask()
 
@@ -234,7 +234,7 @@ class EngineContract(ABC):
         running = [asked(engine, trial_storage) for _ in range(3)]
         assert isinstance(engine.ask(), Exhausted)
 
-        trial_storage.release(running[1].number)
+        trial_storage.requeue(running[1].number)
 
         assert {str(proposal.params["optimizer"]) for proposal in running} == {"sgd", "adam", "rmsprop"}
         assert engine.ask() == Proposal(1, 2, running[1].params, run_id(running[1]))
@@ -302,7 +302,7 @@ class TestAnEngineOfOnesOwn(EngineContract):
         asked(engine, trial_storage)
         other = asked(engine, trial_storage)
         assert engine.report(other.number, 2, 0.1)
-        trial_storage.release(other.number)
+        trial_storage.requeue(other.number)
 
         engine = self.make(trial_storage, self.space("mixed"))
         again = asked(engine, trial_storage)
@@ -452,7 +452,7 @@ class TestKerasTunerHyperband(KerasTunerContract):
         # What ends next may be promoted.
         assert isinstance(answer, Wait)
 
-        trial_storage.release(running[1].number)
+        trial_storage.requeue(running[1].number)
 
         assert {str(proposal.params["optimizer"]) for proposal in running} == {"sgd", "adam", "rmsprop"}
         assert engine.ask() == Proposal(1, 2, running[1].params, run_id(running[1]))

@@ -37,7 +37,7 @@ def on_disk(folder: Path) -> TrialStorage:
     trial_storage = TrialStorage(RDBStorage(f"sqlite:///{folder / 'optuna.db'}"), "study")
     for record in trial_storage.records():
         if record.state is TrialState.RUNNING:
-            trial_storage.release(record.number)
+            trial_storage.requeue(record.number)
     return trial_storage
 
 
@@ -98,7 +98,7 @@ def test_a_trial_that_is_given_up_keeps_nothing_waiting(tmp_path: Path) -> None:
         engine.tell(completed(proposal, 0.5))
     for _ in range(MAX_RETRIES + 1):
         proposal = asked(engine, trial_storage)
-        trial_storage.release(proposal.number)
+        trial_storage.requeue(proposal.number)
 
     assert trial_storage.records()[proposal.number].state is TrialState.FAILED
     assert isinstance(engine.ask(), Exhausted)

@@ -45,7 +45,7 @@ def trial_storage(address: str) -> TrialStorage:
     trial_storage.study.ask(fixed_distributions=DISTRIBUTIONS)
     trial_storage.study.ask()
     begin(trial_storage, 6)
-    trial_storage.release(6)
+    trial_storage.requeue(6)
     trial_storage.enqueue(POINT, DISTRIBUTIONS)
     return trial_storage
 

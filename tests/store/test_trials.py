@@ -115,7 +115,7 @@ def test_a_released_trial_waits_under_its_own_number_and_values(trial_storage: T
     number = begin(trial_storage)
     params = trial_storage.records()[number].params
 
-    state = trial_storage.release(number)
+    state = trial_storage.requeue(number)
 
     assert state is trial_storage.records()[number].state is TrialState.WAITING
     assert trial_storage.counted() == 0
@@ -127,7 +127,7 @@ def test_a_released_trial_waits_under_its_own_number_and_values(trial_storage: T
 
 
 def test_a_trial_is_given_up_after_too_many_returns(trial_storage: TrialStorage) -> None:
-    states = [trial_storage.release(begin(trial_storage)) for _ in range(MAX_RETRIES + 1)]
+    states = [trial_storage.requeue(begin(trial_storage)) for _ in range(MAX_RETRIES + 1)]
 
     assert states == [TrialState.WAITING] * 3 + [TrialState.FAILED]
     (record,) = trial_storage.records()
@@ -147,7 +147,7 @@ def test_a_withdrawn_proposal_was_no_attempt(trial_storage: TrialStorage) -> Non
 def test_a_later_attempt_replaces_the_values_of_an_earlier_one(trial_storage: TrialStorage) -> None:
     number = begin(trial_storage)
     trial_storage.record_value(number, 1, 0.25)
-    trial_storage.release(number)
+    trial_storage.requeue(number)
     begin(trial_storage)
 
     trial_storage.record_value(number, 1, 0.5)
@@ -159,7 +159,7 @@ def test_what_a_lost_attempt_reached_beyond_the_last_one_is_not_shown(trial_stor
     number = begin(trial_storage)
     for epoch in (1, 2, 3):
         trial_storage.record_value(number, epoch, 0.25)
-    trial_storage.release(number)
+    trial_storage.requeue(number)
     begin(trial_storage)
     trial_storage.record_value(number, 1, 0.5)
 
@@ -174,12 +174,12 @@ def test_an_end_that_a_kill_cut_off_leaves_nothing_to_the_one_that_comes(
     number = begin(trial_storage)
     trial_storage.record_value(number, 1, 0.25)
     with monkeypatch.context() as patch:
-        patch.setattr(trial_storage.study, "tell", lambda *_, **__: 1 / 0)
+        patch.setattr(trial_storage, "_set_state", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             trial_storage.close(TrialResult(number, 1, TrialState.FAILED, 0, reason=FailReason.TIMEOUT, seconds=9.0))
     (record,) = trial_storage.records()
     assert (record.state, record.reason, record.seconds, record.curve) == (TrialState.RUNNING, None, None, {1: 0.25})
-    trial_storage.release(number)
+    trial_storage.requeue(number)
     begin(trial_storage)
 
     trial_storage.close(completed(number, 0.5))
@@ -203,7 +203,7 @@ def test_an_enqueued_trial_waits_with_its_values_until_it_is_taken(trial_storage
 def test_trials_that_wait_are_taken_by_their_number(trial_storage: TrialStorage) -> None:
     numbers = [begin(trial_storage) for _ in range(3)]
     for number in reversed(numbers):
-        trial_storage.release(number)
+        trial_storage.requeue(number)
 
     taken = [trial_storage.claim_waiting() for _ in numbers]
 

@@ -136,7 +136,7 @@ def test_after_three_retries_an_attempt_cut_off_is_the_last(killed: Killed) -> N
 
 def test_an_attempt_superseded_before_its_end_is_no_orphan(killed: Killed) -> None:
     number, first = killed.begin()
-    killed.trial_storage.release(number)
+    killed.trial_storage.requeue(number)
     _, second = killed.begin()
 
     lines = reconcile(killed.trial_storage, killed.runs)
@@ -371,7 +371,7 @@ def wreck(killed: Killed) -> None:
     """Leave something of everything that can be cut off, first a trial that is given up by it."""
     for _ in range(MAX_RETRIES):
         number, run_id = killed.begin()
-        killed.runs.interrupt_trial(number, run_id, "A test.", killed.trial_storage.release(number))
+        killed.runs.interrupt_trial(number, run_id, "A test.", killed.trial_storage.requeue(number))
     killed.begin(until_superseded=False)
     killed.begin()
     for result in ENDINGS:

@@ -1,4 +1,4 @@
-"""The trial storage of trials: an Optuna study, whichever engine proposes."""
+"""The trial storage: an Optuna study with every trial, whichever engine proposes them."""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from fashion_study.store.store import Store
 from fashion_study.text import did_you_mean, shown, shown_list
 from fashion_study.trial import FailReason, ParamValue, TrialResult, TrialState
 
-# A trial goes back to waiting this often; stopped from outside once more, it is given up.
+# How often a trial that was stopped from outside is tried again.
 MAX_RETRIES = 3
 
 STATES = {
@@ -29,19 +29,17 @@ STATES = {
     OptunaState.PRUNED: TrialState.PRUNED,
     OptunaState.FAIL: TrialState.FAILED,
 }
-# The fact that tells a study from any other.
+# Attributes of a study: what tells it from any other, and where its runs are.
 TOKEN = "token"
-# And where its runs are kept, which a trial storage that lies elsewhere cannot know otherwise.
 TRACKED_AT = "tracked_at"
-COUNTED = (OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.FAIL)
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """Show one trial of the trial storage.
+    """A trial as the trial storage has it.
 
     `objective` is the validation accuracy of a complete trial; `curve` maps each reported epoch (from 1) to the
-    validation accuracy after it; `seconds` is how long the attempt took that ended the trial.
+    validation accuracy after it; `seconds` is the duration of the attempt that ended the trial.
     """
 
     number: int
@@ -62,17 +60,17 @@ class TrialRecord:
 
     @property
     def inherited_epochs(self) -> int:
-        """Count the epochs of an earlier trial that this one goes on from: its curve begins after them."""
+        """Count the epochs of an earlier trial that this one continues: its curve begins after them."""
         return min(self.curve, default=1) - 1
 
     @property
     def counted_attempts(self) -> int:
-        """Count the attempts, the latest included, that count against the trial where they are stopped from outside."""
+        """Count the attempts, the latest included, that use up the trial's retries."""
         return self.attempt - self.uncounted_attempts
 
 
 class TrialStorage:
-    """Keep trials, their attempts and the links to their runs."""
+    """The trials of a study, their attempts and the links to their runs, in an Optuna study of any engine's."""
 
     def __init__(self, storage: BaseStorage, study_name: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -89,7 +87,7 @@ class TrialStorage:
 
     @property
     def attrs(self) -> Mapping[str, Any]:
-        """Return what was remembered of the study: its identity, its run, its precision."""
+        """Return the study's attributes: its fingerprint, its run, its precision."""
         return self.study.user_attrs
 
     @property
@@ -100,20 +98,20 @@ class TrialStorage:
         return str(self.attrs[TOKEN])
 
     def set_attrs(self, **attrs: Any) -> None:
-        """Keep facts (JSON values) with the study."""
+        """Set attributes (JSON values) of the study."""
         for key, value in attrs.items():
             self.study.set_user_attr(key, value)
 
     def counted(self) -> int:
-        """Count the trials that a budget counts: complete, pruned and failed, those that were given up included."""
-        return sum(trial.state in COUNTED for trial in self.trials())
+        """Count the trials that a budget counts: complete, pruned and failed."""
+        return sum(trial.state.is_finished() for trial in self.trials())
 
     def trials(self) -> list[FrozenTrial]:
-        """Return Optuna's own view of the trials, not to be changed."""
+        """Return the trials as Optuna has them, not to be changed."""
         return self.study.get_trials(deepcopy=False)
 
     def trial(self, number: int) -> FrozenTrial:
-        """Return Optuna's own view of one trial, not to be changed."""
+        """Return a trial as Optuna has it, not to be changed."""
         return self._storage.get_trial(self._id(number))
 
     def records(self) -> list[TrialRecord]:
@@ -132,64 +130,71 @@ class TrialStorage:
         return None if best is None else self._record(best)
 
     def enqueue(self, params: Mapping[str, ParamValue], distributions: Mapping[str, BaseDistribution]) -> None:
-        """Add a trial that waits to be taken."""
-        self._add(OptunaState.WAITING, params, distributions)
+        """Add a waiting trial."""
+        self.add(params, distributions, state=OptunaState.WAITING)
 
     def add(
         self,
         params: Mapping[str, ParamValue],
         distributions: Mapping[str, BaseDistribution],
         attrs: Mapping[str, Any] | None = None,
+        state: OptunaState = OptunaState.RUNNING,
     ) -> FrozenTrial:
-        """Add a trial that runs, with an engine's own attributes; everything at once, or nothing where a kill comes."""
-        self._add(OptunaState.RUNNING, params, distributions, attrs)
+        """Add a trial with an engine's own attributes, by default a running one, in one transaction."""
+        # As the storage returns them: a float may be given as a whole number.
+        stored = {
+            name: each.to_external_repr(each.to_internal_repr(params[name])) for name, each in distributions.items()
+        }
+        self.study.add_trial(
+            create_trial(state=state, params=stored, distributions=dict(distributions), user_attrs=dict(attrs or {}))
+        )
         return self.trials()[-1]
 
     def claim_waiting(self) -> FrozenTrial | None:
-        """Return the first trial that waits, which runs now; None where none does."""
+        """Set the first waiting trial running and return it; None where none is waiting."""
         waiting = next((trial for trial in self.trials() if trial.state is OptunaState.WAITING), None)
         if waiting is None:
             return None
-        self._storage.set_trial_state_values(self._id(waiting.number), OptunaState.RUNNING)
+        self._set_state(waiting.number, OptunaState.RUNNING)
         return self.trial(waiting.number)
 
     def begin_attempt(self, number: int, attempt: int, run_id: str) -> None:
-        """Count an attempt (from 1) that a worker takes up, and name its MLflow run."""
+        """Record an attempt (from 1) of a worker, and its MLflow run."""
         # The number first: a kill in between leaves a run that no trial names, and a number that never comes again.
         self._set_attr(number, "attempt", attempt)
         self._set_attr(number, "run_id", run_id)
 
     def record_value(self, number: int, epoch: int, value: float) -> None:
-        """Keep the objective after `epoch`; a later attempt's value replaces an earlier one's."""
+        """Record the objective after `epoch`; a later attempt's value replaces an earlier one's."""
         self._storage.set_trial_intermediate_value(self._id(number), epoch, value)
 
     def record_prune(self, number: int, epoch: int) -> None:
-        """Keep that the pruner ends a trial after `epoch`, whichever attempt comes there."""
+        """Record that the trial is pruned after `epoch`, in whichever attempt."""
         self._set_attr(number, "pruned_at", epoch)
 
-    def release(self, number: int, *, uncounted_attempts: bool = False) -> TrialState:
-        """Send a trial that was stopped from outside back to waiting; give it up after too many returns.
+    def requeue(self, number: int, *, counted: bool = True) -> TrialState:
+        """Let a trial that was stopped from outside wait again; fail it where it has used up its retries.
 
-        With `uncounted_attempts` the store failed it, or no worker had begun with it: that return does not count.
+        An attempt that the store failed, or that no worker began, is not `counted` against the trial.
         """
         record = self._record(self.trial(number))
-        if uncounted_attempts:
+        if not counted:
             self._set_attr(number, "spared", record.uncounted_attempts + 1)
         elif record.counted_attempts > MAX_RETRIES:
             self._set_attr(number, "reason", FailReason.INTERRUPTED.value)
-            self._storage.set_trial_state_values(self._id(number), OptunaState.FAIL)
+            self._set_state(number, OptunaState.FAIL)
             return TrialState.FAILED
-        self._storage.set_trial_state_values(self._id(number), OptunaState.WAITING)
+        self._set_state(number, OptunaState.WAITING)
         return TrialState.WAITING
 
     def requeue_unstarted(self, number: int) -> None:
-        """Send a proposal that no worker has begun back to waiting."""
-        self._storage.set_trial_state_values(self._id(number), OptunaState.WAITING)
+        """Let a trial wait again of which no worker has begun an attempt."""
+        self._set_state(number, OptunaState.WAITING)
 
     def unlink_run(self, number: int) -> None:
         """Let a trial whose run is gone wait for a new one."""
         self._set_attr(number, "run_id", None)
-        self.requeue_unstarted(number)
+        self._set_state(number, OptunaState.WAITING)
 
     def adopt_result(
         self,
@@ -200,45 +205,25 @@ class TrialStorage:
         value: float | None,
         reason: FailReason | None,
     ) -> None:
-        """Record how a trial ended by what its run says, from wherever a kill has left the trial.
+        """Record how a trial ended, whether it is running or was left waiting by a kill.
 
-        `value` is the objective of a complete trial, and what a pruned one had reached.
+        `value` is the objective of a complete trial, and the last value of a pruned one. `seconds` is not Optuna's
+        duration, which begins with the proposal.
         """
-        attrs = {"epochs_run": epochs_run, "seconds": seconds, "reason": reason and reason.value}
-        for key, fact in attrs.items():
-            if fact is not None:
-                self._set_attr(number, key, fact)
-        # State and value in one transaction, from WAITING too, which `tell` would refuse.
+        attrs = {"seconds": seconds, "epochs_run": epochs_run, "reason": reason and reason.value}
+        for key, attr in attrs.items():
+            if attr is not None:
+                self._set_attr(number, key, attr)
         ended = next(theirs for theirs, ours in STATES.items() if ours is state)
-        self._storage.set_trial_state_values(self._id(number), ended, None if value is None else [value])
+        self._set_state(number, ended, None if value is None else [value])
 
     def close(self, result: TrialResult) -> None:
-        """Record how a trial ended."""
-        # Not Optuna's duration: that begins with the proposal, which waits for a free worker.
-        self._set_attr(result.number, "seconds", result.seconds)
-        self._set_attr(result.number, "epochs_run", result.epochs_run)
-        if result.state is TrialState.COMPLETE:
-            self.study.tell(result.number, result.objective)
-            return
-        if result.reason is not None:
-            self._set_attr(result.number, "reason", result.reason.value)
-        pruned = result.state is TrialState.PRUNED
-        self.study.tell(result.number, state=OptunaState.PRUNED if pruned else OptunaState.FAIL)
-
-    def _add(
-        self,
-        state: OptunaState,
-        params: Mapping[str, ParamValue],
-        distributions: Mapping[str, BaseDistribution],
-        attrs: Mapping[str, Any] | None = None,
-    ) -> None:
-        # As the storage gives them back: a whole number stands for a float, too.
-        stored = {
-            name: each.to_external_repr(each.to_internal_repr(params[name])) for name, each in distributions.items()
-        }
-        self.study.add_trial(
-            create_trial(state=state, params=stored, distributions=dict(distributions), user_attrs=dict(attrs or {}))
-        )
+        """Record how a running trial ended."""
+        value = result.objective
+        if result.state is TrialState.PRUNED:
+            trial = self.trial(result.number)
+            value = None if trial.last_step is None else trial.intermediate_values[trial.last_step]
+        self.adopt_result(result.number, result.state, result.epochs_run, result.seconds, value, result.reason)
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
         """Return a trial's record, made anew where the trial has changed, which makes it another object."""
@@ -249,6 +234,9 @@ class TrialStorage:
 
     def _set_attr(self, number: int, key: str, value: Any) -> None:
         self._storage.set_trial_user_attr(self._id(number), key, value)
+
+    def _set_state(self, number: int, state: OptunaState, values: list[float] | None = None) -> None:
+        self._storage.set_trial_state_values(self._id(number), state, values)
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
@@ -279,16 +267,16 @@ def _worked_on(storage: RDBStorage, study: str) -> datetime:
 
 
 def last_epoch(trial: FrozenTrial) -> float:
-    """Return the epoch in which a finished trial ended, infinity of one that has not: all that it reported counts.
+    """Return the epoch in which a finished trial ended, infinity for any other.
 
-    What a lost attempt reported after the epoch in which the last one ended is none of the trial's.
+    A lost attempt may have reported later epochs than the one that ended the trial.
     """
     ended: float = trial.user_attrs.get("epochs_run", math.inf) if trial.state.is_finished() else math.inf
     return ended
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
-    # Written before the trial's end, so that a kill in between leaves them to an attempt that ends in another way.
+    # A trial's end is written before its state: after a kill in between another attempt may end it in another way.
     end = trial.user_attrs if trial.state.is_finished() else {}
     reason = end.get("reason") if trial.state is OptunaState.FAIL else None
     last = last_epoch(trial)
@@ -307,5 +295,5 @@ def _record(trial: FrozenTrial) -> TrialRecord:
 
 
 def _whole(value: object) -> int:
-    """Read a count that was kept; one that is missing or altered counts nothing."""
+    """Return a stored count, 0 for one that is missing or altered."""
     return value if isinstance(value, int) else 0

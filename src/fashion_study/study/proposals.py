@@ -86,7 +86,7 @@ class Proposals(TrackedSource):
         return self._release(spec, uncounted=by_error)
 
     def _release(self, spec: TrialSpec, *, uncounted: bool) -> TrialState:
-        state = self._trial_storage.release(spec.number, uncounted_attempts=uncounted)
+        state = self._trial_storage.requeue(spec.number, counted=not uncounted)
         self._in_flight -= 1
         if state is TrialState.FAILED:
             self._counted += 1

@@ -146,7 +146,7 @@ class _Comparison:
         def repair() -> str:
             # The trial storage first: an open run of a trial that waits is found again; a running trial without an open
             # run would look as if no worker had begun it.
-            state = self._trial_storage.release(record.number) if is_running else record.state
+            state = self._trial_storage.requeue(record.number) if is_running else record.state
             self._runs.interrupt_trial(attempt.trial, attempt.run_id, CAUSE, state)
             return f"it is {state} now"
 

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,27 +12,16 @@ import psutil
 from filelock import FileLock, Timeout
 
 from fashion_study.errors import StoreError
-from fashion_study.store.postgres import RemoteLockHolder, claim_everywhere, connection_watch
+from fashion_study.store.postgres import claim_everywhere, connection_watch
 from fashion_study.store.store import Store
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-# A process that was given the number of an earlier one started at another time; clocks are read to the second.
+# A process that has the number of an earlier one started at another time; clocks are read to the second.
 SAME_START_SECONDS = 2.0
-# A database may have been handed over, with names in it that are paths.
+# A database may come from somebody else, with names in it that are paths.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-@dataclass(frozen=True)
-class LockHolder:
-    """The process that holds a lock; `pid` is None where the lock's metadata are missing or wrong."""
-
-    pid: int | None = None
-    command: str = ""
-
-    def __str__(self) -> str:
-        return f"process {self.pid} ({self.command})" if self.pid else "another process"
 
 
 def lock_file(root: Path, name: str) -> Path:
@@ -43,10 +31,10 @@ def lock_file(root: Path, name: str) -> Path:
 
 
 @contextmanager
-def claim(root: Path, name: str) -> Iterator[LockHolder | None]:
-    """Own `name` in the store at `root` while the block runs, and yield None, or the process that owns it already.
+def claim(root: Path, name: str) -> Iterator[str | None]:
+    """Own `name` in the store at `root` while the block runs, and yield None, else the process that owns it already.
 
-    The operating system frees the lock of a process that dies, so a holder is alive.
+    The operating system frees the lock of a process that dies, so its holder is alive.
     """
     file = lock_file(root, name)
     file.parent.mkdir(exist_ok=True)
@@ -55,7 +43,7 @@ def claim(root: Path, name: str) -> Iterator[LockHolder | None]:
     try:
         lock.acquire()
     except Timeout:
-        yield _read(metadata)
+        yield _holder(metadata)
         return
     try:
         process = psutil.Process()
@@ -66,10 +54,8 @@ def claim(root: Path, name: str) -> Iterator[LockHolder | None]:
         lock.release()
 
 
-def claim_study(
-    store: Store, storage: "RDBStorage", name: str
-) -> AbstractContextManager[LockHolder | RemoteLockHolder | None]:
-    """Own a study while the block runs, in the store's folder or among all machines that use its database."""
+def claim_study(store: Store, storage: "RDBStorage", name: str) -> AbstractContextManager[str | None]:
+    """Own a study as `claim` does, in the store's folder or among all machines that use its database."""
     return claim(store.root, name) if store.database is None else claim_everywhere(storage, name)
 
 
@@ -90,17 +76,18 @@ def sole_coordinator(store: Store, storage: "RDBStorage", name: str) -> Iterator
         yield (lambda: None) if store.database is None else connection_watch(storage, store.database)
 
 
-def _read(metadata: Path) -> LockHolder:
+def _holder(metadata: Path) -> str:
+    """Return the process that holds a lock, "another process" where the lock's metadata are missing or wrong."""
     try:
         known = json.loads(metadata.read_text())
         process = psutil.Process(int(known["pid"]))
-        if abs(_started(process) - float(known["started"])) > SAME_START_SECONDS:
-            return LockHolder()
-        return LockHolder(process.pid, " ".join(process.cmdline()[-6:]))
+        if abs(_started(process) - float(known["started"])) <= SAME_START_SECONDS:
+            return f"process {process.pid} ({' '.join(process.cmdline()[-6:])})"
     except (OSError, ValueError, TypeError, KeyError, OverflowError, psutil.Error):
-        return LockHolder()
+        pass
+    return "another process"
 
 
 def _started(process: psutil.Process) -> float:
-    # Since the machine's start: the time of day is another one once a clock is set.
+    # Since the machine's start: the time of day changes when a clock is set.
     return process.create_time() - psutil.boot_time()

@@ -10,7 +10,6 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fashion_study.database_url import DatabaseUrl
@@ -38,21 +37,6 @@ OWN_NAME = "fashion-study "
 NAME_LENGTH = 63
 
 
-@dataclass(frozen=True)
-class RemoteLockHolder:
-    """Name the connection that owns something; all None where it belongs to another role, or has just let go."""
-
-    application: str | None = None
-    address: str | None = None
-    since: str | None = None
-
-    def __str__(self) -> str:
-        if self.application is None:
-            return "another connection"
-        where = self.application.removeprefix(OWN_NAME)
-        return f"{where} ({self.address or 'by a local socket'}, connected since {self.since})"
-
-
 def open_storage(address: DatabaseUrl) -> "RDBStorage":
     """Open Optuna's storage on a database, its tables made first where there are none.
 
@@ -71,7 +55,7 @@ def open_storage(address: DatabaseUrl) -> "RDBStorage":
 
 
 @contextmanager
-def claim_everywhere(storage: "RDBStorage", name: str) -> Iterator[RemoteLockHolder | None]:
+def claim_everywhere(storage: "RDBStorage", name: str) -> Iterator[str | None]:
     """Own `name` among all that use the storage's database while the block runs, and yield None.
 
     Where another connection owns it already, yield whose that is.
@@ -156,7 +140,8 @@ def _key(name: str) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def _holder(connection: "Connection", key: int) -> RemoteLockHolder:
+def _holder(connection: "Connection", key: int) -> str:
+    """Return the connection that holds a lock, as far as this role may see it."""
     from sqlalchemy import text
 
     # PostgreSQL shows a key of 64 bits in two halves.
@@ -170,4 +155,8 @@ def _holder(connection: "Connection", key: int) -> RemoteLockHolder:
         ),
         {"high": high, "low": low},
     ).first()
-    return RemoteLockHolder(*found) if found else RemoteLockHolder()
+    # Another role's connection shows nothing of itself; one that has just ended is not found.
+    if found is None or found[0] is None:
+        return "another connection"
+    application, address, since = found
+    return f"{application.removeprefix(OWN_NAME)} ({address or 'by a local socket'}, connected since {since})"

@@ -117,12 +117,10 @@ def refuse_network(folder: Path, table: Iterable[Mount]) -> None:
     Raises:
         StoreError: with the file system that was found, and the way out.
     """
-    found = filesystem_of(folder, table)
-    if found is None or not NETWORK.match(found[1].lower()):
-        return
-    point, kind = found
-    raise StoreError(
-        f"The store {folder} lies on a network file system ({kind}, mounted at {point}). Expected a local disk: "
-        "SQLite's write-ahead log needs memory that all its processes share, and a database is damaged without it. "
-        "Name a folder on a local disk with --store; MLFLOW_TRACKING_URI sends the runs to an MLflow server instead."
-    )
+    point, kind = filesystem_of(folder, table) or ("", "")
+    if NETWORK.match(kind.lower()):
+        raise StoreError(
+            f"The store {folder} lies on a network file system ({kind}, mounted at {point}). Expected a local disk: "
+            "SQLite's write-ahead log needs memory that all its processes share, and a database is damaged without it. "
+            "Name a folder on a local disk with --store, or an MLflow server in MLFLOW_TRACKING_URI."
+        )

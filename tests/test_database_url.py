@@ -1,4 +1,4 @@
-"""The promises of a database's address: what is no such thing is refused, and its password is shown to nobody."""
+"""The promises of a database's address: any other text is refused, and its password is never shown."""
 
 import sys
 
@@ -52,7 +52,7 @@ def test_the_option_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch)
         ("postgresql://sesame", "names no database"),
     ],
 )
-def test_what_cannot_be_used_is_refused_without_a_word_of_it(given: str, said: str) -> None:
+def test_a_bad_address_is_refused_without_showing_it(given: str, said: str) -> None:
     with pytest.raises(BadInputError) as caught:
         StudyConfig(study_db=given)
 

@@ -1,4 +1,4 @@
-"""The promises of the mirror: it shows what the database holds, while it is written and when it is read anew."""
+"""The promises of the cache of trials: it equals the database, after every write and when it is read again."""
 
 from pathlib import Path
 
@@ -59,31 +59,31 @@ def begin(trial_storage: TrialStorage, number: int) -> None:
 
 
 def without_times(trials: list[FrozenTrial]) -> list[dict[str, object]]:
-    """Leave out the two moments, which the mirror takes some microseconds after the database."""
+    """Leave out the two moments, which the cache takes some microseconds after the database."""
     return [
         {key: value for key, value in vars(trial).items() if key not in ("_datetime_start", "datetime_complete")}
         for trial in trials
     ]
 
 
-def test_what_is_written_through_is_what_the_database_holds(trial_storage: TrialStorage, address: str) -> None:
+def test_the_cache_equals_the_database_after_every_write(trial_storage: TrialStorage, address: str) -> None:
     stored = RDBStorage(address).get_all_trials(trial_storage.study._study_id)
 
     assert len(stored) == 8
     assert without_times(trial_storage.trials()) == without_times(stored)
-    for mirrored, trial in zip(trial_storage.trials(), stored, strict=True):
-        assert (mirrored.datetime_start is None) == (trial.datetime_start is None)
-        assert (mirrored.datetime_complete is None) == (trial.datetime_complete is None)
+    for cached, trial in zip(trial_storage.trials(), stored, strict=True):
+        assert (cached.datetime_start is None) == (trial.datetime_start is None)
+        assert (cached.datetime_complete is None) == (trial.datetime_complete is None)
 
 
-def test_what_is_read_anew_is_what_optuna_reads(trial_storage: TrialStorage, address: str) -> None:
+def test_the_cache_reads_what_optuna_reads(trial_storage: TrialStorage, address: str) -> None:
     again = TrialStorage(RDBStorage(address), "toy")
 
     assert again.trials() == RDBStorage(address).get_all_trials(trial_storage.study._study_id)
     assert [again.trial(number) for number in range(8)] == again.trials()
 
 
-def test_a_trial_that_was_handed_out_stays_as_it_was(trial_storage: TrialStorage) -> None:
+def test_a_returned_trial_does_not_change(trial_storage: TrialStorage) -> None:
     before = trial_storage.trial(3)
 
     trial_storage.record_value(3, 4, 0.5)
@@ -92,7 +92,7 @@ def test_a_trial_that_was_handed_out_stays_as_it_was(trial_storage: TrialStorage
     assert trial_storage.trial(3).intermediate_values[4] == 0.5
 
 
-def test_what_the_database_refuses_changes_nothing(trial_storage: TrialStorage, address: str) -> None:
+def test_a_refused_write_changes_nothing(trial_storage: TrialStorage, address: str) -> None:
     with pytest.raises(UpdateFinishedTrialError):
         trial_storage.record_value(0, 4, 0.5)
 
@@ -101,7 +101,7 @@ def test_what_the_database_refuses_changes_nothing(trial_storage: TrialStorage, 
 
 
 @pytest.mark.usefixtures("trial_storage")
-def test_trials_have_in_common_what_is_the_same_in_all(address: str) -> None:
+def test_trials_share_their_distributions(address: str) -> None:
     first, second, *_ = TrialStorage(RDBStorage(address), "toy").trials()
 
     assert first.distributions is second.distributions

@@ -1,4 +1,4 @@
-"""A store that fails is told from a mistake of ours, and said in one message."""
+"""The promises about a failing store: it is told apart from a bug, and reported in one message."""
 
 import errno
 import re
@@ -67,7 +67,7 @@ def ask_a_server_that_is_gone(store: Store) -> None:
         (ask_a_server_that_is_gone, r"no answer from the server \(Connection refused\)"),
     ],
 )
-def test_what_a_store_does_is_said_in_one_message(
+def test_a_failing_store_is_reported_in_one_message(
     fail: Callable[[Store], None], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -119,7 +119,7 @@ def end_a_pipe(_: Store) -> None:
         (end_a_pipe, BrokenPipeError),
     ],
 )
-def test_a_mistake_of_ours_stays_one(fail: Callable[[Store], None], error: type[Exception], tmp_path: Path) -> None:
+def test_a_bug_keeps_its_traceback(fail: Callable[[Store], None], error: type[Exception], tmp_path: Path) -> None:
     with pytest.raises(error), store_failures(open_store(tmp_path), "Do this."):
         fail(open_store(tmp_path))
 
@@ -129,7 +129,7 @@ def test_an_error_with_a_message_of_its_own_keeps_it(tmp_path: Path) -> None:
         raise BadInputError("as it was")
 
 
-def test_a_run_that_was_deleted_in_the_meantime_is_no_mistake_of_ours(tmp_path: Path) -> None:
+def test_a_run_deleted_in_the_meantime_is_no_bug(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     client = store.client()
     run_id = client.create_run(store.experiment_id(client, "digits")).info.run_id
@@ -139,6 +139,6 @@ def test_a_run_that_was_deleted_in_the_meantime_is_no_mistake_of_ours(tmp_path: 
         client.set_tag(run_id, "name", "value")
 
 
-def test_optuna_s_own_mistakes_have_a_cause_that_decides(tmp_path: Path) -> None:
+def test_the_cause_of_an_error_of_optuna_decides(tmp_path: Path) -> None:
     with pytest.raises(StorageInternalError), store_failures(open_store(tmp_path), "Do this."):
         raise StorageInternalError("something else") from ValueError("of ours")

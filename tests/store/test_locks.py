@@ -1,4 +1,4 @@
-"""The promises of a lock: one owner at a time, who can be named, and a dead one holds nothing."""
+"""The promises of a lock: one owner at a time, which can be named; a dead process owns nothing."""
 
 import json
 import os
@@ -94,14 +94,14 @@ def test_a_holder_without_metadata_is_another_process(store: Store, storage: RDB
     "word",
     ["", "{}", "[]", '{"pid": null, "started": 0}', '{"pid": -1, "started": 0}', '{"pid": 1e400, "started": 0}'],
 )
-def test_a_word_that_nobody_can_read_names_nobody(word: str, tmp_path: Path) -> None:
+def test_unreadable_metadata_name_no_process(word: str, tmp_path: Path) -> None:
     with held(tmp_path, "toy"):
         (tmp_path / "locks" / "toy.json").write_text(word)
         with claim(tmp_path, "toy") as holder:
             assert holder == "another process"
 
 
-def test_a_number_that_was_given_to_another_process_names_nobody(tmp_path: Path) -> None:
+def test_metadata_of_an_earlier_process_name_no_process(tmp_path: Path) -> None:
     with held(tmp_path, "toy"):
         word = tmp_path / "locks" / "toy.json"
         known = json.loads(word.read_text())
@@ -111,7 +111,7 @@ def test_a_number_that_was_given_to_another_process_names_nobody(tmp_path: Path)
             assert holder == "another process"
 
 
-def test_the_word_of_a_dead_owner_keeps_nobody_off(tmp_path: Path) -> None:
+def test_metadata_of_a_dead_holder_lock_nothing(tmp_path: Path) -> None:
     with held(tmp_path, "toy") as process:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

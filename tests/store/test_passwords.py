@@ -1,4 +1,4 @@
-"""No password of an address is told to anybody."""
+"""The promise about passwords: no message shows that of an address."""
 
 import os
 from pathlib import Path
@@ -20,11 +20,11 @@ from fashion_study.text import without_passwords
         ("'http://secret@host'", "'http://host'"),
     ],
 )
-def test_addresses_are_told_without_name_and_password(told: str, expected: str) -> None:
+def test_addresses_are_shown_without_name_and_password(told: str, expected: str) -> None:
     assert without_passwords(told) == expected
 
 
-def test_a_server_s_address_is_kept_without_its_login_which_mlflow_finds_elsewhere(
+def test_a_log_in_moves_from_the_address_to_mlflow_s_variables(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
@@ -44,9 +44,7 @@ def test_every_other_address_stays_as_it_is(uri: str, monkeypatch: pytest.Monkey
     assert os.environ["MLFLOW_TRACKING_URI"] == uri
 
 
-def test_a_database_that_cannot_be_opened_is_named_without_its_password(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_database_is_named_without_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "gopher://me:secret@nowhere")
 
     with pytest.raises(StoreError, match="gopher://nowhere") as caught:

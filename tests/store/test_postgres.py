@@ -1,4 +1,4 @@
-"""A trial storage on PostgreSQL: one owner of a study among all machines, one connection, one message."""
+"""The promises of PostgreSQL: one owner of a study among all machines, one connection, one message."""
 
 import os
 import socket
@@ -61,9 +61,7 @@ def held(store: Store, study: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_a_second_coordinator_is_refused_from_whichever_machine_and_told_who_runs_the_study(
-    store: Store, postgres: Postgres
-) -> None:
+def test_a_second_coordinator_of_any_machine_is_refused(store: Store, postgres: Postgres) -> None:
     with held(store, "toy") as holder, store.optuna_storage() as storage:
         with (
             pytest.raises(StoreError, match=f"process {holder.pid} on {socket.gethostname()} ") as caught,
@@ -91,7 +89,7 @@ def test_a_study_is_free_again_when_its_owner_is_done(store: Store) -> None:
             assert holder is None
 
 
-def test_a_ledger_keeps_one_connection_and_closes_it(store: Store, postgres: Postgres) -> None:
+def test_a_trial_storage_has_one_connection_and_closes_it(store: Store, postgres: Postgres) -> None:
     see_all_go(postgres)
     with store.optuna_storage() as storage, sole_coordinator(store, storage, "toy"):
         trial_storage = TrialStorage(storage, "connections")
@@ -160,7 +158,7 @@ def test_a_server_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pyte
     assert "Connection refused" in said
 
 
-def test_a_wrong_password_and_a_database_that_is_closed_to_a_role_are_refused(
+def test_a_wrong_password_and_a_closed_database_are_refused(
     postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = postgres.address().replace("optuna@", "optuna:sesame@")

@@ -1,4 +1,4 @@
-"""The promise of a moved store: however many commands find it at once, its addresses are repaired once and whole."""
+"""The promise of a moved store: its addresses are changed once, all of them, by however many commands."""
 
 import shutil
 import sqlite3
@@ -24,7 +24,7 @@ def mend(root: Path, together: Barrier, copies: "Queue[list[Path | None]]") -> N
     copies.put([rebase(store, move) for move in found])
 
 
-def test_commands_that_start_at_once_on_a_moved_store_mend_it_once(tmp_path: Path) -> None:
+def test_commands_started_at_once_repair_a_moved_store_once(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     studies = Studies(old)
     study = studies.study("moved", ended=1)

@@ -30,14 +30,14 @@ TABLE: list[Mount] = [
         ("/mnt/far/store", ("/mnt/far", "cifs")),
     ],
 )
-def test_a_folder_lies_on_what_is_mounted_nearest_above_it(folder: str, expected: Mount) -> None:
+def test_a_folder_is_on_the_nearest_mount_above_it(folder: str, expected: Mount) -> None:
     assert filesystem_of(Path(folder), TABLE) == expected
 
 
 @pytest.mark.parametrize(
     "kind", ["nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", "fuse.sshfs", "fuse.rclone"]
 )
-def test_a_network_file_system_is_refused_with_the_way_out(kind: str) -> None:
+def test_a_network_file_system_is_refused(kind: str) -> None:
     with pytest.raises(StoreError) as caught:
         refuse_network(Path("/far/store"), [("/", "ext4"), ("/far", kind)])
     for word in (kind, "/far", "write-ahead log", "--store", "MLFLOW_TRACKING_URI"):
@@ -54,11 +54,11 @@ def test_any_other_file_system_is_fine(kind: str) -> None:
     refuse_network(Path("/near/store"), [("/", "nfs4"), ("/near", kind)])
 
 
-def test_without_a_table_nothing_is_known_against_a_folder() -> None:
+def test_without_a_table_of_mounts_no_folder_is_refused() -> None:
     refuse_network(Path("/near/store"), [])
 
 
-def test_this_machine_s_table_knows_the_folder_of_the_tests(tmp_path: Path) -> None:
+def test_this_machine_s_mounts_include_the_tests_folder(tmp_path: Path) -> None:
     assert filesystem_of(tmp_path, mounts()) is not None
 
 

@@ -23,12 +23,12 @@ def test_several_processes_may_open_an_empty_store_at_once(store: Store) -> None
 
 
 @pytest.mark.parametrize("name", ["mlflow.db", "optuna.db"])
-def test_both_databases_let_readers_and_a_writer_work_side_by_side(name: str, store: Store) -> None:
+def test_both_databases_allow_readers_beside_a_writer(name: str, store: Store) -> None:
     with closing(sqlite3.connect(store.root / name)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_what_a_new_store_acknowledges_is_on_the_disk(tmp_path: Path) -> None:
+def test_a_new_store_writes_through_to_the_disk(tmp_path: Path) -> None:
     # Making its tables does not wait for the disk; everything after it does.
     with open_store(tmp_path / "new").optuna_storage() as storage, storage.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
@@ -36,7 +36,7 @@ def test_what_a_new_store_acknowledges_is_on_the_disk(tmp_path: Path) -> None:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_everything_lies_in_the_folder_whatever_the_working_directory(
+def test_a_store_does_not_depend_on_the_working_directory(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(store.root.parent)
@@ -57,7 +57,7 @@ def test_everything_lies_in_the_folder_whatever_the_working_directory(
         assert Path(path).is_absolute()
 
 
-def test_opening_a_store_leaves_the_default_of_this_process_alone(store: Store) -> None:
+def test_opening_a_store_leaves_mlflow_s_default_alone(store: Store) -> None:
     before = mlflow.get_tracking_uri()
     store.client()
     assert mlflow.get_tracking_uri() == before
@@ -114,9 +114,7 @@ def test_the_user_s_own_server_is_honoured(status: int, tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_is_not_there_is_refused_without_its_password(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_server_is_refused_without_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port = closed_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
 
@@ -134,9 +132,7 @@ def test_a_server_that_cannot_answer_is_refused(tmp_path: Path, monkeypatch: pyt
             open_store(tmp_path).client()
 
 
-def test_a_relative_database_of_the_user_s_means_the_same_from_any_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_address_of_the_user_s_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///own/mlflow.db")
     assert open_store("own").is_embedded

@@ -1,4 +1,4 @@
-"""The promises of the trial storage: what it is told it keeps, across processes and interruptions."""
+"""The promises of the trial storage: what is recorded stays, across processes and interruptions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +47,7 @@ def completed(number: int, objective: float) -> TrialResult:
     return TrialResult(number, 1, TrialState.COMPLETE, 2, objective, seconds=12.5)
 
 
-def test_a_new_ledger_is_empty(trial_storage: TrialStorage) -> None:
+def test_a_new_trial_storage_is_empty(trial_storage: TrialStorage) -> None:
     assert trial_storage.records() == []
     assert trial_storage.counted() == 0
     assert trial_storage.best() is None
@@ -55,7 +55,7 @@ def test_a_new_ledger_is_empty(trial_storage: TrialStorage) -> None:
     assert dict(trial_storage.attrs) == {}
 
 
-def test_a_trial_that_runs_shows_its_attempt_and_its_run_and_does_not_count(trial_storage: TrialStorage) -> None:
+def test_a_running_trial_has_attempt_and_run_and_does_not_count(trial_storage: TrialStorage) -> None:
     number = begin(trial_storage)
 
     (record,) = trial_storage.records()
@@ -65,7 +65,7 @@ def test_a_trial_that_runs_shows_its_attempt_and_its_run_and_does_not_count(tria
     assert trial_storage.counted() == 0
 
 
-def test_a_complete_trial_keeps_its_objective_its_curve_and_its_time(trial_storage: TrialStorage) -> None:
+def test_a_complete_trial_keeps_objective_curve_and_time(trial_storage: TrialStorage) -> None:
     number = begin(trial_storage)
     trial_storage.record_value(number, 1, 0.25)
     trial_storage.record_value(number, 2, 0.75)
@@ -101,7 +101,7 @@ def test_a_failed_trial_counts_and_keeps_its_reason(reason: FailReason, trial_st
     assert trial_storage.counted() == 1
 
 
-def test_the_best_trial_has_the_highest_objective_and_on_a_tie_came_first(trial_storage: TrialStorage) -> None:
+def test_the_best_trial_is_the_highest_and_the_first_on_a_tie(trial_storage: TrialStorage) -> None:
     for objective in (0.5, 0.75, 0.25, 0.75):
         trial_storage.close(completed(begin(trial_storage), objective))
 
@@ -111,7 +111,7 @@ def test_the_best_trial_has_the_highest_objective_and_on_a_tie_came_first(trial_
     assert (best.number, best.objective) == (1, 0.75)
 
 
-def test_a_released_trial_waits_under_its_own_number_and_values(trial_storage: TrialStorage) -> None:
+def test_a_requeued_trial_keeps_its_number_and_values(trial_storage: TrialStorage) -> None:
     number = begin(trial_storage)
     params = trial_storage.records()[number].params
 
@@ -126,7 +126,7 @@ def test_a_released_trial_waits_under_its_own_number_and_values(trial_storage: T
     assert trial_storage.claim_waiting() is None
 
 
-def test_a_trial_is_given_up_after_too_many_returns(trial_storage: TrialStorage) -> None:
+def test_a_trial_fails_after_its_retries(trial_storage: TrialStorage) -> None:
     states = [trial_storage.requeue(begin(trial_storage)) for _ in range(MAX_RETRIES + 1)]
 
     assert states == [TrialState.WAITING] * 3 + [TrialState.FAILED]
@@ -135,7 +135,7 @@ def test_a_trial_is_given_up_after_too_many_returns(trial_storage: TrialStorage)
     assert trial_storage.counted() == 1
 
 
-def test_a_withdrawn_proposal_was_no_attempt(trial_storage: TrialStorage) -> None:
+def test_an_unstarted_trial_was_no_attempt(trial_storage: TrialStorage) -> None:
     for _ in range(MAX_RETRIES + 2):
         proposed = trial_storage.claim_waiting() or trial_storage.add({"learning_rate": 0.5}, DISTRIBUTIONS)
         trial_storage.requeue_unstarted(proposed.number)
@@ -155,7 +155,7 @@ def test_a_later_attempt_replaces_the_values_of_an_earlier_one(trial_storage: Tr
     assert trial_storage.records()[number].curve == {1: 0.5}
 
 
-def test_what_a_lost_attempt_reached_beyond_the_last_one_is_not_shown(trial_storage: TrialStorage) -> None:
+def test_epochs_of_a_lost_attempt_beyond_the_last_are_left_out(trial_storage: TrialStorage) -> None:
     number = begin(trial_storage)
     for epoch in (1, 2, 3):
         trial_storage.record_value(number, epoch, 0.25)
@@ -168,7 +168,7 @@ def test_what_a_lost_attempt_reached_beyond_the_last_one_is_not_shown(trial_stor
     assert trial_storage.records()[number].curve == {1: 0.5}
 
 
-def test_an_end_that_a_kill_cut_off_leaves_nothing_to_the_one_that_comes(
+def test_an_interrupted_end_leaves_nothing_to_the_next_one(
     trial_storage: TrialStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = begin(trial_storage)
@@ -188,7 +188,7 @@ def test_an_end_that_a_kill_cut_off_leaves_nothing_to_the_one_that_comes(
     assert (record.state, record.reason, record.seconds, record.curve) == (TrialState.COMPLETE, None, 12.5, {1: 0.25})
 
 
-def test_an_enqueued_trial_waits_with_its_values_until_it_is_taken(trial_storage: TrialStorage) -> None:
+def test_an_enqueued_trial_waits_until_it_is_claimed(trial_storage: TrialStorage) -> None:
     trial_storage.enqueue({"learning_rate": 1}, DISTRIBUTIONS)
 
     (waiting,) = trial_storage.records()
@@ -200,7 +200,7 @@ def test_an_enqueued_trial_waits_with_its_values_until_it_is_taken(trial_storage
     assert trial_storage.records()[0].state is TrialState.RUNNING
 
 
-def test_trials_that_wait_are_taken_by_their_number(trial_storage: TrialStorage) -> None:
+def test_waiting_trials_are_claimed_by_their_number(trial_storage: TrialStorage) -> None:
     numbers = [begin(trial_storage) for _ in range(3)]
     for number in reversed(numbers):
         trial_storage.requeue(number)

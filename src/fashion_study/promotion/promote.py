@@ -19,6 +19,7 @@ from fashion_study.promotion.evidence import Examiner, judge_signature
 from fashion_study.promotion.view import decision_page
 from fashion_study.stderr import stderr_into
 from fashion_study.store.failures import store_failures
+from fashion_study.store.mlflow_server import check_server_reachable
 from fashion_study.store.store import Store
 from fashion_study.tracking.aliases import (
     ConcurrentUpdateError,
@@ -52,7 +53,7 @@ def promote(config: PromotionConfig, store: Store) -> Decision:
         StudyError: there is no model to compare with or to go back to, or another command moved the alias.
     """
     # Before the lock: where no server answers, nothing is made.
-    store.require_server()
+    check_server_reachable(store.tracking_uri)
     with store_failures(store, PROMOTE_AGAIN), promotion_lock(store.root):
         registry = Registry(store.client())
         models = registry.models()

@@ -17,12 +17,12 @@ from fashion_study.errors import StoreError
 from fashion_study.paths import expanded
 from fashion_study.text import printable, without_passwords
 
-# MLflow itself asks a server that is gone again and again, for minutes and without a word.
+# MLflow itself repeats a request to a server that is gone for minutes, without a message.
 ANSWER_SECONDS = 10
-# The cheapest question that takes a log-in where the server wants one.
-QUESTION = "/api/2.0/mlflow/experiments/search?max_results=1"
+# The cheapest request that needs a log-in where the server demands one. Any answer below 500 will do but a refusal.
+CHEAP_REQUEST = "/api/2.0/mlflow/experiments/search?max_results=1"
 NAME, PASSWORD, TOKEN = (f"MLFLOW_TRACKING_{what}" for what in ("USERNAME", "PASSWORD", "TOKEN"))
-# With these MLflow logs in by ways of its own.
+# Where one of these is set, MLflow logs in by other means.
 OTHER_WAYS = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4")
 REFUSED = (401, 403)
 SHOWN = 200
@@ -59,22 +59,24 @@ class RetryNotifier(logging.Filter):
 
 
 def check_server_reachable(uri: str) -> None:
-    """Ask the server at `uri` one question with the user's log-in; it may answer that it does not know the question.
+    """Send one request to the server at `uri` with the user's log-in; an address of anything else is not checked.
 
     Raises:
         StoreError: it does not answer, or refuses the log-in.
     """
+    if not uri.startswith(("http://", "https://")):
+        return
     address = uri.rstrip("/")
-    question = Request(address + QUESTION)
+    request = Request(address + CHEAP_REQUEST)
     if (login := _login()) is not None:
-        # Not sent on to wherever an answer may point.
-        question.add_unredirected_header("Authorization", login)
+        # A redirection must not carry it elsewhere.
+        request.add_unredirected_header("Authorization", login)
     try:
-        with urlopen(question, timeout=ANSWER_SECONDS):
+        with urlopen(request, timeout=ANSWER_SECONDS):
             return
     except HTTPError as error:
         with error:
-            if error.code in REFUSED and error.url == question.full_url and not any(map(os.environ.get, OTHER_WAYS)):
+            if error.code in REFUSED and error.url == request.full_url and not any(map(os.environ.get, OTHER_WAYS)):
                 raise login_refused(address, f"{error.code} ({error.reason}): {_said(error)}") from None
             if error.code < 500:
                 return
@@ -92,9 +94,9 @@ def check_server_reachable(uri: str) -> None:
 
 
 def hide_login() -> None:
-    """Take name and password out of a server's address in `MLFLOW_TRACKING_URI`: MLflow has variables of their own.
+    """Move the log-in of a server's address in `MLFLOW_TRACKING_URI` to the variables that MLflow has for it.
 
-    The address is told, logged and handed on; those are not. A database's address needs its password and keeps it.
+    The address is shown, logged and passed on; those are not. A database's address needs its password and keeps it.
     """
     server = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
     if server.scheme not in ("http", "https") or "@" not in server.netloc:
@@ -105,7 +107,7 @@ def hide_login() -> None:
 
 
 def login_refused(uri: str, answer: str) -> StoreError:
-    """Say that the server at `uri` does not let the user in; `answer` is what it says of that."""
+    """Return the error for a server at `uri` that refuses the user's log-in with `answer`."""
     name, _ = _account()
     who = f"the account {name!r}" if name else "a user who names no account"
     return StoreError(
@@ -115,7 +117,7 @@ def login_refused(uri: str, answer: str) -> StoreError:
 
 
 def _login() -> str | None:
-    """Return what MLflow logs in with, None where the user has neither an account nor a token."""
+    """Return the header with which MLflow logs in, None where the user has neither an account nor a token."""
     name, password = _account()
     if name and password:
         return f"Basic {base64.b64encode(f'{name}:{password}'.encode()).decode()}"
@@ -137,7 +139,7 @@ def _account() -> tuple[str | None, str | None]:
 
 
 def _said(error: HTTPError) -> str:
-    """Return the first line of a refusal that is no markup."""
+    """Return the first line of an answer that is no markup."""
     try:
         lines = error.read(10_000).decode(errors="replace").splitlines()
     except (OSError, HTTPException):

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 CONNECT_SECONDS = 10
-# A machine that is gone without a word frees its locks, and is given up by the other side, after about a minute.
+# The locks of a machine that is gone are free after about a minute, and so is the other side.
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 OF_THE_SERVER = " ".join(f"-c tcp_{name}={value}" for name, value in KEEPALIVES.items())
 UNACKNOWLEDGED_MS = 60_000
-# Making the tables takes a second; whoever waits longer for another who does waits for one that hangs.
+# Making the tables takes a second.
 MAKING_SECONDS = 60
 MAKING = "making the tables"
 ADVICE = (
@@ -56,10 +56,7 @@ def open_storage(address: DatabaseUrl) -> "RDBStorage":
 
 @contextmanager
 def claim_everywhere(storage: "RDBStorage", name: str) -> Iterator[str | None]:
-    """Own `name` among all that use the storage's database while the block runs, and yield None.
-
-    Where another connection owns it already, yield whose that is.
-    """
+    """Own `name` in a database while the block runs, and yield None, else the connection that owns it already."""
     from sqlalchemy import text
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -79,7 +76,7 @@ def claim_everywhere(storage: "RDBStorage", name: str) -> Iterator[str | None]:
 def connection_watch(storage: "RDBStorage", address: DatabaseUrl) -> Callable[[], None]:
     """Return a function that raises StoreError once the storage's connection, and with it every lock, is lost.
 
-    As long as the server has nothing to say it costs one look at a socket.
+    As long as the server sends nothing, a call polls one socket.
     """
     from sqlalchemy import text
     from sqlalchemy.exc import SQLAlchemyError
@@ -100,7 +97,7 @@ def connection_watch(storage: "RDBStorage", address: DatabaseUrl) -> Callable[[]
 
 
 def _connect_args(address: DatabaseUrl) -> dict[str, object]:
-    # What the address says itself comes first: SQLAlchemy lets these arguments win.
+    # Options of the address take precedence; SQLAlchemy would prefer these.
     own = {
         "connect_timeout": CONNECT_SECONDS,
         "application_name": f"{OWN_NAME}process {os.getpid()} on {socket.gethostname()}"[:NAME_LENGTH],
@@ -115,7 +112,7 @@ def _connect_args(address: DatabaseUrl) -> dict[str, object]:
 
 @contextmanager
 def _making(address: DatabaseUrl, options: dict[str, Any]) -> Iterator[None]:
-    """Let one process at a time look for the tables and make them: two at once would break each other."""
+    """Let one process at a time look for the tables and make them: two at once would crash each other."""
     from sqlalchemy import NullPool, create_engine, text
 
     with create_engine(address.uri, poolclass=NullPool, **options).begin() as connection:

@@ -1,4 +1,4 @@
-"""The addresses of artifacts in the embedded store: absolute, so a folder that was moved has to be told."""
+"""A moved or copied store: the absolute addresses of its artifacts are changed to its new folder."""
 
 import shutil
 import sqlite3
@@ -26,7 +26,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Move:
-    """Say that addresses point below `old`, where the store was, and how many; both are `file://` folders."""
+    """The number of addresses below the former folder `old` of a store's artifacts; both folders are `file://` URIs."""
 
     old: str
     new: str
@@ -34,15 +34,15 @@ class Move:
 
 
 def local_path(address: str) -> Path | None:
-    """Return the file that an address names on this machine, None where it names none."""
+    """Return the local path of a `file://` address, None for any other address."""
     parts = urlsplit(address)
     return Path(url2pathname(parts.path)) if parts.scheme == "file" and not parts.netloc else None
 
 
 def moves(store: Store) -> list[Move]:
-    """Find the folders that a store's addresses point to, although its artifacts lie in its own.
+    """Return the former folders that a store's addresses point to after it was moved or copied.
 
-    That is so after the store was moved or copied. Artifacts that were sent elsewhere on purpose stay there.
+    Artifacts that were stored elsewhere on purpose stay there.
     """
     if not store.is_embedded or not (store.root / "mlflow.db").is_file():
         return []
@@ -54,10 +54,10 @@ def moves(store: Store) -> list[Move]:
 
 
 def rebase(store: Store, move: Move) -> Path | None:
-    """Let every address below the old folder point into the store, all or none, and return the copy made before.
+    """Change every address below the old folder to the store's own, all or none, and return a backup of the database.
 
-    What was logged into the old folder after the move is copied to its place here; nothing is taken from there. One
-    process does it, another waits as long as that takes, and is told None: it is done already.
+    Artifacts that were logged into the old folder after the move are copied. Return None where another process has
+    changed the addresses in the meantime.
     """
     with FileLock(store.root / ".move.lock"), closing(_connect(store)) as connection:
         if all(still.old != move.old for still in moves(store)):
@@ -75,7 +75,7 @@ def rebase(store: Store, move: Move) -> Path | None:
 
 
 def _former_folder(store: Store, location: str | None) -> str | None:
-    """Return the folder that held an experiment's artifacts, where that is not the store's own any more."""
+    """Return the folder with an experiment's artifacts, where the store was moved away from it."""
     head, _, name = (location or "").rpartition("/artifacts/")
     old = f"{head}/artifacts"
     old_path = local_path(old)
@@ -123,7 +123,7 @@ def _copy_artifacts(connection: sqlite3.Connection, move: Move) -> None:
             source, target = local_path(address), local_path(move.new + address[len(move.old) :])
             if source is None or target is None or target.exists() or not source.is_dir():
                 continue
-            # An address may climb: nothing comes from elsewhere, and nothing goes elsewhere.
+            # An address may contain '..': nothing is read or written outside both folders.
             if not (_lies_in(source, move.old) and _lies_in(target, move.new)):
                 continue
             unfinished = target.with_name(f"{target.name}.part")
@@ -133,8 +133,8 @@ def _copy_artifacts(connection: sqlite3.Connection, move: Move) -> None:
 
 
 def _lies_in(path: Path, folder: str) -> bool:
-    whole = local_path(folder)
-    return whole is not None and path.resolve().is_relative_to(whole.resolve())
+    local = local_path(folder)
+    return local is not None and path.resolve().is_relative_to(local.resolve())
 
 
 def _connect(store: Store) -> sqlite3.Connection:

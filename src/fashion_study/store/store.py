@@ -85,7 +85,7 @@ class Store:
         Raises:
             StoreError: the database cannot be used, or the user's server does not answer or refuses the log-in.
         """
-        self.require_server()
+        check_server_reachable(self.tracking_uri)
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
@@ -95,15 +95,6 @@ class Store:
             if self.is_embedded:
                 self._migrate_mlflow()
             return MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
-
-    def require_server(self) -> None:
-        """Check the user's MLflow server, where there is one.
-
-        Raises:
-            StoreError: it does not answer, or refuses the log-in.
-        """
-        if self.tracking_uri.startswith(("http://", "https://")):
-            check_server_reachable(self.tracking_uri)
 
     def open_optuna_storage(self) -> "RDBStorage":
         """Open Optuna's storage on this store, creating or migrating its database first."""
@@ -179,7 +170,7 @@ def open_store(root: Path | str, *, study_db: str | None = None, makes_folder: b
     store = Store(folder, tracking_uri, trials_database_url(study_db))
     if makes_folder:
         # Before the folder: where no server answers, nothing is made.
-        store.require_server()
+        check_server_reachable(tracking_uri)
         _make(folder)
     return store
 

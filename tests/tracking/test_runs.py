@@ -97,7 +97,7 @@ def test_a_study_s_run_shows_what_was_asked(bench: Bench, name: str) -> None:
     assert {"host", "code_version", "mlflow.user", "mlflow.source.name"} <= run.data.tags.keys()
     assert bench.text(run_id, "space.yaml") == METADATA.space_yaml
     assert inputs(run) == {
-        "training": ("digits-training", DATA.split_digest[:36], 1078),
+        "training": ("digits-training", DATA.split_digest[:36], 1079),
         "validation": ("digits-validation", DATA.split_digest[:36], 359),
     }
 

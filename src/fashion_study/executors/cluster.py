@@ -124,7 +124,7 @@ def connected(address: str | None, tracking_uri: str) -> Iterator[Cluster]:
         BadInputError: no cluster can be used there, or it has several nodes and only this one can write the runs.
     """
     if address is None:
-        with _loopback_only(), _own_cluster():
+        with _own_cluster():
             yield Cluster(is_own=True)
         return
     _check_cluster_reachable(address)
@@ -134,18 +134,9 @@ def connected(address: str | None, tracking_uri: str) -> Iterator[Cluster]:
 
 
 @contextmanager
-def _loopback_only() -> Iterator[None]:
-    """Let Ray's processes listen on 127.0.0.1, as on macOS; elsewhere Ray replaces it by a network address."""
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-@contextmanager
 def _own_cluster() -> Iterator[None]:
+    # Ray's processes listen on 127.0.0.1, as on macOS; elsewhere Ray would replace it by a network address.
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     # Not the system's folder for temporary files: Ray creates sockets below it, whose paths must be short.
     folder = mkdtemp(prefix="ray-", dir="/tmp")
     try:
@@ -163,6 +154,7 @@ def _own_cluster() -> Iterator[None]:
         ):
             yield
     finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
         shutil.rmtree(folder, ignore_errors=True)
 
 

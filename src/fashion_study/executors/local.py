@@ -304,29 +304,26 @@ class LocalExecutor:
     def _check_limits(self, worker: _Worker) -> list[Event]:
         seconds, memory = self._limits.seconds, self._limits.memory
         failure = None
-        if not worker.is_ready:
-            self._check_start(worker)
-        elif worker.spec is not None and seconds is not None and worker.clock > seconds:
-            failure = FailReason.TIMEOUT, f"The trial took longer than the {seconds:g} s of --trial-timeout."
-        elif memory is not None and worker.memory > memory:
+        if memory is not None and worker.memory > memory:
+            if not worker.is_ready:
+                raise BadInputError(
+                    f"A worker takes {worker.memory / 2**20:,.0f} MiB before it trains anything; --worker-memory "
+                    f"allows {memory / 2**20:,.0f} MiB. Expected room for TensorFlow, the images and a trial: try 2G."
+                )
             failure = FailReason.OOM, f"The worker took more than --worker-memory allows{_last_seen(worker)}."
+        if not worker.is_ready:
+            if worker.clock > START_SECONDS:
+                worker.end()
+                self._count_failed_start(worker, f"not ready after {START_SECONDS:.0f} s", is_certain=False)
+                self._replace(worker)
+            return []
+        if worker.spec is not None and seconds is not None and worker.clock > seconds:
+            failure = FailReason.TIMEOUT, f"The trial took longer than the {seconds:g} s of --trial-timeout."
         if failure is None:
             return []
         worker.end()
         self._replace(worker)
         return [worker.failure(*failure)] if worker.spec is not None else []
-
-    def _check_start(self, worker: _Worker) -> None:
-        memory = self._limits.memory
-        if memory is not None and worker.memory > memory:
-            raise BadInputError(
-                f"A worker takes {worker.memory / 2**20:,.0f} MiB before it trains anything; --worker-memory allows "
-                f"{memory / 2**20:,.0f} MiB. Expected room for TensorFlow, the images and a trial: try 2G."
-            )
-        if worker.clock > START_SECONDS:
-            worker.end()
-            self._count_failed_start(worker, f"not ready after {START_SECONDS:.0f} s", is_certain=False)
-            self._replace(worker)
 
     def _count_failed_start(self, worker: _Worker, how: str, *, is_certain: bool) -> None:
         self._failed_starts += 1

@@ -88,7 +88,7 @@ class RayExecutor:
         self._unassigned: deque[TrialSpec] = deque()
         self._failed_starts = 0
         self._look_at = 0.0
-        self._without_workers_since: float | None = time.monotonic()
+        self._warn_at = time.monotonic() + NO_WORKER_WARNING_SECONDS
         self._follow_the_cluster()
 
     @property
@@ -147,7 +147,10 @@ class RayExecutor:
         return next(free, None)
 
     def _follow_the_cluster(self) -> None:
-        """Create as many supervisors as there is room for; Ray starts each when it finds a node for it."""
+        """Create as many supervisors as there is room for; Ray starts each when it finds a node for it.
+
+        Warn once, while no worker is ready for long.
+        """
         now = time.monotonic()
         if now < self._look_at:
             return
@@ -159,7 +162,11 @@ class RayExecutor:
             self._remove(worker)
         while len(self._workers) < wanted:
             self._workers.append(self._start())
-        self._warn_without_workers(now)
+        if self.slots:
+            self._warn_at = now + NO_WORKER_WARNING_SECONDS
+        elif now > self._warn_at:
+            self._warn_at = float("inf")
+            self._warn(f"the Ray cluster has no room for a worker that takes {self._resources}; waiting for it")
 
     def _start(self) -> _RayWorker:
         taken = {worker.number for worker in self._workers}
@@ -167,15 +174,6 @@ class RayExecutor:
         actor = self._supervisor.remote()
         # Not an argument of the actor's constructor: the cluster keeps those, and what is sent to an actor it does not.
         return _RayWorker(number, actor, actor.begin.remote(self._context, f"ray-{number}"))
-
-    def _warn_without_workers(self, now: float) -> None:
-        if self.slots:
-            self._without_workers_since = None
-        elif self._without_workers_since is None:
-            self._without_workers_since = now
-        elif now - self._without_workers_since > NO_WORKER_WARNING_SECONDS:
-            self._without_workers_since = float("inf")
-            self._warn(f"the Ray cluster has no room for a worker that takes {self._resources}; waiting for it")
 
     def _receive(self, worker: _RayWorker) -> list[Any]:
         call, worker.call = worker.call, None

@@ -1,6 +1,5 @@
 """The files of runs: models, and the evidence of complete trials, checked by their digests."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -9,14 +8,13 @@ from mlflow.entities import LoggedModel, Run
 from fashion_study.doctor.context import CheckContext, run_title, run_tree
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.relocation import local_path
-from fashion_study.tracking.registry import CARD_FILE, MODEL_FILE
+from fashion_study.study.retention import REMOVED
+from fashion_study.tracking.registry import CARD_FILE, MODEL_FILE, file_sha256
 from fashion_study.tracking.search import pending_models
 from fashion_study.trial import TrialState
 
 # On a run, and on a version: what is wrong with its files, as the doctor has recorded it.
 DAMAGED = "damaged_files"
-# On a run whose model was deleted on purpose, to save space.
-REMOVED = "model_removed"
 EVIDENCE = (
     "classification_report.json",
     "confusion_matrix.json",
@@ -53,7 +51,7 @@ def model_damage(folder: Path, sha256: str) -> str | None:
     file = folder / MODEL_FILE
     if not file.is_file():
         return f"{file.name} missing"
-    if _digest(file) != sha256:
+    if file_sha256(file) != sha256:
         return f"{file.name} altered"
     return None if (folder / CARD_FILE).is_file() else f"{CARD_FILE} missing"
 
@@ -80,13 +78,8 @@ def _damaged_evidence(folder: Path, sums: str) -> Iterator[str]:
     for name in EVIDENCE:
         if not (folder / name).is_file():
             yield f"{name} missing"
-        elif name in expected and _digest(folder / name) != expected[name]:
+        elif name in expected and file_sha256(folder / name) != expected[name]:
             yield f"{name} altered"
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _damaged(context: CheckContext, run: Run, damage: str) -> Finding:

@@ -186,8 +186,7 @@ class Registry:
             DamagedModelError: the file is missing or another one.
         """
         path = self._download(model, MODEL_FILE, folder)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
         if digest != model.sha256:
             raise DamagedModelError(
                 f"The model file of {model} has the SHA-256 {digest[:12]}…. Expected {model.sha256[:12]}…, which "
@@ -251,6 +250,12 @@ class Registry:
         except MlflowException:
             # Another process made it in the meantime, or it is there without a version.
             self.client.get_registered_model(name)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def registered_name(dataset: str) -> str:

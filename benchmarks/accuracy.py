@@ -109,12 +109,12 @@ def accuracy(order: Order) -> float:
     import keras
 
     from fashion_study.training.evaluation import evaluate
-    from fashion_study.training.fit import configure, fit, seed_training
+    from fashion_study.training.fit import configure, fit
     from fashion_study.training.model import to_float32
 
     configure(threads=1)
     keras.utils.clear_session()
-    seed_training(order.seed)
+    keras.utils.set_random_seed(order.seed)
     data = load_dataset(order.source, order.images)
     model = _model(order, data.image_shape, len(data.class_names))
     # Without validation on the way: it is the end that is compared.

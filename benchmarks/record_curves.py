@@ -215,12 +215,12 @@ def _train(order: Order) -> Curve:
     import_without_stderr("fashion_study.training.fit")
     import keras
 
-    from fashion_study.training.fit import configure, fit, seed_training
+    from fashion_study.training.fit import configure, fit
     from fashion_study.training.model import build_model
 
     configure(threads=1)
     keras.utils.clear_session()
-    seed_training(order.seed)
+    keras.utils.set_random_seed(order.seed)
     data = _data(order.source, order.train_images)
     epochs: list[Epoch] = []
     # Not the time on the wall: the machine has other work, and a curve should not depend on it.

@@ -142,12 +142,14 @@ def _bare(case: CheckContext) -> float:
 
 def _worker(case: CheckContext) -> float:
     import_without_stderr("fashion_study.training.fit")
+    import keras
+
     from fashion_study.data.catalog import load_dataset, locate
-    from fashion_study.training.fit import Epoch, configure, fit, seed_training
+    from fashion_study.training.fit import Epoch, configure, fit
     from fashion_study.training.model import build_model
 
     configure(threads=1)
-    seed_training(0)
+    keras.utils.set_random_seed(0)
     data = load_dataset(locate("fashion-mnist", None), case.images)
     ends = [time.process_time()]
 

@@ -37,7 +37,7 @@ from fashion_study.promotion.decision import PromotionConfig
 from fashion_study.errors import StudyError
 from fashion_study.promotion.promote import promote
 from fashion_study.store.store import find_store
-import fashion_study.training.evaluation, fashion_study.training.latency, fashion_study.training.model_file
+import fashion_study.training.evaluation, fashion_study.training.model_file
 
 print("ready", flush=True)
 time.sleep(max(0.0, float(sys.stdin.readline()) - time.time()))

@@ -1,9 +1,12 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from fashion_study.data.dataset import Split
-from fashion_study.training.evaluation import ConfusedPair, evaluate, most_confused
+from fashion_study.training.evaluation import ConfusedPair, evaluate, interleaved_ms, most_confused
+from fashion_study.training.model import build_model
+from fashion_study.trial import Hyperparameters
 from fashion_study.worker.record import final_metrics
 
 NAMES = ("T-shirt/top", "Trouser", "Ankle boot")
@@ -21,12 +24,12 @@ def split(labels: list[int], predicted: list[int]) -> Split:
     return Split(images, np.asarray(labels, dtype=np.int64))
 
 
-def test_the_truth_is_in_the_rows_and_the_prediction_in_the_columns() -> None:
+def test_rows_are_true_and_columns_predicted_classes() -> None:
     found = evaluate(first_pixel, split([0, 0, 0, 1, 1, 2], [0, 2, 2, 1, 1, 1]), NAMES)
     np.testing.assert_array_equal(found.confusion, [[1, 0, 2], [0, 2, 0], [0, 1, 0]])
 
 
-def test_accuracy_recall_precision_and_f1_are_those_of_the_predictions() -> None:
+def test_the_figures_are_those_of_the_predictions() -> None:
     found = evaluate(first_pixel, split([0, 0, 0, 1, 1, 2], [0, 2, 2, 1, 1, 1]), NAMES)
     assert found.accuracy == pytest.approx(3 / 6)
     assert found.recall == pytest.approx({"T-shirt/top": 1 / 3, "Trouser": 1.0, "Ankle boot": 0.0})
@@ -51,7 +54,7 @@ def test_more_images_than_a_batch_keep_their_order() -> None:
     assert found.ms_per_image > 0
 
 
-def test_the_most_confused_pairs_come_first_and_without_the_right_answers() -> None:
+def test_the_most_confused_pairs_come_first() -> None:
     confusion = np.array([[5, 0, 5], [1, 9, 0], [0, 3, 7]])
     assert most_confused(confusion, NAMES, 2) == [
         ConfusedPair("T-shirt/top", "Ankle boot", 5, 0.5),
@@ -73,3 +76,17 @@ def test_final_metrics_name_every_class_as_mlflow_allows() -> None:
             "recall_ankle_boot": 0.5,
         }
     )
+
+
+def test_a_larger_model_takes_longer_in_either_place() -> None:
+    small, large = (build_model(Hyperparameters(filters_1=size, filters_2=size), (28, 28, 1), 10) for size in (2, 256))
+    images = np.zeros((64, 28, 28, 1), dtype=np.uint8)
+    first, second = interleaved_ms((small, large), images)
+    third, fourth = interleaved_ms((large, small), images)
+    assert 0 < first < second
+    assert third > fourth > 0
+
+
+def test_one_image_is_enough_to_compare_latencies() -> None:
+    model = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten()])
+    assert min(interleaved_ms((model, model), np.zeros((1, 28, 28, 1), dtype=np.uint8))) > 0

@@ -1,21 +1,23 @@
 import numpy as np
+import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from fashion_study.data.dataset import ImageShape
 from fashion_study.training.figures import RIGHT, WRONG, confusion_matrix_figure, prediction_grid_figure
 
 NAMES = ("Shirt", "Coat", "Bag")
 CONFUSION = np.array([[50, 7, 0], [3, 40, 1], [0, 2, 61]])
 
 
-def grid(count: int, seed: int = 0) -> Figure:
+def grid(count: int, seed: int = 0, image_shape: ImageShape = (28, 28, 1)) -> Figure:
     random = np.random.default_rng(1)
     labels = random.integers(0, 3, count)
     predicted = np.where(random.random(count) < 0.3, (labels + 1) % 3, labels)
     probabilities = np.full((count, 3), 0.2, dtype=np.float32)
     probabilities[np.arange(count), predicted] = 0.6
-    images = random.integers(0, 256, (count, 28, 28, 1), dtype=np.uint8)
+    images = random.integers(0, 256, (count, *image_shape), dtype=np.uint8)
     return prediction_grid_figure(images, labels, predicted, probabilities, NAMES, seed)
 
 
@@ -23,7 +25,7 @@ def captions(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_the_confusion_matrix_shows_counts_and_class_names_with_the_truth_in_the_rows() -> None:
+def test_the_confusion_matrix_has_the_true_classes_in_its_rows() -> None:
     axes = confusion_matrix_figure(CONFUSION, NAMES, "a title").axes[0]
     assert [text.get_text() for text in axes.texts] == ["50", "7", "0", "3", "40", "1", "0", "2", "61"]
     assert [label.get_text() for label in axes.get_xticklabels()] == list(NAMES)
@@ -32,7 +34,7 @@ def test_the_confusion_matrix_shows_counts_and_class_names_with_the_truth_in_the
     assert axes.yaxis_inverted(), "the first row belongs at the top"
 
 
-def test_the_grid_names_truth_and_prediction_of_25_images_and_marks_mistakes() -> None:
+def test_the_grid_names_both_classes_and_marks_mistakes() -> None:
     figure = grid(200)
     assert len(captions(figure)) == 25
     for text in figure.axes[0].texts:
@@ -57,6 +59,19 @@ def test_the_seed_decides_which_images_are_drawn() -> None:
 
 def test_a_split_of_few_images_is_shown_whole() -> None:
     assert len(captions(grid(7))) == 7
+
+
+@pytest.mark.parametrize("image_shape", [(28, 28, 1), (32, 40, 3), (40, 20, 1)])
+def test_the_grid_shows_images_of_any_shape_and_colour(image_shape: ImageShape) -> None:
+    figure = grid(200, image_shape=image_shape)
+    canvas = figure.axes[0].images[0].get_array()
+    assert canvas is not None
+    height, width, channels = image_shape
+    assert canvas.shape[2:] == ((3,) if channels == 3 else ())
+    # The background is white: 0 on the scale of the grey images, which are drawn dark on light.
+    drawn = canvas.reshape(*canvas.shape[:2], -1) != (255 if channels == 3 else 0)
+    assert drawn.any(axis=2).sum() == pytest.approx(25 * height * width, rel=0.02)
+    figure.canvas.draw()
 
 
 def test_no_figure_stays_behind() -> None:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.data.dataset import Dataset, Split
-from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, fit, seed_training
+from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, fit
 from fashion_study.training.model import build_model
 from fashion_study.trial import Hyperparameters
 
@@ -24,7 +24,7 @@ def go_on(_epoch: Epoch) -> bool:
 
 
 def train(data: Dataset, params: Hyperparameters, seed: int) -> tuple[keras.Model, FitOutcome]:
-    seed_training(seed)
+    keras.utils.set_random_seed(seed)
     model = build_model(params, IMAGE_SHAPE, 10)
     return model, fit(model, data.train, data.validation, params, seed, go_on)
 
@@ -36,7 +36,7 @@ def test_training_follows_from_parameters_and_seed(digits: Dataset) -> None:
     assert not np.array_equal(first.get_weights()[0], other.get_weights()[0])
 
 
-def test_every_epoch_sees_every_image_once_in_an_order_of_its_own() -> None:
+def test_every_epoch_sees_all_images_in_an_order_of_its_own() -> None:
     n = 20
     numbered = Split(np.zeros((n, 28, 28, 1), dtype=np.uint8), np.arange(n))
 
@@ -67,7 +67,7 @@ def test_every_epoch_sees_every_image_once_in_an_order_of_its_own() -> None:
 
 def test_every_epoch_is_reported_as_keras_measures_it(digits: Dataset) -> None:
     seen: list[Epoch] = []
-    seed_training(0)
+    keras.utils.set_random_seed(0)
     model = build_model(SMALL, IMAGE_SHAPE, 10)
 
     def watch(epoch: Epoch) -> bool:
@@ -98,13 +98,13 @@ def test_it_learns_fashion_mnist(fashion_mnist_dir: Path) -> None:
     data = load_dataset(locate("fashion-mnist", fashion_mnist_dir), limit_train=3000)
     small = Split(data.validation.images[:1000], data.validation.labels[:1000])
     params = Hyperparameters(learning_rate=0.001, batch_size=64, epochs=2)
-    seed_training(0)
+    keras.utils.set_random_seed(0)
     outcome = fit(build_model(params, IMAGE_SHAPE, 10), data.train, small, params, 0, go_on)
     assert outcome.epochs[-1].val_accuracy > 0.65
 
 
 def test_a_fit_ends_where_it_is_told_to(digits: Dataset) -> None:
-    seed_training(0)
+    keras.utils.set_random_seed(0)
     params = SMALL.model_copy(update={"epochs": 9})
     outcome = fit(
         build_model(params, IMAGE_SHAPE, 10), digits.train, digits.validation, params, 0, lambda epoch: epoch.number < 2
@@ -114,7 +114,7 @@ def test_a_fit_ends_where_it_is_told_to(digits: Dataset) -> None:
 
 
 def test_without_validation_images_a_fit_completes_and_says_so(digits: Dataset) -> None:
-    seed_training(0)
+    keras.utils.set_random_seed(0)
     outcome = fit(build_model(SMALL, IMAGE_SHAPE, 10), digits.train, None, SMALL, 0, go_on)
     assert outcome.end is FitEnd.COMPLETED
     assert math.isnan(outcome.epochs[-1].val_accuracy)
@@ -123,7 +123,7 @@ def test_without_validation_images_a_fit_completes_and_says_so(digits: Dataset) 
 
 def test_a_loss_that_is_no_number_ends_the_fit_within_its_epoch(digits: Dataset) -> None:
     params = SMALL.model_copy(update={"optimizer": "sgd", "learning_rate": 10.0, "batch_size": 8})
-    seed_training(0)
+    keras.utils.set_random_seed(0)
     model = build_model(params, IMAGE_SHAPE, 10)
     reported: list[Epoch] = []
 
@@ -142,8 +142,8 @@ def test_a_loss_that_is_no_number_ends_the_fit_within_its_epoch(digits: Dataset)
 
 
 @pytest.mark.parametrize("layer", ["conv_1", "conv_2", "conv_3", "dense"])
-def test_weights_that_are_no_numbers_count_as_diverged_though_a_relu_hides_them(digits: Dataset, layer: str) -> None:
-    seed_training(0)
+def test_weights_of_nan_are_divergence_though_a_relu_hides_it(digits: Dataset, layer: str) -> None:
+    keras.utils.set_random_seed(0)
     model = build_model(SMALL, IMAGE_SHAPE, 10)
     kernel = model.get_layer(layer).kernel
     kernel.assign(kernel * math.nan)
@@ -155,7 +155,7 @@ def test_weights_that_are_no_numbers_count_as_diverged_though_a_relu_hides_them(
 def test_weights_that_the_last_step_ruined_count_as_diverged(digits: Dataset) -> None:
     # One step an epoch: its loss is taken before it ruins the weights.
     params = SMALL.model_copy(update={"batch_size": len(digits.train.labels)})
-    seed_training(0)
+    keras.utils.set_random_seed(0)
     model = build_model(params, IMAGE_SHAPE, 10)
     model.compile(
         optimizer=keras.optimizers.SGD(learning_rate=math.nan),

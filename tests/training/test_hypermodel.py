@@ -39,7 +39,7 @@ def test_the_example_of_the_page_finds_a_model(
     assert names["model"].count_params() == FashionHyperModel(space).build(_values(best)).count_params()
 
 
-def test_batch_size_and_epochs_come_from_the_point_unless_they_are_passed(digits: Dataset) -> None:
+def test_batch_size_and_epochs_are_the_point_s_unless_passed(digits: Dataset) -> None:
     space = load_space("baseline")
     hypermodel = FashionHyperModel(space)
     point = _values(space.baseline | {"epochs": 5, "batch_size": 1024, "filters_1": 16, "filters_2": 32})

@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from fashion_study.data.dataset import ImageShape
 from fashion_study.errors import BadInputError
-from fashion_study.training.fit import seed_training
 from fashion_study.training.layers import TrainingConvPool2D
 from fashion_study.training.model import build_model, to_float32
 from fashion_study.trial import Hyperparameters
@@ -82,7 +81,7 @@ def test_the_layer_is_keras_own_three_with_their_gradients(kind: str, dtype: str
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
 
 
-def test_in_bfloat16_the_layer_is_as_near_to_float32_as_keras_own() -> None:
+def test_in_bfloat16_the_layer_is_as_exact_as_keras_own() -> None:
     inputs = tf.constant(RANDOM.normal(size=(64, 12, 12, 4)), tf.float32)
     kernel, bias = RANDOM.normal(size=(3, 3, 4, 8)), RANDOM.normal(size=8)
     exact, _ = stock_and_training_layers(4, 8, kernel, bias, "float32")
@@ -93,7 +92,7 @@ def test_in_bfloat16_the_layer_is_as_near_to_float32_as_keras_own() -> None:
         assert mine <= 1.1 * theirs
 
 
-def test_the_layer_works_for_any_number_of_images_inside_a_compiled_step() -> None:
+def test_the_layer_takes_any_batch_inside_a_compiled_step() -> None:
     _, ours = stock_and_training_layers(2, 5, np.ones((3, 3, 2, 5)), np.ones(5), "float32")
     step = tf.function(
         lambda images: gradient_of_sum(ours[0], images), input_signature=[tf.TensorSpec((None, 6, 6, 2))]
@@ -115,7 +114,7 @@ SHAPES = [(28, 28, 1), (32, 40, 3), (18, 19, 1), (35, 21, 4), (22, 36, 3)]
 
 @pytest.mark.parametrize("image_shape", SHAPES)
 def test_what_training_crops_reaches_nothing(image_shape: ImageShape) -> None:
-    seed_training(3)
+    keras.utils.set_random_seed(3)
     training = build_model(SMALL, image_shape, 10)
     ((_, rows), (_, columns)) = training.get_layer("crop").cropping
     logged = to_float32(training, SMALL)
@@ -131,7 +130,7 @@ def test_what_training_crops_reaches_nothing(image_shape: ImageShape) -> None:
 
 @pytest.mark.parametrize("image_shape", SHAPES)
 def test_the_network_that_trains_is_the_logged_one(image_shape: ImageShape) -> None:
-    seed_training(3)
+    keras.utils.set_random_seed(3)
     training = build_model(SMALL, image_shape, 10)
     logged = to_float32(training, SMALL)
     pixels = tf.constant(RANDOM.integers(0, 256, size=(16, *image_shape)), tf.uint8)
@@ -149,7 +148,7 @@ def test_images_too_small_for_the_network_are_refused(image_shape: ImageShape) -
         build_model(SMALL, image_shape, 10)
 
 
-def test_what_is_logged_holds_stock_layers_and_loads_in_safe_mode(tmp_path: Path) -> None:
+def test_a_logged_model_has_stock_layers_and_loads_safely(tmp_path: Path) -> None:
     training = build_model(SMALL, IMAGE_SHAPE, 10)
     if not tf.config.list_physical_devices("GPU"):
         assert TrainingConvPool2D in {type(layer) for layer in training.layers}

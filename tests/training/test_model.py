@@ -4,7 +4,6 @@ import pytest
 import tensorflow as tf
 
 from fashion_study.data.dataset import Dataset
-from fashion_study.training.fit import seed_training
 from fashion_study.training.model import build_model, to_float32
 from fashion_study.trial import Hyperparameters, Precision
 
@@ -35,7 +34,7 @@ def test_pixels_may_come_as_bytes_or_as_floats(digits: Dataset) -> None:
     np.testing.assert_array_equal(model(pixels), model(pixels.astype(np.float32)))
 
 
-def test_the_unit_scale_divides_raw_pixels_by_255_inside_the_model(digits: Dataset) -> None:
+def test_the_unit_scale_divides_pixels_by_255_inside_the_model(digits: Dataset) -> None:
     raw, unit = (
         build_model(SMALL.model_copy(update={"input_scale": scale}), IMAGE_SHAPE, 10) for scale in ("raw", "unit")
     )
@@ -47,7 +46,7 @@ def test_the_unit_scale_divides_raw_pixels_by_255_inside_the_model(digits: Datas
 
 def test_the_seed_alone_decides_the_weights_a_model_starts_with() -> None:
     def first_weights(seed: int) -> np.ndarray:
-        seed_training(seed)
+        keras.utils.set_random_seed(seed)
         return np.asarray(build_model(SMALL, IMAGE_SHAPE, 10).get_weights()[0])
 
     np.testing.assert_array_equal(first_weights(7), first_weights(7))
@@ -76,7 +75,7 @@ def test_the_learning_rate_decays_inversely_with_every_step(digits: Dataset) -> 
     assert rates == pytest.approx([0.01, 0.01 / 1.5, 0.01 / 2, 0.01 / 2.5])
 
 
-def test_bfloat16_is_a_matter_of_one_model_and_of_its_arithmetic_only(digits: Dataset) -> None:
+def test_bfloat16_concerns_one_model_and_its_arithmetic_only(digits: Dataset) -> None:
     model = build_model(SMALL, IMAGE_SHAPE, 10, Precision.BFLOAT16)
     assert model.get_layer("conv_1").compute_dtype == "bfloat16"
     assert {str(weight.dtype) for weight in model.get_weights()} == {"float32"}
@@ -84,7 +83,7 @@ def test_bfloat16_is_a_matter_of_one_model_and_of_its_arithmetic_only(digits: Da
     assert keras.config.dtype_policy().name == "float32"
 
 
-def test_training_computes_what_the_layers_of_the_blog_post_compute(digits: Dataset) -> None:
+def test_training_computes_what_the_blog_post_s_layers_compute(digits: Dataset) -> None:
     layers = keras.layers
     blog = keras.Sequential(
         [
@@ -115,7 +114,7 @@ def test_training_computes_what_the_layers_of_the_blog_post_compute(digits: Data
         np.testing.assert_allclose(found, gradient, rtol=1e-3, atol=1e-4 * np.abs(gradient).max())
 
 
-def test_the_float32_twin_has_the_weights_and_nothing_of_the_training(digits: Dataset) -> None:
+def test_the_float32_model_has_the_weights_and_no_optimizer(digits: Dataset) -> None:
     model = build_model(SMALL, IMAGE_SHAPE, 10, Precision.BFLOAT16)
     model.train_on_batch(digits.train.images[:32], digits.train.labels[:32])
     float32_model = to_float32(model, SMALL)

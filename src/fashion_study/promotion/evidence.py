@@ -89,7 +89,7 @@ class Examiner:
         )
 
     def _latency(self, model: "keras.Model", other: "keras.Model") -> GateResult:
-        from fashion_study.training.latency import interleaved_ms
+        from fashion_study.training.evaluation import interleaved_ms
 
         # Validation images: the holdout is not read to look at a clock.
         challenger_ms, reference_ms = interleaved_ms((model, other), self._validation.images)

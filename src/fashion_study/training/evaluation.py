@@ -1,7 +1,7 @@
-"""The evaluation: what a trained model makes of a split, class by class."""
+"""A trained model's predictions of a split, class by class, and the time they take."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -9,21 +9,25 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 from sklearn.metrics import classification_report, confusion_matrix
 
 from fashion_study.data.dataset import Split
-from fashion_study.training.latency import traced
 
 BATCH = 1000
+# Of a comparison of latencies.
+LATENCY_BATCH, ROUNDS = 128, 15
+
+Predict = Callable[[npt.NDArray[np.uint8]], Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Say how a model does on a split.
+    """The figures of a model on a split.
 
-    `recall` and `precision` are by class name. `confusion` has the true classes as rows and the predicted
-    ones as columns. `probabilities` has the shape (images, classes), float32. `ms_per_image` is the median
-    time of a batch of up to 1,000 images, divided by its images, in milliseconds, on this process's threads.
+    `recall` and `precision` are by class name. `confusion` has the true classes as rows and the predicted ones as
+    columns. `probabilities` has the shape (images, classes), float32. `ms_per_image` is the median time of a batch of
+    up to 1,000 images, divided by its images, in milliseconds, on this process's threads.
     """
 
     class_names: tuple[str, ...]
@@ -40,7 +44,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """Say how many images of the class `true` were taken for `predicted`, and which share of that class."""
+    """The number of images of the class `true` that were predicted as `predicted`, and their share of that class."""
 
     true: str
     predicted: str
@@ -50,7 +54,10 @@ class ConfusedPair:
 
 def evaluate(model: keras.Model, split: Split, class_names: Sequence[str]) -> Evaluation:
     """Predict every image of a split and compare with its labels; `class_names` are in label order."""
-    probabilities, ms_per_image = _predict(model, split.images)
+    predict = _traced(model, split.images[:1])
+    batches = [split.images[start : start + BATCH] for start in range(0, len(split.images), BATCH)]
+    parts, seconds = zip(*(_timed(predict, batch) for batch in batches), strict=True)
+    probabilities = np.concatenate(parts)
     predicted = probabilities.argmax(axis=1)
     labels = list(range(len(class_names)))
     report: dict[str, Any] = classification_report(
@@ -71,7 +78,7 @@ def evaluate(model: keras.Model, split: Split, class_names: Sequence[str]) -> Ev
         report=report,
         predicted=predicted,
         probabilities=probabilities,
-        ms_per_image=ms_per_image,
+        ms_per_image=1000 * median(cost / len(batch) for cost, batch in zip(seconds, batches, strict=True)),
     )
 
 
@@ -86,13 +93,37 @@ def most_confused(confusion: npt.NDArray[np.int64], class_names: Sequence[str], 
     return sorted(pairs, key=lambda pair: -pair.count)[:k]
 
 
-def _predict(model: keras.Model, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], float]:
-    # A plain loop over one traced function: `model.predict` waits for tf.data's tuning thread at its end.
-    answer = traced(model, images[:1])
-    parts, costs = [], []
-    for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
-        started = time.perf_counter()
-        parts.append(answer(batch).numpy())
-        costs.append((time.perf_counter() - started) / len(batch))
-    return np.concatenate(parts), 1000 * median(costs)
+def interleaved_ms(models: tuple[keras.Model, keras.Model], images: npt.NDArray[np.uint8]) -> tuple[float, float]:
+    """Return the milliseconds per image of two models: medians of 15 batches of up to 128 images each.
+
+    They predict in turn, and each round in the other order, so that other work on the machine slows both alike.
+    """
+    batch = images[:LATENCY_BATCH]
+    functions = [_traced(model, batch) for model in models]
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for number in range(ROUNDS):
+        for which in (0, 1) if number % 2 else (1, 0):
+            seconds[which].append(_timed(functions[which], batch)[1])
+    first, second = (1000 * median(costs) / len(batch) for costs in seconds)
+    return first, second
+
+
+def _traced(model: keras.Model, batch: npt.NDArray[np.uint8]) -> Predict:
+    """Return a model's prediction of such images as one function, traced by a first call with `batch`.
+
+    `model.predict` would wait at its end for tf.data's tuning thread.
+    """
+    # Nothing in it is for AutoGraph, which would leave a file of code in the temporary folder.
+    predict: Predict = tf.function(
+        lambda images: model(images, training=False),
+        input_signature=[tf.TensorSpec((None, *batch.shape[1:]), batch.dtype)],
+        autograph=False,
+    )
+    predict(batch)
+    return predict
+
+
+def _timed(predict: Predict, batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], float]:
+    started = time.perf_counter()
+    probabilities: npt.NDArray[np.float32] = predict(batch).numpy()
+    return probabilities, time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""The figures of one evaluation, as objects of their own: pyplot would keep every figure alive."""
+"""The figures of an evaluation, made without pyplot, which would keep every figure alive."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-import seaborn as sns
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
+from sklearn.metrics import ConfusionMatrixDisplay
 
-# The grid, in images a side; a tile, its caption and its margin, in pixels of the data.
-SIDE, CAPTION, MARGIN = 5, 10, 6
+# The images of a side of the grid; the side of a tile and the height of its caption, in sides of an image.
+SIDE, TILE, CAPTION = 5, 40 / 28, 10 / 28
 RIGHT, WRONG = "#1b6e3c", "#b3261e"
-# A dollar sign in a name is a dollar sign, and no formula.
+# A dollar sign in a class name is not the beginning of a formula.
 PLAIN: dict[RcKeyType, Any] = {"text.parse_math": False}
 
 
@@ -23,25 +23,14 @@ def confusion_matrix_figure(confusion: npt.NDArray[np.int64], class_names: Seque
     """Draw counts as a heatmap: rows are the true classes, columns the predicted ones."""
     figure = Figure(figsize=(8.6, 7.6), layout="constrained")
     axes = figure.subplots()
-    # The square root lifts the mistakes, which a linear scale drowns beside the diagonal.
-    sns.heatmap(
-        confusion,
-        annot=True,
-        fmt="d",
-        cmap="Blues",
-        norm=PowerNorm(0.5, vmin=0, vmax=confusion.sum(axis=1).max()),
-        cbar=False,
-        square=True,
-        linewidths=0.5,
-        xticklabels=list(class_names),
-        yticklabels=list(class_names),
-        ax=axes,
+    # The square root makes the mistakes visible, which a linear scale hides beside the diagonal.
+    scale = PowerNorm(0.5, vmin=0, vmax=confusion.sum(axis=1).max())
+    ConfusionMatrixDisplay(confusion, display_labels=class_names).plot(
+        ax=axes, cmap="Blues", values_format="d", colorbar=False, im_kw={"norm": scale}
     )
     axes.set(title=title, xlabel="predicted", ylabel="true")
-    axes.tick_params(axis="x", rotation=40)
     for label in axes.get_xticklabels():
-        label.set(horizontalalignment="right", rotation_mode="anchor")
-    axes.tick_params(axis="y", rotation=0)
+        label.set(rotation=40, horizontalalignment="right", rotation_mode="anchor")
     return figure
 
 
@@ -57,26 +46,26 @@ def prediction_grid_figure(
     """Draw 25 images of a split with their true and predicted classes.
 
     The images are drawn evenly from the whole split, so the share of mistakes is an honest sample of it.
-    `images` has the shape (n, height, width, channels), `probabilities` (n, classes).
+    `images` has the shape (n, height, width, 1 or 3), `probabilities` (n, classes). Grey images are drawn dark on
+    light.
     """
     chosen = np.random.default_rng(seed).permutation(len(labels))[: SIDE * SIDE]
     wrong = int((predicted[chosen] != labels[chosen]).sum())
-    # One picture for all images: 25 axes take four times as long to draw.
     height, width, channels = images.shape[1:]
-    rows, columns = height + 2 * MARGIN, width + 2 * MARGIN
-    # Grey images are shown dark on light, where 0 is white.
-    canvas = np.full((SIDE * rows, SIDE * columns, channels), 0 if channels == 1 else 255, dtype=np.uint8)
+    tile, caption = (round(share * max(height, width)) for share in (TILE, CAPTION))
+    # One picture for all images: 25 axes take four times as long to draw.
+    canvas = np.full((SIDE * tile, SIDE * tile, channels), 0 if channels == 1 else 255, dtype=np.uint8)
     figure = Figure(figsize=(9.5, 9.9))
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.95))
     axes.set_title(f"{len(chosen)} images drawn at random: {len(chosen) - wrong} right, {wrong} wrong")
     axes.set_axis_off()
-    for place, index in enumerate(chosen):
-        top, left = place // SIDE * rows + CAPTION, place % SIDE * columns + MARGIN
+    for number, index in enumerate(chosen):
+        top, left = number // SIDE * tile + caption, number % SIDE * tile + (tile - width) // 2
         canvas[top : top + height, left : left + width] = images[index]
         true, guess = labels[index], predicted[index]
         axes.text(
             left + width / 2,
-            top - 1,
+            top - caption / 10,
             f"true: {class_names[true]}\npredicted: {class_names[guess]} {probabilities[index, guess]:.0%}",
             fontsize=8,
             color=RIGHT if true == guess else WRONG,

@@ -1,4 +1,4 @@
-"""The fit: epochs of training, each followed by a look at the validation images."""
+"""The training loop: epochs, each followed by an evaluation of the validation images."""
 
 import math
 import time
@@ -18,11 +18,11 @@ VALIDATION_BATCH = 1000
 
 @dataclass(frozen=True)
 class Epoch:
-    """Say what one epoch reached. `number` counts from 1; `seconds` is training time without validation.
+    """The figures of an epoch. `number` counts from 1; `seconds` is training time without validation.
 
-    The train figures are running means over the epoch, as Keras prints them. The validation figures are NaN
-    where there are no validation images, and in an epoch that diverged before it ended. Both losses are NaN where the
-    epoch left weights that are not finite.
+    The train figures are running means over the epoch, as Keras prints them. The validation figures are NaN without
+    validation images, and in an epoch that diverged before it ended. Both losses are NaN where the epoch left weights
+    that are not finite.
     """
 
     number: int
@@ -35,7 +35,7 @@ class Epoch:
 
 
 class FitEnd(StrEnum):
-    """Name how a fit ended."""
+    """The ways in which a fit can end."""
 
     COMPLETED = "completed"
     PRUNED = "pruned"
@@ -44,7 +44,7 @@ class FitEnd(StrEnum):
 
 @dataclass(frozen=True)
 class FitOutcome:
-    """Say how a fit ended and what every epoch reached; a diverged fit's last epoch may be a partial one."""
+    """The end of a fit and its epochs; the last epoch of one that diverged may be a partial one."""
 
     end: FitEnd
     epochs: tuple[Epoch, ...]
@@ -66,11 +66,6 @@ def configure(threads: int) -> None:
         tf.config.experimental.set_memory_growth(gpu, True)
 
 
-def seed_training(seed: int) -> None:
-    """Seed Python, NumPy and TensorFlow; to be called before the model is built."""
-    keras.utils.set_random_seed(seed)
-
-
 def fit(
     model: keras.Model,
     train: Split,
@@ -80,20 +75,20 @@ def fit(
     on_epoch: Callable[[Epoch], bool],
     epochs_done: int = 0,
 ) -> FitOutcome:
-    """Train a compiled model up to `params.epochs`, or until `on_epoch` answers False or the loss diverges.
+    """Train a compiled model up to `params.epochs`, or until `on_epoch` returns False or the loss diverges.
 
-    A model that was trained already for `epochs_done` goes on with the next one.
-    `on_epoch` sees every epoch that ended with finite losses. Within an epoch a loss that is NaN or infinite
-    ends the fit. The order of the images depends on `seed` alone and differs from epoch to epoch.
+    A model that was trained already for `epochs_done` goes on with the next one. `on_epoch` is called after every epoch
+    with finite losses. Within an epoch a loss that is NaN or infinite ends the fit. The order of the images depends on
+    `seed` alone and differs from epoch to epoch.
     """
     batches = _batches(train, params.batch_size, shuffle_seed=seed)
-    checks = None if validation is None else _batches(validation, VALIDATION_BATCH)
+    validation_batches = None if validation is None else _batches(validation, VALIDATION_BATCH)
     epochs: list[Epoch] = []
     for number in range(epochs_done + 1, params.epochs + 1):
-        epoch = _run_epoch(model, number, batches, len(train.labels), checks)
+        epoch = _run_epoch(model, number, batches, len(train.labels), validation_batches)
         epochs.append(epoch)
         # A last step can ruin the weights after its own loss was taken: only validation shows it.
-        losses = [epoch.train_loss] if checks is None else [epoch.train_loss, epoch.val_loss]
+        losses = [epoch.train_loss] if validation is None else [epoch.train_loss, epoch.val_loss]
         if not all(map(math.isfinite, losses)):
             return FitOutcome(FitEnd.DIVERGED, tuple(epochs))
         if not on_epoch(epoch):
@@ -112,46 +107,35 @@ def _batches(split: Split, size: int, shuffle_seed: int | None = None) -> tf.dat
     gather = tf.autograph.experimental.do_not_convert(
         lambda index: (tf.gather(images, index), tf.gather(labels, index))
     )
-    return order.batch(size).map(gather).with_options(_without_autotune())
-
-
-def _without_autotune() -> tf.data.Options:
-    """Switch tf.data's tuning thread off.
-
-    It sleeps in doubling intervals, and whoever ends an iteration waits for its sleep to end: a fit then
-    lasts up to twice as long as its work.
-    """
+    # Without tf.data's tuning thread: it sleeps in doubling intervals, and the end of an iteration waits for it. A fit
+    # would last up to twice as long as its work.
     options = tf.data.Options()
     options.autotune.enabled = False
     options.threading.private_threadpool_size = 1
-    return options
+    return order.batch(size).map(gather).with_options(options)
 
 
 def _run_epoch(
-    model: keras.Model, number: int, batches: tf.data.Dataset, images: int, checks: tf.data.Dataset | None
+    model: keras.Model, number: int, batches: tf.data.Dataset, images: int, validation: tf.data.Dataset | None
 ) -> Epoch:
     started = time.perf_counter()
     stop = keras.callbacks.TerminateOnNaN()
-    history = model.fit(
+    trained = model.fit(
         batches, epochs=number, initial_epoch=number - 1, callbacks=[stop], shuffle=False, verbose=0
     ).history
     seconds = time.perf_counter() - started
-    train_accuracy = history["accuracy"][0]
-    # oneDNN's ReLU makes zero of NaN, so that the loss of a model with such weights can be finite again.
-    train_loss = history["loss"][0] if _has_finite_weights(model) else math.nan
-    checked = {"loss": math.nan, "accuracy": math.nan}
-    if checks is not None and math.isfinite(train_loss):
-        checked = model.evaluate(checks, return_dict=True, verbose=0)
+    # oneDNN's ReLU turns NaN into zero, so that the loss of a model with such weights can be finite again.
+    finite = all(np.isfinite(weights).all() for weights in model.get_weights())
+    train_loss = float(trained["loss"][0]) if finite else math.nan
+    validated = {"loss": math.nan, "accuracy": math.nan}
+    if validation is not None and math.isfinite(train_loss):
+        validated = model.evaluate(validation, return_dict=True, verbose=0)
     return Epoch(
         number=number,
-        train_loss=float(train_loss),
-        train_accuracy=float(train_accuracy),
-        val_loss=float(checked["loss"]),
-        val_accuracy=float(checked["accuracy"]),
+        train_loss=train_loss,
+        train_accuracy=float(trained["accuracy"][0]),
+        val_loss=float(validated["loss"]),
+        val_accuracy=float(validated["accuracy"]),
         seconds=seconds,
         images_per_second=images / seconds,
     )
-
-
-def _has_finite_weights(model: keras.Model) -> bool:
-    return all(np.isfinite(weights).all() for weights in model.get_weights())

@@ -1,5 +1,7 @@
 """The shared builder: one convolutional network, varied by the hyperparameters."""
 
+from functools import partial
+
 import keras
 import tensorflow as tf
 
@@ -14,8 +16,6 @@ MIN_SIDE = 18
 # Several steps per call of the compiled function spare Keras's work between them: 3 to 5 % of an epoch on
 # one core, against 0.2 s more of tracing. A diverged loss is still seen after at most this many steps.
 STEPS_PER_EXECUTION = 8
-
-POLICIES = {Precision.FLOAT32: "float32", Precision.BFLOAT16: "mixed_bfloat16"}
 
 
 def build_model(
@@ -76,15 +76,15 @@ def _layers(
 ) -> list[keras.layers.Layer]:
     layers = keras.layers
     # A policy per layer: the global one would outlive this model.
-    policy = keras.DTypePolicy(POLICIES[precision])
-    conv_pool = _training_conv_pool if for_training else _stock_conv_pool
+    policy = keras.DTypePolicy("float32" if precision is Precision.FLOAT32 else "mixed_bfloat16")
     margin = tuple((0, _dead_margin(side)) for side in image_shape[:2])
+    scale = layers.Identity if params.input_scale == "raw" else partial(layers.Rescaling, 1 / 255)
     return [
         keras.Input(image_shape, name="pixels"),
         *([layers.Cropping2D(margin, dtype="float32", name="crop")] if for_training else []),
-        _input_scale(params),
-        *conv_pool(1, params.filters_1, policy),
-        *conv_pool(2, params.filters_2, policy),
+        scale(dtype="float32", name="input_scale"),
+        *_conv_pool(1, params.filters_1, policy, for_training),
+        *_conv_pool(2, params.filters_2, policy, for_training),
         layers.Conv2D(params.filters_3, 3, activation="relu", dtype=policy, name="conv_3"),
         layers.Flatten(dtype=policy, name="flatten"),
         layers.Dense(params.dense_units, activation="relu", dtype=policy, name="dense"),
@@ -101,11 +101,9 @@ def _dead_margin(side: int) -> int:
     return side - (2 * (2 * pooled + 2) + 2)
 
 
-def _training_conv_pool(number: int, filters: int, policy: keras.DTypePolicy) -> list[keras.layers.Layer]:
-    return [TrainingConvPool2D(filters, 3, dtype=policy, name=f"conv_{number}")]
-
-
-def _stock_conv_pool(number: int, filters: int, policy: keras.DTypePolicy) -> list[keras.layers.Layer]:
+def _conv_pool(number: int, filters: int, policy: keras.DTypePolicy, for_training: bool) -> list[keras.layers.Layer]:
+    if for_training:
+        return [TrainingConvPool2D(filters, 3, dtype=policy, name=f"conv_{number}")]
     # ReLU after pooling: the same function and gradient as before it, on a quarter of the values.
     return [
         keras.layers.Conv2D(filters, 3, dtype=policy, name=f"conv_{number}"),
@@ -114,18 +112,8 @@ def _stock_conv_pool(number: int, filters: int, policy: keras.DTypePolicy) -> li
     ]
 
 
-def _input_scale(params: Hyperparameters) -> keras.layers.Layer:
-    if params.input_scale == "unit":
-        return keras.layers.Rescaling(1 / 255, dtype="float32", name="input_scale")
-    return keras.layers.Identity(dtype="float32", name="input_scale")
-
-
 def _optimizer(params: Hyperparameters) -> keras.optimizers.Optimizer:
     # What Keras 2 called `decay`: the rate is divided by (1 + decay * step), step by step.
     schedule = keras.optimizers.schedules.InverseTimeDecay(params.learning_rate, decay_steps=1, decay_rate=params.decay)
-    kinds = {
-        "rmsprop": keras.optimizers.RMSprop,
-        "adam": keras.optimizers.Adam,
-        "sgd": keras.optimizers.SGD,
-    }
+    kinds = {"rmsprop": keras.optimizers.RMSprop, "adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
     return kinds[params.optimizer](learning_rate=schedule)

@@ -17,7 +17,7 @@ from fashion_study.data.catalog import describe, load_dataset, load_pool
 from fashion_study.data.dataset import Split
 from fashion_study.text import truncated_traceback
 from fashion_study.training.evaluation import Evaluation, evaluate
-from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, configure, fit, seed_training
+from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, configure, fit
 from fashion_study.training.model import build_model, to_float32
 from fashion_study.training.precision import probe
 from fashion_study.trial import (
@@ -95,7 +95,7 @@ class Trainer:
 
     def _train(self, spec: TrialSpec, report: Callable[[Epoch], bool]) -> TrialResult:
         keras.utils.clear_session()
-        seed_training(spec.seed)
+        keras.utils.set_random_seed(spec.seed)
         params = spec.hyperparameters
         model = build_model(params, self._kind.image_shape, len(self._kind.class_names), spec.precision)
         start = self._start(spec, model)

@@ -22,7 +22,7 @@ Payload = Callable[[Path, Path], None]
 
 
 class Pickled:
-    """Make the canary when it is unpickled."""
+    """An object that makes the canary when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary

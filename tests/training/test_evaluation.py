@@ -13,7 +13,7 @@ NAMES = ("T-shirt/top", "Trouser", "Ankle boot")
 
 
 def first_pixel(batch: tf.Tensor, *, training: bool) -> tf.Tensor:
-    """Answer with the class that the first pixel names, by a probability of 0.8."""
+    """Predict the class that the first pixel names, with a probability of 0.8."""
     assert not training
     return 0.1 + 0.7 * tf.one_hot(tf.cast(batch[:, 0, 0, 0], tf.int32), len(NAMES))
 

@@ -102,14 +102,14 @@ def test_training_computes_what_the_blog_post_s_layers_compute(digits: Dataset) 
     blog.set_weights(ours.get_weights())
     pixels, labels = digits.train.images[:64].astype(np.float32), digits.train.labels[:64]
 
-    def answer_and_gradients(model: keras.Model) -> tuple[np.ndarray, list[np.ndarray]]:
+    def output_and_gradients(model: keras.Model) -> tuple[np.ndarray, list[np.ndarray]]:
         with tf.GradientTape() as tape:
-            answer = model(pixels, training=True)
-            loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, answer))
-        return answer.numpy(), [gradient.numpy() for gradient in tape.gradient(loss, model.trainable_weights)]
+            output = model(pixels, training=True)
+            loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, output))
+        return output.numpy(), [gradient.numpy() for gradient in tape.gradient(loss, model.trainable_weights)]
 
-    (answer, gradients), (expected, stock) = answer_and_gradients(ours), answer_and_gradients(blog)
-    np.testing.assert_allclose(answer, expected, atol=1e-5)
+    (output, gradients), (expected, stock) = output_and_gradients(ours), output_and_gradients(blog)
+    np.testing.assert_allclose(output, expected, atol=1e-5)
     for found, gradient in zip(gradients, stock, strict=True):
         np.testing.assert_allclose(found, gradient, rtol=1e-3, atol=1e-4 * np.abs(gradient).max())
 

@@ -87,15 +87,15 @@ def test_every_model_of_the_builder_loads(
     ],
     ids=["batch normalization", "dropout", "convolution", "dense"],
 )
-@pytest.mark.parametrize("place", [2, 9])
+@pytest.mark.parametrize("index", [2, 9])
 def test_a_layer_more_in_the_builder_is_all_it_takes(
-    layer: Callable[[], keras.layers.Layer], place: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    layer: Callable[[], keras.layers.Layer], index: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     built = model_module._layers
 
     def with_one_more(*args: Any, **options: Any) -> list[keras.layers.Layer]:
         layers = built(*args, **options)
-        return [*layers[:place], layer(), *layers[place:]]
+        return [*layers[:index], layer(), *layers[index:]]
 
     monkeypatch.setattr(model_module, "_layers", with_one_more)
     model = build_network(SMALL, IMAGE_SHAPE, 10)
@@ -106,8 +106,8 @@ def test_a_layer_more_in_the_builder_is_all_it_takes(
 
 
 def _renamed(config: Config) -> None:
-    for place, layer in enumerate(config["config"]["layers"]):
-        layer["config"]["name"] = f"layer_{place}"
+    for index, layer in enumerate(config["config"]["layers"]):
+        layer["config"]["name"] = f"layer_{index}"
 
 
 def _as_older_versions_write(config: Config) -> None:
@@ -138,12 +138,12 @@ def test_names_defaults_and_nulls_do_not_matter(
 
 
 @pytest.mark.parametrize(
-    ("place", "key"), [(0, "batch_shape"), (2, "kernel_size"), (8, "activation"), (10, "units"), (11, "activation")]
+    ("index", "key"), [(0, "batch_shape"), (2, "kernel_size"), (8, "activation"), (10, "units"), (11, "activation")]
 )
 def test_a_lacking_setting_that_is_not_the_default_is_refused(
-    place: int, key: str, members: Members, tmp_path: Path
+    index: int, key: str, members: Members, tmp_path: Path
 ) -> None:
-    changed = with_config(members, lambda config: _layer(config, place)["config"].pop(key))
+    changed = with_config(members, lambda config: _layer(config, index)["config"].pop(key))
     refusal(packed(tmp_path / "model.keras", changed))
 
 
@@ -221,8 +221,8 @@ def test_a_config_beyond_every_size_is_refused(members: Members, tmp_path: Path)
     assert "at most 200,000" in refusal(packed(tmp_path / "model.keras", padded))
 
 
-def _layer(config: Config, place: int) -> Config:
-    layer: Config = config["config"]["layers"][place]
+def _layer(config: Config, index: int) -> Config:
+    layer: Config = config["config"]["layers"][index]
     return layer
 
 
@@ -296,7 +296,7 @@ def test_a_config_with_any_but_the_builder_s_layers_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("place", "key", "value"),
+    ("index", "key", "value"),
     [
         (2, "filters", 513),
         (2, "filters", 10**12),
@@ -317,14 +317,14 @@ def test_a_config_with_any_but_the_builder_s_layers_is_refused(
     ],
 )
 def test_a_setting_that_the_builder_never_gives_is_refused(
-    place: int, key: str, value: object, members: Members, tmp_path: Path
+    index: int, key: str, value: object, members: Members, tmp_path: Path
 ) -> None:
-    changed = with_config(members, lambda config: _layer(config, place)["config"].update({key: value}))
+    changed = with_config(members, lambda config: _layer(config, index)["config"].update({key: value}))
     refusal(packed(tmp_path / "model.keras", changed))
 
 
 @pytest.mark.parametrize(
-    ("place", "extra"),
+    ("index", "extra"),
     [
         (11, {"build_config": {"input_shape": [None, 10**11]}}),
         (2, {"build_config": {"input_shape": [None, 28, 28, 10**9]}}),
@@ -334,9 +334,9 @@ def test_a_setting_that_the_builder_never_gives_is_refused(
     ],
 )
 def test_a_layer_to_be_built_for_another_shape_is_refused(
-    place: int, extra: Config, members: Members, tmp_path: Path
+    index: int, extra: Config, members: Members, tmp_path: Path
 ) -> None:
-    changed = with_config(members, lambda config: _layer(config, place).update(extra))
+    changed = with_config(members, lambda config: _layer(config, index).update(extra))
     assert "and nothing else" in refusal(packed(tmp_path / "model.keras", changed))
 
 

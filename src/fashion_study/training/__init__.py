@@ -1,7 +1,7 @@
-"""The Keras side: what a worker process does with one set of hyperparameters.
+"""One model: its network, its training and its evaluation with Keras.
 
-Imported before TensorFlow, it switches TensorFlow's oneDNN kernels on. TensorFlow does so by itself only where the
-processor has instructions for neural networks; with AVX2 alone they make a step 1.3 to 1.8 times as fast as well.
+Imported before TensorFlow, it enables TensorFlow's oneDNN kernels. TensorFlow does so by itself only on processors with
+instructions for neural networks; with AVX2 alone they make a step 1.3 to 1.8 times as fast, too.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""A convolution, its ReLU and its pooling as one layer, with the passes over large arrays that training can spare.
+"""A convolution, its ReLU and its pooling as one layer that makes fewer passes over large arrays.
 
-It is the three stock layers but for how their gradient is computed: the same weights, function and gradient. It serves
-training alone. A logged model is made of stock layers, so that it loads anywhere in safe mode.
+Weights, function and gradient are those of the three stock layers; only the computation of the gradient differs. It is
+for training alone: a logged model has stock layers, so that it loads anywhere in safe mode.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ WINDOW = [1, 2, 2, 1]
 
 
 class TrainingConvPool2D(keras.layers.Conv2D):
-    """Convolve 3 x 3 with a ReLU, then pool 2 x 2; the kernel and the bias are a stock convolution's."""
+    """A 3 x 3 convolution with ReLU and 2 x 2 max-pooling; kernel and bias are those of a stock convolution."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Return the maxima of shape (n, (height - 2) // 2, (width - 2) // 2, filters)."""
@@ -31,13 +31,13 @@ class TrainingConvPool2D(keras.layers.Conv2D):
 def _conv_relu_pool(
     inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], Gradients]]:
-    # These three TensorFlow fuses into one pass.
+    # TensorFlow fuses these three into one pass.
     activations = tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(inputs, kernel, STRIDES, "VALID"), bias))
     maxima = tf.nn.max_pool2d(activations, WINDOW, WINDOW, "VALID")
 
     def gradients(upstream: tf.Tensor) -> Gradients:
-        # The ReLU's gradient and the bias's sum before the pooling's: a quarter of the values. What the ReLU cut to
-        # zero is the maximum only where its whole window was cut, and nothing goes there.
+        # The ReLU's gradient and the bias's sum before the pooling's: a quarter of the values. A zero of the ReLU is a
+        # maximum only where its whole window is zero, and no gradient goes there.
         upstream = tf.raw_ops.ReluGrad(gradients=upstream, features=maxima)
         # BiasAddGrad adds up in bfloat16, where a long sum stops growing; this sum does not.
         to_bias = tf.reduce_sum(upstream, [0, 1, 2])

@@ -67,8 +67,8 @@ class _Sizes(Hyperparameters):
 
 # A number for each size that no setting of the network has: it shows where the builder writes that size.
 MARKS = {
-    name: 10_007 + place if field.annotation is int else (place + 1) / 1_009
-    for place, (name, field) in enumerate(_Sizes.model_fields.items())
+    name: 10_007 + index if field.annotation is int else (index + 1) / 1_009
+    for index, (name, field) in enumerate(_Sizes.model_fields.items())
     if field.annotation in (int, float)
 }
 NAMES = {mark: name for name, mark in MARKS.items()}
@@ -204,7 +204,7 @@ def _sizes(config: Config, params: Hyperparameters | None) -> _Sizes:
 
 
 def _numbers(settings: Config) -> dict[tuple[str, int], float]:
-    """Return the numbers among a layer's settings, and in lists among them, by their places."""
+    """Return the numbers among a layer's settings, and in lists among them, by their positions."""
     return {
         (key, index): number
         for key, value in settings.items()

@@ -173,7 +173,7 @@ def _live(command: str, words: list[str], place: Path, plan: Plan, environment: 
     local.WORKER_MODULE = environment[WORKER]
     if environment[WORKER] == RECORDING_WORKER:
         # Seconds of every start, and of no importance to any promise.
-        _replace("fashion_study.study.finish", "study_figures", lambda _: iter(()))
+        _replace("fashion_study.study.figures", "study_figures", lambda _: iter(()))
     _watch_phases(journal)
     _watch_results(journal)
     clock, hours = _Clock(plan), float(environment.get(HOURS, "0"))

@@ -1,13 +1,14 @@
 """The promises of what a report concludes: edges, savings, gains and their intervals."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fashion_study.report.analysis import edges, gain, savings
-from fashion_study.report.facts import ModelFacts
-from fashion_study.report.matrix import MINUS, change_cells, confusion_cells
+from fashion_study.report.charts import MINUS, change_table, confusion_table
+from fashion_study.report.facts import ModelFacts, Reference
 from fashion_study.space.space import SearchSpace
 from fashion_study.trial import ParamValue, TrialState
 from tests.support.study_facts import SPACE, facts, model, params, record
@@ -105,26 +106,38 @@ def test_recall_is_read_off_the_rows_and_a_class_without_images_has_none() -> No
     assert two_classes([[3, 1], [0, 0]]).recall == {"Bag": 0.75, "Shirt": 0.0}
 
 
-def test_the_confusion_table_shows_every_count_in_its_place() -> None:
-    cells = confusion_cells(two_classes([[90, 10], [0, 100]]))
-    assert [(name, [cell.text for cell in row]) for name, row in cells] == [
-        ("Bag", ["90", "10"]),
-        ("Shirt", ["0", "100"]),
-    ]
-    assert [[cell.is_right for cell in row] for _, row in cells] == [[True, False], [False, True]]
-    none, all_of_them = cells[1][1]
-    assert (none.background, none.colour) == ("#ffffff", "#000")
-    assert (all_of_them.background, all_of_them.colour) == ("#005288", "#fff")
+def colours(table: str) -> dict[str, tuple[str, str]]:
+    """Return the background and the text colour of each cell, by its row and column."""
+    found: dict[str, tuple[str, str]] = {}
+    for cells, background, colour in re.findall(r"(#T_[^{]*)\{\s*background-color: (#\w+);\s*color: (#\w+);", table):
+        found |= dict.fromkeys(re.findall(r"row\d+_col\d+", cells), (background, colour))
+    return found
 
 
-def test_the_difference_is_blue_where_the_best_model_is_better_whatever_the_sign() -> None:
-    cells = change_cells(two_classes([[95, 5], [12, 88]]), two_classes([[90, 10], [10, 90]]))
-    assert [[cell.text for cell in row] for _, row in cells] == [["+5", f"{MINUS}5"], ["+2", f"{MINUS}2"]]
+def counts(table: str) -> list[tuple[str, str]]:
+    """Return the class and the text of each cell."""
+    return re.findall(r'<td [^>]*class="data row\d+ col\d+ ?(right)?"[^>]*>([^<]*)</td>', table)
+
+
+def test_the_confusion_table_shows_every_count_in_its_cell() -> None:
+    table = confusion_table(two_classes([[90, 10], [0, 100]]))
+    assert counts(table) == [("right", "90"), ("", "10"), ("", "0"), ("right", "100")]
+    assert re.findall(r">(Bag|Shirt)</th>", table) == ["Bag", "Shirt", "Bag", "Shirt"]
+    shown = colours(table)
+    assert shown["row1_col1"] == ("#005288", "#f1f1f1")
+    assert shown["row1_col0"][1] == "#000000"
+
+
+def test_the_change_is_blue_where_the_best_model_is_better() -> None:
+    best, baseline = two_classes([[95, 5], [12, 88]]), two_classes([[90, 10], [10, 90]])
+    table = change_table(best, Reference(baseline, "the baseline", "there is no other"))
+    assert [text for _, text in counts(table)] == ["+5", f"{MINUS}5", "+2", f"{MINUS}2"]
 
     def is_blue(colour: str) -> bool:
         return int(colour[5:7], 16) > int(colour[1:3], 16)
 
-    assert [[is_blue(cell.background) for cell in row] for _, row in cells] == [[True, True], [False, False]]
+    blue = [is_blue(colours(table)[f"row{row}_col{column}"][0]) for row in (0, 1) for column in (0, 1)]
+    assert blue == [True, True, False, False]
 
 
 def test_the_best_model_need_not_be_the_highest_score() -> None:

@@ -1,10 +1,9 @@
-"""The figures of a report, as SVG that stands in a page: its text stays text, and takes the page's font."""
+"""The figures and coloured tables of a report that are about its models, and how a figure stands in a page."""
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO, StringIO
-from itertools import accumulate
 from statistics import mean
 from typing import Any
 
@@ -12,157 +11,83 @@ import matplotlib as mpl
 import matplotlib.image
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
+import pandas as pd
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
-from matplotlib.typing import RcKeyType
+from matplotlib.ticker import MaxNLocator
 
-from fashion_study.report.facts import Finals, ModelFacts, StudyFacts
-from fashion_study.store.trials import TrialRecord
-from fashion_study.trial import TrialState
+from fashion_study.report.facts import Finals, ModelFacts, Reference, StudyFacts
+from fashion_study.study.figures import (
+    BASELINE,
+    BEST,
+    COMPLETE,
+    GRID,
+    OTHER,
+    PERCENT,
+    STYLE,
+    labelled,
+    legend_above,
+    new_figure,
+    shortened,
+)
 
-# Told apart by people who see no red or no green too (after Okabe and Ito), and dark enough for text on white.
-BEST, BASELINE, COMPLETE, PRUNED, OTHER = "#0067a8", "#b84300", "#6d9fc0", "#9aa5b1", "#5d6b7a"
-INK, TICKS, GRID = "#1c2733", "#4a5563", "#e3e7eb"
-# In inches of 72 to the point: as wide as a phone is in pixels, so that text there is as large as it says here.
-WIDTH = 5.1
-PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
-# Beyond so many faint curves a picture within the figure is smaller than its lines.
-MOST_LINES = 200
+# Between the examples of a pair, in pixels.
 GAP = 2
-# A longer name beside a figure leaves no room for the figure.
-LONGEST_NAME = 30
-COMPLETE_STYLE: dict[str, Any] = {"color": COMPLETE, "linewidth": 1.2, "alpha": 0.9}
-OTHERS_STYLE: dict[str, Any] = {"color": PRUNED, "linewidth": 1, "alpha": 0.8}
-STYLE: dict[RcKeyType, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": PRUNED,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "xtick.color": TICKS,
-    "ytick.color": TICKS,
-    "legend.frameon": False,
-    "text.parse_math": False,
-}
+MINUS = "\N{MINUS SIGN}"
+# From worse to better; the confusion matrix takes the upper half.
+SCALE = LinearSegmentedColormap.from_list("change", [BASELINE, "#ffffff", "#005288"])
 
 
 @mpl.rc_context(STYLE)
-def search_history(facts: StudyFacts) -> str:
-    """Draw what each trial reached, in the order of the trials, and the best so far."""
-    figure, axes = _figure(3.3)
-    ended = sorted((record for record in facts.records if record.curve), key=lambda record: record.number)
-    complete = [record for record in ended if record.objective is not None]
-    pruned = [record for record in ended if record.state is TrialState.PRUNED]
-    axes.plot(*_points(pruned), "o", mfc="white", color=PRUNED, markersize=5, label="pruned: last value")
-    axes.plot(*_points(complete), "o", color=COMPLETE, markersize=6, label="complete")
-    numbers, values = _points(complete)
-    axes.step(numbers, list(accumulate(values, max)), where="post", color=BEST, linewidth=1.4, label="best so far")
-    _mark(axes, facts)
-    axes.set(xlabel="trial")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(axes, [_value(record) for record in ended])
-    label = f"Validation accuracy of {len(complete)} complete and {len(pruned)} pruned trials, in their order."
-    return _svg(figure, label)
-
-
-@mpl.rc_context(STYLE)
-def learning_curves(facts: StudyFacts) -> str:
-    """Draw the validation accuracy of every trial after each epoch; best and baseline stand out."""
-    figure, axes = _figure(3.3)
-    drawn = [record for record in facts.records if record.curve]
-    special = {model.trial: style for model, style in _special(facts)}
-    ordinary = [record for record in drawn if record.number not in special]
-    complete = [record for record in ordinary if record.objective is not None]
-    others = [record for record in ordinary if record.objective is None]
-    rasterized = len(drawn) > MOST_LINES
-    kinds = [("pruned or unfinished", others, OTHERS_STYLE), ("complete", complete, COMPLETE_STYLE)]
-    for _, records, style in kinds:
-        _faint(axes, records, style, rasterized)
-    for record in sorted(drawn, key=lambda record: record.objective is not None):
-        if record.number in special:
-            marker = "o" if len(record.curve) == 1 else None
-            epochs, values = list(record.curve), list(record.curve.values())
-            axes.plot(epochs, values, marker=marker, markersize=4, **special[record.number])
-    for name, records, style in reversed(kinds):
-        if records:
-            axes.plot([], [], label=name, **style)
-    axes.set(xlabel="epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(axes, [value for record in drawn for value in record.curve.values()])
-    return _svg(figure, f"Learning curves of {len(drawn)} trials: validation accuracy after each epoch.")
-
-
-@mpl.rc_context(STYLE)
-def recall_by_class(best: ModelFacts, baseline: ModelFacts) -> str:
+def recall_by_class(best: ModelFacts, baseline: ModelFacts) -> Figure:
     """Draw the recall of each class for the best model and the baseline, joined by a line."""
     names = sorted(best.classes, key=lambda name: best.recall[name])
-    places = range(len(names))
+    rows = range(len(names))
     before, after = ([model.recall[name] for name in names] for model in (baseline, best))
-    figure, axes = _figure(0.9 + 0.29 * len(names))
-    axes.hlines(places, before, after, color=GRID, linewidth=3)
-    axes.plot(before, places, "s", color=BASELINE, markersize=6, label="baseline")
-    axes.plot(after, places, "o", color=BEST, markersize=7, label="best")
-    axes.set_yticks(places, [_cut(name) for name in names])
+    figure, axes = new_figure(0.9 + 0.29 * len(names))
+    axes.hlines(rows, before, after, color=GRID, linewidth=3)
+    axes.plot(before, rows, "s", color=BASELINE, markersize=6, label="baseline")
+    axes.plot(after, rows, "o", color=BEST, markersize=7, label="best")
+    axes.set_yticks(rows, [shortened(name) for name in names])
     axes.grid(visible=False, axis="y")
     axes.set(xlabel="recall on validation images")
     axes.xaxis.set_major_formatter(PERCENT)
-    _legend(axes)
-    return _svg(figure, "Recall of each class, best model and baseline side by side; the table has the figures.")
+    legend_above(axes)
+    return labelled(figure, "Recall of each class, best model and baseline side by side; the table has the figures.")
 
 
 @mpl.rc_context(STYLE)
-def finalists(finals: Finals, facts: StudyFacts) -> str:
+def finalists(finals: Finals, facts: StudyFacts) -> Figure:
     """Draw each finalist's repeats, their mean with its 95 % interval, and the score that made it a finalist."""
     rows = [finalist for finalist in reversed(finals.finalists) if finalist.objectives]
-    figure, axes = _figure(1.2 + 0.5 * len(rows))
-    for place, finalist in enumerate(rows):
+    figure, axes = new_figure(1.2 + 0.5 * len(rows))
+    for row, finalist in enumerate(rows):
         wins = finalist.trial == finals.winner
         color = BEST if wins else OTHER
         if finalist.interval is not None:
-            axes.plot(finalist.interval, (place, place), color=color, linewidth=2, solid_capstyle="butt")
-        axes.plot(finalist.objectives, [place] * len(finalist.objectives), "o", color=color, ms=5, alpha=0.55)
-        axes.plot([mean(finalist.objectives)], [place], "D", color=color, markersize=8)
+            axes.plot(finalist.interval, (row, row), color=color, linewidth=2, solid_capstyle="butt")
+        axes.plot(finalist.objectives, [row] * len(finalist.objectives), "o", color=color, ms=5, alpha=0.55)
+        axes.plot([mean(finalist.objectives)], [row], "D", color=color, markersize=8)
         record = facts.record(finalist.trial)
         if record is not None and record.objective is not None:
-            axes.plot([record.objective], [place], "o", mfc="none", color=BASELINE, ms=9, mew=1.6)
+            axes.plot([record.objective], [row], "o", mfc="none", color=BASELINE, ms=9, mew=1.6)
     axes.plot([], [], "o", mfc="none", color=BASELINE, ms=9, mew=1.6, label="the trial's first score")
     axes.plot([], [], "o", color=OTHER, ms=5, alpha=0.55, label="repeat")
     axes.plot([], [], "D-", color=OTHER, ms=7, label="mean, 95 % interval")
     winner = {finals.winner: "  wins"}
-    axes.set_yticks(range(len(rows)), [f"trial {row.trial:03d}{winner.get(row.trial, '')}" for row in rows])
+    axes.set_yticks(range(len(rows)), [f"trial {each.trial:03d}{winner.get(each.trial, '')}" for each in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(visible=False, axis="y")
     axes.set(xlabel="validation accuracy")
     axes.xaxis.set_major_formatter(PERCENT)
-    _legend(axes)
-    return _svg(figure, f"Validation accuracy of the repeats of {len(rows)} finalists, with mean and interval.")
+    legend_above(axes)
+    return labelled(figure, f"Validation accuracy of the repeats of {len(rows)} finalists, with mean and interval.")
 
 
 @mpl.rc_context(STYLE)
-def importances(shares: Mapping[str, float]) -> str:
-    """Draw how much of the objective's variation each hyperparameter explains."""
-    ranked = sorted(shares.items(), key=lambda item: item[1])
-    figure, axes = _figure(0.7 + 0.32 * len(ranked))
-    bars = axes.barh([_cut(name.replace("_", " ")) for name, _ in ranked], [share for _, share in ranked], color=BEST)
-    axes.bar_label(bars, [f"{share:.0%}".replace("%", " %") for _, share in ranked], padding=4)
-    axes.grid(visible=False, axis="y")
-    axes.margins(x=0.12)
-    axes.xaxis.set_major_formatter(PERCENT)
-    listed = ", ".join(f"{name} {share:.0%}" for name, share in reversed(ranked))
-    return _svg(figure, f"Importance of each hyperparameter: {listed}.")
-
-
-@mpl.rc_context(STYLE)
-def pruned_at(ended_at: Mapping[int, int], most_epochs: int) -> str:
+def pruned_at(ended_at: Mapping[int, int], most_epochs: int) -> Figure:
     """Draw how many trials were pruned after which epoch."""
-    figure, axes = _figure(2.5)
+    figure, axes = new_figure(2.5)
     bars = axes.bar(list(ended_at), list(ended_at.values()), color=COMPLETE, width=0.8)
     axes.bar_label(bars, padding=2)
     axes.set(xlabel="epoch after which the trial ended", ylabel="pruned trials", xlim=(0.3, most_epochs + 0.7))
@@ -171,7 +96,7 @@ def pruned_at(ended_at: Mapping[int, int], most_epochs: int) -> str:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     listed = ", ".join(f"{count} after epoch {epoch}" for epoch, count in ended_at.items())
-    return _svg(figure, f"Pruned trials by their last epoch: {listed}.")
+    return labelled(figure, f"Pruned trials by their last epoch: {listed}.")
 
 
 def strip(images: Sequence[npt.NDArray[np.uint8]]) -> bytes:
@@ -186,77 +111,56 @@ def strip(images: Sequence[npt.NDArray[np.uint8]]) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots()
+def confusion_table(model: ModelFacts) -> str:
+    """Return the confusion matrix as an HTML table, true classes as rows; the more images, the darker."""
+    # The square root lifts the mistakes, which a linear scale drowns beside the diagonal.
+    strength = np.sqrt(model.confusion / max(1, model.confusion.sum(axis=1).max()))
+    caption = "Validation images by true class (rows) and by what the best model says (columns)"
+    return _matrix("confusion", caption, model.classes, model.confusion, strength, str)
 
 
-def _cut(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+def change_table(best: ModelFacts, reference: Reference) -> str:
+    """Return best minus reference as an HTML table: blue is better (more right, fewer wrong), orange worse."""
+    change = best.confusion - reference.model.confusion
+    strength = 0.85 * np.sqrt(np.abs(change) / max(1, np.abs(change).max()))
+    is_right = np.eye(len(change), dtype=bool)
+    sign = np.where(is_right, 1, -1) * np.sign(change)
+    caption = f"Images more or fewer than with {reference.name}"
+    return _matrix("change", caption, best.classes, change, sign * strength, _signed)
 
 
-def _points(records: Sequence[TrialRecord]) -> tuple[list[int], list[float]]:
-    return [record.number for record in records], [_value(record) for record in records]
-
-
-def _value(record: TrialRecord) -> float:
-    return record.curve[max(record.curve)] if record.objective is None else record.objective
-
-
-def _special(facts: StudyFacts) -> list[tuple[ModelFacts, dict[str, Any]]]:
-    """Say which trials stand out and how; the best one's style wins where the baseline is the best."""
-    found = []
-    if facts.baseline is not None:
-        found.append((facts.baseline, {"color": BASELINE, "linewidth": 2, "linestyle": "--", "label": "baseline"}))
-    if facts.best is not None:
-        label = f"best (trial {facts.best.trial:03d})"
-        found.append((facts.best, {"color": BEST, "linewidth": 2.4, "label": label}))
-    return found
-
-
-def _mark(axes: Axes, facts: StudyFacts) -> None:
-    for model, style in _special(facts):
-        record = facts.record(model.trial)
-        if record is not None and record.objective is not None:
-            color, label = style["color"], style["label"]
-            marker = "o" if color == BEST else "s"
-            axes.plot([record.number], [record.objective], marker, color=color, markersize=9, label=label)
-
-
-def _faint(axes: Axes, records: Sequence[TrialRecord], style: dict[str, Any], rasterized: bool) -> None:
-    """Draw the curves of ordinary trials, all in one: ten thousand single lines take Matplotlib many seconds."""
-    curves = [list(record.curve.items()) for record in records]
-    axes.add_collection(LineCollection(curves, rasterized=rasterized, **style))
-    dots = [point for curve in curves if len(curve) == 1 for point in curve]
-    epochs, values = zip(*dots, strict=True) if dots else ((), ())
-    axes.plot(epochs, values, "o", markersize=4, rasterized=rasterized, **style)
-
-
-def _finish(axes: Axes, values: Sequence[float]) -> None:
-    """Scale to where most values are: one diverged trial must not press the others together."""
-    axes.set_ylabel("validation accuracy")
-    axes.yaxis.set_major_formatter(PERCENT)
-    if values:
-        low, high = float(np.quantile(values, 0.05)), max(values)
-        margin = 0.06 * (high - low) or 0.01
-        axes.set_ylim(low - margin, high + margin)
-    _legend(axes)
-
-
-def _legend(axes: Axes) -> None:
-    axes.figure.legend(loc="outside upper left", ncols=3, handlelength=1.6, columnspacing=1.4, fontsize=9.5)
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """Write a figure as an element of a page, with `label` for those who cannot see it."""
-    buffer = StringIO()
+def svg(figure: Figure) -> str:
+    """Return a figure as an element of a page; its text stays text and takes the page's font."""
+    buffer, label = StringIO(), str(figure.get_label())
     # Names within one figure must not meet those of another on the same page.
-    with mpl.rc_context({"svg.hashsalt": label}):
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
+    with mpl.rc_context(STYLE | {"svg.hashsalt": label}):
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", dpi=100, transparent=True, metadata=no_metadata)
     drawing = buffer.getvalue().partition("<svg")[2]
     drawing = re.sub(r' (?:width|height)="[\d.]+pt"', "", drawing, count=2)
     # Matplotlib numbers its groups anew in every figure, and nothing refers to them.
     drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)
     return f'<svg role="img" aria-label="{html.escape(label)}"{drawing}'
+
+
+def _signed(number: int) -> str:
+    return f"{number:+d}".replace("-", MINUS) if number else "·"
+
+
+def _matrix(
+    name: str,
+    caption: str,
+    classes: Sequence[str],
+    counts: npt.NDArray[np.int64],
+    strength: npt.NDArray[np.float64],
+    form: Callable[[Any], str],
+) -> str:
+    """Return `counts` as an HTML table; `strength` (-1 to 1) colours the cells."""
+    columns = pd.Index(classes, name="true ↓ predicted →")
+    on_diagonal = np.where(np.eye(len(classes), dtype=bool), "right", "")
+    style = pd.DataFrame(counts, index=list(classes), columns=columns).style
+    style.background_gradient(SCALE, axis=None, gmap=strength, vmin=-1, vmax=1, text_color_threshold=0.17)
+    style.set_td_classes(pd.DataFrame(on_diagonal, index=list(classes), columns=columns))
+    style.format(form).format_index(escape="html").format_index(escape="html", axis="columns")
+    style.set_caption(f"<span>{html.escape(caption)}</span>")
+    return style.to_html(table_uuid=name, table_attributes='class="matrix"')

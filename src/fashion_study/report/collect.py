@@ -1,29 +1,29 @@
 """What a study has left in its trial storage, its runs and the registry, read without a lock and a write."""
 
 import json
-import warnings
-from collections.abc import Iterator
+import math
+import shlex
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from optuna.importance import get_param_importances
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.errors import BadInputError, DataError, StoreError
-from fashion_study.report.facts import Finals, ModelFacts, Reference, StudyFacts
-from fashion_study.report.logged import Confused, Confusion, read_command, read_finals, read_json
+from fashion_study.report.facts import ConfusedPair, Finals, ModelFacts, Reference, StudyFacts
 from fashion_study.space.file import load_space
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TrialStorage
-from fashion_study.study.figures import FEWEST_FOR_IMPORTANCES
+from fashion_study.study.figures import importances
 from fashion_study.study.leaderboard import rank
 from fashion_study.text import printable
 from fashion_study.tracking.registry import Registry, registered_name
@@ -31,6 +31,10 @@ from fashion_study.trial import BASELINE_NUMBER
 
 # The runs whose confusion matrix is one of validation images; a registered baseline's is one of the holdout.
 ON_VALIDATION_IMAGES = ("trial", "finalist")
+STUDY_COMMAND = ["python", "-m", "experiments.run_study"]
+# More than there are images of anything here, and few enough to be added up.
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Text = Annotated[str, Field(max_length=200)]
 
 
 def collect(trial_storage: TrialStorage, store: Store, data_dir: Path | None = None) -> StudyFacts:
@@ -59,14 +63,14 @@ def collect(trial_storage: TrialStorage, store: Store, data_dir: Path | None = N
             space=load_space(str(runs.file(run.info.run_id, "space.yaml"))),
             records=rank(trial_storage.records()),
             trials=int(run.data.tags["trials"]),
-            settings={**run.data.tags, "command": read_command(run.data.tags)},
+            settings={**run.data.tags, "command": _read_command(run.data.tags)},
             asked=run.data.params,
             image_counts=_image_counts(run),
             best=best,
             baseline=baseline,
             finals=finals,
             reference=_reference(client, runs, run.data.params["dataset"], best, baseline),
-            importances=_importances(trial_storage),
+            importances=importances(trial_storage),
             pixels=pixels,
             pixels_missing=pixels_missing,
         )
@@ -87,7 +91,7 @@ class _Runs:
     def table(self, run_id: str, name: str) -> Any:
         if all(artifact.path != name for artifact in self._client.list_artifacts(run_id)):
             return None
-        return read_json(self.file(run_id, name))
+        return _read_json(self.file(run_id, name))
 
     def model(self, run_id: str) -> ModelFacts | None:
         """Read how the model of a run does on the validation images; None where that was not logged."""
@@ -112,7 +116,7 @@ class _Runs:
     def finals(self, run_id: str) -> Finals | None:
         """Read the finalists of a study from its run."""
         found = self.table(run_id, "finalists.json")
-        return None if found is None else read_finals(found)
+        return None if found is None else _read_finals(found)
 
 
 @contextmanager
@@ -172,16 +176,6 @@ def _same_images(first: ModelFacts, second: ModelFacts) -> bool:
     return first.classes == second.classes and np.array_equal(first.confusion.sum(axis=1), second.confusion.sum(axis=1))
 
 
-def _importances(trial_storage: TrialStorage) -> dict[str, float]:
-    complete = [record for record in trial_storage.records() if record.objective is not None]
-    if len(complete) < FEWEST_FOR_IMPORTANCES or len({record.objective for record in complete}) == 1:
-        return {}
-    with warnings.catch_warnings():
-        # Optuna calls its own default evaluator experimental.
-        warnings.simplefilter("ignore")
-        return get_param_importances(trial_storage.study)
-
-
 def _pixels(
     best: ModelFacts | None, trial_storage: TrialStorage, run: Run, data_dir: Path | None
 ) -> tuple[dict[int, npt.NDArray[np.uint8]], str | None]:
@@ -211,3 +205,69 @@ def _image_counts(run: Run) -> dict[str, int]:
 
 def _moment(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+class _Logged(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Confusion(_Logged):
+    """Hold a confusion matrix as it is logged: the true classes are the rows."""
+
+    classes: Annotated[tuple[Text, ...], Field(min_length=2, max_length=1_000)]
+    counts: tuple[tuple[Count, ...], ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if [len(row) for row in self.counts] != [len(self.classes)] * len(self.classes):
+            raise ValueError("expected a row and a column for each class")
+        if len(set(self.classes)) < len(self.classes) or not any(map(any, self.counts)):
+            raise ValueError("expected classes of different names, and images")
+        return self
+
+
+class Confused(_Logged):
+    """Hold the most confused pairs as they are logged, and the indices of all mistakes where those are named."""
+
+    pairs: tuple[ConfusedPair, ...] = ()
+    mistakes: frozenset[Count] | None = None
+
+
+def _read_json(path: Path) -> Any:
+    """Read a JSON file without numbers that are none.
+
+    Raises:
+        ValueError: it is no JSON, or holds NaN or an infinity.
+    """
+    return json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
+
+
+def _read_finals(found: Any) -> Finals | None:
+    """Return the finalists, None where there are none.
+
+    Raises:
+        ValueError: they are not what a study logs.
+    """
+    finals = TypeAdapter(Finals).validate_python(found)
+    for finalist in finals.finalists:
+        if len(finalist.objectives) != len(finalist.run_ids):
+            raise ValueError("expected an objective for each repeat of a finalist")
+    return finals if finals.finalists else None
+
+
+def _read_command(settings: Mapping[str, str]) -> str:
+    """Return the command that asks for a study again, quoted so that a shell sees one command and no more.
+
+    Raises:
+        ValueError: it is not a command of this project.
+    """
+    words = shlex.split(settings["command"])
+    if words[:3] != STUDY_COMMAND or "--trials" not in words[:-1]:
+        raise ValueError(f"expected a command that begins with {' '.join(STUDY_COMMAND)}")
+    return shlex.join(words)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"expected finite numbers, found {text[:20]}")
+    return value

@@ -2,7 +2,7 @@
 
 import base64
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,11 +16,15 @@ from fashion_study.data.catalog import PREFERRED
 from fashion_study.report import charts
 from fashion_study.report.analysis import edges, gain, savings
 from fashion_study.report.facts import ENDED, ConfusedPair, ModelFacts, StudyFacts
-from fashion_study.report.matrix import change_cells, confusion_cells
 from fashion_study.space.space import Categorical, Parameter
 from fashion_study.statistics import wilson_interval
 from fashion_study.store.trials import TrialRecord
-from fashion_study.study.figures import FEWEST_FOR_IMPORTANCES
+from fashion_study.study.figures import (
+    FEWEST_FOR_IMPORTANCES,
+    learning_curves,
+    optimization_history,
+    parameter_importances,
+)
 from fashion_study.study.progress import duration
 from fashion_study.trial import ParamValue, TrialState
 
@@ -64,8 +68,8 @@ def render(facts: StudyFacts, store: Path = Path("mlruns")) -> str:
             parameters=[(name, _range(spec), spec.why) for name, spec in facts.space.parameters.items()],
             comparison=_comparison(best, baseline) if is_gain and best and baseline else (),
             shown=facts.records[:SHOWN_TRIALS],
-            confusion=confusion_cells(best) if best else (),
-            change=change_cells(best, facts.reference.model) if best and facts.reference else (),
+            confusion=charts.confusion_table(best) if best else None,
+            change=charts.change_table(best, facts.reference) if best and facts.reference else None,
             confused=_confused(facts),
             is_grey=all(image.shape[-1] == 1 for image in facts.pixels.values()),
             preferred=PREFERRED.title,
@@ -205,19 +209,22 @@ def _inline(images: Sequence[npt.NDArray[np.uint8]]) -> str:
     return "data:image/png;base64," + base64.b64encode(charts.strip(images)).decode("ascii")
 
 
-def _figures(facts: StudyFacts) -> Mapping[str, str | None]:
-    """Draw what there is enough of; matplotlib escapes the texts of its drawings itself."""
-    has_curves = any(record.curve for record in facts.records)
-    drawn = {
-        "history": charts.search_history(facts) if has_curves else None,
-        "curves": charts.learning_curves(facts) if has_curves else None,
-        "recall": charts.recall_by_class(facts.best, facts.baseline) if facts.best and facts.baseline else None,
-        "finalists": charts.finalists(facts.finals, facts) if facts.finals else None,
-        "importances": charts.importances(facts.importances) if facts.importances else None,
-    }
-    ended_at = savings(facts).ended_at
-    drawn["pruned"] = charts.pruned_at(ended_at, facts.space.max_epochs) if ended_at else None
-    return drawn
+def _figures(facts: StudyFacts) -> dict[str, str]:
+    """Draw the figures that there is enough for; Matplotlib escapes the texts in its drawings itself."""
+    best = None if facts.best is None else facts.best.trial
+    drawn = {}
+    if any(record.curve for record in facts.records):
+        drawn["history"] = optimization_history(facts.records, best)
+        drawn["curves"] = learning_curves(facts.records, best)
+    if facts.best and facts.baseline:
+        drawn["recall"] = charts.recall_by_class(facts.best, facts.baseline)
+    if facts.finals:
+        drawn["finalists"] = charts.finalists(facts.finals, facts)
+    if facts.importances:
+        drawn["importances"] = parameter_importances(facts.importances)
+    if ended_at := savings(facts).ended_at:
+        drawn["pruned"] = charts.pruned_at(ended_at, facts.space.max_epochs)
+    return {name: charts.svg(figure) for name, figure in drawn.items()}
 
 
 def _commands(facts: StudyFacts, store: Path) -> dict[str, str]:

@@ -1,45 +1,183 @@
-"""Optuna's own figures of a whole study, drawn with Matplotlib so that MLflow's UI shows them as they are."""
+"""The figures of a whole study: its MLflow run has them as PNG, its report has some of them as SVG."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import Any
 
+import matplotlib as mpl
+import numpy as np
 import optuna
-from optuna.trial import TrialState as OptunaState
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.typing import RcKeyType
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from fashion_study.store.trials import TrialRecord, TrialStorage
+from fashion_study.trial import BASELINE_NUMBER, TrialState
 
 # Importances compare trials with each other; with fewer there is nothing to compare.
 FEWEST_FOR_IMPORTANCES = 4
+# Colours that people tell apart who see no red or no green (after Okabe and Ito), dark enough for text on white.
+BEST, BASELINE, COMPLETE, PRUNED, OTHER = "#0067a8", "#b84300", "#6d9fc0", "#9aa5b1", "#5d6b7a"
+INK, TICKS, GRID = "#1c2733", "#4a5563", "#e3e7eb"
+# In inches of 72 points: as wide as a phone is in pixels, so that text in the report has its nominal size there.
+WIDTH = 5.1
+DPI = 200
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
+# With more faint curves than these, a bitmap within an SVG is smaller than its lines.
+MOST_LINES = 200
+# A longer name beside a figure leaves no room for the figure.
+LONGEST_NAME = 30
+COMPLETE_STYLE: dict[str, Any] = {"color": COMPLETE, "linewidth": 1.2, "alpha": 0.9}
+OTHERS_STYLE: dict[str, Any] = {"color": PRUNED, "linewidth": 1, "alpha": 0.8}
+STYLE: dict[RcKeyType, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": PRUNED,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "xtick.color": TICKS,
+    "ytick.color": TICKS,
+    "legend.frameon": False,
+    "text.parse_math": False,
+}
 
 
-def study_figures(study: optuna.Study) -> Iterator[tuple[str, "Figure"]]:
+def study_figures(trial_storage: TrialStorage) -> Iterator[tuple[str, Figure]]:
     """Yield (name, figure) for every figure that the study has enough trials for."""
-    import matplotlib.pyplot as plt
-    import numpy as np
+    records, best = trial_storage.records(), trial_storage.best()
+    number = None if best is None else best.number
+    # Matplotlib reads the style when it creates a figure and, for the ticks, when it saves it.
+    with mpl.rc_context(STYLE):
+        if any(record.curve for record in records):
+            yield "learning_curves", learning_curves(records, number)
+        if best is not None:
+            yield "optimization_history", optimization_history(records, number)
+        if shares := importances(trial_storage):
+            yield "parameter_importances", parameter_importances(shares)
+    yield from _figures_by_optuna(trial_storage.study)
+
+
+@mpl.rc_context(STYLE)
+def optimization_history(records: Sequence[TrialRecord], best: int | None) -> Figure:
+    """Draw the value of each trial, in the order of the trials, and the best value so far; `best` stands out."""
+    figure, axes = new_figure(3.3)
+    ended = sorted((record for record in records if record.curve), key=lambda record: record.number)
+    complete = [record for record in ended if record.objective is not None]
+    pruned = [record for record in ended if record.state is TrialState.PRUNED]
+    axes.plot(*_points(pruned), "o", mfc="white", color=PRUNED, markersize=5, label="pruned: last value")
+    axes.plot(*_points(complete), "o", color=COMPLETE, markersize=6, label="complete")
+    numbers, values = _points(complete)
+    axes.step(numbers, list(accumulate(values, max)), where="post", color=BEST, linewidth=1.4, label="best so far")
+    for number, style in _highlights(records, best).items():
+        marker, points = "o" if style["color"] == BEST else "s", [each for each in complete if each.number == number]
+        axes.plot(*_points(points), marker, color=style["color"], markersize=9, label=style["label"])
+    axes.set(xlabel="trial")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _scale_to_most(axes, [_value(record) for record in ended])
+    counts = f"{len(complete)} complete and {len(pruned)} pruned trials"
+    return labelled(figure, f"Validation accuracy of {counts}, in their order.")
+
+
+@mpl.rc_context(STYLE)
+def learning_curves(records: Sequence[TrialRecord], best: int | None) -> Figure:
+    """Draw the validation accuracy of every trial after each epoch; `best` and the baseline stand out."""
+    figure, axes = new_figure(3.3)
+    drawn = [record for record in records if record.curve]
+    highlights = _highlights(records, best)
+    ordinary = [record for record in drawn if record.number not in highlights]
+    complete = [record for record in ordinary if record.objective is not None]
+    others = [record for record in ordinary if record.objective is None]
+    kinds = [("pruned or unfinished", others, OTHERS_STYLE), ("complete", complete, COMPLETE_STYLE)]
+    for _, faint, style in kinds:
+        _draw_faint(axes, faint, style, rasterized=len(drawn) > MOST_LINES)
+    for record in (record for number in highlights for record in drawn if record.number == number):
+        marker = "o" if len(record.curve) == 1 else None
+        epochs, values = list(record.curve), list(record.curve.values())
+        axes.plot(epochs, values, marker=marker, markersize=4, **highlights[record.number])
+    for name, faint, style in reversed(kinds):
+        if faint:
+            axes.plot([], [], label=name, **style)
+    axes.set(xlabel="epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _scale_to_most(axes, [value for record in drawn for value in record.curve.values()])
+    return labelled(figure, f"Learning curves of {len(drawn)} trials: validation accuracy after each epoch.")
+
+
+@mpl.rc_context(STYLE)
+def parameter_importances(shares: Mapping[str, float]) -> Figure:
+    """Draw the share of the objective's variation that each hyperparameter explains."""
+    ranked = sorted(shares.items(), key=lambda item: item[1])
+    figure, axes = new_figure(0.7 + 0.32 * len(ranked))
+    names = [shortened(name.replace("_", " ")) for name, _ in ranked]
+    bars = axes.barh(names, [share for _, share in ranked], color=BEST)
+    axes.bar_label(bars, [f"{share:.0%}".replace("%", " %") for _, share in ranked], padding=4)
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_formatter(PERCENT)
+    listed = ", ".join(f"{name} {share:.0%}" for name, share in reversed(ranked))
+    return labelled(figure, f"Importance of each hyperparameter: {listed}.")
+
+
+def importances(trial_storage: TrialStorage) -> dict[str, float]:
+    """Return each hyperparameter's share of the objective's variation, empty where the trials do not show it."""
+    objectives = [record.objective for record in trial_storage.records() if record.objective is not None]
+    if len(objectives) < FEWEST_FOR_IMPORTANCES or len(set(objectives)) == 1:
+        return {}
+    with warnings.catch_warnings():
+        # Optuna calls its own default evaluator experimental.
+        warnings.simplefilter("ignore")
+        return optuna.importance.get_param_importances(trial_storage.study)
+
+
+def new_figure(height: float) -> tuple[Figure, Axes]:
+    """Return a figure of the usual width with its axes; `height` is in inches."""
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    return figure, figure.subplots()
+
+
+def labelled(figure: Figure, text: str) -> Figure:
+    """Return a figure with the text for readers who cannot see it."""
+    figure.set_label(text)
+    return figure
+
+
+def legend_above(axes: Axes) -> None:
+    """Put the legend above the axes."""
+    axes.figure.legend(loc="outside upper left", ncols=3, handlelength=1.6, columnspacing=1.4, fontsize=9.5)
+
+
+def shortened(name: str) -> str:
+    """Return a name that leaves room for the figure beside it."""
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+
+
+def _figures_by_optuna(study: optuna.Study) -> Iterator[tuple[str, Figure]]:
     from optuna.visualization import matplotlib as plots
 
-    trials = study.get_trials(deepcopy=False)
-    complete = sum(trial.state is OptunaState.COMPLETE for trial in trials)
-    draw: dict[str, Callable[[optuna.Study], object]] = {}
-    if any(trial.intermediate_values for trial in trials):
-        draw["learning_curves"] = lambda study: plots.plot_intermediate_values(_as_trained(study, show_failed=True))
-    if any(trial.state.is_finished() for trial in trials):
-        draw["timeline"] = lambda study: plots.plot_timeline(_as_trained(study))
-    if complete:
-        draw["optimization_history"] = plots.plot_optimization_history
-        draw["slices"] = plots.plot_slice
-    if complete > 1:
-        draw["parallel_coordinates"] = plots.plot_parallel_coordinate
-    if complete >= FEWEST_FOR_IMPORTANCES:
-        draw["parameter_importances"] = plots.plot_param_importances
-    for name, plot in draw.items():
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    complete = states.count(optuna.trial.TrialState.COMPLETE)
+    enough: dict[str, tuple[bool, Callable[[], object]]] = {
+        "timeline": (any(state.is_finished() for state in states), lambda: plots.plot_timeline(_as_trained(study))),
+        "slices": (complete > 0, lambda: plots.plot_slice(study)),
+        "parallel_coordinates": (complete > 1, lambda: plots.plot_parallel_coordinate(study)),
+    }
+    for name, (is_enough, plot) in enough.items():
+        if not is_enough:
+            continue
         with warnings.catch_warnings():
             # Optuna calls its Matplotlib figures experimental.
             warnings.simplefilter("ignore")
-            axes = np.atleast_1d(np.asarray(plot(study), dtype=object))
+            axes = np.atleast_1d(np.asarray(plot(), dtype=object))
         figure: Figure = axes.flat[0].figure
         width, height = figure.get_size_inches()
         figure.set_size_inches(max(width, 9), max(height, 5))
@@ -47,17 +185,50 @@ def study_figures(study: optuna.Study) -> Iterator[tuple[str, "Figure"]]:
         plt.close(figure)
 
 
-def _as_trained(study: optuna.Study, *, show_failed: bool = False) -> optuna.Study:
-    """Copy a study, each finished trial beginning when a worker took it up and not when it was proposed.
-
-    Optuna leaves failed trials out of the learning curves; `show_failed` passes them off as pruned ones.
-    """
+def _as_trained(study: optuna.Study) -> optuna.Study:
+    """Copy a study; each finished trial begins when a worker took it up, not when it was proposed."""
     copy = optuna.create_study(direction="maximize")
     for trial in study.get_trials():
         if trial.datetime_complete is not None:
             seconds = trial.user_attrs.get("seconds", 0.0)
             trial.datetime_start = trial.datetime_complete - timedelta(seconds=seconds)
-        if show_failed and trial.state is OptunaState.FAIL:
-            trial.state = OptunaState.PRUNED
         copy.add_trial(trial)
     return copy
+
+
+def _points(records: Sequence[TrialRecord]) -> tuple[list[int], list[float]]:
+    return [record.number for record in records], [_value(record) for record in records]
+
+
+def _value(record: TrialRecord) -> float:
+    return record.curve[record.reached] if record.objective is None else record.objective
+
+
+def _highlights(records: Sequence[TrialRecord], best: int | None) -> dict[int, dict[str, Any]]:
+    """Return the styles of the trials that stand out, the best one last; a baseline that is the best is the best."""
+    baseline = {"color": BASELINE, "linewidth": 2, "linestyle": "--", "label": "baseline"}
+    is_complete = any(record.number == BASELINE_NUMBER and record.objective is not None for record in records)
+    found: dict[int, dict[str, Any]] = {BASELINE_NUMBER: baseline} if is_complete else {}
+    if best is not None:
+        found[best] = {"color": BEST, "linewidth": 2.4, "label": f"best (trial {best:03d})"}
+    return found
+
+
+def _draw_faint(axes: Axes, records: Sequence[TrialRecord], style: dict[str, Any], rasterized: bool) -> None:
+    """Draw the curves of ordinary trials as one collection: ten thousand single lines take Matplotlib many seconds."""
+    curves = [list(record.curve.items()) for record in records]
+    axes.add_collection(LineCollection(curves, rasterized=rasterized, **style))
+    dots = [point for curve in curves if len(curve) == 1 for point in curve]
+    epochs, values = zip(*dots, strict=True) if dots else ((), ())
+    axes.plot(epochs, values, "o", markersize=4, rasterized=rasterized, **style)
+
+
+def _scale_to_most(axes: Axes, values: Sequence[float]) -> None:
+    """Scale to where most values are: one diverged trial must not press the others together."""
+    axes.set_ylabel("validation accuracy")
+    axes.yaxis.set_major_formatter(PERCENT)
+    if values:
+        low, high = float(np.quantile(values, 0.05)), max(values)
+        margin = 0.06 * (high - low) or 0.01
+        axes.set_ylim(low - margin, high + margin)
+    legend_above(axes)

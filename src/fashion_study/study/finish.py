@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fashion_study.statistics import CONFIDENCE, wilson_interval
-from fashion_study.study.figures import study_figures
 from fashion_study.study.finalists import (
     DEFAULT_FINALISTS,
     DEFAULT_REPEATS,
@@ -67,9 +66,12 @@ def train_finalists(session: Session) -> Final:
 
 def publish(session: Session, final: Final) -> None:
     """Write the leaderboard and the figures, register the challenger, and end the study's run."""
+    # Imported here: Matplotlib takes a while, and a study begins without it.
+    from fashion_study.study.figures import study_figures
+
     study, trial_storage, tracker = session.study, session.study.trial_storage, session.tracker
     tracker.log_leaderboard(table(rank(trial_storage.records())))
-    for name, figure in study_figures(trial_storage.study):
+    for name, figure in study_figures(trial_storage):
         tracker.log_figure(figure, name)
     tags = {"trials_counted": str(trial_storage.counted())}
     if study.waits.count:

@@ -1,4 +1,4 @@
-"""The promises of what a person sees while a study runs."""
+"""What a person sees while a study runs."""
 
 import shlex
 import subprocess
@@ -7,8 +7,18 @@ from io import StringIO
 
 import pytest
 from rich.console import Console
+from rich.progress import Task, TaskID
 
-from fashion_study.study.progress import LiveDisplay, NullObserver, Observer, PlainLines, describe, duration, watch
+from fashion_study.study.progress import (
+    LiveDisplay,
+    NullObserver,
+    Observer,
+    PlainLines,
+    _TimeLeft,
+    describe,
+    duration,
+    watch,
+)
 from fashion_study.testing.training import toy_report, toy_result
 from fashion_study.trial import EpochReport, FailReason, Hyperparameters, Precision, TrialResult, TrialSpec, TrialState
 
@@ -50,7 +60,7 @@ trial 004 stopped from outside (exit code 1); it is given up after attempt 2; 5 
 """.splitlines()
 
 
-def test_elsewhere_than_on_a_terminal_every_event_is_a_plain_line_of_its_own() -> None:
+def test_without_a_terminal_every_event_is_a_plain_line() -> None:
     out = StringIO()
 
     act(PlainLines(Console(file=out, width=40)))
@@ -88,7 +98,7 @@ def bars(display: LiveDisplay) -> str:
     return out.getvalue()
 
 
-def test_a_terminal_shows_a_bar_for_the_study_and_one_for_each_running_trial() -> None:
+def test_a_terminal_shows_a_bar_for_the_study_and_each_trial() -> None:
     display, _ = live()
     with display.bars:
         display.begin("study toy", 1, 5)
@@ -115,7 +125,7 @@ def test_a_terminal_shows_a_bar_for_the_study_and_one_for_each_running_trial() -
         assert "trial 002" in second
 
 
-def test_a_trial_that_was_lost_has_no_bar_and_one_that_was_given_up_counts() -> None:
+def test_a_lost_trial_has_no_bar_and_one_given_up_counts() -> None:
     display, _ = live()
     with display.bars:
         display.begin("study toy", 0, 5)
@@ -130,7 +140,7 @@ def test_a_trial_that_was_lost_has_no_bar_and_one_that_was_given_up_counts() -> 
         assert "1/5" in study
 
 
-def test_time_left_is_told_once_there_is_a_pace() -> None:
+def test_time_left_is_shown_once_there_is_a_pace() -> None:
     display, _ = live()
     with display.bars:
         display.begin("study toy", 3, 9)
@@ -140,6 +150,16 @@ def test_time_left_is_told_once_there_is_a_pace() -> None:
         display.trial_closed(spec(3), completed(3, 0.5), (3, 0.5))
 
         assert "left" in bars(display)
+
+
+def test_time_left_counts_only_what_was_done_since_the_start() -> None:
+    column = _TimeLeft()
+    task = Task(TaskID(0), "trials", total=10, completed=8, _get_time=lambda: 60.0, fields={"resumed_at": 6})
+    task.start_time = 0.0
+    # Two of them took 60 seconds, and two are left.
+    assert column.render(task).plain == "60 s left"
+    task.fields["resumed_at"] = 8
+    assert column.render(task).plain == ""
 
 
 def test_a_terminal_keeps_how_trials_ended_as_lines() -> None:
@@ -153,15 +173,13 @@ def test_a_terminal_keeps_how_trials_ended_as_lines() -> None:
 
 
 @pytest.mark.parametrize(("is_terminal", "kind"), [(True, LiveDisplay), (False, PlainLines)])
-def test_the_console_decides_what_is_shown(is_terminal: bool, kind: type[PlainLines]) -> None:
+def test_the_console_decides_which_observer_is_used(is_terminal: bool, kind: type[PlainLines]) -> None:
     with watch(Console(file=StringIO(), force_terminal=is_terminal)) as observer:
         assert type(observer) is kind
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_what_is_worse_than_it_should_be_is_told_where_errors_are(
-    is_terminal: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_warning_goes_to_standard_error(is_terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
     out = StringIO()
     with watch(Console(file=out, force_terminal=is_terminal)) as observer:
         observer.warn("the server [b] does not answer")
@@ -193,7 +211,7 @@ def test_a_duration_is_written_for_a_person(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_a_study_goes_on_where_nobody_reads_any_more() -> None:
+def test_a_study_continues_when_its_pipe_is_closed() -> None:
     program = (
         "from fashion_study.study.progress import PipeSafeConsole, PlainLines\n"
         "import sys\n"

@@ -12,24 +12,24 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fashion_study.data.dataset import ImageShape
 from fashion_study.errors import BadInputError, DataError
 
-# What a folder is searched for, and the only decoders that ever see a file of a user.
+# The files that are taken from a folder, and the only decoders that ever see a file of a user.
 SUFFIXES = (".jpeg", ".jpg", ".png")
 FORMATS = ("JPEG", "PNG")
-# An edge is trimmed while it is within this share of the greatest possible distance from the background's colour.
-CLOSENESS = 0.05
-# The background is looked for in the corners, each this share of the picture's sides.
+# An edge is trimmed while its pixels are closer to the background's colour than a twentieth of black to white.
+CLOSENESS = 0.05 * 255 * 3**0.5
+# The background is the colour of the corners, each this share of the picture's sides.
 CORNER = 0.02
 # A larger picture is reduced to about this side first: enough to find edges in.
 SEARCHED_SIDE = 896
-WHITE = 255.0
+WHITE = 255
 
 
 class PictureError(DataError):
-    """Refuse a picture that cannot be read, or that shows nothing."""
+    """A picture that cannot be read, or that shows nothing."""
 
 
 def find_pictures(given: Iterable[Path]) -> list[Path]:
-    """Return the files given, and in the place of a folder its PNG and JPEG files by name.
+    """Return the files given; a folder is replaced by its PNG and JPEG files, sorted by name.
 
     Raises:
         BadInputError: nothing is given, or a folder has no such file.
@@ -49,10 +49,10 @@ def find_pictures(given: Iterable[Path]) -> list[Path]:
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture: red, green and blue from 0 to 255, (height, width, 3)."""
+    """A decoded picture, in red, green and blue."""
 
     path: Path
-    colours: NDArray[np.float64]
+    colours: Image.Image
 
 
 def read_picture(path: Path) -> Picture:
@@ -61,18 +61,19 @@ def read_picture(path: Path) -> Picture:
     Raises:
         PictureError: no PNG or JPEG, damaged, beyond Pillow's limit of 89 million pixels, or of one colour only.
     """
-    colours = _colours(_decoded(path))
-    if np.ptp(colours, axis=(0, 1)).max() <= 0.5:
+    colours = _opaque(_decoded(path))
+    if colours.getcolors(maxcolors=1) is not None:
         raise _blank(path)
-    return Picture(path, colours)
+    # The mean of whole blocks of pixels: a single noisy one no longer counts as an edge.
+    return Picture(path, colours.reduce(max(1, max(colours.size) // SEARCHED_SIDE)))
 
 
 def fit_picture(picture: Picture, image_shape: ImageShape) -> NDArray[np.uint8]:
     """Turn a picture into an image of a data set: uint8 of its shape, and where it is grey, the object bright on black.
 
-    Takes the steps of Xiao et al. (2017), "Fashion-MNIST", figure 1: trim the edges that look like the corners, scale
-    the longest edge to 28, extend the other one around the centre, negate, turn grey. Other than there, scaling
-    averages pixels where they skipped some, so nothing needs to be sharpened; the background, nearly white in their
+    The steps are those of Xiao et al. (2017), "Fashion-MNIST", figure 1: trim the edges that look like the corners,
+    scale the longest edge to 28, extend the other one around the centre, negate, turn grey. Unlike there, scaling
+    averages pixels instead of skipping some, so nothing needs to be sharpened; the background, nearly white in their
     photographs, may have any one colour, which becomes 0; and an object that is brighter than it is not negated.
     For a data set in colour, the picture keeps its colours and is extended by the background's.
 
@@ -82,26 +83,27 @@ def fit_picture(picture: Picture, image_shape: ImageShape) -> NDArray[np.uint8]:
     Raises:
         PictureError: nothing stands out from the background.
     """
-    *size, channels = image_shape
-    colours, background = picture.colours, _background(picture.colours)
-    is_object = _distance(colours, background) > CLOSENESS
-    values, level = (colours, background) if channels == 3 else (_grey(colours)[..., np.newaxis], _grey(background))
-    if list(values.shape[:2]) == size and np.ptp(values) > 0.5:
-        image = values if channels == 3 or values.mean() > level else WHITE - values
-    elif is_object.any():
-        if channels == 1:
-            values, level = _ink(values, float(level)), np.zeros(1)
-        image = _fitted(_trimmed(values, is_object), image_shape, level)
+    height, width, channels = image_shape
+    is_grey = channels == 1
+    image = picture.colours.convert("L") if is_grey else picture.colours
+    background = _background(image)
+    is_dark = is_grey and np.asarray(image).mean() <= background[0]
+    if image.size == (width, height):
+        image = ImageOps.invert(image) if is_dark else image
+    elif box := _object_box(picture.colours):
+        if is_grey:
+            image, background = _stretched(image, background[0], is_dark), (0,)
+        image = _fitted(image.crop(box), (width, height), background)
     else:
         raise _blank(picture.path)
-    return np.rint(image).astype(np.uint8)
+    return np.asarray(image).reshape(image_shape)
 
 
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:
-        # What is wrong with it is said when it is read, beside the pictures that can be.
+        # Reading it reports the cause, and the other pictures are still predicted.
         return False
 
 
@@ -144,72 +146,50 @@ def _reason(error: Exception) -> str:
     return str(error).rstrip(".") or type(error).__name__
 
 
-def _colours(picture: Image.Image) -> NDArray[np.float64]:
-    """Return red, green and blue from 0 to 255, (height, width, 3), with what is transparent filled in."""
+def _opaque(picture: Image.Image) -> Image.Image:
+    """Return red, green and blue, with the transparent parts filled in."""
     if picture.mode.startswith("I"):
         # 16 bits of grey, which Pillow would cut at 255 when it turns them into another mode.
-        wide = _reduced(picture.convert("I").convert("F")) * (WHITE / 65_535)
-        return np.repeat(wide[..., np.newaxis], 3, axis=2)
+        return picture.convert("I").convert("F").point(lambda level: level * (1 / 257) + 0.5).convert("RGB")
     if not picture.has_transparency_data:
-        return _reduced(picture.convert("RGB"))
-    layers = _reduced(picture.convert("RGBA"))
-    colours, opacity = layers[..., :3], layers[..., 3:] / WHITE
-    # A dark object is laid on white and a bright one on black: on the other one it would not be seen.
-    is_dark = (opacity[..., 0] * (_grey(colours) - WHITE / 2)).sum() < 0
-    return colours * opacity + (WHITE if is_dark else 0.0) * (1.0 - opacity)
+        return picture.convert("RGB")
+    layers = picture.convert("RGBA")
+    grey, opacity = (np.asarray(each, dtype=float) for each in (layers.convert("L"), layers.getchannel("A")))
+    # A dark object needs a white background and a bright one a black one: otherwise it could not be seen.
+    is_dark = (opacity * (grey - WHITE / 2)).sum() < 0
+    background = Image.new("RGBA", layers.size, "white" if is_dark else "black")
+    return Image.alpha_composite(background, layers).convert("RGB")
 
 
-def _reduced(picture: Image.Image) -> NDArray[np.float64]:
-    """Average whole blocks of pixels of a large picture: single noisy ones no longer count as an edge."""
-    factor = max(1, max(picture.size) // SEARCHED_SIDE)
-    return np.asarray(picture.reduce(factor), dtype=np.float64)
+def _background(picture: Image.Image) -> tuple[int, ...]:
+    """Return the colour of the corners: the median, for an object may reach into one of them."""
+    pixels = np.asarray(picture).reshape(picture.height, picture.width, -1)
+    rows, columns = (max(1, round(CORNER * side)) for side in pixels.shape[:2])
+    corners = pixels[np.ix_(np.r_[:rows, -rows:0], np.r_[:columns, -columns:0])]
+    return tuple(round(level) for level in np.median(corners, axis=(0, 1)))
 
 
-def _background(colours: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the colour of the corners, (3,): the median, for an object may reach into one of them."""
-    rows, columns = (max(1, round(CORNER * side)) for side in colours.shape[:2])
-    edges = np.concatenate([colours[:rows], colours[-rows:]])
-    corners = np.concatenate([edges[:, :columns], edges[:, -columns:]])
-    return np.asarray(np.median(corners.reshape(-1, 3), axis=0))
+def _object_box(colours: Image.Image) -> tuple[int, int, int, int] | None:
+    """Return the box around all that stands out from the background, None where nothing does."""
+    distance = np.linalg.norm(np.asarray(colours, dtype=float) - _background(colours), axis=2)
+    return Image.fromarray(distance > CLOSENESS).getbbox()
 
 
-def _distance(colours: NDArray[np.float64], background: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return how far each pixel is from the background, (height, width), as a share of black to white."""
-    return np.asarray(np.linalg.norm(colours - background, axis=2) / (WHITE * 3**0.5))
+def _stretched(grey: Image.Image, background: int, is_dark: bool) -> Image.Image:
+    """Stretch the object's side of the background's level, so that the background is 0 and ink 255."""
+    most = background if is_dark else background - WHITE
+    return grey.point([round(min(max(0.0, (background - level) * WHITE / (most or 1)), WHITE)) for level in range(256)])
 
 
-def _grey(colours: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weigh red, green and blue by ITU-R 601-2, as Pillow does; what is grey already keeps its value."""
-    return np.asarray(colours @ np.array([0.299, 0.587, 0.114]))
-
-
-def _ink(grey: NDArray[np.float64], level: float) -> NDArray[np.float64]:
-    """Stretch the side of the background's level on which the object lies, so that the background is 0 and ink 255."""
-    is_bright = grey.mean() > level
-    ink, most = (grey - level, WHITE - level) if is_bright else (level - grey, level)
-    return np.clip(ink, 0.0, None) * (WHITE / max(most, 1.0))
-
-
-def _trimmed(ink: NDArray[np.float64], is_object: NDArray[np.bool_]) -> NDArray[np.float64]:
-    rows, columns = (np.flatnonzero(is_object.any(axis=axis)) for axis in (1, 0))
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
-def _fitted(values: NDArray[np.float64], image_shape: ImageShape, fill: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scale a picture as large as the image allows, and put it at the centre."""
-    (rows, columns), (height, width) = values.shape[:2], image_shape[:2]
-    if rows * width >= columns * height:
-        inner = height, max(1, round(columns * height / rows))
-    else:
-        inner = max(1, round(rows * width / columns)), width
-    method = Image.Resampling.BOX if rows > height or columns > width else Image.Resampling.BICUBIC
-    image = np.zeros(image_shape) + fill
+def _fitted(image: Image.Image, size: tuple[int, int], background: tuple[int, ...]) -> Image.Image:
+    """Scale an image until it touches two edges of `size` (width, height), and put it at the centre."""
+    scale = min(size[0] / image.width, size[1] / image.height)
+    inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    scaled = image.resize(inner, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
+    fitted = Image.new(image.mode, size, background)
     # An odd row or column goes to the top or the left, as in 19,254 of Fashion-MNIST's 60,000 training images.
-    top, left = (height - inner[0] + 1) // 2, (width - inner[1] + 1) // 2
-    for channel in range(image_shape[2]):
-        scaled = Image.fromarray(values[..., channel].astype(np.float32)).resize(inner[::-1], method)
-        image[top : top + inner[0], left : left + inner[1], channel] = np.clip(np.asarray(scaled), 0.0, WHITE)
-    return image
+    fitted.paste(scaled, ((size[0] - inner[0] + 1) // 2, (size[1] - inner[1] + 1) // 2))
+    return fitted
 
 
 def _blank(path: Path) -> PictureError:

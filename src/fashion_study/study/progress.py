@@ -2,10 +2,8 @@
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
@@ -15,68 +13,40 @@ from rich.text import Text
 from fashion_study.trial import EpochReport, TrialResult, TrialSpec, TrialState
 
 
-class Observer(Protocol):
-    """Watch a study; nothing here changes what it does."""
+class Observer:
+    """What shows a study to a person; it changes nothing that the study does, and by default shows nothing."""
 
     def begin(self, title: str, counted: int, total: int, what: str = "trials") -> None:
-        """Show what begins, the trials of a study or its finalists' repeats: `counted` of `total` are done already."""
-        ...
+        """Show what begins, a study's trials or its finalists' repeats: `counted` of `total` are done already."""
 
     def note(self, text: str) -> None:
-        """Show a line that matters; of a signal, another thread than the study's asks for it."""
-        ...
+        """Show a line that matters; after a signal another thread than the study's may call this."""
 
     def warn(self, text: str) -> None:
-        """Show that something is worse than it should be, where errors are shown."""
-        ...
+        """Show a warning on standard error."""
 
     def trial_started(self, spec: TrialSpec) -> None:
         """Show an attempt that a worker has taken up."""
-        ...
 
     def epoch_done(self, spec: TrialSpec, report: EpochReport) -> None:
-        """Show where an attempt stands."""
-        ...
+        """Show the values after an epoch."""
 
     def trial_closed(self, spec: TrialSpec, result: TrialResult, best: tuple[int, float] | None) -> None:
         """Show how a trial ended, and the best so far: its number and its objective."""
-        ...
 
     def trial_lost(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
         """Show that an attempt was stopped from outside: its trial waits again, or is given up as failed."""
-        ...
 
 
-class NullObserver:
-    """Show nothing."""
-
-    def begin(self, title: str, counted: int, total: int, what: str = "trials") -> None:
-        """Show nothing."""
-
-    def note(self, text: str) -> None:
-        """Show nothing."""
-
-    def warn(self, text: str) -> None:
-        """Show nothing."""
-
-    def trial_started(self, spec: TrialSpec) -> None:
-        """Show nothing."""
-
-    def epoch_done(self, spec: TrialSpec, report: EpochReport) -> None:
-        """Show nothing."""
-
-    def trial_closed(self, spec: TrialSpec, result: TrialResult, best: tuple[int, float] | None) -> None:
-        """Show nothing."""
-
-    def trial_lost(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
-        """Show nothing."""
+class NullObserver(Observer):
+    """An observer that shows nothing."""
 
 
 class PipeSafeConsole(Console):
-    """Print as Rich does; where nobody reads any more, as behind `| head`, be silent instead of ending the process."""
+    """Rich's console, except that a closed pipe, as behind `| head`, silences it instead of ending the process."""
 
     def on_broken_pipe(self) -> None:
-        """Go on without a reader."""
+        """Continue without a reader."""
         self.quiet = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -84,7 +54,7 @@ class PipeSafeConsole(Console):
 
 
 class PlainLines(NullObserver):
-    """Print a line for each event, as a log should keep it."""
+    """An observer that prints a line for each event, as a log should keep it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -110,7 +80,7 @@ class PlainLines(NullObserver):
         self.note(f"{spec.label} started{again}: {describe(spec)}")
 
     def epoch_done(self, spec: TrialSpec, report: EpochReport) -> None:
-        """Print where an attempt stands."""
+        """Print the values after an epoch."""
         self.note(
             f"{spec.label} epoch {report.epoch} of {spec.hyperparameters.epochs}: "
             f"val_accuracy {report.val_accuracy:.4f}, {report.images_per_second:,.0f} images/s"
@@ -124,15 +94,15 @@ class PlainLines(NullObserver):
 
     def trial_lost(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
         """Print that an attempt was stopped from outside."""
-        fate = "it goes back to waiting"
+        consequence = "it goes back to waiting"
         if state is TrialState.FAILED:
             self._counted += 1
-            fate = f"it is given up after attempt {spec.attempt}; {self._counted} of {self._total} done"
-        self.note(f"{spec.label} stopped from outside ({cause}); {fate}")
+            consequence = f"it is given up after attempt {spec.attempt}; {self._counted} of {self._total} done"
+        self.note(f"{spec.label} stopped from outside ({cause}); {consequence}")
 
 
 class LiveDisplay(PlainLines):
-    """Draw one bar for the study and one for each running trial, with finished trials as lines above."""
+    """An observer that draws a bar for the study and one for each running trial, and finished trials as lines above."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -140,35 +110,41 @@ class LiveDisplay(PlainLines):
             TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=9)),
             BarColumn(bar_width=12),
             MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
-            # Where the line is too short it is the details that are cut.
+            # On a short line only the details are cut.
             TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             _TimeLeft(table_column=Column(no_wrap=True, min_width=11)),
             console=console,
             expand=True,
             refresh_per_second=4,
-            # Above the bars where both are shown in one place; else it goes where the user has sent it.
+            # On a terminal, warnings appear above the bars; elsewhere they go where the user has sent them.
             redirect_stderr=sys.stderr.isatty(),
         )
         self._study_bar: TaskID | None = None
         self._trial_bars: dict[tuple[int, int], TaskID] = {}
 
     def begin(self, title: str, counted: int, total: int, what: str = "trials") -> None:
-        """Draw the bar of the whole, in the place of an earlier one."""
+        """Draw the study's bar, in the place of an earlier one."""
         self._counted, self._total = counted, total
         self.note(title)
         if self._study_bar is not None:
             self.bars.remove_task(self._study_bar)
-        self._study_bar = self.bars.add_task(what, total=total, completed=counted, detail="", clock=_Clock())
+        self._study_bar = self.bars.add_task(what, total=total, completed=counted, detail="", resumed_at=counted)
 
     def trial_started(self, spec: TrialSpec) -> None:
         """Draw a bar for the attempt."""
-        epochs = spec.hyperparameters.epochs
-        self._trial_bars[spec.key] = self.bars.add_task(spec.label, total=epochs, detail=describe(spec), clock=_Clock())
+        trained = spec.continues.epochs if spec.continues else 0
+        self._trial_bars[spec.key] = self.bars.add_task(
+            spec.label,
+            total=spec.hyperparameters.epochs,
+            completed=trained,
+            detail=describe(spec),
+            resumed_at=trained,
+        )
 
     def epoch_done(self, spec: TrialSpec, report: EpochReport) -> None:
         """Move the attempt's bar."""
         detail = f"val_accuracy {report.val_accuracy:.4f}  {report.images_per_second:,.0f} images/s"
-        # Drawn at once: a short trial would end before the next regular refresh, and its curve be never seen.
+        # Drawn at once: a short trial would end before the next regular refresh, and its curve would never be seen.
         self.bars.update(self._trial_bars[spec.key], completed=report.epoch, detail=detail, refresh=True)
 
     def trial_closed(self, spec: TrialSpec, result: TrialResult, best: tuple[int, float] | None) -> None:
@@ -181,7 +157,7 @@ class LiveDisplay(PlainLines):
             self.bars.update(self._study_bar, completed=self._counted, detail=detail)
 
     def trial_lost(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
-        """Take the attempt's bar away."""
+        """Remove the attempt's bar."""
         super().trial_lost(spec, cause, state)
         self.bars.remove_task(self._trial_bars.pop(spec.key))
         if self._study_bar is not None:
@@ -199,30 +175,18 @@ def watch(console: Console) -> Iterator[Observer]:
         yield display
 
 
-class _Clock:
-    """Time the steps that were done since the bar was drawn; a resumed study begins above zero."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.first: float | None = None
-
-    def left(self, completed: float, total: float) -> float | None:
-        if self.first is None:
-            self.first = completed
-        done = completed - self.first
-        return (time.monotonic() - self.started) / done * (total - completed) if done > 0 else None
-
-
 class _TimeLeft(ProgressColumn):
-    """Say how long the rest takes at the pace so far."""
+    """The time that the rest takes at the pace so far; a resumed study begins above zero."""
 
     def render(self, task: Task) -> Text:
-        left = task.fields["clock"].left(task.completed, task.total or 0)
-        return Text("" if left is None else f"{duration(left)} left")
+        done = task.completed - task.fields["resumed_at"]
+        if done <= 0:
+            return Text()
+        return Text(f"{duration((task.elapsed or 0.0) / done * (task.remaining or 0.0))} left")
 
 
 def describe(spec: TrialSpec) -> str:
-    """Say in one line what a trial tries."""
+    """Describe a trial's hyperparameters in one line."""
     params = spec.hyperparameters
     filters = f"{params.filters_1}-{params.filters_2}-{params.filters_3}"
     rate = f"learning rate {params.learning_rate:.2g}"
@@ -230,7 +194,7 @@ def describe(spec: TrialSpec) -> str:
 
 
 def outcome(result: TrialResult) -> str:
-    """Say in a few words how a trial ended."""
+    """Describe in a few words how a trial ended."""
     match result.state:
         case TrialState.COMPLETE:
             return f"complete: {result.objective:.4f}"
@@ -241,7 +205,7 @@ def outcome(result: TrialResult) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a duration for a person: `45 s`, `12 min`, `3 h 05 min`."""
+    """Return a duration as `45 s`, `12 min` or `3 h 05 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 
+from fashion_study.study.progress import Observer
 from fashion_study.testing.training import Key
 from fashion_study.trial import EpochReport, TrialResult, TrialSpec, TrialState
 
 
 @dataclass
-class RecordingObserver:
+class RecordingObserver(Observer):
     """In-memory twin of the progress display: what a person would have seen, as lists."""
 
     notes: list[str] = field(default_factory=list)

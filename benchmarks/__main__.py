@@ -1,4 +1,4 @@
-"""Run every benchmark in turn and print one table of what was measured and what was wanted.
+"""Every benchmark in turn, and one table of what was measured and what was wanted.
 
 `python -m benchmarks` takes hours on two cores, `--short` less than a quarter of one. The figures in full go to a JSON
 file each; those of a short run lie in a folder of their own, where they take the place of no full ones.
@@ -14,20 +14,20 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.sheet import FOLDER, Line, lines_table, print_table
+from benchmarks.results import FOLDER, Line, lines_table, print_table
 from experiments._entry import run
 
-Words = tuple[str, ...]
+Arguments = tuple[str, ...]
 SHORT = FOLDER / "short"
 
 
 @dataclass(frozen=True)
 class Part:
-    """Name a module here, with the words for a full and for a short run; None: it has no short one."""
+    """A module of this package with its arguments for a full and for a short run; None: it has no short one."""
 
     module: str
-    full: Words = ()
-    short: Words | None = None
+    full: Arguments = ()
+    short: Arguments | None = None
 
 
 PARTS = {
@@ -81,8 +81,8 @@ def main(
 
 def _chosen(*, short: bool, only: list[str]) -> dict[str, list[str]]:
     """Return the commands of what is asked for, by name, in their order."""
-    words = {name: part.short if short else part.full for name, part in PARTS.items()}
-    known = {name: each for name, each in words.items() if each is not None}
+    arguments = {name: part.short if short else part.full for name, part in PARTS.items()}
+    known = {name: each for name, each in arguments.items() if each is not None}
     if unknown := [name for name in only if name not in known]:
         form = " in short" if short else ""
         raise typer.BadParameter(

@@ -1,4 +1,4 @@
-"""Compare the accuracy that this project's training layers reach with that of Keras's stock layers, paired over seeds.
+"""The accuracy of this project's training layers against that of Keras's stock layers, paired over seeds.
 
 `python -m benchmarks.accuracy` trains the blog's network on Fashion-MNIST (FASHION_MNIST_DIR or Keras's cache) with
 either kind of layers, from the same weights and over the same images in the same order, two processes at once with one
@@ -16,7 +16,7 @@ from unittest import mock
 
 import typer
 
-from benchmarks.sheet import FOLDER, Line, publish, table_of
+from benchmarks.results import FOLDER, Line, publish, table_of
 from experiments._entry import run
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.data.dataset import ImageShape
@@ -34,7 +34,7 @@ GOAL = "below 0.3 points"
 
 @dataclass(frozen=True)
 class Order:
-    """Ask a process for one training; `ours` says with which layers."""
+    """One training in a process; `ours` says with which layers."""
 
     seed: int
     ours: bool
@@ -46,7 +46,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Pair:
-    """Hold the accuracies that one seed reached with both kinds of layers."""
+    """The accuracies that one seed reached with both kinds of layers."""
 
     seed: int
     ours: float

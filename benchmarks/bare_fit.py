@@ -1,4 +1,4 @@
-"""Train the study's network as a user would, with stock Keras alone, and print the images per second."""
+"""The study's network, trained as a user would with stock Keras alone; prints the images per second."""
 
 import sys
 import time

@@ -21,7 +21,7 @@ TABLE = Path(__file__).with_name("curves.jsonl.gz")
 
 @dataclass(frozen=True)
 class Curve:
-    """Show one configuration, trained to the design's last epoch or to where its loss diverged.
+    """One configuration, trained to the design's last epoch or to where its loss diverged.
 
     `accuracy` and `loss` are those of the validation images after each epoch; `seconds` is the processor time of each
     epoch on one thread, validation included. A diverged one has one entry more there: the epoch in which it diverged.
@@ -42,7 +42,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Design:
-    """Say what makes curves comparable, and so must not change when a table is continued.
+    """The settings that make curves comparable, and so must not change when a table is continued.
 
     The training's version and its precision are not here but with each session: what trains to other last bits is as
     good as another seed.
@@ -59,7 +59,7 @@ class Design:
 
 @dataclass(frozen=True)
 class CurveTable:
-    """Hold what is recorded so far, in the order of the design."""
+    """The curves that are recorded so far, in the order of the design."""
 
     design: Design
     sessions: tuple[Mapping[str, Any], ...]

@@ -1,4 +1,4 @@
-"""Train many real trials in a row and see what becomes of the memory of the workers.
+"""The memory of the workers over many real trials in a row.
 
 `python -m benchmarks.endurance` runs the smoke space on the digits through real workers and samples what each holds in
 RAM. A worker is renewed after some attempts, which keeps the memory of all flat whatever one of them gathers: what it
@@ -22,7 +22,7 @@ import typer
 import yaml
 
 from benchmarks.processes import use_own_stores
-from benchmarks.sheet import FOLDER, Line, publish
+from benchmarks.results import FOLDER, Line, publish
 from experiments._entry import run
 from fashion_study.config import StudyConfig
 from fashion_study.executors.local import ATTEMPTS_PER_WORKER, default_workers
@@ -107,7 +107,7 @@ def _endless_space() -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Sample:
-    """Say what a worker held in RAM at a moment, and how many trials all workers had closed by then."""
+    """The RAM of a worker at a moment, and how many trials all workers had closed by then."""
 
     moment: int
     closed: int
@@ -116,7 +116,7 @@ class Sample:
 
 @dataclass
 class Samples(NullObserver):
-    """Count the trials of a study, and sample the memory of every child process while it runs."""
+    """An observer that counts a study's trials and samples the memory of every child process."""
 
     closed: int = 0
     held: dict[int, list[Sample]] = field(default_factory=lambda: defaultdict(list))

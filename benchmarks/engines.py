@@ -1,4 +1,4 @@
-"""Compare Optuna, KerasTuner and random search at the same number of epochs: whole studies, several seeds, one table.
+"""Optuna, KerasTuner and random search at the same number of epochs: whole studies, several seeds, one table.
 
 `python -m benchmarks.engines` takes hours with its defaults. `python -m benchmarks` does not run it: its figures go to
 an MLflow run beside the studies that it compares.

@@ -17,7 +17,7 @@ MATRICES = ("confusion_matrix.png", "confusion_matrix.json")
 
 @dataclass(frozen=True)
 class Evidence:
-    """Say how many trials ran and how many are there in full, what is wrong, and the mean of their last accuracies."""
+    """The trials that ran and those complete in MLflow, what is wrong, and the mean of their last accuracies."""
 
     trials: int
     complete: int

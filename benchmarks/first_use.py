@@ -1,4 +1,4 @@
-"""Measure the first use: what a fresh clone takes to a study's first result and through its tests, step by step.
+"""The first use: the time of a fresh clone to a study's first result and through its tests, step by step.
 
 `python -m benchmarks.first_use` clones this checkout's last commit to a temporary folder and runs the steps in it one
 after another; nothing is shared with this checkout but pip's cache.
@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.processes import use_own_stores
-from benchmarks.sheet import FOLDER, Line, publish
+from benchmarks.results import FOLDER, Line, publish
 from experiments._entry import run
 
 PYTHON = ".venv/bin/python"

@@ -1,4 +1,4 @@
-"""Measure what a study costs beside its training: the coordinator's work, the start, the logging of models.
+"""The cost of a study beside its training: the coordinator's work, the start, the logging of models.
 
 `python -m benchmarks.overhead` runs toy trials, which train nothing, through the real coordinator, real worker
 processes and both stores, and the same trials through the stock libraries' own bookkeeping, in turn. Costs are CPU time
@@ -17,7 +17,7 @@ import typer
 
 from benchmarks.first_epoch import first_epoch_seconds, model_logging_seconds, stock_logging_seconds, tensorflow_seconds
 from benchmarks.processes import in_a_fresh_process, use_own_stores
-from benchmarks.sheet import FOLDER, Line, publish
+from benchmarks.results import FOLDER, Line, publish
 from experiments._entry import run
 from fashion_study.executors.local import default_workers
 
@@ -30,7 +30,7 @@ Run = tuple[float, int]
 
 @dataclass(frozen=True)
 class Cost:
-    """Carry CPU milliseconds."""
+    """CPU milliseconds."""
 
     per_trial: float
     per_epoch: float
@@ -101,10 +101,10 @@ def coordinator_cpu(trials: int, epochs: int) -> Run:
 
 def stock_cpu(trials: int, epochs: int) -> Run:
     """Return the CPU seconds of the same with the stock libraries, and the epochs."""
-    from benchmarks.stock import StockStudy
+    from benchmarks.reference_study import ReferenceStudy
 
     with tempfile.TemporaryDirectory() as folder:
-        study = StockStudy(Path(folder), epochs)
+        study = ReferenceStudy(Path(folder), epochs)
         study.run(WARM_UP)
         started = time.process_time()
         trained = study.run(trials)

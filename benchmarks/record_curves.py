@@ -1,4 +1,4 @@
-"""Record the learning curves of a Sobol design over the baseline space, for the replay in `benchmarks.search`.
+"""The recording of learning curves of a Sobol design over the baseline space, for the replay in `benchmarks.search`.
 
 `python -m benchmarks.record_curves` trains 200 configurations and the baseline for 20 epochs on 20,000 images of
 Fashion-MNIST (FASHION_MNIST_DIR or Keras's cache): two hours of processor time where bfloat16 is fast, at the lowest
@@ -31,7 +31,7 @@ import typer
 from scipy.stats import qmc
 
 from benchmarks.curves import TABLE, Curve, Design, append_curve, append_session, continue_table, recorded_sessions
-from benchmarks.sheet import surroundings
+from benchmarks.results import surroundings
 from experiments._entry import run
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.data.dataset import Dataset
@@ -54,7 +54,7 @@ DatasetName = Literal["fashion-mnist", "digits"]
 
 @dataclass(frozen=True)
 class Order:
-    """Ask a process for one curve."""
+    """One curve to be trained in a process."""
 
     place: int
     params: dict[str, ParamValue]

@@ -1,4 +1,4 @@
-"""Measure how a study's cost grows with its trials and its workers.
+"""The growth of a study's cost with its trials and its workers.
 
 `python -m benchmarks.scale` grows stores of toy trials, takes each study up again in a fresh process, and runs some
 trials more through the real coordinator, engine and stores, with simulated workers that answer at once. Every call of
@@ -20,7 +20,7 @@ import psutil
 import typer
 
 from benchmarks.processes import in_a_fresh_process, use_own_stores
-from benchmarks.sheet import FOLDER, Line, print_table, publish, table_of, write
+from benchmarks.results import FOLDER, Line, print_table, publish, table_of, write
 from experiments._entry import run
 from fashion_study.config import SamplerName
 

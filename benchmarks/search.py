@@ -1,4 +1,4 @@
-"""Compare samplers and pruners by the epochs that they need, replayed against recorded learning curves.
+"""Samplers and pruners by the epochs that they need, replayed against recorded learning curves.
 
 `python -m benchmarks.search` runs whole studies of the baseline space in virtual time and trains nothing. The target
 is an objective within 1.0 and within 0.5 points of the table's best. Compared are random search without pruning (each
@@ -22,7 +22,7 @@ from joblib import cpu_count
 from rich.table import Table
 
 from benchmarks.curves import TABLE, CurveTable, read_table
-from benchmarks.sheet import FOLDER, Line, publish, table_of
+from benchmarks.results import FOLDER, Line, publish, table_of
 from benchmarks.virtual_study import CANDIDATES, DEFAULT_TRIALS, Moment, OneEpoch, Outcome, Strategy, replay
 from experiments._entry import run
 from fashion_study.config import PrunerName, SamplerName, StudyConfig
@@ -43,7 +43,7 @@ Quartiles = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Reached:
-    """Sum up when studies came within a margin of the best: quartiles over seeds, infinite for never.
+    """The epochs until studies came within a margin of the best: quartiles over seeds, infinite for never.
 
     `each` holds the epochs of every study, in the order of the seeds.
     """
@@ -56,7 +56,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class Summary:
-    """Sum up a strategy over its seeds; `default_epochs` and `default_gap` are those after the default's trials."""
+    """A strategy over its seeds; `default_epochs` and `default_gap` are those after the default's trials."""
 
     strategy: Strategy
     reached: Mapping[float, Reached]

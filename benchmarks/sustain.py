@@ -1,4 +1,4 @@
-"""Measure how many trials and reports a second one coordinator takes in, on SQLite and on servers.
+"""The trials and reports a second that one coordinator takes in, on SQLite and on servers.
 
 `python -m benchmarks.sustain` runs toy trials through the real coordinator, engine, trial storage and tracker, with
 simulated workers that answer at once, in turn for every number of workers. The servers are those of `deploy/`, on this
@@ -21,7 +21,7 @@ import psutil
 import typer
 
 from benchmarks.processes import in_a_fresh_process, use_own_stores
-from benchmarks.sheet import FOLDER, Line, publish, table_of
+from benchmarks.results import FOLDER, Line, publish, table_of
 from experiments._entry import run
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _executor(workers: int) -> "Executor":
     from fashion_study.trial import AttemptLost, EpochReport
 
     class RisingExecutor(MemoryExecutor):
-        """Answer with as much as a real worker, and with a later trial always the better one: none is pruned."""
+        """An executor that answers with as much as real workers; a later trial is always better: none is pruned."""
 
         def wait(self, timeout: float) -> list[Event]:
             return [self._risen(event) for event in super().wait(timeout)]

@@ -33,7 +33,7 @@ class _Attempt:
 
 
 class TableExecutor:
-    """Answer from recorded curves, an event at a time, in the order of a clock of its own."""
+    """An executor that answers from recorded curves, an event at a time, in the order of a clock of its own."""
 
     def __init__(self, table: CurveTable, space: SearchSpace, slots: int) -> None:
         self._curves = table.curves

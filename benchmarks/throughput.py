@@ -1,4 +1,4 @@
-"""Compare a study with what a user would write instead: the same trials, images and evidence, by wall time.
+"""A study against what a user would write instead: the same trials, images and evidence, by wall time.
 
 `python -m benchmarks.throughput` trains eight fixed points of the baseline space on Fashion-MNIST, without pruning, as
 a study and with each of the peers: at the peer's own defaults, then with this project's precision, workers and threads,
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.peers.task import Task
 from benchmarks.processes import use_own_stores
-from benchmarks.sheet import FOLDER, Line, publish, table_of, write
+from benchmarks.results import FOLDER, Line, publish, table_of, write
 from experiments._entry import run
 from fashion_study.executors.local import default_workers, threads_per_worker
 
@@ -58,7 +58,7 @@ SHORT_PART, SHORT_IMAGES = 3, 10_000
 
 @dataclass(frozen=True)
 class Measurement:
-    """Say how long a contender took and what it has left. `column` is one of COLUMNS, empty for ours.
+    """The time that a contender took and what it has logged. `column` is one of COLUMNS, empty for ours.
 
     `failure` says why its time does not count: it ended with an error, or another number of trials ran.
     """
@@ -108,7 +108,7 @@ def main(
 
 
 class Bench:
-    """Run contenders in folders of their own, on the same images; what a study chose is known after its first run."""
+    """Contenders in folders of their own, on the same images; what a study chose is known after its first run."""
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ TAGS = {"model_uri": f"models:/m-{'0' * 32}", "model_sha256": "0" * 64, "weights
 
 @dataclass(frozen=True)
 class ToyStudy:
-    """Hold an open study; `resumed` is how many seconds it took to take it up again, once the stores were open."""
+    """An open study; `resumed` is how many seconds it took to resume it, once the stores were open."""
 
     plan: Plan
     store: Store

@@ -1,4 +1,4 @@
-"""A real worker process that trains nothing, and answers with as many figures as a real one."""
+"""A real worker process that trains nothing and answers with as many figures as a real one."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +9,7 @@ from fashion_study.trial import AttemptLost, EpochReport, TrialResult, TrialSpec
 
 
 class FullToyTrainer(ToyTrainer):
-    """Train the toy objective and add final metrics and tags."""
+    """A toy trainer that adds final metrics and tags."""
 
     def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
         """Return what the toy reached, as a real result would carry it."""

@@ -1,4 +1,4 @@
-"""Compare one worker's training with bare `model.fit`, over batch sizes and filter counts, at one thread each.
+"""One worker's training against bare `model.fit`, over batch sizes and filter counts, at one thread each.
 
 `python -m benchmarks.training` trains on Fashion-MNIST (FASHION_MNIST_DIR or Keras's cache). Each measurement has a
 process of its own; both sides are taken in turn, so that a drift of the machine's speed meets both. Seconds are those
@@ -21,7 +21,7 @@ from unittest import mock
 import typer
 
 from benchmarks.processes import in_a_fresh_process
-from benchmarks.sheet import FOLDER, Line, publish, table_of
+from benchmarks.results import FOLDER, Line, publish, table_of
 from experiments._entry import run
 from fashion_study.executors.local import MALLOC
 from fashion_study.stderr import import_without_stderr
@@ -38,7 +38,7 @@ PEAK_SIZE, PEAK_ROUNDS = 2048, 7
 
 @dataclass(frozen=True)
 class CheckContext:
-    """Name what both sides train: the network's filters, the batch size, the precision, how much of it."""
+    """One configuration that both sides train: the network's filters, the batch size, the precision, how much of it."""
 
     size: str
     batch_size: int

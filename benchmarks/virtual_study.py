@@ -41,7 +41,7 @@ CANDIDATES: Mapping[str, Callable[[], BasePruner]] = {
 
 @dataclass(frozen=True)
 class OneEpoch:
-    """Train so many trials for one epoch, then the best to the most epochs, the best first (arXiv 2307.15422)."""
+    """So many trials for one epoch, then the best of them to the most epochs, the best first (arXiv 2307.15422)."""
 
     trials: int
     finished: int = 3
@@ -52,7 +52,7 @@ class OneEpoch:
 
 @dataclass(frozen=True)
 class Strategy:
-    """Name what is replayed. `pruner` is one of a study's own, one of CANDIDATES, or the one-epoch baseline."""
+    """A strategy to be replayed. `pruner` is one of a study's own, one of CANDIDATES, or the one-epoch baseline."""
 
     sampler: SamplerName
     pruner: PrunerName | str | OneEpoch
@@ -61,7 +61,7 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Moment:
-    """Say how far a study was: all epochs that its workers had trained, the virtual seconds, the best objective."""
+    """The progress of a study: all epochs that its workers had trained, the virtual seconds, the best objective."""
 
     epochs: int
     seconds: float
@@ -70,9 +70,9 @@ class Moment:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Show one replay: each moment at which the best objective rose, and how far from the proposals the rows lay.
+    """One replay: each moment at which the best objective rose, and the distances of the rows from the proposals.
 
-    `default` is where it stood when the default study's number of trials had ended; None where it never came so far.
+    `default` is its progress when the default study's number of trials had ended; None where it never came so far.
     """
 
     rises: tuple[Moment, ...]
@@ -145,7 +145,7 @@ def _finish(records: list[TrialRecord], count: int, most: int, executor: TableEx
 
 @dataclass
 class _Watch:
-    """Note how far a study is whenever something of it has ended."""
+    """A record of a study's progress whenever one of its trials has ended."""
 
     executor: TableExecutor
     tracker: MemoryTracker

@@ -1,4 +1,4 @@
-"""Compare N workers of a study with N bare `model.fit` processes, on the same model, data, precision and threads.
+"""N workers of a study against N bare `model.fit` processes, on the same model, data, precision and threads.
 
 `python -m benchmarks.workers` trains the baseline on Fashion-MNIST (FASHION_MNIST_DIR or Keras's cache), prints
 images per second and writes them as JSON. A bare process is what a user would write: stock Keras layers, NumPy
@@ -18,7 +18,7 @@ import typer
 import yaml
 
 from benchmarks.processes import use_own_stores
-from benchmarks.sheet import FOLDER, Line, publish, table_of
+from benchmarks.results import FOLDER, Line, publish, table_of
 from experiments._entry import run
 from fashion_study.config import StudyConfig
 from fashion_study.executors.local import default_workers, threads_per_worker

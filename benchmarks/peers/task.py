@@ -21,7 +21,7 @@ EXPERIMENT = "peer"
 
 @dataclass(frozen=True)
 class Task:
-    """Say what to train. Without `precision`, `workers` and `threads` a peer keeps to its own defaults."""
+    """The task of a peer. Without `precision`, `workers` and `threads` a peer keeps to its own defaults."""
 
     folder: Path
     trials: tuple[dict[str, Any], ...]

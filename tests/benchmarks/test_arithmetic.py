@@ -6,7 +6,7 @@ from benchmarks.training import training_flops
 from fashion_study.trial import Hyperparameters
 
 
-def test_two_runs_tell_what_a_trial_costs_from_what_an_epoch_costs() -> None:
+def test_two_runs_separate_a_trial_s_cost_from_an_epoch_s() -> None:
     # Ten trials of 50 ms each, with 10 and with 120 epochs of 8 ms.
     cost = cost_of((0.58, 10), (1.46, 120), trials=10)
 
@@ -24,7 +24,7 @@ def test_a_training_step_is_counted_layer_by_layer() -> None:
     assert training_flops(Hyperparameters()) == 2 * (2 * 194_688 + 3 * 2_599_552) == 16_376_064
 
 
-def test_a_worker_grows_by_what_it_gains_behind_its_first_attempts() -> None:
+def test_growth_is_measured_after_a_worker_s_first_attempts() -> None:
     # Two workers: this one has every second trial. Its libraries come with the first attempts.
     held = [Sample(moment, closed=2 * moment, mib=1000 + 7 * moment) for moment in range(5, 45)]
     first = [Sample(moment, closed=2 * moment, mib=200 * moment) for moment in range(5)]

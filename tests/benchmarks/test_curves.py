@@ -34,7 +34,7 @@ def test_what_is_recorded_comes_back(path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [1, 9, 60])
-def test_an_entry_that_a_kill_cut_off_does_not_count_and_is_recorded_again(path: Path, missing: int) -> None:
+def test_an_incomplete_entry_is_recorded_again(path: Path, missing: int) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-missing])
 

@@ -47,7 +47,7 @@ def contender(tmp_path: Path) -> Contender:
     return Contender(tmp_path)
 
 
-def test_a_run_with_parameters_curve_matrix_and_model_is_complete(contender: Contender) -> None:
+def test_a_run_with_all_its_evidence_is_complete(contender: Contender) -> None:
     contender.leave([1, 2], ["confusion_matrix.json", "model/MLmodel"])
 
     evidence = check_store(contender.uri, [TRIAL])
@@ -56,7 +56,7 @@ def test_a_run_with_parameters_curve_matrix_and_model_is_complete(contender: Con
     assert evidence.accuracy == pytest.approx(0.7)
 
 
-def test_what_a_run_lacks_or_mislabels_is_named_and_one_too_many_is_counted(contender: Contender) -> None:
+def test_what_a_run_lacks_is_named_and_extra_runs_are_counted(contender: Contender) -> None:
     contender.leave([0, 0], ["model/MLmodel"])
     contender.leave([0, 0], ["confusion_matrix.png"], status=None, learning_rate=0.5)
 

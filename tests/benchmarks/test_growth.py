@@ -20,7 +20,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_optuna_reads_a_grown_study_whose_trials_are_not_the_same_again(grown: Path) -> None:
+def test_optuna_reads_a_grown_study_of_different_trials(grown: Path) -> None:
     trials = optuna.load_study(study_name="toy", storage=f"sqlite:///{grown / 'optuna.db'}").trials
 
     assert [trial.number for trial in trials] == list(range(SIZE))

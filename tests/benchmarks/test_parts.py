@@ -12,7 +12,7 @@ import typer
 from benchmarks import __main__ as everything
 from benchmarks import throughput
 from benchmarks.processes import USERS_SERVERS, use_own_stores
-from benchmarks.sheet import Line, publish
+from benchmarks.results import Line, publish
 from benchmarks.throughput import OURS, Measurement
 
 PEER = next(iter(throughput.PEERS))
@@ -52,9 +52,7 @@ def test_a_peers_workers_wait_for_no_library_of_their_launchers(launcher: str) -
     assert set(imported) & {"tensorflow", "keras", "keras_tuner", "mlflow", "optuna", "numpy"} == set()
 
 
-def test_a_sheet_says_how_often_each_line_was_measured_and_names_no_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_say_how_often_and_name_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "made" / "sheet.json"
     monkeypatch.setattr(sys, "argv", ["x", "--short", "--data-dir", "/a/user/data", f"--output={output}"])
 
@@ -99,9 +97,7 @@ def test_a_contender_that_fails_leaves_what_was_measured(tmp_path: Path, monkeyp
     assert line["goal"]
 
 
-def test_an_interruption_keeps_what_was_measured_and_the_short_form_has_no_goal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interruption_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "throughput.json"
     bench = Rounds(Measurement(OURS, "", 10.0, 1), Measurement(PEER, "defaults", 30.0, 1), KeyboardInterrupt())
     monkeypatch.setattr(throughput, "Bench", bench)

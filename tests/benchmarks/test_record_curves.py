@@ -16,7 +16,7 @@ from fashion_study.trial import Precision
 COMMAND = [sys.executable, "-m", "benchmarks.record_curves", "--dataset", "digits", "--images", "100"]
 
 
-def test_the_design_begins_with_the_baseline_and_stays_inside_the_space() -> None:
+def test_the_design_begins_with_the_baseline() -> None:
     space = load_space("baseline")
 
     points = design_points(space, 200, seed=0)
@@ -54,7 +54,7 @@ def test_a_recording_goes_on_in_the_precision_of_the_last_one(tmp_path: Path) ->
 
 @pytest.mark.faults
 @pytest.mark.timeout(1800)  # At the lowest priority, beside whatever else runs.
-def test_a_killed_recording_goes_on_where_it_ended_and_leaves_no_process_behind(tmp_path: Path) -> None:
+def test_a_killed_recording_resumes_and_leaves_no_process(tmp_path: Path) -> None:
     table = tmp_path / "curves.jsonl.gz"
     command = [*COMMAND, "--configurations", "3", "--workers", "2", "--output", str(table)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as recorder:

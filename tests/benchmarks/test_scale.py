@@ -37,9 +37,7 @@ def lines_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **form: bool) -> d
     return {line["what"]: line for line in json.loads(output.read_text(encoding="utf-8"))["lines"]}
 
 
-def test_goals_stand_beside_ten_thousand_trials_and_a_factor_beside_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ten_thousand_trials_have_goals_and_more_a_factor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = lines_of(tmp_path, monkeypatch, full=True)
 
     assert lines["ask tpe, 10,000 trials, p95"]["goal"] == "150 ms"

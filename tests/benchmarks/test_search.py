@@ -22,9 +22,7 @@ def write(path: Path, design_digest: str = DESIGN.space_digest) -> Path:
     return path
 
 
-def test_the_short_form_compares_every_main_strategy_and_says_what_is_never_reached(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_short_form_compares_every_main_strategy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, output = write(tmp_path / "curves.jsonl.gz"), tmp_path / "search.json"
 
     main(short=True, seeds=1, trials=6, table=table, output=output)

@@ -77,7 +77,7 @@ def test_no_row_is_used_twice_however_near_it_is(seed: int) -> None:
     assert outcome.end.best == 0.95
 
 
-def test_the_objective_is_the_accuracy_after_the_epochs_that_were_proposed() -> None:
+def test_the_objective_is_that_after_the_proposed_epochs() -> None:
     table = rising_table(1)
 
     outcome = replayed(Strategy("random", "none"), table)
@@ -87,7 +87,7 @@ def test_the_objective_is_the_accuracy_after_the_epochs_that_were_proposed() -> 
     assert outcome.end.epochs == 10
 
 
-def test_one_worker_takes_the_sum_of_the_seconds_and_more_workers_share_them() -> None:
+def test_more_workers_share_the_seconds_of_one() -> None:
     table = rising_table(24)
 
     alone = replayed(Strategy("random", "none", workers=1), table, space=FULL)
@@ -98,7 +98,7 @@ def test_one_worker_takes_the_sum_of_the_seconds_and_more_workers_share_them() -
     assert four.end.seconds == alone.end.seconds / 4
 
 
-def test_the_same_seed_replays_to_the_same_end_and_another_one_does_not() -> None:
+def test_only_the_same_seed_replays_to_the_same_end() -> None:
     table, strategy = rising_table(24), Strategy("tpe", "hyperband", workers=2)
 
     assert replayed(strategy, table) == replayed(strategy, table)
@@ -115,7 +115,7 @@ def test_a_pruner_saves_epochs(pruner: str) -> None:
     )
 
 
-def test_the_one_epoch_baseline_finishes_the_best_after_one_epoch() -> None:
+def test_one_epoch_finishes_the_best_after_one_epoch() -> None:
     table = rising_table(24)
 
     outcome = replayed(Strategy("random", OneEpoch(24, finished=2), workers=2), table, space=FULL)
@@ -126,7 +126,7 @@ def test_the_one_epoch_baseline_finishes_the_best_after_one_epoch() -> None:
     assert outcome.end.seconds == SECONDS * (20 + 2 + 19)  # 20 and 21 side by side, then the best two.
 
 
-def test_the_one_epoch_baseline_finishes_them_to_the_last_epoch_whatever_was_proposed() -> None:
+def test_one_epoch_finishes_to_the_last_epoch() -> None:
     table = rising_table(24)
 
     outcome = replayed(Strategy("random", OneEpoch(24, finished=2)), table)
@@ -135,7 +135,7 @@ def test_the_one_epoch_baseline_finishes_them_to_the_last_epoch_whatever_was_pro
     assert outcome.end.best == table.curves[-1].accuracy[-1]
 
 
-def test_a_study_ends_early_with_the_target_and_its_default_trials() -> None:
+def test_a_study_ends_early_with_target_and_default_trials() -> None:
     table = rising_table(40)
 
     outcome = replay(Strategy("random", "none"), SPACE, table, seed=0, trials=40, target=0.1)
@@ -157,7 +157,7 @@ def test_a_diverged_row_costs_its_epochs_and_counts_for_nothing() -> None:
     assert outcome.end.seconds == SECONDS * 11 + 5.0
 
 
-def test_a_range_is_measured_as_the_space_declares_it_and_two_choices_are_one_apart() -> None:
+def test_distances_follow_the_space_s_scales() -> None:
     low = {"filters_1": 16, "filters_2": 32, "filters_3": 32, "learning_rate": 3e-5, "batch_size": 64}
     middle = low | {"learning_rate": math.sqrt(3e-5 * 1e-2), "filters_1": 32}
 

@@ -95,9 +95,7 @@ def test_text_is_as_large_on_a_phone_as_a_reader_needs(chromium: Browser, report
     assert body >= 14
 
 
-def test_on_paper_no_table_is_clipped_and_nothing_is_left_to_scroll(
-    chromium: Browser, report: Path, tmp_path: Path
-) -> None:
+def test_on_paper_no_table_is_clipped(chromium: Browser, report: Path, tmp_path: Path) -> None:
     # An A4 page within the margins of the page's own style is 184 mm wide: 695 pixels.
     paper = Opened(chromium, report, (695, 1017))
     paper.page.emulate_media(media="print")

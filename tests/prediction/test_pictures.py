@@ -64,9 +64,7 @@ def test_the_negative_of_an_image_of_the_data_set_is_turned_back(digits: Split, 
         assert np.array_equal(image_of(path), image)
 
 
-def test_the_images_of_fashion_mnist_that_fill_their_corners_are_not_taken_for_negatives(
-    fashion_mnist_dir: Path, tmp_path: Path
-) -> None:
+def test_images_that_fill_their_corners_are_not_negatives(fashion_mnist_dir: Path, tmp_path: Path) -> None:
     images = load_pool(locate("fashion-mnist", fashion_mnist_dir)).images
     corners = images[:, [0, 0, -1, -1], [0, -1, 0, -1], 0]
     for image in images[np.argsort(-corners.mean(axis=1))[:300]]:
@@ -78,9 +76,7 @@ def test_the_images_of_fashion_mnist_that_fill_their_corners_are_not_taken_for_n
     ("background", "ink"),
     [("white", "black"), ("black", "white"), (YELLOW, "black"), (BLUE, "white"), ("grey", "white"), ("grey", "black")],
 )
-def test_an_object_comes_out_bright_on_black_whatever_the_colours(
-    background: object, ink: object, tmp_path: Path
-) -> None:
+def test_an_object_of_any_colour_comes_out_bright_on_black(background: object, ink: object, tmp_path: Path) -> None:
     assert_is_the_bar(image_of(saved(drawn(background, ink), tmp_path / "bar.png")))
 
 
@@ -130,7 +126,7 @@ def test_a_picture_stands_as_its_camera_says(orientation: int, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("ink", ["black", "white"])
-def test_what_is_transparent_is_background_on_which_the_object_is_seen(ink: str, tmp_path: Path) -> None:
+def test_transparent_parts_become_background(ink: str, tmp_path: Path) -> None:
     bar = drawn((0, 0, 0, 0), ink, mode="RGBA")
     assert_is_the_bar(image_of(saved(bar, tmp_path / "colour.png")))
     assert_is_the_bar(image_of(saved(bar.convert("LA"), tmp_path / "grey.png")))
@@ -168,9 +164,7 @@ def test_the_thinnest_object_is_seen(size: tuple[int, int], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("source", ["digits", "fashion-mnist"])
-def test_an_enlarged_negative_is_taken_for_the_class_of_the_original(
-    source: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_an_enlarged_negative_keeps_its_class(source: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     directory = request.getfixturevalue("fashion_mnist_dir") if source == "fashion-mnist" else None
     data = load_pool(locate(source, directory))
     known, unknown = slice(200, 1700), slice(0, 200)
@@ -232,7 +226,7 @@ def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     assert "is no file" in refusal(tmp_path / "missing.png")
 
 
-def test_a_name_that_no_file_can_have_is_refused_where_the_picture_is_read(tmp_path: Path) -> None:
+def test_an_impossible_file_name_is_refused_when_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / f"{'x' * 300}.png"
     assert find_pictures([path]) == [path]
     assert "cannot be read: File name too long" in refusal(path)

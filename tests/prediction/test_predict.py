@@ -54,7 +54,7 @@ def assert_predicted_by(epochs: int, found: Predictions) -> None:
         assert [each.probability for each in one.classes] == pytest.approx(list(row[best]), abs=1e-5)
 
 
-def test_the_champion_predicts_pictures_as_it_predicts_their_images(shelf: Shelf, pictures: list[Path]) -> None:
+def test_the_champion_predicts_pictures_like_their_images(shelf: Shelf, pictures: list[Path]) -> None:
     found = predict(pictures, shelf.models.store)
     assert found.model == "digits-cnn version 1 (champion)"
     assert [one.picture for one in found.pictures] == pictures
@@ -65,13 +65,13 @@ def test_the_champion_predicts_pictures_as_it_predicts_their_images(shelf: Shelf
     ("address", "epochs"),
     [("models:/digits-cnn@champion", 8), ("models:/digits-cnn/1", 8), ("models:/digits-cnn@challenger", 1)],
 )
-def test_a_registered_model_is_chosen_by_its_alias_or_its_version(
+def test_a_registered_model_is_chosen_by_alias_or_version(
     address: str, epochs: int, shelf: Shelf, pictures: list[Path]
 ) -> None:
     assert_predicted_by(epochs, predict(pictures, shelf.models.store, ModelUri.parse(address)))
 
 
-def test_a_logged_model_is_chosen_by_its_id_though_nobody_registered_it(shelf: Shelf, pictures: list[Path]) -> None:
+def test_an_unregistered_model_is_chosen_by_its_id(shelf: Shelf, pictures: list[Path]) -> None:
     found = predict(pictures, shelf.models.store, shelf.loose)
     assert found.model == str(shelf.loose)
     assert_predicted_by(0, found)
@@ -90,7 +90,7 @@ def test_photographs_of_digits_are_taken_for_what_they_show(shelf: Shelf, tmp_pa
     assert np.mean(right) > 0.75
 
 
-def test_of_several_data_sets_the_champion_of_fashion_mnist_is_used(tmp_path: Path, pictures: list[Path]) -> None:
+def test_the_champion_of_the_first_data_set_is_used(tmp_path: Path, pictures: list[Path]) -> None:
     models = ModelStore(tmp_path / "both")
     run_id = models.trial(models.study("small"), 0, trained(8))
     for dataset in ("digits", "fashion-mnist"):
@@ -101,9 +101,7 @@ def test_of_several_data_sets_the_champion_of_fashion_mnist_is_used(tmp_path: Pa
     assert {each.name for one in found.pictures for each in one.classes} <= set(describe("fashion-mnist").class_names)
 
 
-def test_a_picture_that_cannot_be_read_keeps_no_other_from_being_predicted(
-    shelf: Shelf, pictures: list[Path], tmp_path: Path
-) -> None:
+def test_an_unreadable_picture_does_not_stop_the_others(shelf: Shelf, pictures: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_text("no picture")
     missing = tmp_path / "missing.png"
@@ -127,9 +125,7 @@ def test_a_store_without_a_champion_says_how_to_get_one(tmp_path: Path, pictures
 
 
 @pytest.mark.parametrize("address", ["models:/digits-cnn/7", "models:/digits-cnn@best", "models:/other/1"])
-def test_a_model_that_is_not_there_is_refused_with_those_that_are(
-    address: str, shelf: Shelf, pictures: list[Path]
-) -> None:
+def test_a_missing_model_is_refused_with_the_known_ones(address: str, shelf: Shelf, pictures: list[Path]) -> None:
     with pytest.raises(BadInputError) as refused:
         predict(pictures, shelf.models.store, ModelUri.parse(address))
     assert address in str(refused.value)
@@ -158,7 +154,7 @@ def test_a_model_with_other_classes_than_its_data_set_is_refused(shelf: Shelf, p
         predict(pictures, models.store, ModelUri.parse(logged.uri))
 
 
-def test_a_file_that_was_altered_is_refused_however_the_model_is_named(tmp_path: Path, pictures: list[Path]) -> None:
+def test_an_altered_file_is_refused_however_it_is_named(tmp_path: Path, pictures: list[Path]) -> None:
     models = ModelStore(tmp_path / "store")
     run_id = models.trial(models.study("small"), 0, trained(0))
     version = models.register(run_id)
@@ -185,9 +181,7 @@ def shown(found: Predictions) -> Sequence[str]:
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined, no-any-return]
 
 
-def test_a_table_shows_model_names_and_probabilities_of_what_could_be_read(
-    shelf: Shelf, pictures: list[Path], tmp_path: Path
-) -> None:
+def test_a_table_shows_the_model_names_and_probabilities(shelf: Shelf, pictures: list[Path], tmp_path: Path) -> None:
     found = predict([pictures[0], tmp_path / "missing.png"], shelf.models.store)
     lines = shown(found)
     assert "digits-cnn version 1 (champion)" in lines[0]

@@ -57,7 +57,7 @@ def test_what_has_nothing_but_edges_or_no_order_is_not_warned_of() -> None:
     assert edges(space, baseline) == ()
 
 
-def test_savings_count_the_epochs_that_pruned_trials_did_not_train() -> None:
+def test_savings_count_the_epochs_that_were_not_trained() -> None:
     ended = (
         record(0, TrialState.COMPLETE, [0.8] * 10, epochs=10),
         record(1, TrialState.PRUNED, [0.5], epochs=20),
@@ -73,7 +73,7 @@ def test_savings_count_the_epochs_that_pruned_trials_did_not_train() -> None:
     assert found.highest_pruned == (0.84, 2)
 
 
-def test_epochs_that_a_trial_has_taken_over_are_neither_asked_nor_saved() -> None:
+def test_inherited_epochs_are_neither_asked_nor_saved() -> None:
     promoted = replace(record(0, TrialState.COMPLETE, [0.8], epochs=3), curve={2: 0.7, 3: 0.8})
     stopped = replace(record(1, TrialState.PRUNED, [0.5], epochs=9), curve={4: 0.5})
     found = savings(facts(records=(promoted, stopped)))
@@ -85,7 +85,7 @@ def test_where_nothing_was_pruned_nothing_was_saved() -> None:
     assert (found.pruned, found.share, found.ended_at, found.highest_pruned) == (0, 0.0, {}, None)
 
 
-def test_a_gain_is_compared_image_by_image_where_both_runs_name_their_mistakes() -> None:
+def test_a_gain_is_paired_where_both_runs_name_their_mistakes() -> None:
     first, second = two_classes([[48, 2], [3, 47]], {1, 2, 3, 4, 5}), two_classes([[45, 5], [5, 45]], set(range(10)))
     found = gain(first, second)
     assert found.difference == pytest.approx(0.05)
@@ -95,14 +95,14 @@ def test_a_gain_is_compared_image_by_image_where_both_runs_name_their_mistakes()
     assert apart.low < found.low < found.difference < found.high < apart.high
 
 
-def test_two_independent_accuracies_are_compared_as_newcombe_does() -> None:
+def test_independent_accuracies_are_compared_as_newcombe_does() -> None:
     # Newcombe 1998, table II, example (a): 56/70 against 48/80 has 0.0524 to 0.3339 by method 10.
     first, second = two_classes([[56, 14], [0, 0]]), two_classes([[48, 32], [0, 0]])
     found = gain(first, second)
     assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
 
 
-def test_recall_is_read_off_the_rows_and_a_class_without_images_has_none() -> None:
+def test_recall_is_that_of_the_rows_and_0_without_images() -> None:
     assert two_classes([[3, 1], [0, 0]]).recall == {"Bag": 0.75, "Shirt": 0.0}
 
 

@@ -98,7 +98,7 @@ def test_every_reference_within_a_page_has_its_one_target(full: Page) -> None:
     assert wanted <= set(ids)
 
 
-def test_a_trial_that_goes_on_from_another_s_model_is_trained_as_far_as_was_asked() -> None:
+def test_a_warm_started_trial_is_trained_as_far_as_was_asked() -> None:
     rung = record(0, TrialState.COMPLETE, [0.7], epochs=1)
     promoted = replace(record(1, TrialState.COMPLETE, [0.8], epochs=3), curve={2: 0.75, 3: 0.8})
     page = Page(render(facts(records=(promoted, rung))))
@@ -159,7 +159,7 @@ def test_the_headline_says_how_sure_the_gain_is_and_from_what() -> None:
     assert "paired, image by image (adjusted Wald): 880 images only the best model has right, 500 only" in paired.text
 
 
-def test_a_best_point_on_the_edge_is_warned_of_and_one_inside_is_not() -> None:
+def test_only_a_best_point_on_the_edge_is_warned_of() -> None:
     warning = "The best point lies on the edge of its range"
     edge = Page(render(facts()))
     assert warning in edge.text
@@ -181,17 +181,17 @@ def test_a_long_study_shows_its_first_fifty_trials_and_says_so(full: Page) -> No
     assert "50 of 63 trials" in full.text
 
 
-def test_a_pruned_trial_above_the_best_is_held_against_the_pruner() -> None:
+def test_a_pruned_trial_above_the_best_is_pointed_out() -> None:
     lucky = record(70, TrialState.PRUNED, [0.9], epochs=15)
     assert "the pruner may have cost more than it saved" in Page(render(facts(records=(*facts().records, lucky)))).text
     assert "the pruner may have cost more than it saved" not in Page(render(facts())).text
 
 
-def test_too_few_complete_trials_have_no_importances_and_the_page_says_why() -> None:
+def test_the_page_says_why_there_are_no_importances() -> None:
     assert "They need 4, and there are 3." in Page(render(facts(importances={}))).text
 
 
-def test_where_the_images_are_not_at_hand_the_page_says_so_and_goes_without() -> None:
+def test_the_page_says_why_there_are_no_example_images() -> None:
     page = Page(render(facts(pixels={}, pixels_missing="the images are not on this machine")))
     assert page.having("img") == []
     assert "No example images: the images are not on this machine." in page.text
@@ -204,7 +204,7 @@ def test_a_baseline_that_nothing_beats_is_called_the_best() -> None:
     assert "There is no other model to compare it with yet." in page.text
 
 
-def test_a_study_goes_on_to_its_total_and_then_beyond_in_the_store_it_came_from() -> None:
+def test_the_next_command_goes_to_the_total_or_beyond() -> None:
     done = Page(render(facts(trials=61), Path("my store")))
     assert "python -m experiments.run_study --trials 81 --seed 0 --store 'my store'" in done.text
     short = Page(render(facts(trials=100)))
@@ -254,7 +254,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     return Real(root, store, result, result.store.client(), trial_storage, Page(report.path.read_text()))
 
 
-def test_the_file_and_the_artifact_on_the_study_run_are_the_same_page(real: Real) -> None:
+def test_the_file_and_the_study_run_s_artifact_are_the_same(real: Real) -> None:
     logged = Path(real.client.download_artifacts(real.run_id, "report.html", str(real.root))).read_text()
     assert logged == real.page.html
 
@@ -271,7 +271,7 @@ def test_a_real_page_says_what_its_runs_say(real: Real) -> None:
     assert real.run_id in real.page.text
 
 
-def test_the_examples_are_the_images_that_the_best_model_confuses(real: Real) -> None:
+def test_the_examples_are_images_that_the_best_model_confuses(real: Real) -> None:
     study, data = collect(real.trial_storage, real.result.store), load_dataset(locate("digits"))
     assert study.best is not None
     assert study.best.mistakes is not None
@@ -286,7 +286,7 @@ def test_the_examples_are_the_images_that_the_best_model_confuses(real: Real) ->
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
 
 
-def test_the_confusion_matrix_is_compared_with_the_champion_where_that_was_evaluated_on_the_same_images(
+def test_the_matrix_is_compared_with_a_comparable_champion(
     real: Real,
 ) -> None:
     study = collect(real.trial_storage, real.result.store)
@@ -334,9 +334,7 @@ def open_study(root: Path, values: list[float]) -> TrialStorage:
 
 
 @pytest.mark.parametrize("values", [[], [0.4]])
-def test_a_study_that_is_running_is_read_beside_its_owner_and_nothing_is_written_to_it(
-    tmp_path: Path, values: list[float]
-) -> None:
+def test_a_running_study_is_read_and_nothing_is_written_to_it(tmp_path: Path, values: list[float]) -> None:
     store = tmp_path / "store"
     trial_storage = open_study(store, values)
     before = trial_storage.records()
@@ -406,9 +404,7 @@ def test_a_study_whose_tags_were_altered_is_refused_as_a_store(
         ("most_confused.json", '{"pairs": [], "mistakes": [[1]]}'),
     ],
 )
-def test_a_study_whose_artifacts_were_altered_is_refused_as_a_store(
-    name: str, content: str, real: Real, tmp_path: Path
-) -> None:
+def test_a_study_with_altered_artifacts_is_refused(name: str, content: str, real: Real, tmp_path: Path) -> None:
     best = collect(real.trial_storage, real.result.store).best
     assert best is not None
     path = next(real.store.joinpath("artifacts").rglob(f"{best.run_id}/artifacts/{name}"))
@@ -422,7 +418,7 @@ def test_a_study_whose_artifacts_were_altered_is_refused_as_a_store(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_shell_that_is_handed_the_page_s_commands_sees_one_command_each(real: Real, tmp_path: Path) -> None:
+def test_a_shell_sees_one_command_in_each_of_the_page_s(real: Real, tmp_path: Path) -> None:
     run_id = real.run_id
     before = real.client.get_run(run_id).data.tags["command"]
     real.client.set_tag(run_id, "command", f"{before} ; touch canary `touch canary`")
@@ -511,7 +507,7 @@ def test_a_name_that_no_file_can_have_is_refused(
     assert "File name too long" in given[1]
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
+def test_an_unwritable_path_is_refused_before_anything_is_read(
     real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for output in (tmp_path, tmp_path / "nowhere" / "page.html"):
@@ -520,7 +516,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
         assert f"cannot be written to {output}" in message
 
 
-def test_the_command_writes_the_page_where_one_stands_and_says_what_is_in_it(
+def test_the_command_writes_to_the_working_directory(
     real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -151,7 +151,7 @@ def test_the_next_command_continues_the_study_or_asks_for_more() -> None:
     assert "python -m experiments.run_study --space smoke --trials 22\n" in shown(result(*TWO))
 
 
-def test_the_next_command_names_the_images_only_where_the_environment_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_command_names_the_images_if_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     config = StudyConfig(space="smoke", trials=1, data_dir=Path("images"))
 
     assert "--data-dir images" in shown(result(complete(0, 0.5), config=config))
@@ -159,7 +159,7 @@ def test_the_next_command_names_the_images_only_where_the_environment_does_not(m
     assert "--data-dir" not in shown(result(complete(0, 0.5), config=config))
 
 
-def test_where_nothing_is_left_to_propose_no_more_trials_are_offered() -> None:
+def test_an_exhausted_study_offers_no_more_trials() -> None:
     assert "experiments.run_study" not in shown(result(*TWO, config=FOUR_ASKED, exhausted="no point is left"))
 
 
@@ -176,7 +176,7 @@ def test_the_mlflow_ui_of_a_server_is_already_there() -> None:
     assert "experiments.ui" not in text
 
 
-def test_later_commands_are_told_where_the_trial_storage_is() -> None:
+def test_every_next_command_names_the_trial_storage() -> None:
     config = StudyConfig(space="smoke", trials=2, study_db="postgresql://ana@host/optuna")
 
     lines = shown(result(*TWO, config=config)).splitlines()

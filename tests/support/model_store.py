@@ -44,7 +44,7 @@ def trained(epochs: int, seed: int = 0) -> keras.Model:
 
 
 class ModelStore:
-    """Add runs, models and versions to a store, and read what a promotion left there."""
+    """A store to which runs, models and versions are added, and what a promotion left there."""
 
     def __init__(self, root: Path, empty: Path | None = None) -> None:
         if empty is not None:

@@ -14,7 +14,7 @@ PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class ModelUri:
-    """Name a logged model by its id, or a registered one by its name with an alias or a version number."""
+    """The address of a logged model by its id, or of a registered one by its name with an alias or a version number."""
 
     text: str
     model_id: str | None

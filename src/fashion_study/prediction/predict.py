@@ -1,4 +1,4 @@
-"""The prediction: what a model in the store takes a user's pictures for."""
+"""The predictions of a model in the store for a user's pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ BATCH = 1000
 
 @dataclass(frozen=True)
 class ClassProbability:
-    """Say how probable the model finds a class."""
+    """A class with the probability that the model gives it."""
 
     name: str
     probability: float
@@ -39,7 +39,7 @@ class ClassProbability:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Show the three most probable classes of a picture, the best first; none, and why, where it is unreadable."""
+    """The three most probable classes of a picture, the best first; none, and the error, where it is unreadable."""
 
     picture: Path
     classes: tuple[ClassProbability, ...] = ()
@@ -48,14 +48,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Show what `model` takes pictures for, in the order given. `model` is None where none could be read."""
+    """The predictions of `model`, in the order of the pictures; `model` is None where no picture could be read."""
 
     model: str | None
     pictures: tuple[Prediction, ...]
 
     @property
     def errors(self) -> list[str]:
-        """Say what is wrong with each picture that could not be read."""
+        """Return the error of each picture that could not be read."""
         return [one.error for one in self.pictures if one.error is not None]
 
 
@@ -92,7 +92,7 @@ def predict(pictures: Sequence[Path], store: Store, model_uri: ModelUri | None =
 
 
 def table(predictions: Predictions) -> Table:
-    """Lay predictions out for a person, a row for each picture that could be read."""
+    """Return predictions as a table, a row for each picture that could be read."""
     laid = Table(
         title=f"by {predictions.model}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
@@ -108,7 +108,7 @@ def table(predictions: Predictions) -> Table:
 
 
 def as_json(predictions: Predictions) -> list[dict[str, Any]]:
-    """Describe predictions for a program: an object for each picture, with its `classes` or its `error`."""
+    """Return predictions as JSON values: an object for each picture, with its `classes` or its `error`."""
     described: list[dict[str, Any]] = []
     for one in predictions.pictures:
         if one.error is not None:

@@ -1,4 +1,4 @@
-"""What a report concludes from the facts: edges of the space, what the pruner saved, what the best gained."""
+"""The conclusions of a report: edges of the space, epochs saved by the pruner, the gain of the best model."""
 
 import math
 from collections import Counter
@@ -18,7 +18,7 @@ FEWEST_VALUES = 3
 
 @dataclass(frozen=True)
 class Edge:
-    """Say that a value lies at the `side` (lowest, highest) of what its parameter may take; `bound` is that end."""
+    """A value at the `side` (lowest, highest) of its parameter's range; `bound` is that end."""
 
     name: str
     value: ParamValue
@@ -28,7 +28,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Savings:
-    """Say what pruning left out. Epochs are those of complete and pruned trials.
+    """The epochs that pruning saved, of complete and pruned trials.
 
     `ended_at` counts pruned trials by the epoch after which they ended. `highest_pruned` is the highest validation
     accuracy at which a trial was pruned, with its number.
@@ -48,7 +48,7 @@ class Savings:
 
 @dataclass(frozen=True)
 class Gain:
-    """Show a difference in validation accuracy (0 to 1) with its 95 % interval, and over how many images.
+    """A difference in validation accuracy (0 to 1) with its 95 % interval and the number of images.
 
     `only_first` and `only_second` count the images that one model alone predicts rightly, None where the runs do not
     name their mistakes: the interval is then that of two independent samples, which is wider as a rule.

@@ -77,7 +77,7 @@ def collect(trial_storage: TrialStorage, store: Store, data_dir: Path | None = N
 
 
 class _Runs:
-    """Read what runs logged; an artifact that is not there is None."""
+    """The reader of what runs logged; an artifact that is missing is None."""
 
     def __init__(self, client: MlflowClient, folder: Path) -> None:
         self._client = client
@@ -212,7 +212,7 @@ class _Logged(BaseModel):
 
 
 class Confusion(_Logged):
-    """Hold a confusion matrix as it is logged: the true classes are the rows."""
+    """A confusion matrix as it is logged: the true classes are the rows."""
 
     classes: Annotated[tuple[Text, ...], Field(min_length=2, max_length=1_000)]
     counts: tuple[tuple[Count, ...], ...]
@@ -227,7 +227,7 @@ class Confusion(_Logged):
 
 
 class Confused(_Logged):
-    """Hold the most confused pairs as they are logged, and the indices of all mistakes where those are named."""
+    """The most confused pairs as they are logged, and the indices of all mistakes where those are named."""
 
     pairs: tuple[ConfusedPair, ...] = ()
     mistakes: frozenset[Count] | None = None

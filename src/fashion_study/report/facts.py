@@ -1,4 +1,4 @@
-"""The facts that a report shows: frozen, read once, with no word of HTML."""
+"""The data that a report shows: frozen, read once, without HTML."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """Say how many images of the class `true` were taken for `predicted`, and their share of that class.
+    """The images of the class `true` that were taken for `predicted`, as a number and as a share of that class.
 
     `examples` are indices of validation images.
     """
@@ -31,7 +31,7 @@ class ConfusedPair:
 
 @dataclass(frozen=True, eq=False)
 class ModelFacts:
-    """Say what the model of one run makes of the validation images.
+    """The results of one run's model on the validation images.
 
     `confusion` (classes, classes) counts images: the true classes are the rows. `mistakes` are the indices of
     the images predicted wrongly, None where the run does not name them.
@@ -70,7 +70,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Finals:
-    """Show the trials that were trained again, the best first, and which model won.
+    """The trials that were trained again, the best first, and the model that won.
 
     `note` says why they are fewer than what a user wanted.
     """
@@ -83,7 +83,7 @@ class Finals:
 
 @dataclass(frozen=True)
 class Reference:
-    """Name the model that the best one's confusion matrix is compared with, and say why it is this one."""
+    """The model that the best one's confusion matrix is compared with, and the reason for this choice."""
 
     model: ModelFacts
     name: str
@@ -92,7 +92,7 @@ class Reference:
 
 @dataclass(frozen=True, eq=False)
 class StudyFacts:
-    """Hold everything that a report says of a study.
+    """Everything that a report shows of a study.
 
     `records` are ranked, the best first; `trials` is the total asked for. `settings` are the tags and `asked` the
     parameters of the study's run. `best` is the model that the study ends with: of a repeat where there are finalists.

@@ -1,4 +1,4 @@
-"""The page of a report: facts in, one HTML document out that loads nothing from anywhere."""
+"""The page of a report: one HTML document that loads nothing from anywhere."""
 
 import base64
 import shlex
@@ -18,7 +18,6 @@ from fashion_study.report.analysis import edges, gain, savings
 from fashion_study.report.facts import ENDED, ConfusedPair, ModelFacts, StudyFacts
 from fashion_study.space.space import Categorical, Parameter
 from fashion_study.statistics import wilson_interval
-from fashion_study.store.trials import TrialRecord
 from fashion_study.study.figures import (
     FEWEST_FOR_IMPORTANCES,
     learning_curves,
@@ -36,7 +35,7 @@ MINUS, TIMES, THIN_SPACE = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{NARR
 
 @dataclass(frozen=True)
 class Comparison:
-    """Show one figure of two models, the difference as text."""
+    """One figure of two models, and the difference, as text."""
 
     name: str
     baseline: str
@@ -45,9 +44,9 @@ class Comparison:
 
 
 def render(facts: StudyFacts, store: Path = Path("mlruns")) -> str:
-    """Write the page; `store` is the folder as a user would name it in a command.
+    """Return the page; `store` is the folder as a user would name it in a command.
 
-    Every text of the store is escaped, and a policy in the page forbids scripts and requests besides.
+    Every text of the store is escaped; a Content-Security-Policy in the page also forbids scripts and requests.
     """
     best, baseline, best_record = facts.best, facts.baseline, facts.best_record
     is_gain = best is not None and baseline is not None and best.run_id != baseline.run_id
@@ -94,15 +93,14 @@ def _environment() -> Environment:
         "value": _value,
         "duration": duration,
         "moment": _moment,
-        "reached": _reached,
         "count": _count,
         "interval": _interval,
     }
     return environment
 
 
-def _percent(share: float, digits: int = 2) -> str:
-    return f"{100 * share:.{digits}f}{THIN_SPACE}%"
+def _percent(share: float | None, digits: int = 2) -> str:
+    return "" if share is None else f"{100 * share:.{digits}f}{THIN_SPACE}%"
 
 
 def _points(difference: float, digits: int = 2) -> str:
@@ -121,12 +119,6 @@ def _value(value: ParamValue | None) -> str:
 
 def _moment(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M} UTC"
-
-
-def _reached(record: TrialRecord) -> str:
-    if record.objective is None and not record.curve:
-        return ""
-    return _percent(record.curve[max(record.curve)] if record.objective is None else record.objective)
 
 
 def _winner(facts: StudyFacts) -> object:
@@ -228,7 +220,7 @@ def _figures(facts: StudyFacts) -> dict[str, str]:
 
 
 def _commands(facts: StudyFacts, store: Path) -> dict[str, str]:
-    """Write what to type next; a store other than the default one is named."""
+    """Return the commands to type next; a store other than the default one is named."""
     command = facts.settings["command"]
     default = StudyConfig.model_fields["store"].default
     place = "" if store == default else f" --store {shlex.quote(str(store))}"

@@ -1,4 +1,4 @@
-"""Write a study's report to a file, and onto the study's run."""
+"""A study's report, written to a file and to the study's run."""
 
 import re
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ AGAIN = "Call for the report again when it answers."
 
 @dataclass(frozen=True)
 class Report:
-    """Say where a report was written, whether it lies on the study's run too, and in a line what is in it."""
+    """The path of a report, whether it is on the study's run too, and its contents in a line."""
 
     path: Path
     is_logged: bool

@@ -59,6 +59,11 @@ class TrialRecord:
         return max(self.curve, default=0)
 
     @property
+    def value(self) -> float | None:
+        """Return the objective; of a trial that is not complete, the last reported value."""
+        return self.curve.get(self.reached) if self.objective is None else self.objective
+
+    @property
     def inherited_epochs(self) -> int:
         """Count the epochs of an earlier trial that this one continues: its curve begins after them."""
         return min(self.curve, default=1) - 1

@@ -83,7 +83,7 @@ def optimization_history(records: Sequence[TrialRecord], best: int | None) -> Fi
         axes.plot(*_points(points), marker, color=style["color"], markersize=9, label=style["label"])
     axes.set(xlabel="trial")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _scale_to_most(axes, [_value(record) for record in ended])
+    _scale_to_most(axes, [record.value or 0.0 for record in ended])
     counts = f"{len(complete)} complete and {len(pruned)} pruned trials"
     return labelled(figure, f"Validation accuracy of {counts}, in their order.")
 
@@ -197,11 +197,7 @@ def _as_trained(study: optuna.Study) -> optuna.Study:
 
 
 def _points(records: Sequence[TrialRecord]) -> tuple[list[int], list[float]]:
-    return [record.number for record in records], [_value(record) for record in records]
-
-
-def _value(record: TrialRecord) -> float:
-    return record.curve[record.reached] if record.objective is None else record.objective
+    return [record.number for record in records], [record.value or 0.0 for record in records]
 
 
 def _highlights(records: Sequence[TrialRecord], best: int | None) -> dict[int, dict[str, Any]]:

@@ -45,5 +45,4 @@ def _rank(record: TrialRecord) -> tuple[float, ...]:
     place = ORDER.index(record.state)
     if record.objective is not None:
         return place, 0, -record.objective, record.number
-    last = record.curve[record.reached] if record.curve else 0.0
-    return place, -record.reached, -last, record.number
+    return place, -record.reached, -(record.value or 0.0), record.number

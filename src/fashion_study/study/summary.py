@@ -1,4 +1,4 @@
-"""What a person reads when a study has ended: the ranking, the best against the baseline, what to do next."""
+"""The summary of a study that has ended: the ranking, the best trial against the baseline, what to do next."""
 
 import os
 import re
@@ -26,7 +26,7 @@ STOPPED_BY = {Signals.SIGINT: "Ctrl-C", Signals.SIGTERM: "SIGTERM"}
 
 
 def summarise(result: StudyResult, console: Console) -> None:
-    """Print where a study stands."""
+    """Print the summary of a study."""
     console.print()
     console.print(_ranking(result))
     if result.finalists:
@@ -39,51 +39,46 @@ def summarise(result: StudyResult, console: Console) -> None:
 def _ranking(result: StudyResult) -> Table:
     fallback = f"  (FALLBACK, not {PREFERRED.title})" if result.source.is_fallback else ""
     left_out = len(result.records) - SHOWN
-    table = Table(
-        title=f"{result.name} on {result.source.name}{fallback}",
-        caption=f"and {left_out} more in the MLflow UI" if left_out > 0 else None,
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
     columns = _columns(result.records[0].params if result.records else ())
-    for heading in ("rank", "trial", "val accuracy", "state", *columns, "epochs", "time"):
-        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
-    for place, record in enumerate(result.records[:SHOWN], start=1):
+    headings = ("rank", "trial", "val accuracy", "state", *columns, "epochs", "time")
+    table = _table(f"{result.name} on {result.source.name}{fallback}", headings)
+    table.caption = f"and {left_out} more in the MLflow UI" if left_out > 0 else None
+    for rank, record in enumerate(result.records[:SHOWN], start=1):
         values = ["-".join(_short(record.params.get(name, "")) for name in names) for names in columns.values()]
-        time = "" if record.seconds is None else duration(record.seconds)
         row = (
-            str(place),
+            str(rank),
             f"{record.number:03d}",
-            _accuracy(record),
+            _score(record.value),
             str(record.reason or record.state),
             *values,
             _epochs(record),
-            time,
+            "" if record.seconds is None else duration(record.seconds),
         )
         table.add_row(*row, style="bold" if record is result.best else None)
     return table
 
 
 def _finalists(result: StudyResult) -> Table:
-    table = Table(
-        title="finalists, trained again with other seeds",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for heading in ("trial", "first score", "repeats", "mean", "lower bound"):
-        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
+    headings = ("trial", "first score", "repeats", "mean", "lower bound")
+    table = _table("finalists, trained again with other seeds", headings)
     first = {record.number: record.objective for record in result.records}
     winner = choose(result.finalists)
     for finalist in result.finalists:
-        scores = "  ".join(f"{score:.4f}" for score in finalist.objectives)
-        values = (first.get(finalist.trial), finalist.mean, finalist.lower_bound)
-        score, average, bound = ("" if value is None else f"{value:.4f}" for value in values)
-        table.add_row(
-            f"{finalist.trial:03d}", score, scores, average, bound, style="bold" if finalist is winner else None
+        row = (
+            f"{finalist.trial:03d}",
+            _score(first.get(finalist.trial)),
+            "  ".join(map(_score, finalist.objectives)),
+            _score(finalist.mean),
+            _score(finalist.lower_bound),
         )
+        table.add_row(*row, style="bold" if finalist is winner else None)
+    return table
+
+
+def _table(title: str, headings: Iterable[str]) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in headings:
+        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
     return table
 
 
@@ -99,7 +94,7 @@ def _registered(result: StudyResult) -> list[str]:
 
 
 def _columns(names: Iterable[str]) -> dict[str, list[str]]:
-    """Give each hyperparameter a column, and numbered ones (`filters_1`, `filters_2`) one together."""
+    """Return the hyperparameters of each column: numbered ones (`filters_1`, `filters_2`) share one."""
     columns: dict[str, list[str]] = {}
     for name in names:
         if name != "epochs":
@@ -112,10 +107,7 @@ def _epochs(record: TrialRecord) -> str:
     return f"{record.reached}" if asked is None else f"{record.reached} of {asked}"
 
 
-def _accuracy(record: TrialRecord) -> str:
-    """Show the objective of a complete trial; of another one what it had reached."""
-    reached = record.curve[max(record.curve)] if record.curve else None
-    value = reached if record.objective is None else record.objective
+def _score(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
@@ -178,7 +170,7 @@ def _where_next(result: StudyResult) -> list[str]:
 
 
 def _named_once(config: StudyConfig) -> StudyConfig:
-    """Leave out the images' folder where the environment names it anyway."""
+    """Leave out the images' folder where the environment names it."""
     is_known = config.data_dir is not None and str(config.data_dir) == os.environ.get("FASHION_MNIST_DIR")
     return config.model_copy(update={"data_dir": None}) if is_known else config
 
@@ -187,11 +179,11 @@ def _command(result: StudyResult, name: str, *words: str) -> str:
     store = [] if result.config.store == Path("mlruns") else ["--store", str(result.config.store)]
     command = shlex.join([_interpreter(), "-m", f"experiments.{name}", *words, *store])
     database = result.config.study_db
-    # The other commands know the variable alone; what it holds here has no password.
+    # The other commands read the variable only; this address has no password.
     return command if database is None else f"{VARIABLE}={shlex.quote(database)} {command}"
 
 
 def _interpreter() -> str:
-    """Name the running Python as one would type it here."""
+    """Return the running Python as one would type it here."""
     path = Path(sys.executable)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,4 +1,4 @@
-"""The sheet of a benchmark: tables for a person, one JSON file that says where, of what and how often was measured."""
+"""The results of a benchmark: tables to read, and a JSON file with the machine, the commit and the number of runs."""
 
 import json
 import os
@@ -17,18 +17,18 @@ from joblib import cpu_count
 from rich.console import Console
 from rich.table import Table
 
-# Where the JSON goes by default, beside other things that are made anew.
+# The JSON files go here by default; make clean removes it.
 FOLDER = Path("build/benchmarks")
 LIBRARIES = ("tensorflow", "keras", "mlflow", "optuna", "keras-tuner", "ray")
-# What decides which arithmetic is fast.
+# Processor extensions that decide which arithmetic is fast.
 EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True)
 class Line:
-    """Carry one figure in words: what was measured, how much it was, what was wanted of it, and of how many it is.
+    """One figure as text: what was measured, the value, the goal, and the number of measurements.
 
-    Without an `n` of its own it was measured as often as its sheet says.
+    Without an `n` of its own it was measured as often as the whole benchmark.
     """
 
     what: str
@@ -48,12 +48,12 @@ def publish(
 
 
 def write(name: str, lines: Sequence[Line], figures: Mapping[str, Any], n: int, output: Path) -> None:
-    """Write the figures as JSON in the place of what was written before, so that a kill leaves either."""
+    """Write the figures as JSON atomically: a kill leaves the earlier file or the new one."""
     lines = _counted(lines, n)
-    sheet = {"benchmark": name, **surroundings(), "n": n, "lines": [asdict(line) for line in lines], **figures}
+    results = {"benchmark": name, **surroundings(), "n": n, "lines": [asdict(line) for line in lines], **figures}
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f"{output.name}.part")
-    part.write_text(json.dumps(sheet, indent=1) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     part.replace(output)
 
 
@@ -62,7 +62,7 @@ def _counted(lines: Sequence[Line], n: int) -> list[Line]:
 
 
 def lines_table(title: str, lines: Sequence[Line]) -> Table:
-    """Lay lines out as a table."""
+    """Return lines as a table."""
     table = table_of(title, "measured", "goal", "n")
     for line in lines:
         table.add_row(line.what, line.measured, line.goal, str(line.n))
@@ -70,7 +70,7 @@ def lines_table(title: str, lines: Sequence[Line]) -> Table:
 
 
 def table_of(title: str, *headings: str) -> Table:
-    """Begin a table whose first column is words and whose others are figures."""
+    """Return a table whose first column is text and whose other columns are figures."""
     table = Table(title=title, title_justify="left")
     table.add_column()
     for heading in headings:
@@ -84,7 +84,7 @@ def print_table(table: Table) -> None:
 
 
 def surroundings() -> dict[str, Any]:
-    """Say on which machine, by which code and when; no names of hosts and folders."""
+    """Return the machine, the commit, the time and the libraries, without names of hosts and folders."""
     from fashion_study.tracking.provenance import code_commit
 
     return {
@@ -97,7 +97,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Describe the processor, as far as it decides about speed, and how busy it was from other work."""
+    """Return the processor, as far as it decides about speed, and its load from other work."""
     flags = _cpu_field("flags").split()
     return {
         "processor": _cpu_field("model name") or platform.machine(),

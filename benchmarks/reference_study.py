@@ -1,4 +1,4 @@
-"""The stock libraries' own bookkeeping of a study: Optuna's ask and tell, MLflow's client, both on plain SQLite."""
+"""The libraries' own bookkeeping of a study: Optuna's ask and tell and MLflow's client, both on plain SQLite."""
 
 import time
 from pathlib import Path
@@ -23,8 +23,8 @@ DISTRIBUTIONS: dict[str, BaseDistribution] = {
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "epoch_seconds", "images_per_second")
 
 
-class StockStudy:
-    """Keep trials of so many epochs in both stores as a careful script does, with every library's defaults."""
+class ReferenceStudy:
+    """A study of so many epochs a trial in both stores, as a careful script keeps it, with every library's defaults."""
 
     def __init__(self, folder: Path, epochs: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -150,7 +150,7 @@ def _opaque(picture: Image.Image) -> Image.Image:
     """Return red, green and blue, with the transparent parts filled in."""
     if picture.mode.startswith("I"):
         # 16 bits of grey, which Pillow would cut at 255 when it turns them into another mode.
-        return picture.convert("I").convert("F").point(lambda level: level * (1 / 257) + 0.5).convert("RGB")
+        return picture.convert("I").convert("F").point(lambda level: level * (1 / 256)).convert("RGB")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     layers = picture.convert("RGBA")

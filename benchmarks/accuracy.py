@@ -71,8 +71,8 @@ def main(
     params = Hyperparameters(batch_size=batch_size, epochs=epochs, learning_rate=learning_rate)
     source = locate("fashion-mnist")
     orders = [
-        Order(trial_seed(0, place), ours, params, precision, source, images)
-        for place in range(seeds)
+        Order(trial_seed(0, index), ours, params, precision, source, images)
+        for index in range(seeds)
         for ours in (True, False)
     ]
     os.environ.update(MALLOC)

@@ -36,11 +36,11 @@ def first_epoch_seconds(precision: str, workers: int) -> float:
     epoch and the second beside the second's training.
     """
     with tempfile.TemporaryDirectory() as folder:
-        words = [*STUDY, "--precision", precision, "--store", folder]
-        words += ["--trials", str(workers), "--workers", str(workers)]
+        arguments = [*STUDY, "--precision", precision, "--store", folder]
+        arguments += ["--trials", str(workers), "--workers", str(workers)]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         started = time.perf_counter()
-        command = [sys.executable, *words]
+        command = [sys.executable, *arguments]
         printed: list[str] = []
         told: dict[tuple[int, int], float] = {}
         with subprocess.Popen(

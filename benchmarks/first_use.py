@@ -44,10 +44,10 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder, "clone")
         subprocess.run(["git", "clone", "--quiet", str(Path.cwd()), str(clone)], check=True)
-        steps = {what: words for what, words in STEPS.items() if with_tests or words != ["make", "test"]}
-        for what, words in steps.items():
+        steps = {what: command for what, command in STEPS.items() if with_tests or command != ["make", "test"]}
+        for what, command in steps.items():
             started = time.monotonic()
-            failed = None if _succeeds(words, clone) else what
+            failed = None if _succeeds(command, clone) else what
             seconds[what] = time.monotonic() - started
             print(f"{what}: {seconds[what]:.0f} s", file=sys.stderr)
             if failed:
@@ -58,11 +58,11 @@ def main(
         raise SystemExit(f"This step failed: {failed}. Those after it were not run.")
 
 
-def _succeeds(words: list[str], clone: Path) -> bool:
+def _succeeds(command: list[str], clone: Path) -> bool:
     # Another environment that is active here must not be taken for the clone's.
     environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
     # Beside the sheet, which has the standard output for itself; a failing step says there what failed.
-    return not subprocess.run(words, cwd=clone, env=environment, stdout=sys.stderr, check=False).returncode
+    return not subprocess.run(command, cwd=clone, env=environment, stdout=sys.stderr, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def _changed(table: str, row: Row, quality: float, run_id: str, rng: random.Rand
 
 
 def _drawn(name: str, value: float, rng: random.Random) -> float:
-    """Draw from the baseline space, as Optuna stores it: a choice is its place, a float itself."""
+    """Draw from the baseline space, as Optuna stores it: a choice is its index, a float itself."""
     ranges: dict[str, Callable[[], float]] = {
         "filters_1": lambda: rng.randrange(16, 49, 8),
         "filters_2": lambda: rng.randrange(32, 97, 8),
@@ -97,9 +97,9 @@ def _copy_inputs(database: sqlite3.Connection, copies: Sequence[tuple[str, int, 
     """Give every copied run the data sets of its original."""
     inputs, tags = _by(database, "inputs", "destination_id"), _by(database, "input_tags", "input_uuid")
     numbered = [
-        (row, new, f"{place}{new[1:]}")
+        (row, new, f"{index}{new[1:]}")
         for old, _, new in copies
-        for place, row in enumerate(inputs.get(old, []), start=1)
+        for index, row in enumerate(inputs.get(old, []), start=1)
     ]
     _insert(database, "inputs", ({**row, "destination_id": new, "input_uuid": uuid} for row, new, uuid in numbered))
     _insert(

@@ -103,10 +103,10 @@ def _rates(root: Path, environment: Mapping[str, str], servers: Sequence[int], w
     study.run(trials, _executor(workers), engine, tracker)
     spent = time.perf_counter() - wall, time.process_time() - processor
     rates = {"servers_ms": 1000 * (_processor_seconds(servers) - of_servers) / trials}
-    for place, name in enumerate(("wall", "processor")):
-        reports = sum(seconds[place] for calls in times.values() for seconds in calls)
+    for index, name in enumerate(("wall", "processor")):
+        reports = sum(seconds[index] for calls in times.values() for seconds in calls)
         rates[f"report_{name}_ms"] = 1000 * reports / (trials * EPOCHS)
-        rates[f"trial_{name}_ms"] = 1000 * (spent[place] - reports) / trials
+        rates[f"trial_{name}_ms"] = 1000 * (spent[index] - reports) / trials
     return rates
 
 

@@ -159,12 +159,12 @@ class Bench:
 
     def _command(self, space: Path) -> list[str]:
         others = self.trials[1:]
-        words = ["-m", "experiments.run_study", "--space", str(space), "--dataset", "fashion-mnist"]
-        words += ["--data-dir", str(self._source.directory), "--trials", str(len(self.trials))]
-        words += ["--pruner", "none", "--finalists", "0", "--precision", self._asked]
+        arguments = ["-m", "experiments.run_study", "--space", str(space), "--dataset", "fashion-mnist"]
+        arguments += ["--data-dir", str(self._source.directory), "--trials", str(len(self.trials))]
+        arguments += ["--pruner", "none", "--finalists", "0", "--precision", self._asked]
         if self._limit is not None:
-            words += ["--limit-train", str(self._limit)]
-        return [*words, *(word for point in others for word in ("--try", json.dumps(point)))]
+            arguments += ["--limit-train", str(self._limit)]
+        return [*arguments, *(word for point in others for word in ("--try", json.dumps(point)))]
 
     def _space(self) -> dict[str, Any]:
         """Return the baseline space, its epochs widened to those of a short run."""
@@ -189,29 +189,29 @@ class Bench:
         self._folders += 1
         return self._folder / str(self._folders)
 
-    def _measured(self, name: str, column: str, words: list[str], uri: str, folder: Path) -> Measurement:
+    def _measured(self, name: str, column: str, arguments: list[str], uri: str, folder: Path) -> Measurement:
         """Run a contender to its end, and look at what it has left."""
         from benchmarks.evidence import check_store
 
         log = folder / "output.txt"
         started = time.monotonic()
         with log.open("wb") as output:
-            code = subprocess.run([sys.executable, *words], stdout=output, stderr=output, check=False).returncode
+            code = subprocess.run([sys.executable, *arguments], stdout=output, stderr=output, check=False).returncode
         seconds = time.monotonic() - started
         if code:
-            print(f"{words[1]} ended with {code}:\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)
+            print(f"{arguments[1]} ended with {code}:\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)
             return Measurement(name, column, seconds, failure=f"ended with {code}")
-        print(f"{words[1]}: {seconds:.0f} s", file=sys.stderr)
+        print(f"{arguments[1]}: {seconds:.0f} s", file=sys.stderr)
         evidence = check_store(uri, self.trials)
         failure = ""
         if evidence.trials != len(self.trials):
             failure = f"{evidence.trials} trials ran, {len(self.trials)} were asked for"
-            print(f"{words[1]}: {failure}", file=sys.stderr)
+            print(f"{arguments[1]}: {failure}", file=sys.stderr)
         return Measurement(name, column, seconds, evidence.complete, evidence.complaints, evidence.accuracy, failure)
 
 
-def _is_chosen(name: str, words: list[str] | None) -> bool:
-    return not words or any(word.lower() in name.lower() for word in words)
+def _is_chosen(name: str, parts: list[str] | None) -> bool:
+    return not parts or any(word.lower() in name.lower() for word in parts)
 
 
 def _precision(tracking_uri: str) -> str:

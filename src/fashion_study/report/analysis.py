@@ -106,11 +106,11 @@ def _edge(name: str, parameter: Parameter, value: ParamValue) -> Edge | None:
     if not isinstance(value, int | float) or _values(parameter) < FEWEST_VALUES:
         return None
     scale = math.log if parameter.log else float
-    low, high, place = (scale(number) for number in (parameter.low, parameter.high, value))
+    low, high, position = (scale(number) for number in (parameter.low, parameter.high, value))
     near = EDGE * (high - low)
-    if place - low <= near:
+    if position - low <= near:
         return Edge(name, value, "lowest", parameter.low)
-    if high - place <= near:
+    if high - position <= near:
         return Edge(name, value, "highest", parameter.high)
     return None
 

@@ -261,10 +261,10 @@ def _read_command(settings: Mapping[str, str]) -> str:
     Raises:
         ValueError: it is not a command of this project.
     """
-    words = shlex.split(settings["command"])
-    if words[:3] != STUDY_COMMAND or "--trials" not in words[:-1]:
+    arguments = shlex.split(settings["command"])
+    if arguments[:3] != STUDY_COMMAND or "--trials" not in arguments[:-1]:
         raise ValueError(f"expected a command that begins with {' '.join(STUDY_COMMAND)}")
-    return shlex.join(words)
+    return shlex.join(arguments)
 
 
 def _finite(text: str) -> float:

@@ -223,15 +223,15 @@ def _commands(facts: StudyFacts, store: Path) -> dict[str, str]:
     """Return the commands to type next; a store other than the default one is named."""
     command = facts.settings["command"]
     default = StudyConfig.model_fields["store"].default
-    place = "" if store == default else f" --store {shlex.quote(str(store))}"
+    store_option = "" if store == default else f" --store {shlex.quote(str(store))}"
     total = facts.trials if facts.counted < facts.trials else facts.trials + MORE_TRIALS
-    words = shlex.split(command)
-    words[words.index("--trials") + 1] = str(total)
+    arguments = shlex.split(command)
+    arguments[arguments.index("--trials") + 1] = str(total)
     name = shlex.quote(facts.name)
     return {
         "reproduce": command,
-        "go_on": shlex.join(words) + place,
-        "promote": f"python -m experiments.promote --study {name} --dry-run{place}",
-        "report": f"python -m experiments.report {name}{place}",
-        "ui": f"python -m experiments.ui{place}",
+        "go_on": shlex.join(arguments) + store_option,
+        "promote": f"python -m experiments.promote --study {name} --dry-run{store_option}",
+        "report": f"python -m experiments.report {name}{store_option}",
+        "ui": f"python -m experiments.ui{store_option}",
     }

@@ -103,7 +103,7 @@ def _contents(facts: "StudyFacts") -> str:
     first = facts.highest
     if facts.best is None or first is None or first.objective is None:
         return f"{line}, none complete yet"
-    # In the words of a study's summary; what finalists are there for is another figure.
+    # As in the summary of a study; the finalists are there for another figure.
     line += f", best trial {first.number:03d} with {first.objective:.4f} validation accuracy"
     baseline = facts.record(facts.baseline.trial) if facts.baseline else None
     if baseline is not None and baseline.objective is not None and baseline is not first:

@@ -175,9 +175,9 @@ def _named_once(config: StudyConfig) -> StudyConfig:
     return config.model_copy(update={"data_dir": None}) if is_known else config
 
 
-def _command(result: StudyResult, name: str, *words: str) -> str:
+def _command(result: StudyResult, name: str, *arguments: str) -> str:
     store = [] if result.config.store == Path("mlruns") else ["--store", str(result.config.store)]
-    command = shlex.join([_interpreter(), "-m", f"experiments.{name}", *words, *store])
+    command = shlex.join([_interpreter(), "-m", f"experiments.{name}", *arguments, *store])
     database = result.config.study_db
     # The other commands read the variable only; this address has no password.
     return command if database is None else f"{VARIABLE}={shlex.quote(database)} {command}"

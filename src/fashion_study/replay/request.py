@@ -17,7 +17,7 @@ class ReplayConfig:
     """A trial by its number, or the run of a trial or of a finalist's repeat by the beginning of its id.
 
     Without a `study` a number means a trial of the study that was worked on last. `data_dir` is the folder of the
-    Fashion-MNIST files.
+    data set's files.
     """
 
     trial: str

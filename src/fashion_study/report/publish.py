@@ -31,7 +31,7 @@ def publish_report(study: str, store: Path | str, output: Path | None = None, da
     """Write the report of `study` to `output`, by default `STUDY.html` in the working directory.
 
     It is logged as `report.html` on the study's run as well, unless the study is still running: then nothing but the
-    file is written. `data_dir` is the folder of the Fashion-MNIST files, from which the examples come.
+    file is written. `data_dir` is the folder of the data set's files, from which the examples come.
 
     Raises:
         BadInputError: there is no such study, or the file cannot be written there.

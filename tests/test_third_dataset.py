@@ -8,16 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from fashion_study.config import StudyConfig
 from fashion_study.data.catalog import load_dataset, load_pool, locate
+from fashion_study.data.holdout import load_holdout
 from fashion_study.executors import local
+from fashion_study.prediction.predict import predict
+from fashion_study.promotion.decision import Outcome, PromotionConfig
+from fashion_study.promotion.promote import promote
 from fashion_study.report.collect import collect
 from fashion_study.report.publish import publish_report
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.run import StudyResult, run_study
 from tests.support import third_kind
-from tests.support.third_kind import BLOCKS, HEIGHT, POOL, TRAINING_IMAGES, WIDTH
+from tests.support.third_kind import BLOCKS, HEIGHT, HOLDOUT, POOL, TRAINING_IMAGES, WIDTH
 
 ROOT = Path(__file__).parents[1]
 # The baseline learns next to nothing, so that the point that is tried beats it.
@@ -106,3 +111,29 @@ def test_a_report_shows_its_confused_images_in_colour(studied: Studied) -> None:
     page = publish_report(result.name, studied.store, studied.root / "page.html").path.read_text()
     number = len(facts.best.pairs[0].examples)
     assert f'width="{number * (WIDTH + 2) - 2}" height="{HEIGHT}"' in page
+
+
+def test_a_promotion_reads_its_holdout_and_prediction_follows(studied: Studied, tmp_path: Path) -> None:
+    decision = promote(PromotionConfig(), studied.result.store)
+    assert decision.outcome is Outcome.PROMOTED, decision.sentence
+    assert decision.holdout is not None
+    assert decision.holdout.images == HOLDOUT
+    assert [recall.name for recall in decision.recalls] == list(BLOCKS.class_names)
+
+    holdout = load_holdout(studied.result.source)
+    paths = []
+    for number, image in enumerate(holdout.images[:30]):
+        paths.append(tmp_path / f"{number:02d}.png")
+        Image.fromarray(image).save(paths[-1])
+    photograph = Image.new("RGB", (400, 300), (20, 20, 20))
+    ImageDraw.Draw(photograph).rectangle((100, 80, 299, 239), fill=third_kind.CLASSES["blue block"])
+    photograph.save(tmp_path / "photograph.jpg")
+
+    found = predict([*paths, tmp_path / "photograph.jpg"], studied.result.store)
+
+    assert found.model == "blocks-cnn version 1 (challenger, champion)"
+    assert found.errors == []
+    best = [one.classes[0].name for one in found.pictures]
+    right = [name == BLOCKS.class_names[label] for name, label in zip(best, holdout.labels, strict=False)]
+    assert np.mean(right) > 0.8
+    assert best[-1] == "blue block"

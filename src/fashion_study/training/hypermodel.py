@@ -5,8 +5,8 @@ from typing import Any
 import keras
 import keras_tuner
 
+from fashion_study.data.catalog import PREFERRED
 from fashion_study.data.dataset import ImageShape
-from fashion_study.data.fashion_mnist import FASHION_MNIST
 from fashion_study.space.keras_tuner import declare, values_within
 from fashion_study.space.space import SearchSpace
 from fashion_study.training.model import build_model
@@ -24,8 +24,8 @@ class FashionHyperModel(keras_tuner.HyperModel):
     def __init__(
         self,
         space: SearchSpace,
-        classes: int = len(FASHION_MNIST.class_names),
-        image_shape: ImageShape = FASHION_MNIST.image_shape,
+        classes: int = len(PREFERRED.class_names),
+        image_shape: ImageShape = PREFERRED.image_shape,
     ) -> None:
         super().__init__(name=f"fashion_{space.name}")
         self._space = space

@@ -40,7 +40,7 @@ class Plan:
         return fingerprint_of(self.space, self.source, self.config.seed, self.config.limit_train)
 
     @property
-    def workers_of(self) -> str:
+    def workers_in_words(self) -> str:
         """Return what trains, in words."""
         if self.workers is None:
             return "workers wherever Ray has room"
@@ -55,7 +55,7 @@ class Plan:
         proposing = f"{config.sampler} / {config.pruner}" if optuna else f"{config.engine} {config.sampler}"
         return (
             f"study {self.name}: space {self.space.name}, data {self.source.name}{fallback}, "
-            f"{proposing}, seed {config.seed}, {self.workers_of}, {precision}"
+            f"{proposing}, seed {config.seed}, {self.workers_in_words}, {precision}"
         )
 
     def metadata(self, precision: Precision) -> "StudyMetadata":

@@ -22,8 +22,7 @@ from fashion_study.study.leaderboard import rank
 from fashion_study.study.plan import Plan, plan_study
 from fashion_study.study.progress import NullObserver, Observer
 from fashion_study.study.proposals import Proposals
-from fashion_study.study.session import OwnedStudy, Session, closing_its_run, open_session
-from fashion_study.study.workers import workers_of
+from fashion_study.study.session import OwnedStudy, Session, closing_its_run, open_executor, open_session
 from fashion_study.trial import BASELINE_NUMBER, DataSource, Precision, TrialState
 
 GOES_ON = "Every result that was shown is kept. Free space, or see to the store; the same command goes on."
@@ -131,7 +130,7 @@ def run_study(config: StudyConfig, observer: Observer | None = None, *, register
 
 def _run(study: OwnedStudy) -> tuple[str | None, float | None]:
     """Train what is left and publish the study; return why no trial was left to propose, and how busy workers were."""
-    with workers_of(study.plan, study.store, study.observer) as executor:
+    with open_executor(study.plan, study.store, study.observer) as executor:
         session = open_session(study, executor)
         if session is None:
             return None, None

@@ -1,15 +1,18 @@
 """An open study: the stores and the workers of one start of it."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+import fashion_study.executors.local as local
 from fashion_study.data.catalog import load_dataset
 from fashion_study.errors import StoreError, StudyError
-from fashion_study.executors.executor import Executor
+from fashion_study.executors.executor import Executor, closing_workers
+from fashion_study.executors.local import BYTES_PER_WORKER, Limits, LocalExecutor, threads_per_worker
 from fashion_study.signals import StopSignals
 from fashion_study.store.mlflow_server import RetryNotifier
 from fashion_study.store.relocation import moves, rebase
@@ -19,13 +22,16 @@ from fashion_study.study.loop import Loop, Source
 from fashion_study.study.plan import Plan, refuse_difference
 from fashion_study.study.progress import Observer
 from fashion_study.study.reconcile import reconcile
-from fashion_study.trial import Precision
+from fashion_study.trial import Precision, WorkerSettings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from fashion_study.study.retention import ModelKeeper
     from fashion_study.tracking.runs import StudyRuns
+
+# Environment variables that a worker on another machine needs: MLflow's settings, its credentials among them.
+TRAVELS = "MLFLOW_"
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,43 @@ class Session:
         loop = Loop(source, self.executor, study.observer, study.is_interrupted, self.deadline, epochs, after_result)
         loop.run()
         self.busy_seconds += loop.busy_seconds
+
+
+@contextmanager
+def open_executor(plan: Plan, store: Store, observer: Observer) -> Iterator[Executor]:
+    """Start the workers of a study, on this machine or on a Ray cluster.
+
+    Raises:
+        BadInputError: the cluster cannot be used, or not with this store.
+    """
+    config, log_dir = plan.config, store.root / "logs" / plan.name
+    starting = f"starting {plan.workers_in_words}: TensorFlow takes some seconds"
+    limits = Limits(config.trial_timeout, config.worker_memory)
+    if config.executor == "local":
+        observer.note(starting)
+        workers = plan.workers or 1
+        settings = WorkerSettings(plan.source, config.limit_train, threads_per_worker(workers), store.tracking_uri)
+        with closing_workers(LocalExecutor(settings, workers, log_dir, limits)) as executor:
+            yield executor
+        return
+    # Imported where needed: Ray is an extra, and takes a second.
+    from fashion_study.executors.cluster import Resources, connected
+    from fashion_study.executors.ray import RayExecutor
+    from fashion_study.executors.supervisor import WorkerContext
+
+    with connected(config.cluster_address(), store.tracking_uri) as cluster:
+        cpus = config.worker_cpus or 1.0
+        gpus = config.worker_gpus if config.worker_gpus is not None else float(cluster.has_gpus())
+        resources = Resources(cpus, gpus, config.worker_memory or int(BYTES_PER_WORKER))
+        cluster.check_room(resources, plan.workers)
+        observer.note(starting)  # Not before: a cluster that cannot be used starts nothing.
+        environment = {name: value for name, value in os.environ.items() if name.startswith(TRAVELS)}
+        if not gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of them visible.
+        settings = WorkerSettings(plan.source, config.limit_train, max(1, int(cpus)), store.tracking_uri)
+        context = WorkerContext(settings, limits, log_dir, local.WORKER_MODULE, environment)
+        with closing_workers(RayExecutor(cluster, context, resources, plan.workers, observer.warn)) as executor:
+            yield executor
 
 
 def open_session(study: OwnedStudy, executor: Executor) -> Session | None:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -136,6 +136,12 @@ class StudyConfig(BaseModel):
                 that the space does not fit.
         """
         return self._checked
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy the config; what `check` has found may not hold for the copy's other fields."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("_checked", None)
+        return copied
 
     @cached_property
     def _checked(self) -> tuple[SearchSpace, tuple[dict[str, ParamValue], ...]]:

@@ -194,8 +194,8 @@ class _Trainings(Source):
 
     def _evaluate(self, spec: TrialSpec, result: TrialResult) -> "Evaluation":
         """Evaluate the model that the worker has logged, and log metrics, figures and tables."""
-        # Imported here: it brings TensorFlow.
-        import_without_stderr("keras")
+        # Imported here, and by its package, which chooses TensorFlow's kernels before that is imported.
+        import_without_stderr("fashion_study.training.evaluation")
         from fashion_study.training.evaluation import evaluate
         from fashion_study.training.model_file import load_model_file
         from fashion_study.worker.record import by_class, record_evaluation

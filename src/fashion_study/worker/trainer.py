@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import cached_property
 
 import keras
@@ -82,7 +82,7 @@ class Trainer:
         def report(epoch: Epoch) -> bool:
             nonlocal reached
             reached = epoch.number
-            return go_on(_report(spec, epoch))
+            return go_on(EpochReport(*spec.key, *astuple(epoch)))
 
         try:
             return self._train(spec, report)
@@ -110,28 +110,19 @@ class Trainer:
             return restore(self._client, spec.continues, model, spec.hyperparameters, len(self._train_images.labels))
 
     def _end(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
-        match outcome.end:
-            case FitEnd.COMPLETED:
-                return self._record(spec, outcome, to_float32(model, spec.hyperparameters))
-            case FitEnd.PRUNED:
-                return TrialResult(
-                    *spec.key,
-                    TrialState.PRUNED,
-                    epochs_run=outcome.epochs[-1].number,
-                    metrics=_cost(model, outcome),
-                    tags=_weights_digest(model),
-                )
-            case FitEnd.DIVERGED:
-                last = outcome.epochs[-1]
-                return TrialResult(
-                    spec.number,
-                    spec.attempt,
-                    TrialState.FAILED,
-                    epochs_run=outcome.epochs[-1].number - 1,
-                    reason=FailReason.DIVERGED,
-                    metrics=_cost(model, outcome),
-                    message=f"The loss became {last.train_loss} in epoch {last.number} (validation: {last.val_loss}).",
-                )
+        if outcome.end is FitEnd.COMPLETED:
+            return self._record(spec, outcome, to_float32(model, spec.hyperparameters))
+        last, cost = outcome.epochs[-1], _cost(model, outcome)
+        if outcome.end is FitEnd.PRUNED:
+            return TrialResult(*spec.key, TrialState.PRUNED, last.number, metrics=cost, tags=_weights_digest(model))
+        return TrialResult(
+            *spec.key,
+            TrialState.FAILED,
+            epochs_run=last.number - 1,
+            reason=FailReason.DIVERGED,
+            metrics=cost,
+            message=f"The loss became {last.train_loss} in epoch {last.number} (validation: {last.val_loss}).",
+        )
 
     def _record(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
         # What is measured from here on is the float32 model that is logged, whatever precision trained it.
@@ -191,17 +182,3 @@ def _weights_digest(model: keras.Model) -> dict[str, str]:
     for weights in model.get_weights():
         digest.update(str(weights.shape).encode() + weights.tobytes())
     return {"weights_sha256": digest.hexdigest()}
-
-
-def _report(spec: TrialSpec, epoch: Epoch) -> EpochReport:
-    return EpochReport(
-        spec.number,
-        spec.attempt,
-        epoch.number,
-        epoch.train_loss,
-        epoch.train_accuracy,
-        epoch.val_loss,
-        epoch.val_accuracy,
-        epoch.seconds,
-        epoch.images_per_second,
-    )

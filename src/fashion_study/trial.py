@@ -61,6 +61,11 @@ class TrialState(StrEnum):
     PRUNED = "pruned"
     FAILED = "failed"
 
+    @property
+    def is_ended(self) -> bool:
+        """Return whether a trial in this state is trained no more."""
+        return self not in (TrialState.WAITING, TrialState.RUNNING)
+
 
 class FailReason(StrEnum):
     """The reason why a trial has failed: its own fault, or that it was stopped from outside too often."""

@@ -12,8 +12,6 @@ from fashion_study.store.trials import TrialRecord
 from fashion_study.study.finalists import Finalist
 from fashion_study.trial import ParamValue, TrialState
 
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
-
 
 @dataclass(frozen=True)
 class ConfusedPair:
@@ -128,7 +126,7 @@ class StudyFacts:
     @property
     def counted(self) -> int:
         """Count the trials that have ended, which a budget counts."""
-        return sum(record.state in ENDED for record in self.records)
+        return sum(record.state.is_ended for record in self.records)
 
     @property
     def complete(self) -> int:

@@ -15,7 +15,7 @@ from fashion_study.config import StudyConfig
 from fashion_study.data.catalog import PREFERRED
 from fashion_study.report import charts
 from fashion_study.report.analysis import edges, gain, savings
-from fashion_study.report.facts import ENDED, ConfusedPair, ModelFacts, StudyFacts
+from fashion_study.report.facts import ConfusedPair, ModelFacts, StudyFacts
 from fashion_study.space.space import Categorical, Parameter
 from fashion_study.statistics import wilson_interval
 from fashion_study.study.figures import (
@@ -127,7 +127,7 @@ def _winner(facts: StudyFacts) -> object:
 
 
 def _budget(facts: StudyFacts) -> dict[str, object]:
-    begun = [record for record in facts.records if record.state in ENDED or record.curve]
+    begun = [record for record in facts.records if record.state.is_ended or record.curve]
     return {
         "states": [
             (state.value, number)

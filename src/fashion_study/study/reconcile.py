@@ -12,7 +12,6 @@ from fashion_study.trial import FailReason, TrialState
 if TYPE_CHECKING:
     from fashion_study.tracking.runs import StudyRuns
 
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
 # An attribute of the study: the trials that ended and whose runs were deleted for good.
 LOST_RUNS = "lost_runs"
 CAUSE = "the coordinator died"
@@ -50,7 +49,7 @@ def disagreements(trial_storage: TrialStorage, runs: "StudyRuns") -> Iterator[Fi
 
 def _is_settled(record: TrialRecord) -> bool:
     # A trial can be given up during a repair, before the runs of its earlier attempts are marked as superseded.
-    return record.state in ENDED and record.reason is not FailReason.INTERRUPTED
+    return record.state.is_ended and record.reason is not FailReason.INTERRUPTED
 
 
 def _repaired(findings: Iterable[Finding]) -> list[str]:
@@ -68,7 +67,7 @@ class _Comparison:
         by_run = {attempt.run_id: attempt for attempt in attempts}
         for record in records:
             attempt = (by_run.get(record.run_id) or self._runs.find(record.run_id)) if record.run_id else None
-            if attempt is not None and attempt.is_deleted and record.state not in ENDED:
+            if attempt is not None and attempt.is_deleted and not record.state.is_ended:
                 yield self._deleted(attempt)
                 attempt = self._runs.find(attempt.run_id)
             # A run that was deleted after its trial had ended stays deleted; the trial storage has the result.
@@ -87,7 +86,7 @@ class _Comparison:
 
     def _trial(self, record: TrialRecord, attempt: Attempt | None) -> Iterator[Finding]:
         """Compare a trial with its run."""
-        is_ended = record.state in ENDED
+        is_ended = record.state.is_ended
         if attempt is None and (is_ended or record.run_id is not None):
             yield from self._lost_run(record)
         elif attempt is not None and is_ended and (attempt.status, attempt.state) != _expected(record):
@@ -104,7 +103,7 @@ class _Comparison:
     def _lost_run(self, record: TrialRecord) -> Iterator[Finding]:
         trials, what = self._trial_storage, f"is {record.state}, and its run {record.run_id} is gone"
         known = trials.attrs.get(LOST_RUNS, [])
-        if record.state not in ENDED:
+        if not record.state.is_ended:
             repair = repairing("it waits for a new one now", trials.unlink_run, record.number)
             yield Finding(Kind.LOST_RUN, _name(record), what, "lets the trial wait for a new run", repair)
         elif record.number not in known:

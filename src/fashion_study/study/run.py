@@ -23,7 +23,7 @@ from fashion_study.study.plan import Plan, plan_study
 from fashion_study.study.progress import NullObserver, Observer
 from fashion_study.study.proposals import Proposals
 from fashion_study.study.session import OwnedStudy, Session, closing_its_run, open_executor, open_session
-from fashion_study.trial import BASELINE_NUMBER, DataSource, Precision, TrialState
+from fashion_study.trial import BASELINE_NUMBER, DataSource, Precision
 
 GOES_ON = "Every result that was shown is kept. Free space, or see to the store; the same command goes on."
 
@@ -58,8 +58,7 @@ class StudyResult:
     @property
     def counted(self) -> int:
         """Count the trials that the budget counts."""
-        done = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
-        return sum(record.state in done for record in self.records)
+        return sum(record.state.is_ended for record in self.records)
 
     @property
     def best(self) -> TrialRecord | None:

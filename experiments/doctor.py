@@ -1,4 +1,4 @@
-"""Compare trial storage, runs, registry and files of a store, and mend what a crash or a hand has left."""
+"""Compare trial storage, runs, registry and files of a store, and repair what a crash or a user has left."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ from fashion_study.errors import ExitCode
 
 
 def main(
-    fix: Annotated[bool, Option("--fix", help="Mend what can be repaired; no result is deleted.")] = False,
+    fix: Annotated[bool, Option("--fix", help="Repair what can be repaired; no result is deleted.")] = False,
     store: StoreFolder = Path("mlruns"),
 ) -> None:
     """List what disagrees between the Optuna studies, the MLflow runs, the model registry and the files of a store.

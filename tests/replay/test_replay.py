@@ -131,8 +131,8 @@ def desk(store: Store, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return Desk(store, name)
 
 
-def fates(monkeypatch: pytest.MonkeyPatch, fate: str) -> None:
-    monkeypatch.setenv("TOY_OUTCOMES", json.dumps({"0/1": fate}))
+def simulate(monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
+    monkeypatch.setenv("TOY_OUTCOMES", json.dumps({"0/1": outcome}))
 
 
 def shown(result: Replay) -> str:
@@ -186,7 +186,7 @@ def test_a_pruned_trial_is_trained_up_to_where_it_was_pruned(desk: Desk) -> None
 
 def test_a_diverged_trial_diverges_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.end(desk.begin(), TrialState.FAILED, 1, FailReason.DIVERGED)
-    fates(monkeypatch, "diverged")
+    simulate(monkeypatch, "diverged")
 
     result = desk.replay(0)
 
@@ -262,7 +262,7 @@ def test_a_worker_that_dies_ends_the_replay_and_keeps_its_log(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk.end(desk.begin())
-    fates(monkeypatch, "segfault")
+    simulate(monkeypatch, "segfault")
 
     with pytest.raises(StudyError, match=r"The worker died while it trained trial 000 .* again: signal SIGSEGV"):
         desk.replay(0)

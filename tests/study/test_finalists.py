@@ -55,14 +55,14 @@ class Final:
 
     plan: FinalistPlan = field(default_factory=lambda: FinalistPlan(RANKED[:2], 3))
     slots: int = 1
-    fates: Mapping[Key, SimulatedOutcome] = field(default_factory=dict)
+    outcomes: Mapping[Key, SimulatedOutcome] = field(default_factory=dict)
     tracker: MemoryTracker = field(default_factory=MemoryTracker)
     deadline: float | None = None
     make_executor: type[MemoryExecutor] = MemoryExecutor
     records: Sequence[TrialRecord] = RANKED
 
     def run(self, interrupted: Callable[[], bool] = lambda: False) -> tuple[Finalist, ...]:
-        self.executor = self.make_executor(self.slots, self.fates)
+        self.executor = self.make_executor(self.slots, self.outcomes)
         self.observer = RecordingObserver()
         repeats = Repeats(self.plan, self.records, self.tracker, SMOKE, SEED, Precision.FLOAT32)
         Loop(repeats, self.executor, self.observer, interrupted, self.deadline).run()
@@ -190,31 +190,31 @@ def test_a_repeat_left_running_by_a_kill_is_trained_again() -> None:
 
 
 def test_a_repeat_beside_the_loss_that_ends_the_study_is_kept() -> None:
-    fates = {(4, 1): SimulatedOutcome.LOST, (2, 1): SimulatedOutcome.LOST}
+    outcomes = {(4, 1): SimulatedOutcome.LOST, (2, 1): SimulatedOutcome.LOST}
     # Those that are lost are lost after one epoch.
     records = (*RANKED[:2], record(0, 0.90, epochs=1))
     plan = FinalistPlan(records, 1)
-    final = Final(plan, slots=3, fates=fates, make_executor=StoreFailureExecutor, records=records)
+    final = Final(plan, slots=3, outcomes=outcomes, make_executor=StoreFailureExecutor, records=records)
     with pytest.raises(StoreError):
         final.run()
     assert [run.status for run in final.tracker.runs.values()] == ["interrupted", "interrupted", "complete"]
 
 
 def test_a_repeat_whose_worker_dies_is_trained_again() -> None:
-    final = Final(fates={(4, 1): SimulatedOutcome.LOST})
+    final = Final(outcomes={(4, 1): SimulatedOutcome.LOST})
     results = final.run()
     assert final.observer.lost[0][2] is TrialState.WAITING
     assert {len(result.objectives) for result in results} == {3}
 
 
 def test_repeats_wait_for_a_worker() -> None:
-    final = Final(fates={(4, 1): SimulatedOutcome.LOST}, make_executor=IntermittentExecutor)
+    final = Final(outcomes={(4, 1): SimulatedOutcome.LOST}, make_executor=IntermittentExecutor)
     assert {len(result.objectives) for result in final.run()} == {3}
 
 
 def test_a_repeat_whose_workers_always_die_is_given_up() -> None:
     deadly = {(4, attempt): SimulatedOutcome.LOST for attempt in range(1, MAX_RETRIES + 2)}
-    final = Final(FinalistPlan(RANKED[:1], 1), fates=deadly)
+    final = Final(FinalistPlan(RANKED[:1], 1), outcomes=deadly)
     (result,) = final.run()
     assert result.objectives == ()
     assert len(final.executor.submitted) == MAX_RETRIES + 1
@@ -225,7 +225,7 @@ def test_a_store_that_keeps_failing_gives_no_repeat_up() -> None:
     final = Final()
     lost = {(number, attempt): SimulatedOutcome.LOST for number in range(9) for attempt in range(1, 99)}
     for _ in range(MAX_RETRIES + 2):
-        final = Final(tracker=final.tracker, fates=lost, make_executor=StoreFailureExecutor)
+        final = Final(tracker=final.tracker, outcomes=lost, make_executor=StoreFailureExecutor)
         with pytest.raises(StoreError, match="the same command goes on"):
             final.run()
         assert {run.status for run in final.tracker.repeats()} == {"KILLED"}
@@ -236,7 +236,7 @@ def test_a_store_that_keeps_failing_gives_no_repeat_up() -> None:
 
 
 def test_a_repeat_that_diverges_is_not_tried_again() -> None:
-    final = Final(fates={(4, 1): SimulatedOutcome.DIVERGED})
+    final = Final(outcomes={(4, 1): SimulatedOutcome.DIVERGED})
     results = final.run()
     assert {result.trial: len(result.objectives) for result in results} == {4: 2, 2: 3}
     again = Final(tracker=final.tracker)

@@ -44,7 +44,7 @@ class Study:
 
     trials: int = 4
     slots: int = 1
-    fates: Mapping[Key, SimulatedOutcome] = field(default_factory=dict)
+    outcomes: Mapping[Key, SimulatedOutcome] = field(default_factory=dict)
     sampler: SamplerName = "random"
     pruner: PrunerName = "none"
     deadline: float | None = None
@@ -57,7 +57,7 @@ class Study:
     def __post_init__(self) -> None:
         self.journal: list[str] = []
         self.trial_storage = TrialStorage(self.storage, "toy")
-        self.executor = MemoryExecutor(self.slots, self.fates, self.journal)
+        self.executor = MemoryExecutor(self.slots, self.outcomes, self.journal)
         self.runs = self.tracker or MemoryTracker(self.journal)
         self.observer = RecordingObserver()
 
@@ -72,7 +72,7 @@ class Study:
 
     def again(self, **changes: Any) -> "Study":
         """The same study, run again later: the trial storage stays, the processes are new."""
-        return replace(self, **({"fates": {}} | changes))
+        return replace(self, **({"outcomes": {}} | changes))
 
     def states(self) -> list[TrialState]:
         return [record.state for record in self.trial_storage.records()]
@@ -117,13 +117,13 @@ def test_exactly_as_many_trials_are_run_as_asked_for(slots: int) -> None:
 
 
 def test_pruned_and_failed_trials_count() -> None:
-    fates = {
+    outcomes = {
         (1, 1): SimulatedOutcome.DIVERGED,
         (3, 1): SimulatedOutcome.ERROR,
         (4, 1): SimulatedOutcome.TIMEOUT,
         (5, 1): SimulatedOutcome.OOM,
     }
-    study = Study(trials=7, fates=fates)
+    study = Study(trials=7, outcomes=outcomes)
 
     study.run()
 
@@ -236,7 +236,7 @@ def test_runs_are_closed_before_the_trial_storage_is_told() -> None:
             states.append(study.trial_storage.records()[spec.number].state)
             super().close_trial(spec, result)
 
-    study = Study(trials=3, fates={(1, 1): SimulatedOutcome.ERROR}, tracker=Watching())
+    study = Study(trials=3, outcomes={(1, 1): SimulatedOutcome.ERROR}, tracker=Watching())
 
     study.run()
 
@@ -349,7 +349,7 @@ def test_interruptions_change_no_trial_of_a_study_of_one_worker(sampler: Sampler
 
 
 def test_a_lost_attempt_is_tried_again_as_the_same_trial() -> None:
-    study = Study(trials=4, fates={(2, 1): SimulatedOutcome.LOST})
+    study = Study(trials=4, outcomes={(2, 1): SimulatedOutcome.LOST})
 
     study.run()
 
@@ -365,8 +365,8 @@ def test_a_lost_attempt_is_tried_again_as_the_same_trial() -> None:
 
 
 def test_a_trial_that_is_lost_every_time_is_given_up_and_counts() -> None:
-    fates = {(1, attempt): SimulatedOutcome.LOST for attempt in range(1, 9)}
-    study = Study(trials=3, fates=fates)
+    outcomes = {(1, attempt): SimulatedOutcome.LOST for attempt in range(1, 9)}
+    study = Study(trials=3, outcomes=outcomes)
 
     study.run()
 
@@ -391,13 +391,13 @@ def test_interruptions_by_the_user_count_as_attempts_too() -> None:
 
 
 def with_workers_that_come_and_go(study: Study) -> Study:
-    study.executor = IntermittentExecutor(study.slots, study.fates, study.journal)
+    study.executor = IntermittentExecutor(study.slots, study.outcomes, study.journal)
     return study
 
 
 def test_a_study_waits_for_workers_that_come_and_go() -> None:
     study = with_workers_that_come_and_go(
-        Study(trials=3, fates={(1, 1): SimulatedOutcome.LOST, (2, 1): SimulatedOutcome.LOST})
+        Study(trials=3, outcomes={(1, 1): SimulatedOutcome.LOST, (2, 1): SimulatedOutcome.LOST})
     )
 
     study.run()
@@ -432,13 +432,13 @@ def test_without_a_worker_a_study_can_be_stopped(is_late: bool, monkeypatch: pyt
 
 
 def with_failing_store(study: Study) -> Study:
-    study.executor = StoreFailureExecutor(study.slots, study.fates, study.journal)
+    study.executor = StoreFailureExecutor(study.slots, study.outcomes, study.journal)
     return study
 
 
 def test_a_store_that_fails_for_a_moment_costs_no_attempt() -> None:
-    fates = {(number, 1): SimulatedOutcome.LOST for number in (0, 2)}
-    study = with_failing_store(Study(trials=4, fates=fates))
+    outcomes = {(number, 1): SimulatedOutcome.LOST for number in (0, 2)}
+    study = with_failing_store(Study(trials=4, outcomes=outcomes))
 
     study.run()
 
@@ -455,14 +455,16 @@ def test_a_store_that_fails_for_a_moment_costs_no_attempt() -> None:
     ],
 )
 def test_a_store_that_keeps_failing_gives_no_trial_up(slots: int, lost: list[Key]) -> None:
-    study = Study(trials=2, slots=slots, fates=dict.fromkeys(lost, SimulatedOutcome.LOST), space=smoke_with(epochs=1))
+    study = Study(
+        trials=2, slots=slots, outcomes=dict.fromkeys(lost, SimulatedOutcome.LOST), space=smoke_with(epochs=1)
+    )
     for _ in range(MAX_RETRIES + 2):
         with pytest.raises(StoreError, match=r"signal SIGKILL.*the same command goes on"):
             with_failing_store(study).run()
         assert set(study.states()) <= {TrialState.WAITING, TrialState.COMPLETE}
         begun = {record.number: record.attempt for record in study.trial_storage.records()}
         again = {(number, begun[number] + later): SimulatedOutcome.LOST for number, _ in lost for later in (1, 2)}
-        study = study.again(tracker=study.runs, fates=again)
+        study = study.again(tracker=study.runs, outcomes=again)
 
     study.again(tracker=study.runs).run()
 
@@ -470,8 +472,8 @@ def test_a_store_that_keeps_failing_gives_no_trial_up(slots: int, lost: list[Key
 
 
 def test_a_result_beside_the_loss_that_ends_the_study_is_kept() -> None:
-    fates = {(number, 1): SimulatedOutcome.LOST for number in (0, 1)}
-    study = with_failing_store(Study(trials=3, slots=3, fates=fates, space=smoke_with(epochs=1)))
+    outcomes = {(number, 1): SimulatedOutcome.LOST for number in (0, 1)}
+    study = with_failing_store(Study(trials=3, slots=3, outcomes=outcomes, space=smoke_with(epochs=1)))
 
     with pytest.raises(StoreError):
         study.run()
@@ -499,7 +501,7 @@ def test_workers_that_cannot_start_cost_no_trial_an_attempt() -> None:
 
 
 def test_what_a_superseded_attempt_sends_is_ignored() -> None:
-    study = Study(trials=2, fates={(0, 1): SimulatedOutcome.LOST}, space=smoke_with(epochs=3))
+    study = Study(trials=2, outcomes={(0, 1): SimulatedOutcome.LOST}, space=smoke_with(epochs=3))
 
     def send_late() -> bool:
         if len(study.executor.submitted) >= 2 and not study.executor.late:
@@ -526,7 +528,7 @@ def test_an_exhausted_grid_ends_the_study_and_says_why() -> None:
 
 
 def test_the_last_point_of_a_grid_is_tried_again_when_it_is_lost() -> None:
-    study = Study(trials=50, sampler="grid", fates={(8, 1): SimulatedOutcome.LOST})
+    study = Study(trials=50, sampler="grid", outcomes={(8, 1): SimulatedOutcome.LOST})
 
     proposals = study.run()
 
@@ -536,7 +538,7 @@ def test_the_last_point_of_a_grid_is_tried_again_when_it_is_lost() -> None:
 
 def test_a_small_space_ends_the_study_when_each_point_was_tried() -> None:
     study = Study(
-        trials=50, slots=3, space=few_points(), fates={(2, 1): SimulatedOutcome.LOST, (4, 1): SimulatedOutcome.ERROR}
+        trials=50, slots=3, space=few_points(), outcomes={(2, 1): SimulatedOutcome.LOST, (4, 1): SimulatedOutcome.ERROR}
     )
 
     proposals = study.run()
@@ -571,7 +573,7 @@ def test_interruptions_change_no_trial_of_a_small_space(
 
 def test_what_comes_after_a_trial_sees_it_written_down() -> None:
     seen: list[tuple[int, int]] = []
-    study = Study(trials=3, fates={(1, 1): SimulatedOutcome.ERROR})
+    study = Study(trials=3, outcomes={(1, 1): SimulatedOutcome.ERROR})
 
     study.run(after_result=lambda: seen.append((study.trial_storage.counted(), len(study.observer.closed))))
 
@@ -579,7 +581,7 @@ def test_what_comes_after_a_trial_sees_it_written_down() -> None:
 
 
 def test_an_observer_sees_attempts_begin_and_trials_end() -> None:
-    study = Study(trials=4, fates={(1, 1): SimulatedOutcome.LOST, (2, 1): SimulatedOutcome.ERROR})
+    study = Study(trials=4, outcomes={(1, 1): SimulatedOutcome.LOST, (2, 1): SimulatedOutcome.ERROR})
 
     study.run()
 

@@ -308,7 +308,7 @@ def test_a_run_gone_for_good_costs_its_attempt_but_no_result(killed: Killed) -> 
 
     # The runs that no trial names any more are orphans.
     assert len(reconcile(killed.trial_storage, killed.runs)) == 2
-    assert len(mend_everything(killed)) == 2
+    assert len(repair_everything(killed)) == 2
 
     first, second = killed.trial_storage.records()
     assert (first.state, first.objective) == (TrialState.COMPLETE, 0.5)
@@ -324,14 +324,14 @@ def test_what_no_kill_did_to_an_ended_trial_is_the_doctors(killed: Killed) -> No
     killed.client.set_tag(begun[1], "state", "pruned")
 
     assert reconcile(killed.trial_storage, killed.runs) == []
-    assert len(mend_everything(killed)) == 1
+    assert len(repair_everything(killed)) == 1
 
     assert killed.status(begun[1]) == ("FINISHED", "complete")
     assert nothing_is_left(killed)
 
 
-def mend_everything(killed: Killed) -> list[str]:
-    """Mend as the doctor does, which looks at every run."""
+def repair_everything(killed: Killed) -> list[str]:
+    """Repair as the doctor does, which looks at every run."""
     return [found.repair() for found in disagreements(killed.trial_storage, killed.runs) if found.repair]
 
 
@@ -418,4 +418,6 @@ def test_killed_at_any_commit_it_does_what_is_left_the_next_time(
 
         assert outcome(killed) == outcome(whole)
         assert nothing_is_left(killed)
-    record_fault("SIGKILL of the next start while it mends what a kill left", "I1 I2 I3", commits, {"opening": commits})
+    record_fault(
+        "SIGKILL of the next start while it repairs what a kill left", "I1 I2 I3", commits, {"opening": commits}
+    )

@@ -1,4 +1,4 @@
-"""The promises of a study's last words: who won, against what, and what to type next."""
+"""The promises of a study's summary: who won, against what, and what to type next."""
 
 from collections.abc import Callable
 from io import StringIO

@@ -1,4 +1,4 @@
-"""The promise of a worker's last words: however long an error is, what is sent of it arrives whole or not at all."""
+"""The promise of a worker's traceback: however long an error is, what is sent of it arrives whole or not at all."""
 
 import os
 import pickle

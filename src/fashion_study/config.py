@@ -34,6 +34,8 @@ SAMPLERS: dict[EngineName, tuple[str, ...]] = {
     "optuna": get_args(SamplerName),
     "keras-tuner": get_args(KerasTunerSampler),
 }
+# The engines that stop trials; of the others none has a pruner.
+PRUNING_ENGINES: tuple[EngineName, ...] = ("optuna",)
 MAX_GRID = 100_000
 DURATIONS = ("timeout", "trial_timeout")
 UNITS = "KMGT"
@@ -161,10 +163,10 @@ class StudyConfig(BaseModel):
             raise BadInputError(
                 f"--sampler {self.sampler} is none of --engine {self.engine}. Expected one of {', '.join(known)}."
             )
-        if self.engine == "keras-tuner" and self.pruner != "none":
+        if self.engine not in PRUNING_ENGINES and self.pruner != "none":
             raise BadInputError(
-                f"Found --pruner {self.pruner} beside --engine keras-tuner, which has no pruners. "
-                "Leave it out: of its samplers, hyperband gives most trials few epochs."
+                f"Found --pruner {self.pruner} beside --engine {self.engine}, which has no pruners. Leave it out"
+                + (": of its samplers, hyperband gives most trials few epochs." if "hyperband" in known else ".")
             )
         if self.sampler == "hyperband" and not isinstance(space.parameters.get("epochs"), Int):
             raise BadInputError(
@@ -213,11 +215,11 @@ class StudyConfig(BaseModel):
 
 
 def _with_defaults_of_its_engine(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop what is None, which means the default, and add KerasTuner's defaults where they differ from Optuna's."""
+    """Drop what is None, which means the default, and add the engine's defaults."""
     given = {name: value for name, value in fields.items() if value is not None}
-    if given.get("engine") == "keras-tuner":
-        return {"sampler": SAMPLERS["keras-tuner"][0], "pruner": "none"} | given
-    return given
+    engine = given.get("engine", StudyConfig.model_fields["engine"].default)
+    sampler = {"sampler": SAMPLERS[engine][0]} if engine in SAMPLERS else {}
+    return sampler | ({} if engine in PRUNING_ENGINES else {"pruner": "none"}) | given
 
 
 def parse_duration(text: str, option: str = "--timeout") -> float:

@@ -1,5 +1,6 @@
 """The promises of a study's fingerprint: it is continued as itself or refused with the difference."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from fashion_study.errors import BadInputError
 from fashion_study.space.file import load_space
 from fashion_study.space.space import SearchSpace
-from fashion_study.study.plan import fingerprint_of, refuse_difference
+from fashion_study.study.plan import fingerprint_of, refuse_difference, with_defaults
 from fashion_study.trial import DataSource
 
 SMOKE = load_space("smoke")
@@ -47,6 +48,18 @@ def test_the_same_study_is_continued() -> None:
 )
 def test_words_and_grid_values_may_change(space: SearchSpace) -> None:
     refuse_difference("mine", fingerprint(), fingerprint(space=space))
+
+
+def test_a_hyperparameter_newer_than_the_study_has_its_default() -> None:
+    stored = fingerprint()
+    values = json.loads(str(stored["baseline"]))
+    del values["decay"]
+    older = stored | {"baseline": json.dumps(values)}
+
+    refuse_difference("mine", with_defaults(older), fingerprint())
+    for altered in ("no JSON", json.dumps(values | {"decay": 2.0})):
+        with pytest.raises(BadInputError, match="baseline"):
+            refuse_difference("mine", with_defaults(stored | {"baseline": altered}), fingerprint())
 
 
 def test_where_the_data_lies_may_change() -> None:

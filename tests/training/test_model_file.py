@@ -147,11 +147,40 @@ def test_a_lacking_setting_that_is_not_the_default_is_refused(
     refusal(packed(tmp_path / "model.keras", changed))
 
 
-def test_a_model_must_have_the_sizes_of_its_run(saved: Path) -> None:
+def test_a_model_must_be_that_of_its_run(saved: Path) -> None:
     assert load_model_file(saved, SMALL.model_copy(update={"epochs": 3})).count_params() > 0
-    for other in ({"dense_units": 13}, {"input_scale": "unit"}):
-        with pytest.raises(DamagedModelError, match="that of its run"):
+    for other, found in (({"dense_units": 13}, "'units' 12"), ({"input_scale": "unit"}, "'Identity'")):
+        with pytest.raises(DamagedModelError, match=found):
             load_model_file(saved, SMALL.model_copy(update=other))
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
+def test_a_layer_that_a_parameter_switches_on_may_be_off(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    built = model_module._layers
+
+    def with_dropout_for_adam(params: Hyperparameters, *args: Any) -> list[keras.layers.Layer]:
+        *layers, last = built(params, *args)
+        return [*layers, *([keras.layers.Dropout(0.2)] if params.optimizer == "adam" else []), last]
+
+    monkeypatch.setattr(model_module, "_layers", with_dropout_for_adam)
+    params = Hyperparameters.model_validate(SMALL.model_dump() | {"optimizer": optimizer})
+    model = build_network(params, IMAGE_SHAPE, 10)
+    model.save(tmp_path / "model.keras")
+    assert len(load_model_file(tmp_path / "model.keras", params).layers) == len(model.layers)
+
+
+def test_a_run_s_model_has_the_shape_and_classes_of_its_file(members: Members, tmp_path: Path) -> None:
+    for change in (
+        lambda config: _layer(config, 0)["config"].update(batch_shape="[None, 28, 28, 1]"),
+        lambda config: _layer(config, 0)["config"].update(batch_shape=[None, 28, 28, 10**9]),
+        lambda config: _layer(config, 11)["config"].update(units=10**9),
+        lambda config: config["config"]["layers"].clear(),
+    ):
+        path = packed(tmp_path / "model.keras", with_config(members, change))
+        with pytest.raises(DamagedModelError, match="not loaded"):
+            load_model_file(path, SMALL)
 
 
 def test_the_builder_s_largest_model_loads(tmp_path: Path) -> None:

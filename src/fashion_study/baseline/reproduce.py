@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -200,9 +199,8 @@ class _Trainings(Source):
         from fashion_study.training.model_file import load_model_file
         from fashion_study.worker.record import by_class, record_evaluation
 
-        logged = ModelRef(result.tags["model_uri"], result.tags["model_sha256"], f"run {spec.run_id}")
-        with TemporaryDirectory() as folder:
-            model = load_model_file(Registry(self._client).fetch(logged, Path(folder)))
+        logged = ModelRef(result.tags["model_uri"], result.tags["model_sha256"], spec.run_id, f"run {spec.run_id}")
+        model = Registry(self._client).load(logged, load_model_file)
         holdout = load_holdout(self._source)
         evaluation = evaluate(model, holdout, describe(self._source.name).class_names)
         record_evaluation(self._client, spec.run_id, evaluation, holdout, spec.seed)

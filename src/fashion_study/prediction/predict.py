@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -171,7 +170,7 @@ def _logged(client: MlflowClient, uri: ModelUri, model_id: str) -> tuple[ModelRe
             f"experiment {dataset!r} is none of {', '.join(KINDS)}. Expected the model of a trial's run."
         )
     # Not models:/ID, which MLflow looks up in its default store.
-    return ModelRef(logged.artifact_location, sha256, uri.text), KINDS[dataset]
+    return ModelRef(logged.artifact_location, sha256, run.info.run_id, uri.text), KINDS[dataset]
 
 
 def _probabilities(registry: Registry, model: ModelRef, images: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:
@@ -180,14 +179,13 @@ def _probabilities(registry: Registry, model: ModelRef, images: NDArray[np.uint8
     from fashion_study.training.model_file import load_model_file
 
     import_without_stderr("tensorflow")
-    with TemporaryDirectory(prefix="fashion-study-") as folder:
-        loaded = load_model_file(registry.fetch(model, Path(folder)))
-        if loaded.output_shape[-1] != classes:
-            raise DamagedModelError(
-                f"{model} tells {loaded.output_shape[-1]} classes apart; its data set has {classes}. "
-                "Expected a model that was trained on it."
-            )
-        return np.asarray(loaded.predict(images.astype(np.float32), batch_size=BATCH, verbose=0))
+    loaded = registry.load(model, load_model_file)
+    if loaded.output_shape[-1] != classes:
+        raise DamagedModelError(
+            f"{model} tells {loaded.output_shape[-1]} classes apart; its data set has {classes}. "
+            "Expected a model that was trained on it."
+        )
+    return np.asarray(loaded.predict(images.astype(np.float32), batch_size=BATCH, verbose=0))
 
 
 def _best(probabilities: NDArray[np.float32], names: Sequence[str]) -> tuple[ClassProbability, ...]:

@@ -196,7 +196,7 @@ def judge_signature(registry: Registry, decision: Decision) -> Decision:
 
 
 def _model_ref(contender: Contender) -> ModelRef:
-    return ModelRef(contender.model_uri, contender.sha256, contender.title)
+    return ModelRef(contender.model_uri, contender.sha256, contender.run_id, contender.title)
 
 
 @contextmanager

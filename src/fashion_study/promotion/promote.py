@@ -4,7 +4,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlflow import MlflowClient
@@ -148,8 +147,7 @@ def _check_file(registry: Registry, version: Version) -> None:
     """Refuse to put a damaged file back into use."""
     from fashion_study.training.model_file import load_model_file
 
-    with TemporaryDirectory() as folder:
-        load_model_file(registry.fetch(version.model, Path(folder)))
+    registry.load(version.model, load_model_file)
 
 
 def _decision(version: Version, **known: Any) -> Decision:

@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID
-from pydantic import ValidationError
 
 from fashion_study.data.catalog import KINDS
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.executors.local import threads_per_worker
 from fashion_study.replay.choice import refuse_without_end
 from fashion_study.text import printable
-from fashion_study.tracking.attempt import Attempt, read_attempt
+from fashion_study.tracking.attempt import Attempt, hyperparameters_of, read_attempt
 from fashion_study.tracking.provenance import provenance
 from fashion_study.tracking.search import find_run, search_runs
 from fashion_study.trial import (
     TRAINING_VERSION,
     Checkpoint,
-    Hyperparameters,
     Precision,
     TrialSpec,
     TrialState,
@@ -156,17 +154,11 @@ def _attempt(run: Run, study: str | None) -> Attempt:
 
 
 def _spec(run: Run, attempt: Attempt) -> TrialSpec:
-    try:
-        hyperparameters = Hyperparameters.model_validate_strings(run.data.params)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in problem["loc"])
-        raise ValueError(f"its parameter {name} is {problem['input']!r}: {problem['msg']}") from error
     tags = run.data.tags
     return TrialSpec(
         attempt.trial,
         attempt.number,
-        hyperparameters,
+        hyperparameters_of(run),
         int(tags["seed"]),
         run.info.run_id,
         Precision(tags["precision"]),

@@ -1,15 +1,18 @@
 """The plan of a study: its config with everything in it looked up and checked, and what its run shows of it."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
 
 from fashion_study.config import StudyConfig
 from fashion_study.data.catalog import PREFERRED, check_limit, locate
 from fashion_study.errors import BadInputError
 from fashion_study.executors.local import default_workers
 from fashion_study.space.space import SearchSpace
-from fashion_study.trial import TRAINING_VERSION, DataSource, ParamValue, Precision
+from fashion_study.trial import TRAINING_VERSION, DataSource, Hyperparameters, ParamValue, Precision
 
 if TYPE_CHECKING:
     from fashion_study.tracking.runs import StudyMetadata
@@ -120,6 +123,14 @@ def fingerprint_of(space: SearchSpace, source: DataSource, seed: int, limit_trai
         "limit on training images": limit_train,
         "version of the training code": TRAINING_VERSION,
     }
+
+
+def with_defaults(stored: Mapping[str, object]) -> dict[str, object]:
+    """Return a stored fingerprint with the default of each hyperparameter that is newer than the study."""
+    completed = dict(stored)
+    with suppress(ValidationError):  # Altered: it differs as it is.
+        completed["baseline"] = Hyperparameters.model_validate_json(str(stored.get("baseline"))).model_dump_json()
+    return completed
 
 
 def refuse_difference(study_name: str, stored: Mapping[str, object], asked: Mapping[str, object]) -> None:

@@ -19,7 +19,7 @@ from fashion_study.store.relocation import moves, rebase
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TRACKED_AT, TrialStorage
 from fashion_study.study.loop import Loop, Source
-from fashion_study.study.plan import Plan, refuse_difference
+from fashion_study.study.plan import Plan, refuse_difference, with_defaults
 from fashion_study.study.progress import Observer
 from fashion_study.study.reconcile import reconcile
 from fashion_study.trial import Precision, WorkerSettings
@@ -63,7 +63,7 @@ class OwnedStudy:
             BadInputError: they differ.
         """
         config, asked = self.plan.config, self.plan.fingerprint
-        stored = dict(self.trial_storage.attrs.get("identity", asked))
+        stored = with_defaults(self.trial_storage.attrs.get("identity", asked))
         if config.precision != "auto" and "precision" in self.trial_storage.attrs:
             stored["precision"], asked["precision"] = self.trial_storage.attrs["precision"], config.precision
         refuse_difference(self.plan.name, stored, asked)

@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fashion_study.trial import FailReason, TrialResult, TrialState
+from pydantic import ValidationError
+
+from fashion_study.errors import DamagedModelError
+from fashion_study.text import shown
+from fashion_study.trial import FailReason, Hyperparameters, TrialResult, TrialState
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -80,6 +84,23 @@ def read_attempt(run: "Run") -> Attempt:
         is_orphan=ORPHAN in tags,
         is_deleted=info.lifecycle_stage != "active",
     )
+
+
+def hyperparameters_of(run: "Run") -> Hyperparameters:
+    """Read the hyperparameters that a run was logged with; one that it lacks has its default.
+
+    Raises:
+        DamagedModelError: a parameter was altered.
+    """
+    known = {name: text for name, text in run.data.params.items() if name in Hyperparameters.model_fields}
+    try:
+        return Hyperparameters.model_validate_strings(known)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise DamagedModelError(
+            f"The run {run.info.run_id} was altered: its parameter {problem['loc'][0]} is {shown(problem['input'])}. "
+            f"Expected the one that it was trained with ({problem['msg']}). Set it right in MLflow."
+        ) from error
 
 
 def run_name(result: TrialResult, repeat: int = 0) -> str:

@@ -2,11 +2,11 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Self
+from typing import Self, TypeVar
 
 import mlflow.artifacts
 from mlflow import MlflowClient
@@ -16,8 +16,11 @@ from mlflow.exceptions import MlflowException
 
 from fashion_study.errors import DamagedModelError
 from fashion_study.text import printable
-from fashion_study.tracking.search import all_pages
-from fashion_study.trial import ParamValue
+from fashion_study.tracking.attempt import hyperparameters_of
+from fashion_study.tracking.search import all_pages, find_run
+from fashion_study.trial import Hyperparameters, ParamValue
+
+T = TypeVar("T")
 
 CHAMPION = "champion"
 PREVIOUS_CHAMPION = "previous-champion"
@@ -32,17 +35,18 @@ CARD_FILE = "MLmodel"
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A stored model: the address of its folder, the SHA-256 of its `.keras` file, and its name in messages."""
+    """A stored model: its folder's address, the SHA-256 of its `.keras` file, its run, and its name in messages."""
 
     uri: str
     sha256: str
+    run_id: str
     title: str
 
     @classmethod
     def of_run(cls, run: Run) -> Self:
         """Return the model that a run logged, by its tags."""
         tags = run.data.tags
-        return cls(tags.get("model_uri", ""), tags.get("model_sha256", ""), f"run {run.info.run_id}")
+        return cls(tags.get("model_uri", ""), tags.get("model_sha256", ""), run.info.run_id, f"run {run.info.run_id}")
 
     def __str__(self) -> str:
         return self.title
@@ -179,6 +183,16 @@ class Registry:
         for key, value in tags.items():
             self.client.set_model_version_tag(version.name, str(version.number), key, value)
 
+    def load(self, model: ModelRef, load_file: Callable[[Path, Hyperparameters | None], T]) -> T:
+        """Fetch a model's `.keras` file, and load it with the parameters of its run (None where that run is gone).
+
+        Raises:
+            DamagedModelError: the file is missing or another one, or `load_file` refuses it.
+        """
+        run = find_run(self.client, model.run_id) if model.run_id else None
+        with TemporaryDirectory(prefix="fashion-study-") as folder:
+            return load_file(self.fetch(model, Path(folder)), None if run is None else hyperparameters_of(run))
+
     def fetch(self, model: ModelRef, folder: Path) -> Path:
         """Download a model's `.keras` file into `folder`, and return it if its SHA-256 is the registered one.
 
@@ -275,7 +289,7 @@ def _version(found: ModelVersion, aliases: Mapping[str, str]) -> Version:
         name=found.name,
         number=number,
         run_id=found.run_id or "",
-        model=ModelRef(uri, found.tags.get("model_sha256", ""), f"{found.name} version {number}"),
+        model=ModelRef(uri, found.tags.get("model_sha256", ""), found.run_id or "", f"{found.name} version {number}"),
         tags=dict(found.tags),
         aliases=tuple(alias for alias, target in sorted(aliases.items()) if int(target) == number),
     )

@@ -31,7 +31,7 @@ def build_model(
     """
     # A GPU's own kernels are faster than ours.
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    model = build_network(params, image_shape, classes, precision, for_training=not on_gpu)
+    model = build_network(params, image_shape, classes, precision, fused=not on_gpu)
     model.compile(
         optimizer=_optimizer(params),
         loss="sparse_categorical_crossentropy",
@@ -59,7 +59,7 @@ def build_network(
     classes: int,
     precision: Precision = Precision.FLOAT32,
     *,
-    for_training: bool = False,
+    fused: bool = False,
 ) -> keras.Model:
     """Build the network without an optimizer, of stock layers or of those that are faster to train."""
     height, width, _ = image_shape
@@ -68,11 +68,11 @@ def build_network(
             f"Images of {height} x {width} pixels are too small for the network. Expected at least {MIN_SIDE} x "
             f"{MIN_SIDE}: enlarge them first."
         )
-    return keras.Sequential(_layers(params, image_shape, classes, precision, for_training), name="fashion_cnn")
+    return keras.Sequential(_layers(params, image_shape, classes, precision, fused), name="fashion_cnn")
 
 
 def _layers(
-    params: Hyperparameters, image_shape: ImageShape, classes: int, precision: Precision, for_training: bool
+    params: Hyperparameters, image_shape: ImageShape, classes: int, precision: Precision, fused: bool
 ) -> list[keras.layers.Layer]:
     layers = keras.layers
     # A policy per layer: the global one would outlive this model.
@@ -81,10 +81,10 @@ def _layers(
     scale = layers.Identity if params.input_scale == "raw" else partial(layers.Rescaling, 1 / 255)
     return [
         keras.Input(image_shape, name="pixels"),
-        *([layers.Cropping2D(margin, dtype="float32", name="crop")] if for_training else []),
+        *([layers.Cropping2D(margin, dtype="float32", name="crop")] if fused else []),
         scale(dtype="float32", name="input_scale"),
-        *_conv_pool(1, params.filters_1, policy, for_training),
-        *_conv_pool(2, params.filters_2, policy, for_training),
+        *_conv_pool(1, params.filters_1, policy, fused),
+        *_conv_pool(2, params.filters_2, policy, fused),
         layers.Conv2D(params.filters_3, 3, activation="relu", dtype=policy, name="conv_3"),
         layers.Flatten(dtype=policy, name="flatten"),
         layers.Dense(params.dense_units, activation="relu", dtype=policy, name="dense"),
@@ -101,8 +101,8 @@ def _dead_margin(side: int) -> int:
     return side - (2 * (2 * pooled + 2) + 2)
 
 
-def _conv_pool(number: int, filters: int, policy: keras.DTypePolicy, for_training: bool) -> list[keras.layers.Layer]:
-    if for_training:
+def _conv_pool(number: int, filters: int, policy: keras.DTypePolicy, fused: bool) -> list[keras.layers.Layer]:
+    if fused:
         return [TrainingConvPool2D(filters, 3, dtype=policy, name=f"conv_{number}")]
     # ReLU after pooling: the same function and gradient as before it, on a quarter of the values.
     return [

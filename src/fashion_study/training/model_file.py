@@ -78,7 +78,7 @@ def load_model_file(path: Path, params: Hyperparameters | None = None) -> "keras
     """Build the model that a `.keras` file of this project describes, and load the file's weights into it.
 
     The model is float32 and not compiled. It takes raw pixels (n, height, width, channels) and returns probabilities
-    (n, classes). With `params`, those of the run that logged it, it must have their sizes.
+    (n, classes). `params` are those of the run that logged it; without them the sizes are read from the file.
 
     Verify the file's SHA-256 first (`Registry.fetch`): this proves that it is harmless, not that it is the right one.
 
@@ -142,7 +142,7 @@ def _parsed(text: bytes) -> Config:
         _refuse(f"a {CONFIG} that is no JSON ({error})", "the config of a Sequential model")
     inner = config.get("config") if isinstance(config, dict) else None
     layers = inner.get("layers") if isinstance(inner, dict) else None
-    if not isinstance(layers, list) or not all(
+    if not (isinstance(layers, list) and layers) or not all(
         isinstance(layer, dict) and isinstance(layer.get("config"), dict) for layer in layers
     ):
         _refuse(f"a {CONFIG} with {shown(config)}", "the config of a Sequential model")
@@ -183,8 +183,13 @@ def _stored_arrays(content: bytes) -> Arrays:
 
 
 def _sizes(config: Config, params: Hyperparameters | None) -> _Sizes:
-    """Read the sizes from the places in which the builder writes its own."""
+    """Take the sizes of the run's parameters, else read them from the places in which the builder writes its own."""
     found = config["config"]["layers"]
+    if params is not None:
+        shape, classes = found[0]["config"].get("batch_shape"), found[-1]["config"].get("units")
+        _, height, width, channels = shape if isinstance(shape, list) and len(shape) == 4 else 4 * [None]
+        sizes = {"height": height, "width": width, "channels": channels, "classes": classes}
+        return _Sizes.model_validate(params.model_dump() | sizes)
     kinds = [layer.get("class_name") for layer in found]
     for input_scale in ("raw", "unit"):
         marked = _Sizes.model_construct(None, **MARKS, input_scale=input_scale)
@@ -193,14 +198,11 @@ def _sizes(config: Config, params: Hyperparameters | None) -> _Sizes:
             break
     else:
         _refuse(f"the layers {shown(kinds)}", "those of the shared builder, in its order")
-    sizes: Config = {"input_scale": input_scale}
+    sizes = {"input_scale": input_scale}
     for layer, described in zip(layers, found, strict=True):
         given = _numbers(described["config"])
         sizes |= {NAMES[mark]: given.get(at) for at, mark in _numbers(layer["config"]).items() if mark in NAMES}
-    known = {} if params is None else params.model_dump()
-    if differing := {name: value for name, value in sizes.items() if known.get(name, value) != value}:
-        _refuse(f"a model with {differing}", f"that of its run, with { ({name: known[name] for name in differing}) }")
-    return _Sizes.model_validate(known | sizes)
+    return _Sizes.model_validate(sizes)
 
 
 def _numbers(settings: Config) -> dict[tuple[str, int], float]:
@@ -221,6 +223,9 @@ def _check_config(found: Config, outline: "keras.Model") -> None:
     import keras
 
     built = _config(outline)
+    names, expected_names = ([layer.get("class_name") for layer in one["config"]["layers"]] for one in (found, built))
+    if names != expected_names:
+        _refuse(f"the layers {shown(names)}", f"{shown(expected_names)}, those of the shared builder")
     kinds = {type(layer).__name__: type(layer) for layer in outline.layers} | {"InputLayer": keras.layers.InputLayer}
     _check_node(found, built, None)
     for node, expected in zip(found["config"]["layers"], built["config"]["layers"], strict=True):

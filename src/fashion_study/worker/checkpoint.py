@@ -2,8 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import keras
 from mlflow import MlflowClient
@@ -35,8 +33,7 @@ def restore(
         run = None if continues.run_id is None else find_run(client, continues.run_id)
         if run is None:
             raise DamagedModelError("its run is gone")
-        with TemporaryDirectory() as folder:
-            earlier = load_model_file(Registry(client).fetch(ModelRef.of_run(run), Path(folder)), params)
+        earlier = Registry(client).load(ModelRef.of_run(run), load_model_file)
     except DamagedModelError as error:
         return WarmStart(tags={CONTINUATION_LOST: f"trial {continues.number:03d}: {error}"})
     model.set_weights(earlier.get_weights())

@@ -101,7 +101,7 @@ def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: 
         client.log_model_artifacts(logged.model_id, f"{folder}/model")
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    return ModelRef(f"models:/{logged.model_id}", sha256, f"run {run_id}")
+    return ModelRef(f"models:/{logged.model_id}", sha256, run_id, f"run {run_id}")
 
 
 def final_metrics(evaluation: Evaluation) -> dict[str, float]:

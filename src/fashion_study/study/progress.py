@@ -20,7 +20,7 @@ class Observer:
         """Show what begins, a study's trials or its finalists' repeats: `counted` of `total` are done already."""
 
     def note(self, text: str) -> None:
-        """Show a line that matters; after a signal another thread than the study's may call this."""
+        """Show a line that matters."""
 
     def warn(self, text: str) -> None:
         """Show a warning on standard error."""
@@ -53,7 +53,7 @@ class PipeSafeConsole(Console):
         os.close(nowhere)
 
 
-class PlainLines(NullObserver):
+class PlainLines(Observer):
     """An observer that prints a line for each event, as a log should keep it."""
 
     def __init__(self, console: Console) -> None:

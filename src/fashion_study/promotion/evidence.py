@@ -1,12 +1,8 @@
 """The evidence about two models: the gates' results, from verified files and counted readings of the holdout."""
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,12 +61,12 @@ class Examiner:
         challenger, reference = decision.challenger, decision.reference
         assert reference is not None
         ours, theirs = _model_ref(challenger), _model_ref(reference)
-        with _loaded(self._registry, ours) as model, _loaded(self._registry, theirs) as other:
-            signature = _signature(self._registry, ours, model, self._registry.signature(theirs))
-            latency = self._latency(model, other)
-            paired, holdout = self._on_holdout([(challenger, model), (reference, other)])
-            fidelity = self._fidelity(challenger, model, paired)
-            counted = [int(one.count_params()) for one in (model, other)]
+        model, other = (load_verified(self._registry, one) for one in (ours, theirs))
+        signature = _signature(self._registry, ours, model, self._registry.signature(theirs))
+        latency = self._latency(model, other)
+        paired, holdout = self._on_holdout([(challenger, model), (reference, other)])
+        fidelity = self._fidelity(challenger, model, paired)
+        counted = [int(one.count_params()) for one in (model, other)]
         recalls = tuple(self._gates.class_recalls(paired, self._class_names))
         right = [int((paired.labels == predicted).sum()) for predicted in (paired.challenger, paired.champion)]
         return decision.judged(
@@ -191,22 +187,23 @@ def judge_signature(registry: Registry, decision: Decision) -> Decision:
         # A damaged champion must not keep a sound model from taking its place.
         expected = None
     challenger = _model_ref(decision.challenger)
-    with _loaded(registry, challenger) as model:
-        return decision.judged((_signature(registry, challenger, model, expected),))
+    model = load_verified(registry, challenger)
+    return decision.judged((_signature(registry, challenger, model, expected),))
+
+
+def load_verified(registry: Registry, model: ModelRef) -> "keras.Model":
+    """Load a stored model.
+
+    Raises:
+        DamagedModelError: its file is not the registered one, or not one that this project saves.
+    """
+    from fashion_study.training.model_file import load_model_file
+
+    return registry.load(model, load_model_file)
 
 
 def _model_ref(contender: Contender) -> ModelRef:
     return ModelRef(contender.model_uri, contender.sha256, contender.run_id, contender.title)
-
-
-@contextmanager
-def _loaded(registry: Registry, model: ModelRef) -> Iterator["keras.Model"]:
-    # Read by TensorFlow when it is imported: a study may be training on the same GPU.
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    from fashion_study.training.model_file import load_model_file
-
-    with TemporaryDirectory() as folder:
-        yield load_model_file(registry.fetch(model, Path(folder)))
 
 
 def _signature(registry: Registry, challenger: ModelRef, model: "keras.Model", expected: str | None) -> GateResult:

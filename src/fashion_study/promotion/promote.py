@@ -14,7 +14,7 @@ from fashion_study.data.catalog import KINDS, locate
 from fashion_study.errors import DamagedModelError, DataError
 from fashion_study.promotion.contenders import as_contender, baseline_of, choose_challenger, choose_model, parent_run
 from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
-from fashion_study.promotion.evidence import Examiner, judge_signature
+from fashion_study.promotion.evidence import Examiner, judge_signature, load_verified
 from fashion_study.promotion.view import decision_page
 from fashion_study.stderr import stderr_into
 from fashion_study.store.failures import store_failures
@@ -56,11 +56,11 @@ def promote(config: PromotionConfig, store: Store) -> Decision:
     with store_failures(store, PROMOTE_AGAIN), promotion_lock(store.root):
         registry = Registry(store.client())
         models = registry.models()
-        if config.rollback:
-            return _roll_back(registry, choose_model(models, config.study))
-        challenger = choose_challenger(models, config)
-        model = next(model for model in models if model.name == challenger.name)
         with stderr_into(store.root / "logs" / "promotion.log"):
+            if config.rollback:
+                return _roll_back(registry, choose_model(models, config.study))
+            challenger = choose_challenger(models, config)
+            model = next(model for model in models if model.name == challenger.name)
             return _promote(registry, model, challenger, config)
 
 
@@ -101,7 +101,8 @@ def _roll_back(registry: Registry, model: RegisteredModel) -> Decision:
     if model.champion is not None:
         _complete(registry, model, model.champion)
     previous = previous_champion(model)
-    _check_file(registry, previous)
+    # A damaged file is not put back into use.
+    load_verified(registry, previous.model)
     reference = model.champion and as_contender(model.champion, CHAMPION)
     decision = _decision(previous, reference=reference, is_rollback=True)
     return _carry_out(registry, decision, previous, model.champion, lambda: rollback(registry, model))
@@ -139,15 +140,8 @@ def _latest_decision(client: MlflowClient, version: Version) -> Decision | None:
         folders = [str(entry.path) for entry in client.list_artifacts(version.run_id, "decisions")]
         text = read_artifact(client, version.run_id, f"{max(folders)}/decision.json") if folders else None
         return None if text is None else Decision.model_validate_json(text)
-    except (MlflowException, ValidationError):
+    except (MlflowException, OSError, ValidationError):
         return None
-
-
-def _check_file(registry: Registry, version: Version) -> None:
-    """Refuse to put a damaged file back into use."""
-    from fashion_study.training.model_file import load_model_file
-
-    registry.load(version.model, load_model_file)
 
 
 def _decision(version: Version, **known: Any) -> Decision:

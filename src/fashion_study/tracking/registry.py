@@ -123,10 +123,11 @@ class Registry:
 
     def models(self) -> list[RegisteredModel]:
         """Return the registered models of this project that have a version, by their names."""
+        # The aliases first: else one that is moved to a new version in between would point to no version.
+        aliases = {model.name: model.aliases for model in all_pages(self.client.search_registered_models)}
         versions: dict[str, list[ModelVersion]] = defaultdict(list)
         for version in all_pages(self.client.search_model_versions, ""):
             versions[version.name].append(version)
-        aliases = {model.name: model.aliases for model in all_pages(self.client.search_registered_models)}
         return [
             _registered_model(name, found, aliases.get(name, {}))
             for name, found in sorted(versions.items())

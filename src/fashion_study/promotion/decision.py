@@ -1,5 +1,6 @@
 """The options of a promotion, the contenders, and the decision with its evidence."""
 
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -130,7 +131,7 @@ class Decision(BaseModel):
     def judged(self, gates: tuple[GateResult, ...], **evidence: object) -> Self:
         """Return the decision that the gates make, with the evidence that they rest on."""
         outcome = Outcome.PENDING if all(gate.passed for gate in gates) else Outcome.REFUSED
-        return self.model_copy(update={**evidence, "gates": gates, "outcome": outcome})
+        return self.model_copy(update={**evidence, "at": utc_now(), "gates": gates, "outcome": outcome})
 
     @property
     def failed(self) -> tuple[str, ...]:
@@ -170,3 +171,8 @@ class Decision(BaseModel):
         if self.reference is None:
             return ", the first one"
         return f", {'after' if self.forced else word} {self.reference}"
+
+
+def utc_now() -> str:
+    """Return the time of a decision, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

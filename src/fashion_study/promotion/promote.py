@@ -1,7 +1,6 @@
 """The promotion: a challenger becomes champion when the evidence says so, and the decision is kept."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from pydantic import ValidationError
 from fashion_study.data.catalog import KINDS, locate
 from fashion_study.errors import DamagedModelError, DataError
 from fashion_study.promotion.contenders import as_contender, baseline_of, choose_challenger, choose_model, parent_run
-from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
+from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig, utc_now
 from fashion_study.promotion.evidence import Examiner, judge_signature, load_verified
 from fashion_study.promotion.view import decision_page
 from fashion_study.stderr import stderr_into
@@ -148,7 +147,7 @@ def _decision(version: Version, **known: Any) -> Decision:
     """Return a decision about a version, pending as long as nothing else is known."""
     draft = {
         "outcome": Outcome.PENDING,
-        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "at": utc_now(),
         "registered_model": version.name,
         "dataset": _dataset(version),
         "challenger": as_contender(version, CHALLENGER),

@@ -57,18 +57,17 @@ class StudyRuns:
         self._inputs: list[DatasetInput] = []
         self._recorded: set[str] = set()
 
-    def open_study(self, metadata: StudyMetadata, data: Dataset | None, trial_storage: str | None = None) -> str:
+    def open_study(self, metadata: StudyMetadata, data: Dataset | None, token: str | None = None) -> str:
         """Open the study's run, make it where there is none, and return its id.
 
-        A new one has the token of its Optuna study: a kill can come before that has the id of the run.
+        A new one has the token of its trial storage: a kill can come before that has the id of the run.
         """
         self._study_name = metadata.name
         self._inputs = [] if data is None else list(_inputs(data))
         if self.run_id:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
-            token = {} if trial_storage is None else {LEDGER: trial_storage}
-            tags = {"kind": "study", "study": metadata.name} | token
+            tags = {"kind": "study", "study": metadata.name} | ({} if token is None else {LEDGER: token})
             self.run_id = self._create_run(metadata.name, tags, metadata.attrs)
             self._client.log_text(self.run_id, metadata.space_yaml, "space.yaml")
         self._log(self.run_id, {key: str(value) for key, value in metadata.settings.items()})
@@ -212,14 +211,14 @@ class StudyRuns:
         run = find_run(self._client, run_id)
         return None if run is None else read_attempt(run)
 
-    def unlinked(self, trial_storage: str | None) -> list[str]:
+    def unlinked(self, token: str | None) -> list[str]:
         """Return the runs that were opened for the study as a whole, are not its run, and are not marked as orphans.
 
-        They have the token of its trial storage; None: the study is older than those tokens.
+        They have the `token` of its trial storage; None: the study is older than those tokens.
         """
-        if trial_storage is None:
+        if token is None:
             return []
-        found = search_runs(self._client, [self._experiment_id], f"tags.{LEDGER} = '{trial_storage}'")
+        found = search_runs(self._client, [self._experiment_id], f"tags.{LEDGER} = '{token}'")
         others = (run for run in found if run.info.run_id != self.run_id and run.info.lifecycle_stage == "active")
         return [run.info.run_id for run in others if ORPHAN not in run.data.tags or run.info.status == "RUNNING"]
 

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from fashion_study.space.file import load_space
 from fashion_study.store.relocation import local_path
 from fashion_study.store.store import open_store
 from fashion_study.training.model import build_model, to_float32
 from fashion_study.worker.record import record_model
-from tests.support.model_store import SMALL
 
 
 def main() -> None:
@@ -17,7 +17,9 @@ def main() -> None:
         store = open_store(scratch)
         client = store.client()
         run_id = client.create_run(store.experiment_id(client, "digits")).info.run_id
-        logged = record_model(client, run_id, to_float32(build_model(SMALL, (28, 28, 1), 10), SMALL), SMALL)
+        # Of the sizes that the first trial's run names: a model is loaded with the parameters of its run.
+        params = load_space("smoke").baseline_point
+        logged = record_model(client, run_id, to_float32(build_model(params, (28, 28, 1), 10), params), params)
         folder = local_path(client.get_logged_model(logged.uri.removeprefix("models:/")).artifact_location)
         assert folder is not None
         unfinished = Path(f"{sys.argv[1]}.part")

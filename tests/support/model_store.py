@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 from mlflow import MlflowClient
+from mlflow.entities import Param
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fashion_study.data.catalog import load_dataset, locate
@@ -114,6 +115,8 @@ class ModelStore:
     def _run(self, parent: str, tags: dict[str, str], model: keras.Model, *, holdout: bool) -> str:
         run = self.client.create_run(self.experiment_id, tags=tags | {MLFLOW_PARENT_RUN_ID: parent})
         run_id = str(run.info.run_id)
+        params = [Param(name, str(value)) for name, value in SMALL.model_dump().items()]
+        self.client.log_batch(run_id, params=params)
         split = load_holdout(digits().source) if holdout else digits().validation
         confusion = evaluate(model, split, digits().class_names).confusion
         self.client.log_dict(run_id, {"counts": confusion.tolist()}, "confusion_matrix.json")

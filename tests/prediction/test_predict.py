@@ -14,8 +14,9 @@ from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.predict import ClassProbability, Prediction, Predictions, as_json, predict, table
 from fashion_study.tracking.registry import CHAMPION
 from fashion_study.training.model import build_model, to_float32
+from fashion_study.trial import Hyperparameters
 from fashion_study.worker.record import record_model
-from tests.support.model_store import SMALL, ModelStore, digits, trained
+from tests.support.model_store import ModelStore, digits, trained
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,8 @@ def test_a_run_that_says_no_digest_gives_no_model(shelf: Shelf, pictures: list[P
 
 def test_a_model_with_other_classes_than_its_data_set_is_refused(shelf: Shelf, pictures: list[Path]) -> None:
     models = shelf.models
-    run_id = models.client.create_run(models.experiment_id).info.run_id
-    logged = record_model(models.client, run_id, to_float32(build_model(SMALL, (28, 28, 1), 12), SMALL), SMALL)
+    run_id, params = models.client.create_run(models.experiment_id).info.run_id, Hyperparameters()
+    logged = record_model(models.client, run_id, to_float32(build_model(params, (28, 28, 1), 12), params), params)
     models.client.set_tag(run_id, "model_sha256", logged.sha256)
     with pytest.raises(DamagedModelError, match="12 classes apart; its data set has 10"):
         predict(pictures, models.store, ModelUri.parse(logged.uri))

@@ -205,7 +205,7 @@ class _Comparison:
     def _open_run(self, attempt: Attempt) -> Finding:
         def repair() -> str:
             if (outcome := attempt.outcome) is None:
-                self._runs.interrupt_trial(attempt.trial, attempt.run_id, CAUSE, TrialState.WAITING)
+                self._runs.interrupt_trial(attempt.trial, attempt.run_id, CAUSE, TrialState.WAITING, attempt.repeat)
                 return "its run is ended now"
             self._runs.correct(attempt, outcome, attempt.objective, attempt.reason)
             return f"its run ended as {outcome}, and is closed now"

@@ -129,12 +129,12 @@ class StudyRuns:
         result = TrialResult(attempt.trial, attempt.number, state, attempt.epochs_run, objective, reason)
         self._end(attempt.run_id, RUN_STATUS[state], run_name(result, attempt.repeat))
 
-    def interrupt_trial(self, number: int, run_id: str, cause: str, state: TrialState) -> None:
+    def interrupt_trial(self, number: int, run_id: str, cause: str, state: TrialState, repeat: int = 0) -> None:
         """End the run of an attempt that was stopped from outside; `state` is where that leaves the trial."""
         given_up = state is TrialState.FAILED
         tags = {"state": state.value, "reason": FailReason.INTERRUPTED.value} if given_up else {"state": "interrupted"}
         self._log(run_id, {**tags, "cause": without_passwords(cause)})
-        self._end(run_id, "FAILED" if given_up else "KILLED", f"{open_run_name(number)}  interrupted")
+        self._end(run_id, "FAILED" if given_up else "KILLED", f"{open_run_name(number, repeat)}  interrupted")
 
     def supersede(self, run_id: str, by: str) -> None:
         """Mark the run of an earlier attempt with the run that took its place."""

@@ -32,7 +32,7 @@ def summarise(result: StudyResult, console: Console) -> None:
     if result.finalists:
         console.print(_finalists(result))
         console.print("lower bound of the mean: one-sided 95 %, Student's t; the highest one wins\n", highlight=False)
-    for line in (*_comparison(result), *_ending(result), *_workers(result), *_registered(result), *_where_next(result)):
+    for line in (*_comparison(result), *_ending(result), *_registered(result), *_where_next(result)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -143,11 +143,9 @@ def _ending(result: StudyResult) -> list[str]:
         lines.append(f"Stopped by {STOPPED_BY[result.stopped_by]}; the unfinished trials wait.")
     elif result.counted < total:
         lines.append("The time of --timeout is over, or --epoch-budget is spent; no further trial was started.")
+    if result.busy_share is not None:
+        lines.append(f"Workers: busy {100 * result.busy_share:.1f} % of the time.")
     return lines
-
-
-def _workers(result: StudyResult) -> list[str]:
-    return [] if result.busy_share is None else [f"Workers: busy {100 * result.busy_share:.1f} % of the time."]
 
 
 def _where_next(result: StudyResult) -> list[str]:

@@ -33,6 +33,7 @@ def import_without_stderr(library: str) -> None:
 
     TensorFlow takes GPU memory as it needs it: a study may be training on the same one.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Without a GPU the first operation writes errors at level 2.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     with stderr_into(Path(os.devnull)):
         import_module(library)

@@ -64,8 +64,7 @@ def read_picture(path: Path) -> Picture:
     colours = _opaque(_decoded(path))
     if colours.getcolors(maxcolors=1) is not None:
         raise _blank(path)
-    # The mean of whole blocks of pixels: a single noisy one no longer counts as an edge.
-    return Picture(path, colours.reduce(max(1, max(colours.size) // SEARCHED_SIDE)))
+    return Picture(path, _reduced(colours))
 
 
 def fit_picture(picture: Picture, image_shape: ImageShape) -> NDArray[np.uint8]:
@@ -153,12 +152,17 @@ def _opaque(picture: Image.Image) -> Image.Image:
         return picture.convert("I").convert("F").point(lambda level: level * (1 / 256)).convert("RGB")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
-    layers = picture.convert("RGBA")
+    layers = _reduced(picture.convert("RGBA"))
     grey, opacity = (np.asarray(each, dtype=float) for each in (layers.convert("L"), layers.getchannel("A")))
     # A dark object needs a white background and a bright one a black one: otherwise it could not be seen.
     is_dark = (opacity * (grey - WHITE / 2)).sum() < 0
     background = Image.new("RGBA", layers.size, "white" if is_dark else "black")
     return Image.alpha_composite(background, layers).convert("RGB")
+
+
+def _reduced(picture: Image.Image) -> Image.Image:
+    """Average whole blocks of pixels of a large picture: a single noisy one no longer counts as an edge."""
+    return picture.reduce(max(1, max(picture.size) // SEARCHED_SIDE))
 
 
 def _background(picture: Image.Image) -> tuple[int, ...]:

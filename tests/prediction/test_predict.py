@@ -9,6 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from fashion_study.data.catalog import describe
+from fashion_study.data.dataset import ImageShape
 from fashion_study.errors import BadInputError, DamagedModelError, StoreError
 from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.predict import ClassProbability, Prediction, Predictions, as_json, predict, table
@@ -146,12 +147,19 @@ def test_a_run_that_says_no_digest_gives_no_model(shelf: Shelf, pictures: list[P
         predict(pictures, shelf.models.store, ModelUri.parse(f"models:/{logged.model_id}"))
 
 
-def test_a_model_with_other_classes_than_its_data_set_is_refused(shelf: Shelf, pictures: list[Path]) -> None:
+@pytest.mark.parametrize(
+    ("image_shape", "classes", "found"),
+    [((28, 28, 1), 12, "12 classes apart; its data set has 10"), ((32, 32, 3), 10, r"images of \(32, 32, 3\)")],
+)
+def test_a_model_that_is_not_for_its_data_set_is_refused(
+    image_shape: ImageShape, classes: int, found: str, shelf: Shelf, pictures: list[Path]
+) -> None:
     models = shelf.models
     run_id, params = models.client.create_run(models.experiment_id).info.run_id, Hyperparameters()
-    logged = record_model(models.client, run_id, to_float32(build_model(params, (28, 28, 1), 12), params), params)
+    model = to_float32(build_model(params, image_shape, classes), params)
+    logged = record_model(models.client, run_id, model, params)
     models.client.set_tag(run_id, "model_sha256", logged.sha256)
-    with pytest.raises(DamagedModelError, match="12 classes apart; its data set has 10"):
+    with pytest.raises(DamagedModelError, match=found):
         predict(pictures, models.store, ModelUri.parse(logged.uri))
 
 

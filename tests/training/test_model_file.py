@@ -329,6 +329,7 @@ def test_a_config_with_any_but_the_builder_s_layers_is_refused(
     [
         (2, "filters", 513),
         (2, "filters", 10**12),
+        (2, "filters", float("nan")),
         (2, "filters", "4"),
         (2, "filters", None),
         (2, "kernel_size", [1, 1]),
@@ -343,6 +344,7 @@ def test_a_config_with_any_but_the_builder_s_layers_is_refused(
         (11, "dtype", "float64"),
         (11, "kernel_constraint", {"class_name": "MaxNorm"}),
         (11, "lora_rank", 4),
+        (11, "layers", []),
     ],
 )
 def test_a_setting_that_the_builder_never_gives_is_refused(
@@ -429,6 +431,15 @@ def _itself(file: h5py.File, _: Path) -> None:
     file["layers/dense/again"] = file["layers"]
 
 
+def _deep(file: h5py.File, _: Path) -> None:
+    file.create_group("a/" * 2_000)
+
+
+def _many(file: h5py.File, _: Path) -> None:
+    for number in range(500):
+        file.create_group(f"layers/{number}")
+
+
 def _one_too_many(file: h5py.File, _: Path) -> None:
     file["layers/dense/vars/2"] = np.zeros(12, dtype="float32")
 
@@ -457,6 +468,8 @@ def _misplaced(file: h5py.File, _: Path) -> None:
         (_declared, "bytes of weights declared"),
         (_text, "numbers stored in the file"),
         (_itself, "one name"),
+        (_deep, "many or deep entries"),
+        (_many, "many or deep entries"),
         (_one_too_many, "weights that do not fit the layers: [((12,), 'float32')]"),
         (_one_missing, "Expected [((12,), 'float32')]"),
         (_of_another_type, "weights that do not fit the layers"),

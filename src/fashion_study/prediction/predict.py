@@ -180,6 +180,11 @@ def _probabilities(registry: Registry, model: ModelRef, images: NDArray[np.uint8
 
     import_without_stderr("tensorflow")
     loaded = registry.load(model, load_model_file)
+    if loaded.input_shape[1:] != images.shape[1:]:
+        raise DamagedModelError(
+            f"{model} takes images of {loaded.input_shape[1:]}; its data set has {images.shape[1:]}. "
+            "Expected a model that was trained on it."
+        )
     if loaded.output_shape[-1] != classes:
         raise DamagedModelError(
             f"{model} tells {loaded.output_shape[-1]} classes apart; its data set has {classes}. "

@@ -22,6 +22,7 @@ from fashion_study.text import shown
 from fashion_study.trial import Hyperparameters
 
 if TYPE_CHECKING:
+    import h5py
     import keras
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
@@ -29,6 +30,8 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MEMBERS = {"metadata.json": 10_000, CONFIG: 200_000, WEIGHTS: 128 * 2**20}
 # With room for the archive's own list of its members, which is read before anything else.
 MAX_FILE = sum(MEMBERS.values()) + 100_000
+# Keras writes fewer. HDF5 takes minutes for the names of a deep chain of groups.
+MAX_H5_OBJECTS, MAX_H5_DEPTH = 200, 4
 # What the description of a layer may lack.
 OPTIONAL = {"registered_name", "build_config", "compile_config"}
 
@@ -153,11 +156,10 @@ def _stored_arrays(content: bytes) -> Arrays:
     """Read the shapes of the arrays; refuse every way in which HDF5 can point outside the file or to itself."""
     import h5py
 
-    links: dict[str, Any] = {}
     entries: dict[str, Any] = {}
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
-            file.visititems_links(links.__setitem__)
+            links = _links(file)
             file.visititems(entries.__setitem__)
             for name, link in links.items():
                 if not isinstance(link, h5py.HardLink) or name not in entries:
@@ -180,6 +182,19 @@ def _stored_arrays(content: bytes) -> Arrays:
             return Counter((entry.shape, str(entry.dtype)) for entry in arrays.values())
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         _refuse(f"{WEIGHTS} that cannot be read ({error})", "weights in HDF5")
+
+
+def _links(file: "h5py.File") -> dict[str, Any]:
+    links: dict[str, Any] = {}
+
+    def note(name: str, link: Any) -> str | None:
+        links[name] = link
+        # Anything but None ends the walk; an exception would not come through HDF5.
+        return name if len(links) > MAX_H5_OBJECTS or name.count("/") >= MAX_H5_DEPTH else None
+
+    if file.visititems_links(note) is not None:
+        _refuse(f"{WEIGHTS} with many or deep entries", f"at most {MAX_H5_OBJECTS}, on {MAX_H5_DEPTH} levels")
+    return links
 
 
 def _sizes(config: Config, params: Hyperparameters | None) -> _Sizes:
@@ -246,7 +261,7 @@ def _check_node(found: Config, built: Config, kind: "type[keras.layers.Layer] | 
     if kind is not None:
         parameters = signature(kind.__init__).parameters
         expected = {key: parameter.default for key, parameter in parameters.items()} | expected
-    for key in sorted((given.keys() | defaults.keys()) - {"name", "layers"}):
+    for key in sorted((given.keys() | defaults.keys()) - ({"name", "layers"} if kind is None else {"name"})):
         value = given.get(key, defaults.get(key))
         if not _same(value, expected.get(key)):
             allowed = shown(expected[key]) if key in expected else "no such setting"

@@ -43,7 +43,7 @@ class Finding:
 
 
 def repairing(done: str, action: Callable[..., object], *args: object) -> Callable[[], str]:
-    """Return a repair that calls `action`, and tells what was done."""
+    """Return a repair that calls `action` and returns `done`."""
 
     def repair() -> str:
         action(*args)

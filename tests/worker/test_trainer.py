@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from mlflow import MlflowClient
+from mlflow.entities import Param
 
 from fashion_study.data.catalog import locate
 from fashion_study.data.dataset import Dataset
@@ -49,6 +50,7 @@ class Bench:
 
     def spec(self, params: Hyperparameters = SMALL, precision: Precision = Precision.FLOAT32) -> TrialSpec:
         run_id = self.client.create_run(self._experiment_id).info.run_id
+        self.client.log_batch(run_id, params=[Param(name, str(value)) for name, value in params.model_dump().items()])
         return TrialSpec(5, 1, params, 1234, run_id, precision)
 
     def train(

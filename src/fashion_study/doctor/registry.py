@@ -116,7 +116,6 @@ def _stale_alias(registry: Registry, model: RegisteredModel) -> Iterator[Finding
     previous, shown = model.previous, model.by_alias(PREVIOUS_CHAMPION)
     if previous == shown:
         return
-
     repair = repairing(f"it is {previous or 'gone'}", sync_alias, registry, model)
     what = f"points to {shown or 'nothing'}, and {previous or 'no version'} was champion before"
     remedy = f"points it to {previous}" if previous else "takes the alias away"

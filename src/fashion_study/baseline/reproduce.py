@@ -164,7 +164,6 @@ class _Trainings(Source):
                     f"The baseline ({spec.hyperparameters.input_scale}, seed {spec.seed}) failed: {result.message}\n"
                     f"Expected it to be trained. Report it, with the MLflow run {spec.run_id}."
                 )
-            _log_metrics(self._client, spec.run_id, {"holdout_readings": 1})
             with stderr_into(self._log_dir / "holdout.log"):
                 evaluation = self._evaluate(spec, result)
             for name in ("model_uri", "model_sha256"):
@@ -201,6 +200,8 @@ class _Trainings(Source):
 
         logged = ModelRef(result.tags["model_uri"], result.tags["model_sha256"], spec.run_id, f"run {spec.run_id}")
         model = Registry(self._client).load(logged, load_model_file)
+        # Counted before it is read, so that no reading escapes the count.
+        _log_metrics(self._client, spec.run_id, {"holdout_readings": 1})
         holdout = load_holdout(self._source)
         evaluation = evaluate(model, holdout, describe(self._source.name).class_names)
         record_evaluation(self._client, spec.run_id, evaluation, holdout, spec.seed)

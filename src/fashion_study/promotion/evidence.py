@@ -61,7 +61,7 @@ class Examiner:
         challenger, reference = decision.challenger, decision.reference
         assert reference is not None
         ours, theirs = _model_ref(challenger), _model_ref(reference)
-        model, other = (load_verified(self._registry, one) for one in (ours, theirs))
+        model, other = (load_verified(self._registry, one, self._source.name) for one in (ours, theirs))
         signature = _signature(self._registry, ours, model, self._registry.signature(theirs))
         latency = self._latency(model, other)
         paired, holdout = self._on_holdout([(challenger, model), (reference, other)])
@@ -187,19 +187,25 @@ def judge_signature(registry: Registry, decision: Decision) -> Decision:
         # A damaged champion must not keep a sound model from taking its place.
         expected = None
     challenger = _model_ref(decision.challenger)
-    model = load_verified(registry, challenger)
+    model = load_verified(registry, challenger, decision.dataset)
     return decision.judged((_signature(registry, challenger, model, expected),))
 
 
-def load_verified(registry: Registry, model: ModelRef) -> "keras.Model":
-    """Load a stored model.
+def load_verified(registry: Registry, model: ModelRef, dataset: str) -> "keras.Model":
+    """Load a stored model for the images of a data set.
 
     Raises:
-        DamagedModelError: its file is not the registered one, or not one that this project saves.
+        DamagedModelError: its file is not the registered one, not one that this project saves, or for other images.
     """
     from fashion_study.training.model_file import load_model_file
 
-    return registry.load(model, load_model_file)
+    loaded = registry.load(model, load_model_file)
+    if loaded.input_shape[1:] != (expected := describe(dataset).image_shape):
+        raise DamagedModelError(
+            f"{model} takes images of {loaded.input_shape[1:]}; those of {dataset} have {expected}. "
+            "Expected a model that was trained on it."
+        )
+    return loaded
 
 
 def _model_ref(contender: Contender) -> ModelRef:

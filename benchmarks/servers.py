@@ -122,7 +122,7 @@ class Postgres:
         return f"postgresql://{role}@{HOST}:{self.port}/{database}"
 
     def driver_address(self) -> str:
-        """Return the address of the trial storage's database as SQLAlchemy wants it."""
+        """Return the URL of the trials' database, as SQLAlchemy takes it."""
         return self.address().replace("postgresql:", "postgresql+psycopg:", 1)
 
     def query(self, statement: str, database: str = "optuna", role: str = "optuna") -> list[tuple[object, ...]]:

@@ -1,1 +1,1 @@
-"""What proposes hyperparameters, and the trial storage of trials."""
+"""Engines, which propose hyperparameters."""

@@ -38,7 +38,7 @@ Text = Annotated[str, Field(max_length=200)]
 
 
 def collect(trial_storage: TrialStorage, store: Store, data_dir: Path | None = None) -> StudyFacts:
-    """Read everything that a report says of the study of `trial storage`, which has a run in `store`.
+    """Read everything that a report says of the study in `trial_storage`, which has a run in `store`.
 
     `data_dir` is the folder of the data set's files, for the examples; nothing is downloaded.
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fashion_study.space.space import SearchSpace
 from fashion_study.store.trials import TrialRecord
 from fashion_study.study.finalists import Finalist
-from fashion_study.trial import ParamValue, TrialState
+from fashion_study.trial import TrialState
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,3 @@ class StudyFacts:
     def epochs_asked(self, record: TrialRecord) -> int:
         """Return after how many epochs a trial ends if nothing stops it, those that it has taken over included."""
         return int(record.params.get("epochs", self.space.fixed.get("epochs", 0)))
-
-    def params(self, record: TrialRecord) -> dict[str, ParamValue]:
-        """Return what a trial was asked for, in the order of the space."""
-        return {name: record.params[name] for name in self.space.parameters if name in record.params}

@@ -47,7 +47,7 @@ def _own_file(name: str) -> Path:
     # An installed wheel has the folder beside the package; a checkout has it beside `src`.
     here = Path(__file__).resolve()
     folders = (here.parents[2] / "search_spaces", here.parents[3] / "search_spaces")
-    own = {path.stem: path for path in sorted(next(filter(Path.is_dir, folders)).glob("*.yaml"))}
+    own = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
     if name not in own:
         raise BadInputError(
             f"There is no search space named {shown(name)}{did_you_mean(name, own)}. "

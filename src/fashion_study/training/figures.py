@@ -12,7 +12,7 @@ from matplotlib.typing import RcKeyType
 from sklearn.metrics import ConfusionMatrixDisplay
 
 # The images of a side of the grid; the side of a tile and the height of its caption, in sides of an image.
-SIDE, TILE, CAPTION = 5, 40 / 28, 10 / 28
+SIDE, TILE, CAPTION = 5, 10 / 7, 5 / 14
 RIGHT, WRONG = "#1b6e3c", "#b3261e"
 # A dollar sign in a class name is not the beginning of a formula.
 PLAIN: dict[RcKeyType, Any] = {"text.parse_math": False}

@@ -7,6 +7,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Before TensorFlow, as a worker imports it: the kernels that it enables decide what a seed trains to.
+import fashion_study.training  # noqa: F401
+
 pytest_plugins = ["tests.deploy.fixtures", "tests.faults.table", "tests.store.fixtures"]
 
 OWN_SETTINGS = ("MLFLOW_", "OPTUNA_", "KERAS_", "PG", "RAY_")

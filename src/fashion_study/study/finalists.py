@@ -185,7 +185,7 @@ class Repeats(TrackedSource):
         self._superseded: dict[tuple[int, int], str] = {}
         self._attempts: Counter[int] = Counter()
         self._lost: Counter[tuple[int, int]] = Counter()
-        ended = {key for run in tracker.repeats() if (key := self._take_up(run)) is not None}
+        ended = {key for run in tracker.repeats() if (key := self._count_attempt(run)) is not None}
         planned = [record.number for record in plan.trials]
         # Round by round, so that a study that is stopped has as many repeats of each finalist as it can.
         wanted = [(number, repeat) for repeat in range(1, plan.repeats + 1) for number in planned]
@@ -246,7 +246,7 @@ class Repeats(TrackedSource):
         self.put_back(spec)
         return TrialState.WAITING
 
-    def _take_up(self, run: Attempt) -> tuple[int, int] | None:
+    def _count_attempt(self, run: Attempt) -> tuple[int, int] | None:
         """Count an attempt of an earlier start, and end its run if it was killed; return the repeat if it has ended."""
         key = run.trial, run.repeat
         self._attempts[run.trial] = max(self._attempts[run.trial], run.number)

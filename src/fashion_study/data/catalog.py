@@ -4,19 +4,13 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from fashion_study.data.dataset import Dataset, DatasetKind, DownloadError, Split
+from fashion_study.data.dataset import Dataset, DatasetKind, DownloadError, Split, divide
 from fashion_study.data.digits import DIGITS
 from fashion_study.data.fashion_mnist import FASHION_MNIST
 from fashion_study.errors import BadInputError
 from fashion_study.trial import DataSource
 
-KINDS: dict[str, DatasetKind] = {
-    kind.name: kind
-    for kind in (
-        FASHION_MNIST,
-        DIGITS,
-    )
-}
+KINDS: dict[str, DatasetKind] = {kind.name: kind for kind in (FASHION_MNIST, DIGITS)}
 # The preferred kind where its files can be had, else the embedded one.
 AUTO = "auto"
 PREFERRED, EMBEDDED = FASHION_MNIST, DIGITS
@@ -72,8 +66,6 @@ def load_dataset(source: DataSource, limit_train: int | None = None) -> Dataset:
 
     `limit_train` keeps that many training images, stratified; the validation images stay as they are.
     """
-    from fashion_study.data.split import divide
-
     check_limit(source, limit_train)
     kind = describe(source.name)
     train, validation, split_digest = divide(load_pool(source), kind.validation_share, limit_train)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fashion_study.data.dataset import DatasetKind, Split
+from fashion_study.data.dataset import DatasetKind, Split, digest, stratified
 from fashion_study.trial import DataSource
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ SIDE = 28
 
 def locate(_data_dir: Path | None, _may_download: bool) -> DataSource:
     """Return the source of the digits, wherever a user's other files are."""
-    from fashion_study.data.split import digest
-
     digits = _all_digits()
     return DataSource(DIGITS.name, None, digest(digits.images.tobytes(), digits.labels.tobytes()))
 
@@ -40,8 +38,6 @@ def read_holdout(_source: DataSource) -> Split:
 
 def digits_in_use(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Choose the four fifths of the digits that a study may see, as sorted indices."""
-    from fashion_study.data.split import stratified
-
     return stratified(labels, keep=len(labels) - len(labels) // 5)[0]
 
 
@@ -54,14 +50,10 @@ def enlarge(images: NDArray[np.float64]) -> NDArray[np.uint8]:
 
     small = images.shape[1]
     unit = 2 * SIDE
-    weights = np.zeros((SIDE, small), dtype=np.int64)
-    for row in range(SIDE):
-        # The centre of the row on the small grid, in units of 1 / (2 * SIDE), kept within the outer centres.
-        centre = min(max((2 * row + 1) * small - SIDE, 0), unit * (small - 1))
-        before, offset = divmod(centre, unit)
-        weights[row, before] += unit - offset
-        weights[row, min(before + 1, small - 1)] += offset
-    sums = weights @ images.astype(np.int64) @ weights.T
+    # The centre of each row on the small grid, in units of 1 / (2 * SIDE), kept within the outer centres.
+    centres = np.clip((2 * np.arange(SIDE) + 1) * small - SIDE, 0, unit * (small - 1))
+    weights = np.maximum(0, unit - np.abs(centres[:, np.newaxis] - unit * np.arange(small)))
+    sums: NDArray[np.int64] = weights @ images.astype(np.int64) @ weights.T
     white = 16 * unit * unit
     return ((sums * 255 + white // 2) // white).astype(np.uint8)[..., np.newaxis]
 

@@ -61,9 +61,9 @@ TIMEOUT = (4.0, 20.0)
 
 def locate(data_dir: Path | None, may_download: bool) -> DataSource:
     """Find verified files in `data_dir` or FASHION_MNIST_DIR, else in Keras's cache, else by downloading."""
-    named = _absolute(data_dir) if data_dir else _folder_from("FASHION_MNIST_DIR")
-    folder = named or keras_cache()
-    if named is None and may_download:
+    named = data_dir or os.environ.get("FASHION_MNIST_DIR")
+    folder = expanded(named).resolve() if named else keras_cache()
+    if may_download and not named:
         download(folder, BASE_URL, OFFICIAL_FILES)
     else:
         for name, official in OFFICIAL_FILES.items():
@@ -73,20 +73,19 @@ def locate(data_dir: Path | None, may_download: bool) -> DataSource:
 
 def read_pool(source: DataSource) -> Split:
     """Read the 60,000 images that may be fitted to."""
-    images_name, labels_name, *_ = OFFICIAL_FILES
-    return read_pair(source.directory, images_name, labels_name, OFFICIAL_FILES)
+    images, labels, *_ = OFFICIAL_FILES
+    return read_pair(source.directory, images, labels, OFFICIAL_FILES)
 
 
 def read_holdout(source: DataSource) -> Split:
     """Read the 10,000 official test images."""
-    *_, images_name, labels_name = OFFICIAL_FILES
-    return read_pair(source.directory, images_name, labels_name, OFFICIAL_FILES)
+    *_, images, labels = OFFICIAL_FILES
+    return read_pair(source.directory, images, labels, OFFICIAL_FILES)
 
 
 def keras_cache() -> Path:
     """Return the folder in which Keras keeps Fashion-MNIST."""
-    home = _folder_from("KERAS_HOME") or _absolute("~/.keras")
-    return home / "datasets" / "fashion-mnist"
+    return expanded(os.environ.get("KERAS_HOME") or "~/.keras").resolve() / "datasets" / "fashion-mnist"
 
 
 def download(folder: Path, base_url: str, files: Mapping[str, OfficialFile]) -> None:
@@ -95,10 +94,13 @@ def download(folder: Path, base_url: str, files: Mapping[str, OfficialFile]) -> 
     A file gets its name only when it is complete and verified. Raise DownloadError where one cannot be had,
     DataError where one that is there is damaged and cannot be replaced.
     """
-    missing_or_damaged = [name for name, official in files.items() if not _is_official(folder / name, official)]
-    for name in missing_or_damaged:
+    for name in [name for name, official in files.items() if not _is_official(folder / name, official)]:
+        # Imported here: pooch is needed once in the life of a machine.
+        import pooch
+
+        downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=65_536, timeout=TIMEOUT)
         try:
-            _fetch(folder, name, base_url, files[name].packed)
+            pooch.retrieve(base_url + name, f"sha256:{files[name].packed}", name, folder, downloader=downloader)
         except (OSError, ValueError) as error:
             if _is_official(folder / name, files[name]):
                 continue  # another process has downloaded it meanwhile
@@ -194,23 +196,6 @@ def _unusable(path: Path, found: str, official: OfficialFile) -> DataError:
         f"({official.unpacked} unpacked). "
         "Replace it, or leave out --data-dir and FASHION_MNIST_DIR to have it downloaded into Keras's cache."
     )
-
-
-def _fetch(folder: Path, name: str, base_url: str, digest: str) -> None:
-    # Imported here: pooch is needed once in the life of a machine.
-    import pooch
-
-    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=65_536, timeout=TIMEOUT)
-    pooch.retrieve(base_url + name, f"sha256:{digest}", fname=name, path=folder, downloader=downloader)
-
-
-def _folder_from(variable: str) -> Path | None:
-    value = os.environ.get(variable)
-    return _absolute(value) if value else None
-
-
-def _absolute(folder: str | Path) -> Path:
-    return expanded(folder).resolve()
 
 
 def _reason(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.errors import BadInputError, DataError, StoreError
@@ -47,11 +47,13 @@ def collect(trial_storage: TrialStorage, store: Store, data_dir: Path | None = N
     """
     with _reading(trial_storage.name), TemporaryDirectory() as folder:
         client = store.client()
-        runs = _Runs(client, Path(folder))
         run = client.get_run(trial_storage.attrs["run_id"])
-        finals = runs.finals(run.info.run_id)
-        best = _best(trial_storage, runs, finals)
-        baseline = _baseline(trial_storage, runs)
+        records = rank(trial_storage.records())
+        finals = _finals(client, run.info.run_id)
+        complete = {record.number: record.run_id for record in records if record.objective is not None}
+        winner = None if finals is None else finals.version_run
+        best = _model(client, winner or next(iter(complete.values()), None))
+        baseline = _model(client, complete.get(BASELINE_NUMBER))
         pixels, pixels_missing = _pixels(best, trial_storage, run, data_dir)
         return StudyFacts(
             name=trial_storage.name,
@@ -60,8 +62,8 @@ def collect(trial_storage: TrialStorage, store: Store, data_dir: Path | None = N
             began=_moment(run.info.start_time),
             ended=None if run.info.end_time is None else _moment(run.info.end_time),
             written=datetime.now(UTC),
-            space=load_space(str(runs.file(run.info.run_id, "space.yaml"))),
-            records=rank(trial_storage.records()),
+            space=load_space(client.download_artifacts(run.info.run_id, "space.yaml", folder)),
+            records=records,
             trials=int(run.data.tags["trials"]),
             settings={**run.data.tags, "command": _read_command(run.data.tags)},
             asked=run.data.params,
@@ -69,54 +71,11 @@ def collect(trial_storage: TrialStorage, store: Store, data_dir: Path | None = N
             best=best,
             baseline=baseline,
             finals=finals,
-            reference=_reference(client, runs, run.data.params["dataset"], best, baseline),
+            reference=_reference(client, run.data.params["dataset"], best, baseline),
             importances=importances(trial_storage),
             pixels=pixels,
             pixels_missing=pixels_missing,
         )
-
-
-class _Runs:
-    """The reader of what runs logged; an artifact that is missing is None."""
-
-    def __init__(self, client: MlflowClient, folder: Path) -> None:
-        self._client = client
-        self._folder = folder
-
-    def file(self, run_id: str, name: str) -> Path:
-        target = self._folder / run_id
-        target.mkdir(exist_ok=True)
-        return Path(self._client.download_artifacts(run_id, name, str(target)))
-
-    def table(self, run_id: str, name: str) -> Any:
-        if all(artifact.path != name for artifact in self._client.list_artifacts(run_id)):
-            return None
-        return _read_json(self.file(run_id, name))
-
-    def model(self, run_id: str) -> ModelFacts | None:
-        """Read how the model of a run does on the validation images; None where that was not logged."""
-        run = self._client.get_run(run_id)
-        table = self.table(run_id, "confusion_matrix.json")
-        if table is None or run.data.tags.get("kind") not in ON_VALIDATION_IMAGES:
-            return None
-        confusion = Confusion.model_validate(table)
-        confused = Confused.model_validate(self.table(run_id, "most_confused.json") or {})
-        repeat = run.data.tags.get("repeat")
-        return ModelFacts(
-            run_id=run_id,
-            trial=int(run.data.tags["trial"]),
-            repeat=None if repeat is None else int(repeat),
-            metrics=run.data.metrics,
-            classes=confusion.classes,
-            confusion=np.asarray(confusion.counts, dtype=np.int64),
-            mistakes=confused.mistakes,
-            pairs=confused.pairs,
-        )
-
-    def finals(self, run_id: str) -> Finals | None:
-        """Read the finalists of a study from its run."""
-        found = self.table(run_id, "finalists.json")
-        return None if found is None else _read_finals(found)
 
 
 @contextmanager
@@ -137,23 +96,51 @@ def _reading(study: str) -> Iterator[None]:
         ) from error
 
 
-def _best(trial_storage: TrialStorage, runs: _Runs, finals: Finals | None) -> ModelFacts | None:
-    if finals is not None and finals.version_run is not None:
-        return runs.model(finals.version_run)
-    best = trial_storage.best()
-    return None if best is None or best.run_id is None else runs.model(best.run_id)
-
-
-def _baseline(trial_storage: TrialStorage, runs: _Runs) -> ModelFacts | None:
-    records = {record.number: record for record in trial_storage.records()}
-    baseline = records.get(BASELINE_NUMBER)
-    if baseline is None or baseline.objective is None or baseline.run_id is None:
+def _artifact(client: MlflowClient, run_id: str, name: str) -> Any:
+    """Read a JSON artifact, without numbers that are none; None where the run has no artifact of that name."""
+    if all(artifact.path != name for artifact in client.list_artifacts(run_id)):
         return None
-    return runs.model(baseline.run_id)
+    with TemporaryDirectory() as folder:
+        text = Path(client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8")
+    return json.loads(text, parse_float=_finite, parse_constant=_finite)
+
+
+def _finals(client: MlflowClient, run_id: str) -> Finals | None:
+    """Read the finalists of a study from its run, None where there are none."""
+    found = _artifact(client, run_id, "finalists.json")
+    finals = None if found is None else TypeAdapter(Finals).validate_python(found)
+    if finals is None or not finals.finalists:
+        return None
+    if any(len(finalist.objectives) != len(finalist.run_ids) for finalist in finals.finalists):
+        raise ValueError("expected an objective for each repeat of a finalist")
+    return finals
+
+
+def _model(client: MlflowClient, run_id: str | None) -> ModelFacts | None:
+    """Read how the model of a run does on the validation images; None where that was not logged."""
+    if run_id is None:
+        return None
+    run = client.get_run(run_id)
+    table = _artifact(client, run_id, "confusion_matrix.json")
+    if table is None or run.data.tags.get("kind") not in ON_VALIDATION_IMAGES:
+        return None
+    confusion = Confusion.model_validate(table)
+    confused = Confused.model_validate(_artifact(client, run_id, "most_confused.json") or {})
+    repeat = run.data.tags.get("repeat")
+    return ModelFacts(
+        run_id=run_id,
+        trial=int(run.data.tags["trial"]),
+        repeat=None if repeat is None else int(repeat),
+        metrics=run.data.metrics,
+        classes=confusion.classes,
+        confusion=np.asarray(confusion.counts, dtype=np.int64),
+        mistakes=confused.mistakes,
+        pairs=confused.pairs,
+    )
 
 
 def _reference(
-    client: MlflowClient, runs: _Runs, dataset: str, best: ModelFacts | None, baseline: ModelFacts | None
+    client: MlflowClient, dataset: str, best: ModelFacts | None, baseline: ModelFacts | None
 ) -> Reference | None:
     """Choose what the best model is compared with: the champion, else the study's baseline trial."""
     if best is None:
@@ -163,7 +150,7 @@ def _reference(
         reason = "no model of this data set is the champion yet"
     elif champion.run_id == best.run_id:
         reason = f"the champion, {champion}, is this very model"
-    elif (model := runs.model(champion.run_id)) is None or not _same_images(model, best):
+    elif (model := _model(client, champion.run_id)) is None or not _same_images(model, best):
         reason = f"the champion, {champion}, was not evaluated on these validation images"
     else:
         return Reference(model, f"the champion ({champion})", "it is the model in use")
@@ -196,22 +183,19 @@ def _pixels(
 
 def _image_counts(run: Run) -> dict[str, int]:
     """Say how many images train and how many validate, by MLflow's word for the context."""
-    counts = {}
-    for entry in run.inputs.dataset_inputs if run.inputs else ():
-        context = next((tag.value for tag in entry.tags if tag.key == "mlflow.data.context"), entry.dataset.name)
-        counts[str(context)] = int(json.loads(entry.dataset.profile or "{}").get("images", 0))
-    return counts
+    return {
+        str(tag.value): int(json.loads(entry.dataset.profile or "{}")["images"])
+        for entry in (run.inputs.dataset_inputs if run.inputs else ())
+        for tag in entry.tags
+        if tag.key == "mlflow.data.context"
+    }
 
 
 def _moment(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
-class _Logged(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Confusion(_Logged):
+class Confusion(BaseModel):
     """A confusion matrix as it is logged: the true classes are the rows."""
 
     classes: Annotated[tuple[Text, ...], Field(min_length=2, max_length=1_000)]
@@ -226,33 +210,11 @@ class Confusion(_Logged):
         return self
 
 
-class Confused(_Logged):
+class Confused(BaseModel):
     """The most confused pairs as they are logged, and the indices of all mistakes where those are named."""
 
     pairs: tuple[ConfusedPair, ...] = ()
     mistakes: frozenset[Count] | None = None
-
-
-def _read_json(path: Path) -> Any:
-    """Read a JSON file without numbers that are none.
-
-    Raises:
-        ValueError: it is no JSON, or holds NaN or an infinity.
-    """
-    return json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
-
-
-def _read_finals(found: Any) -> Finals | None:
-    """Return the finalists, None where there are none.
-
-    Raises:
-        ValueError: they are not what a study logs.
-    """
-    finals = TypeAdapter(Finals).validate_python(found)
-    for finalist in finals.finalists:
-        if len(finalist.objectives) != len(finalist.run_ids):
-            raise ValueError("expected an objective for each repeat of a finalist")
-    return finals if finals.finalists else None
 
 
 def _read_command(settings: Mapping[str, str]) -> str:

@@ -2,20 +2,17 @@
 
 import base64
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fashion_study.config import StudyConfig
 from fashion_study.data.catalog import PREFERRED
 from fashion_study.report import charts
-from fashion_study.report.analysis import edges, gain, savings
-from fashion_study.report.facts import ConfusedPair, ModelFacts, StudyFacts
+from fashion_study.report.charts import MINUS
+from fashion_study.report.facts import ConfusedPair, ModelFacts, StudyFacts, edges, gain, savings
 from fashion_study.space.space import Categorical, Parameter
 from fashion_study.statistics import wilson_interval
 from fashion_study.study.figures import (
@@ -24,23 +21,20 @@ from fashion_study.study.figures import (
     optimization_history,
     parameter_importances,
 )
+from fashion_study.study.leaderboard import ORDER
 from fashion_study.study.progress import duration
-from fashion_study.trial import ParamValue, TrialState
+from fashion_study.trial import ParamValue
 
 SHOWN_TRIALS = 50
 SHOWN_PAIRS = 6
 MORE_TRIALS = 20
-MINUS, TIMES, THIN_SPACE = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{NARROW NO-BREAK SPACE}"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One figure of two models, and the difference, as text."""
-
-    name: str
-    baseline: str
-    best: str
-    difference: str
+TIMES, THIN_SPACE = "\N{MULTIPLICATION SIGN}", "\N{NARROW NO-BREAK SPACE}"
+# What a model costs: its metric, its name on the page and its form.
+COSTS = (
+    ("parameter_count", "parameters", "{:,.0f}"),
+    ("train_seconds", "training time", "{:,.0f} s"),
+    ("ms_per_image", "time per image", "{:.3f} ms"),
+)
 
 
 def render(facts: StudyFacts, store: Path = Path("mlruns")) -> str:
@@ -48,34 +42,30 @@ def render(facts: StudyFacts, store: Path = Path("mlruns")) -> str:
 
     Every text of the store is escaped; a Content-Security-Policy in the page also forbids scripts and requests.
     """
-    best, baseline, best_record = facts.best, facts.baseline, facts.best_record
-    is_gain = best is not None and baseline is not None and best.run_id != baseline.run_id
-    return (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            facts=facts,
-            best=best,
-            baseline=baseline,
-            best_record=best_record,
-            baseline_record=None if baseline is None else facts.record(baseline.trial),
-            gain=gain(best, baseline) if is_gain and best and baseline else None,
-            winner=_winner(facts),
-            edges=edges(facts.space, best_record.params) if best_record else (),
-            savings=savings(facts),
-            budget=_budget(facts),
-            parameters=[(name, _range(spec), spec.why) for name, spec in facts.space.parameters.items()],
-            comparison=_comparison(best, baseline) if is_gain and best and baseline else (),
-            shown=facts.records[:SHOWN_TRIALS],
-            confusion=charts.confusion_table(best) if best else None,
-            change=charts.change_table(best, facts.reference) if best and facts.reference else None,
-            confused=_confused(facts),
-            is_grey=all(image.shape[-1] == 1 for image in facts.pixels.values()),
-            preferred=PREFERRED.title,
-            figures=_figures(facts),
-            commands=_commands(facts, store),
-            fewest_for_importances=FEWEST_FOR_IMPORTANCES,
-        )
+    best, baseline, best_record, finals = facts.best, facts.baseline, facts.best_record, facts.finals
+    both = (best, baseline) if best and baseline and best.run_id != baseline.run_id else None
+    template = _environment().get_template("page.html.j2")
+    return template.render(
+        facts=facts,
+        best=best,
+        baseline=baseline,
+        best_record=best_record,
+        gain=gain(*both) if both else None,
+        winner=next((f for f in finals.finalists if f.trial == finals.winner), None) if finals else None,
+        edges=edges(facts.space, best_record.params) if best_record else (),
+        savings=savings(facts),
+        budget=_budget(facts),
+        parameters=[(name, _range(spec), spec.why) for name, spec in facts.space.parameters.items()],
+        comparison=_comparison(*both) if both else (),
+        shown=facts.records[:SHOWN_TRIALS],
+        confusion=charts.confusion_table(best) if best else None,
+        change=charts.change_table(best, facts.reference) if best and facts.reference else None,
+        confused=_confused(facts),
+        is_grey=all(image.shape[-1] == 1 for image in facts.pixels.values()),
+        preferred=PREFERRED.title,
+        figures=_figures(facts),
+        commands=_commands(facts, store),
+        fewest_for_importances=FEWEST_FOR_IMPORTANCES,
     )
 
 
@@ -121,25 +111,11 @@ def _moment(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
-def _winner(facts: StudyFacts) -> object:
-    finals = facts.finals
-    return next((f for f in finals.finalists if f.trial == finals.winner), None) if finals else None
-
-
 def _budget(facts: StudyFacts) -> dict[str, object]:
     begun = [record for record in facts.records if record.state.is_ended or record.curve]
+    states = Counter(record.state for record in facts.records)
     return {
-        "states": [
-            (state.value, number)
-            for state in (
-                TrialState.COMPLETE,
-                TrialState.PRUNED,
-                TrialState.FAILED,
-                TrialState.RUNNING,
-                TrialState.WAITING,
-            )
-            if (number := sum(record.state is state for record in facts.records))
-        ],
+        "states": [(state.value, states[state]) for state in ORDER if state in states],
         "trained": sum(len(record.curve) for record in begun),
         "asked": sum(facts.epochs_asked(record) - record.inherited_epochs for record in begun),
         "seconds": sum(record.seconds or 0 for record in begun),
@@ -156,23 +132,21 @@ def _range(spec: Parameter) -> str:
     return f"{_value(spec.low)} to {_value(spec.high)}{scale}"
 
 
-def _comparison(best: ModelFacts, baseline: ModelFacts) -> list[Comparison]:
-    rows = [_shares("accuracy", baseline.accuracy, best.accuracy)]
-    if "macro_f1" in best.metrics and "macro_f1" in baseline.metrics:
-        rows.append(_shares("macro F1", baseline.metrics["macro_f1"], best.metrics["macro_f1"]))
-    rows += [_shares(f"recall {name}", baseline.recall[name], best.recall[name]) for name in best.classes]
-    costs = {
-        "parameter_count": ("parameters", ",.0f"),
-        "train_seconds": ("training time", ",.0f"),
-        "ms_per_image": ("time per image", ".3f"),
-    }
-    units = {"train_seconds": " s", "ms_per_image": " ms"}
-    for metric, (name, form) in costs.items():
-        if metric in best.metrics and metric in baseline.metrics:
+def _comparison(best: ModelFacts, baseline: ModelFacts) -> list[tuple[str, ...]]:
+    """Return figures of the two models: the name of each, the baseline's, the best model's, and the difference."""
+    shared = best.metrics.keys() & baseline.metrics.keys()
+    shares = {"accuracy": (baseline.accuracy, best.accuracy)}
+    if "macro_f1" in shared:
+        shares["macro F1"] = baseline.metrics["macro_f1"], best.metrics["macro_f1"]
+    shares |= {f"recall {name}": (baseline.recall[name], best.recall[name]) for name in best.classes}
+    rows: list[tuple[str, ...]] = [
+        (name, *map(_percent, pair), _points(pair[1] - pair[0])) for name, pair in shares.items()
+    ]
+    for metric, name, form in COSTS:
+        if metric in shared:
             before, after = baseline.metrics[metric], best.metrics[metric]
-            unit = units.get(metric, "")
             times = f"{TIMES} {after / before:.2f}" if before else ""
-            rows.append(Comparison(name, f"{before:{form}}{unit}", f"{after:{form}}{unit}", times))
+            rows.append((name, form.format(before), form.format(after), times))
     return rows
 
 
@@ -181,24 +155,15 @@ def _interval(model: ModelFacts) -> str:
     return f"{100 * low:.1f} to {_percent(high, 1)}"
 
 
-def _shares(name: str, before: float, after: float) -> Comparison:
-    return Comparison(name, _percent(before), _percent(after), _points(after - before))
-
-
 def _confused(facts: StudyFacts) -> list[tuple[ConfusedPair, str | None, int, int, int]]:
     """Return the most confused pairs, each with an inline picture of its examples, their number and its size."""
-    pairs = facts.best.pairs[:SHOWN_PAIRS] if facts.best else ()
     found = []
-    for pair in pairs:
+    for pair in facts.best.pairs[:SHOWN_PAIRS] if facts.best else ():
         images = [facts.pixels[index] for index in pair.examples if index in facts.pixels]
         height, width = images[0].shape[:2] if images else (0, 0)
-        strip_width = len(images) * (width + charts.GAP) - charts.GAP
-        found.append((pair, _inline(images) if images else None, len(images), strip_width, height))
+        picture = "data:image/png;base64," + base64.b64encode(charts.strip(images)).decode() if images else None
+        found.append((pair, picture, len(images), len(images) * (width + charts.GAP) - charts.GAP, height))
     return found
-
-
-def _inline(images: Sequence[npt.NDArray[np.uint8]]) -> str:
-    return "data:image/png;base64," + base64.b64encode(charts.strip(images)).decode("ascii")
 
 
 def _figures(facts: StudyFacts) -> dict[str, str]:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from fashion_study.report.facts import StudyFacts
 
 ARTIFACT = "report.html"
-AGAIN = "Call for the report again when it answers."
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,10 @@ def publish_report(study: str, store: Path | str, output: Path | None = None, da
         StoreError: the store holds no study, or cannot be read.
     """
     output = None if output is None else expanded(output)
-    _require_place(output)
+    if output is not None:
+        _require_place(output)
     opened = find_store(store, needs="trials")
-    with store_failures(opened, AGAIN), opened.optuna_storage() as storage:
+    with store_failures(opened, "Call for the report again when it answers."), opened.optuna_storage() as storage:
         from fashion_study.store.trials import open_study
 
         trial_storage = open_study(opened, storage, study)
@@ -66,17 +66,14 @@ def publish_report(study: str, store: Path | str, output: Path | None = None, da
     return Report(path, not facts.is_running, _contents(facts))
 
 
-def _require_place(output: Path | None) -> None:
-    if output is None:
-        return
+def _require_place(output: Path) -> None:
     try:
-        is_folder, has_parent = output.is_dir(), output.parent.is_dir()
+        if output.is_dir():
+            raise _unwritable(output, "it is a folder")
+        if not output.parent.is_dir():
+            raise _unwritable(output, f"there is no folder {printable(str(output.parent))}")
     except OSError as error:
         raise _unwritable(output, str(error.strerror)) from error
-    if is_folder:
-        raise _unwritable(output, "it is a folder")
-    if not has_parent:
-        raise _unwritable(output, f"there is no folder {printable(str(output.parent))}")
 
 
 def _unwritable(path: Path, reason: str) -> BadInputError:

@@ -6,9 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fashion_study.report.analysis import edges, gain, savings
 from fashion_study.report.charts import MINUS, change_table, confusion_table
-from fashion_study.report.facts import ModelFacts, Reference
+from fashion_study.report.facts import ModelFacts, Reference, edges, gain, savings
 from fashion_study.space.space import SearchSpace
 from fashion_study.trial import ParamValue, TrialState
 from tests.support.study_facts import SPACE, facts, model, params, record
@@ -89,9 +88,9 @@ def test_a_gain_is_paired_where_both_runs_name_their_mistakes() -> None:
     first, second = two_classes([[48, 2], [3, 47]], {1, 2, 3, 4, 5}), two_classes([[45, 5], [5, 45]], set(range(10)))
     found = gain(first, second)
     assert found.difference == pytest.approx(0.05)
-    assert (found.is_paired, found.only_first, found.only_second, found.images) == (True, 5, 0, 100)
+    assert (found.only_first, found.only_second, found.images) == (5, 0, 100)
     apart = gain(replace(first, mistakes=None), second)
-    assert not apart.is_paired
+    assert apart.only_first is None
     assert apart.low < found.low < found.difference < found.high < apart.high
 
 

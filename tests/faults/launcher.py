@@ -31,7 +31,6 @@ SLOW_IMPORTS = [
     "fashion_study.study.finish",
     "fashion_study.doctor.context",
     "fashion_study.doctor.files",
-    "fashion_study.doctor.runs",
     "fashion_study.doctor.studies",
     "fashion_study.doctor.registry",
     "fashion_study.study.retention",

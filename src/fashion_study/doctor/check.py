@@ -1,13 +1,20 @@
 """The check of a store: everything that can disagree in it, in the order in which it has to be repaired."""
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from fashion_study.errors import StoreError
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.failures import store_failures
 from fashion_study.store.relocation import Move, moves, rebase
-from fashion_study.store.store import Store, find_store
+from fashion_study.store.sqlite import BUSY_SECONDS
+from fashion_study.store.store import RUNS, Store, find_store
+
+RESTORE = "nothing: restore the file from a copy"
+RECOVER = f"{RESTORE}, or save what can be read with `sqlite3 FILE .recover`"
 
 
 @dataclass(frozen=True)
@@ -52,21 +59,49 @@ def check_store(root: Path, fix: bool = False) -> CheckReport:
 
 def _findings(store: Store, notes: list[str]) -> Iterator[Finding]:
     """Find what disagrees, each after what has to be repaired before it."""
-    from fashion_study.doctor.databases import damaged_databases
-
-    is_readable = True
-    for found in damaged_databases(store):
-        is_readable = False
-        yield found
-    if not is_readable:
+    if damaged := list(_damaged_databases(store)):
         notes.append("Nothing else was looked at: a damaged database tells nothing that can be trusted.")
-        return
-    if store.is_embedded and not (store.root / "mlflow.db").is_file():
+        yield from damaged
+    elif store.is_embedded and not (store.root / RUNS).is_file():
         notes.append("No study of this store has a run yet: run_study goes on with it.")
-        return
-    for move in moves(store):
-        yield _moved(store, move)
-    yield from _of_open_store(store, notes)
+    else:
+        for move in moves(store):
+            yield _moved(store, move)
+        yield from _of_open_store(store, notes)
+
+
+def _damaged_databases(store: Store) -> Iterator[Finding]:
+    """Check the database files of a store with SQLite; databases on a server are not checked.
+
+    Raises:
+        StoreError: a file is no database, or cannot be read.
+    """
+    runs, has_trials_file = store.root / RUNS, store.database is None and store.trials_file.is_file()
+    damaged = list(_damaged_database(store.trials_file)) if has_trials_file else []
+    if store.is_embedded and runs.is_file():
+        yield from _damaged_database(runs)
+    elif store.is_embedded and has_trials_file and not damaged:
+        with store.optuna_storage() as storage:
+            # A kill may have come before the first run.
+            if any("run_id" in study.user_attrs for study in storage.get_all_studies()):
+                what = "is gone, and with it the runs of the trial storage's studies"
+                yield Finding(Kind.DATABASE, runs.name, what, RESTORE)
+    yield from damaged
+
+
+def _damaged_database(path: Path) -> Iterator[Finding]:
+    try:
+        with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+            lines = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(3)")]
+    except sqlite3.DatabaseError as error:
+        if "malformed" not in str(error):
+            raise StoreError(
+                f"{path} cannot be read: {error}. Expected a database that this project made. Restore it from a copy, "
+                "or name another store with --store."
+            ) from error
+        lines = [str(error)]
+    if lines != ["ok"]:
+        yield Finding(Kind.DATABASE, path.name, "; ".join(lines), RECOVER)
 
 
 def _moved(store: Store, move: Move) -> Finding:
@@ -76,15 +111,14 @@ def _moved(store: Store, move: Move) -> Finding:
         return f"they point here; {copy.relative_to(store.root)} is the database as it was"
 
     what = f"{move.addresses} addresses of artifacts point to {move.old}"
-    return Finding(Kind.MOVED, "mlflow.db", what, "lets them point here, after a copy of the database", repair)
+    return Finding(Kind.MOVED, RUNS, what, "lets them point here, after a copy of the database", repair)
 
 
 def _of_open_store(store: Store, notes: list[str]) -> Iterator[Finding]:
     from fashion_study.doctor.context import CheckContext
     from fashion_study.doctor.files import damaged_files
     from fashion_study.doctor.registry import damaged_registry
-    from fashion_study.doctor.runs import damaged_reproductions, orphan_runs
-    from fashion_study.doctor.studies import damaged_studies
+    from fashion_study.doctor.studies import damaged_reproductions, damaged_studies, orphan_runs
 
     context = CheckContext(store, store.client(), notes)
     if not store.is_embedded:

@@ -6,7 +6,7 @@ from pathlib import Path
 from mlflow.entities import LoggedModel, Run
 
 from fashion_study.doctor.context import CheckContext, run_title, run_tree
-from fashion_study.finding import Finding, Kind
+from fashion_study.finding import Finding, Kind, repairing
 from fashion_study.store.relocation import local_path
 from fashion_study.study.retention import REMOVED
 from fashion_study.tracking.registry import CARD_FILE, MODEL_FILE, file_sha256
@@ -83,13 +83,10 @@ def _damaged_evidence(folder: Path, sums: str) -> Iterator[str]:
 
 
 def _damaged(context: CheckContext, run: Run, damage: str) -> Finding:
-    def repair() -> str:
-        if damage:
-            context.client.set_tag(run.info.run_id, DAMAGED, damage)
-            return "the run has a tag that says so"
-        context.client.delete_tag(run.info.run_id, DAMAGED)
-        return "the tag is removed from the run"
-
-    what = damage or f"its files are back, and it still says {run.data.tags[DAMAGED]!r}"
-    remedy = "writes it on the run; bring the file back from a copy" if damage else "takes that from the run"
-    return Finding(Kind.FILES, run_title(run), what, remedy, repair)
+    client, run_id, where = context.client, run.info.run_id, run_title(run)
+    if damage:
+        repair = repairing("the run has a tag that says so", client.set_tag, run_id, DAMAGED, damage)
+        return Finding(Kind.FILES, where, damage, "writes it on the run; bring the file back from a copy", repair)
+    what = f"its files are back, and it still says {run.data.tags[DAMAGED]!r}"
+    repair = repairing("the tag is removed from the run", client.delete_tag, run_id, DAMAGED)
+    return Finding(Kind.FILES, where, what, "takes that from the run", repair)

@@ -37,27 +37,24 @@ def damaged_registry(context: CheckContext) -> Iterator[Finding]:
 def _dangling_aliases(registry: Registry, model: RegisteredModel) -> Iterator[Finding]:
     """Find aliases whose version is gone."""
     for alias, number in model.aliases.items():
-        if model.version(number) is None:
-            heir = model.by_alias(PREVIOUS_CHAMPION) if alias == CHAMPION else None
-            yield _dangling_alias(registry, model.name, alias, number, heir)
-
-
-def _dangling_alias(registry: Registry, name: str, alias: str, number: int, heir: Version | None) -> Finding:
-    def repair() -> str:
-        if heir is not None:
-            registry.move_alias(name, alias, heir.number)
-            return f"it points to version {heir.number}"
-        registry.client.delete_registered_model_alias(name, alias)
-        return "it is gone"
-
-    remedy = "takes the alias away" if heir is None else f"points it to the previous champion, version {heir.number}"
-    return Finding(Kind.ALIAS, f"{name}@{alias}", f"points to version {number}, which is gone", remedy, repair)
+        if model.version(number) is not None:
+            continue
+        if alias == CHAMPION and (heir := model.by_alias(PREVIOUS_CHAMPION)) is not None:
+            remedy = f"points it to the previous champion, version {heir.number}"
+            done = f"it points to version {heir.number}"
+            repair = repairing(done, registry.move_alias, model.name, alias, heir.number)
+        else:
+            remedy = "takes the alias away"
+            repair = repairing("it is gone", registry.client.delete_registered_model_alias, model.name, alias)
+        yield Finding(Kind.ALIAS, f"{model.name}@{alias}", f"points to version {number}, which is gone", remedy, repair)
 
 
 def _damaged_version(registry: Registry, version: Version) -> Iterator[Finding]:
     run = find_run(registry.client, version.run_id)
     if run is not None and run.info.lifecycle_stage != "active":
-        yield _deleted(registry, version)
+        what = f"comes from the run {version.run_id}, which is deleted in MLflow"
+        repair = repairing("restored", registry.client.restore_run, version.run_id)
+        yield Finding(Kind.DELETED_RUN, str(version), what, "restores the run", repair)
     damage = [_model_damage(registry, version)] if version.model.sha256 else []
     if run is None:
         damage.append("its run is gone")
@@ -69,39 +66,30 @@ def _damaged_version(registry: Registry, version: Version) -> Iterator[Finding]:
         yield _damaged(registry, version, found)
 
 
-def _deleted(registry: Registry, version: Version) -> Finding:
-    what = f"comes from the run {version.run_id}, which is deleted in MLflow"
-    repair = repairing("restored", registry.client.restore_run, version.run_id)
-    return Finding(Kind.DELETED_RUN, str(version), what, "restores the run", repair)
-
-
 def _damaged(registry: Registry, version: Version, damage: str) -> Finding:
-    is_challenger = bool(damage) and CHALLENGER in version.aliases
+    if not damage:
+        what = f"is sound again, and still says {version.tags[DAMAGED]!r}"
+        arguments = version.name, str(version.number), DAMAGED
+        repair = repairing("the tag is removed from it", registry.client.delete_model_version_tag, *arguments)
+        return Finding(Kind.VERSION, str(version), what, "takes that from the version", repair)
+    is_challenger = CHALLENGER in version.aliases
 
-    def repair() -> str:
-        if not damage:
-            registry.client.delete_model_version_tag(version.name, str(version.number), DAMAGED)
-            return "the tag is removed from it"
+    def mark() -> str:
         registry.tag(version, {DAMAGED: damage})
         if is_challenger:
             registry.remove_alias(version.name, CHALLENGER)
         return "the version has a tag that says so"
 
-    if not damage:
-        what = f"is sound again, and still says {version.tags[DAMAGED]!r}"
-        return Finding(Kind.VERSION, str(version), what, "takes that from the version", repair)
     remedy = "writes it on the version" + (", takes the alias challenger from it" if is_challenger else "")
-    return Finding(Kind.VERSION, str(version), damage, remedy, repair)
+    return Finding(Kind.VERSION, str(version), damage, remedy, mark)
 
 
 def _model_damage(registry: Registry, version: Version) -> str | None:
-    model_id = version.model.uri.removeprefix("models:/")
     try:
-        is_logged = model_id.startswith("m-")
-        address = registry.client.get_logged_model(model_id).artifact_location if is_logged else model_id
+        folder = local_path(registry.folder(version.model.uri))
     except MlflowException:
         return "logged model missing"
-    if (folder := local_path(address)) is not None:
+    if folder is not None:
         return model_damage(folder, version.model.sha256)
     try:
         with TemporaryDirectory() as target:

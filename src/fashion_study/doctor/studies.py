@@ -1,15 +1,18 @@
-"""The studies of the trial storage, compared with their runs."""
+"""The studies of the trial storage compared with their runs, and the runs that belong to no study."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fashion_study.doctor.context import CheckContext
+from mlflow.entities import Run
+
+from fashion_study.doctor.context import CheckContext, run_title, run_tree
 from fashion_study.finding import Finding, Kind, repairing
-from fashion_study.store.locks import claim_study
+from fashion_study.store.locks import claim, claim_study, lock_file
 from fashion_study.store.trials import TOKEN, TRACKED_AT, TrialStorage
 from fashion_study.study.reconcile import CAUSE, disagreements
 from fashion_study.text import printable
+from fashion_study.tracking.attempt import ORPHAN
 from fashion_study.tracking.runs import StudyRuns
 from fashion_study.tracking.search import find_run
 
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
 # What every study with a run knows of it.
 ATTRS = ("run_id", "experiment_id")
+REPRODUCTION = "baseline reproduction"
+# On the run of a reproduction: the lock that its process holds.
+LOCK = "lock"
 
 
 def damaged_studies(context: CheckContext) -> Iterator[Finding]:
@@ -68,13 +74,10 @@ def _damaged_study(context: CheckContext, trial_storage: TrialStorage) -> Iterat
         yield replace(found, where=f"{trial_storage.name}, {found.where}")
     # The study's own run last: killed before, the rest is found again under a study without a process.
     if run.info.status == "RUNNING":
-        yield _abandoned(context, trial_storage.name, run_id)
-
-
-def _abandoned(context: CheckContext, name: str, run_id: str) -> Finding:
-    what = f"run {run_id} is RUNNING, and no process runs the study"
-    repair = repairing("its run is KILLED", context.kill, run_id, CAUSE)
-    return Finding(Kind.ZOMBIE_STUDY, name, what, "ends the run KILLED; run_study goes on with the study", repair)
+        what = f"run {run_id} is RUNNING, and no process runs the study"
+        remedy = "ends the run KILLED; run_study goes on with the study"
+        repair = repairing("its run is KILLED", context.kill, run_id, CAUSE)
+        yield Finding(Kind.ZOMBIE_STUDY, trial_storage.name, what, remedy, repair)
 
 
 def _without_trials(context: CheckContext) -> Iterator[Finding]:
@@ -88,3 +91,70 @@ def _without_trials(context: CheckContext) -> Iterator[Finding]:
             f"There is no optuna.db in {context.store.root}, and OPTUNA_STORAGE is not set: only the registry is "
             "looked at."
         )
+
+
+def damaged_reproductions(context: CheckContext) -> Iterator[Finding]:
+    """Find reproductions of the baseline that are open although no process works on them."""
+    runs = [run for run in context.all_runs() if run.info.lifecycle_stage == "active"]
+    is_open = [run for run in runs if run.info.status == "RUNNING"]
+    for parent in (run for run in runs if run.data.tags["kind"] == REPRODUCTION):
+        tree = [run for run in is_open if run_tree(run) == parent.info.run_id]
+        # The parent last: killed before, the rest is found again.
+        if open_runs := sorted(tree, key=lambda run: run is parent):
+            yield from _open_reproduction(context, parent, open_runs)
+
+
+def _open_reproduction(context: CheckContext, parent: Run, open_runs: list[Run]) -> Iterator[Finding]:
+    run_id, lock = parent.info.run_id, parent.data.tags.get(LOCK, "")
+    context.run_trees.add(run_id)
+    if lock and lock_file(context.store.root, lock).is_file():
+        with claim(context.store.root, lock) as holder:
+            if holder is None:
+                yield from _abandoned(context, open_runs)
+                return
+        note = f"The baseline is being reproduced by {holder}, in run {run_id}: left alone."
+    elif context.store.is_embedded:
+        yield from _abandoned(context, open_runs)
+        return
+    else:
+        # Of another store or another machine, whose locks cannot be seen from here.
+        note = f"Run {run_id} reproduces the baseline, or did: which process does is not known here."
+    context.alive.add(run_id)
+    context.notes.append(note)
+
+
+def _abandoned(context: CheckContext, open_runs: list[Run]) -> Iterator[Finding]:
+    for run in open_runs:
+        what = "is RUNNING, and no process works on it"
+        repair = repairing("it is KILLED", context.kill, run.info.run_id, "its process died")
+        yield Finding(Kind.ZOMBIE_RUN, run_title(run), what, "ends the run KILLED", repair)
+
+
+def orphan_runs(context: CheckContext) -> Iterator[Finding]:
+    """Find the runs of studies, trials and finalists that belong to no study of the trial storage."""
+    runs = context.runs()
+    if deleted := sum(run.info.lifecycle_stage != "active" for run in runs):
+        # A user's decision, and no damage.
+        context.notes.append(f"{deleted} runs are deleted in MLflow: left as they are.")
+    # A trial storage elsewhere may be another one than that of these runs.
+    if not context.store.is_embedded or context.store.database is not None or not context.store.has_trials:
+        return
+    for run in runs:
+        is_ours = run.data.tags["kind"] in ("study", "trial", "finalist") and run.info.lifecycle_stage == "active"
+        is_marked = ORPHAN in run.data.tags and run.info.status != "RUNNING"
+        if is_ours and not is_marked and run_tree(run) not in context.run_trees:
+            yield _orphan_run(context, run)
+
+
+def _orphan_run(context: CheckContext, run: Run) -> Finding:
+    is_open = run.info.status == "RUNNING"
+
+    def repair() -> str:
+        context.client.set_tag(run.info.run_id, ORPHAN, "true")
+        if is_open:
+            context.kill(run.info.run_id, "no study names this run")
+        return "it is marked as an orphan"
+
+    what = "belongs to no study of the trial storage"
+    remedy = "marks the run as an orphan" + (", ends it KILLED" if is_open else "")
+    return Finding(Kind.ORPHAN, run_title(run), what, remedy, repair)

@@ -6,7 +6,7 @@ from textwrap import TextWrapper
 from rich.console import Console
 from rich.text import Text
 
-from fashion_study.doctor.check import CheckedFinding, CheckReport
+from fashion_study.doctor.check import CheckReport
 
 INDENT = 4 * " "
 
@@ -18,17 +18,13 @@ def show_report(report: CheckReport, console: Console) -> None:
         console.width, initial_indent=INDENT, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False
     )
     for result in report.results:
-        console.print(Text(result.finding.kind, style="bold"))
-        for line in _lines(result, report.is_fixing):
+        found = result.finding
+        label = "with --fix" if not report.is_fixing else "left" if result.done is None else "done"
+        console.print(Text(found.kind, style="bold"))
+        for line in (f"{found.where}: {found.what}", f"{label}: {result.done or found.remedy}"):
             console.print(Text(paragraph.fill(line)), soft_wrap=True)
     for line in (*report.notes, _summary(report)):
         console.print(Text(line), soft_wrap=True)
-
-
-def _lines(result: CheckedFinding, is_fixing: bool) -> tuple[str, str]:
-    found = result.finding
-    label = "with --fix" if not is_fixing else "left" if result.done is None else "done"
-    return f"{found.where}: {found.what}", f"{label}: {result.done or found.remedy}"
 
 
 def _summary(report: CheckReport) -> str:

@@ -239,7 +239,7 @@ class Registry:
         try:
             path = Path(
                 mlflow.artifacts.download_artifacts(
-                    artifact_uri=f"{self._folder(model.uri)}/{name}",
+                    artifact_uri=f"{self.folder(model.uri)}/{name}",
                     dst_path=str(folder),
                     tracking_uri=self.client.tracking_uri,
                 )
@@ -253,7 +253,7 @@ class Registry:
             "Look for it with python -m experiments.doctor."
         )
 
-    def _folder(self, model_uri: str) -> str:
+    def folder(self, model_uri: str) -> str:
         """Return where a model's folder lies; MLflow would look `models:/ID` up in its default store."""
         scheme, _, model_id = model_uri.partition(":/")
         is_logged = scheme == "models" and model_id.startswith("m-")

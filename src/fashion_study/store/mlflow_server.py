@@ -101,8 +101,7 @@ def hide_login() -> None:
     server = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
     if server.scheme not in ("http", "https") or "@" not in server.netloc:
         return
-    login = {"MLFLOW_TRACKING_USERNAME": server.username, "MLFLOW_TRACKING_PASSWORD": server.password}
-    os.environ |= {name: unquote(word) for name, word in login.items() if word}
+    os.environ |= {name: unquote(word) for name, word in ((NAME, server.username), (PASSWORD, server.password)) if word}
     os.environ["MLFLOW_TRACKING_URI"] = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl()
 
 

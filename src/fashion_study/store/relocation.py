@@ -12,7 +12,7 @@ from urllib.request import url2pathname
 from filelock import FileLock
 
 from fashion_study.store.sqlite import BUSY_SECONDS
-from fashion_study.store.store import Store
+from fashion_study.store.store import RUNS, Store
 
 # Every column of MLflow's tables that holds the address of a file.
 COLUMNS = (
@@ -22,6 +22,8 @@ COLUMNS = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
+# Not LIKE, which would read '_' and '%' in a path as wildcards.
+BELOW = "WHERE instr(%s, :old || '/') = 1"
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ def moves(store: Store) -> list[Move]:
 
     Artifacts that were stored elsewhere on purpose stay there.
     """
-    if not store.is_embedded or not (store.root / "mlflow.db").is_file():
+    if not store.is_embedded or not (store.root / RUNS).is_file():
         return []
+    new = store.artifacts.as_uri()
     with closing(_connect(store)) as connection:
         locations = [row[0] for row in connection.execute("SELECT artifact_location FROM experiments")]
-        olds = {old for location in locations if (old := _former_folder(store, location)) is not None}
-        new = _folder(store)
-        return [Move(old, new, _count(connection, old)) for old in sorted(olds)]
+        olds = {old for location in locations if (old := _former_folder(new, location or "")) is not None}
+        return [
+            Move(old, new, sum(len(_addresses(connection, *column, old)) for column in COLUMNS)) for old in sorted(olds)
+        ]
 
 
 def rebase(store: Store, move: Move) -> Path | None:
@@ -63,46 +67,30 @@ def rebase(store: Store, move: Move) -> Path | None:
         if all(still.old != move.old for still in moves(store)):
             return None
         copy = _back_up(store, connection)
-        _copy_artifacts(connection, move)
+        for table, column in (("runs", "artifact_uri"), ("logged_models", "artifact_location")):
+            for address in _addresses(connection, table, column, move.old):
+                _copy_artifacts(address, move)
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             for table, column in COLUMNS:
-                connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {_below(column)}",
-                    (move.new, len(move.old) + 1, *_bounds(move.old)),
-                )
+                change = f"UPDATE {table} SET {column} = :new || substr({column}, length(:old) + 1) {BELOW % column}"
+                connection.execute(change, {"old": move.old, "new": move.new})
     return copy
 
 
-def _former_folder(store: Store, location: str | None) -> str | None:
+def _former_folder(here: str, location: str) -> str | None:
     """Return the folder with an experiment's artifacts, where the store was moved away from it."""
-    head, _, name = (location or "").rpartition("/artifacts/")
+    head, _, name = location.rpartition("/artifacts/")
     old = f"{head}/artifacts"
-    old_path = local_path(old)
-    if not head or "/" in name or old_path is None or old == _folder(store):
+    old_path, new_path = local_path(old), local_path(f"{here}/{name}")
+    if not head or "/" in name or old_path is None or old == here:
         return None
-    here = local_path(f"{_folder(store)}/{name}")
-    return old if (here and here.exists()) or not old_path.exists() else None
+    return old if (new_path and new_path.exists()) or not old_path.exists() else None
 
 
-def _folder(store: Store) -> str:
-    return (store.root / "artifacts").as_uri()
-
-
-def _below(column: str) -> str:
-    # As a range: a LIKE would read '_' and '%' in a path as wildcards.
-    return f"{column} >= ? AND {column} < ?"
-
-
-def _bounds(old: str) -> tuple[str, str]:
-    return f"{old}/", f"{old}0"  # '0' is the character after '/'.
-
-
-def _count(connection: sqlite3.Connection, old: str) -> int:
-    return sum(
-        connection.execute(f"SELECT count(*) FROM {table} WHERE {_below(column)}", _bounds(old)).fetchone()[0]
-        for table, column in COLUMNS
-    )
+def _addresses(connection: sqlite3.Connection, table: str, column: str, old: str) -> list[str]:
+    query = f"SELECT {column} FROM {table} {BELOW % column}"
+    return [row[0] for row in connection.execute(query, {"old": old})]
 
 
 def _back_up(store: Store, connection: sqlite3.Connection) -> Path:
@@ -110,26 +98,22 @@ def _back_up(store: Store, connection: sqlite3.Connection) -> Path:
     folder.mkdir(exist_ok=True)
     copy = folder / f"mlflow-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.db"
     unfinished = copy.with_suffix(".part")
-    unfinished.unlink(missing_ok=True)
     with closing(sqlite3.connect(unfinished)) as target:
         connection.backup(target)
     return unfinished.replace(copy)
 
 
-def _copy_artifacts(connection: sqlite3.Connection, move: Move) -> None:
-    for table, column in (("runs", "artifact_uri"), ("logged_models", "artifact_location")):
-        query = f"SELECT {column} FROM {table} WHERE {_below(column)}"
-        for (address,) in connection.execute(query, _bounds(move.old)).fetchall():
-            source, target = local_path(address), local_path(move.new + address[len(move.old) :])
-            if source is None or target is None or target.exists() or not source.is_dir():
-                continue
-            # An address may contain '..': nothing is read or written outside both folders.
-            if not (_lies_in(source, move.old) and _lies_in(target, move.new)):
-                continue
-            unfinished = target.with_name(f"{target.name}.part")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(source, unfinished)
-            unfinished.rename(target)
+def _copy_artifacts(address: str, move: Move) -> None:
+    source, target = local_path(address), local_path(move.new + address.removeprefix(move.old))
+    if source is None or target is None or target.exists() or not source.is_dir():
+        return
+    # An address may contain '..': nothing is read or written outside both folders.
+    if not (_lies_in(source, move.old) and _lies_in(target, move.new)):
+        return
+    unfinished = target.with_name(f"{target.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(source, unfinished)
+    unfinished.rename(target)
 
 
 def _lies_in(path: Path, folder: str) -> bool:
@@ -138,4 +122,4 @@ def _lies_in(path: Path, folder: str) -> bool:
 
 
 def _connect(store: Store) -> sqlite3.Connection:
-    return sqlite3.connect(store.root / "mlflow.db", timeout=BUSY_SECONDS)
+    return sqlite3.connect(store.root / RUNS, timeout=BUSY_SECONDS)

@@ -6,15 +6,15 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
 import psutil
 from filelock import FileLock
 
 from fashion_study.errors import StoreError
 
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
+# Optuna's storage or MLflow's: both have an `engine` of SQLAlchemy's.
+T = TypeVar("T", bound=Any)
 
 # Longer than any write of this project takes: the MLflow UI may be reading.
 BUSY_SECONDS = 60
@@ -41,26 +41,35 @@ def absolute_uri(uri: str) -> str:
     return f"{sqlite_uri(Path(path).resolve())}{mark}{query}"
 
 
-def migration_lock(database: Path) -> FileLock:
-    """Return the lock on creating or migrating a database: several processes at once would crash each other."""
-    return FileLock(database.with_name(f".{database.stem}-migration.lock"), timeout=BUSY_SECONDS)
+def open_database(database: Path, make: Callable[[str], T]) -> T:
+    """Let a library open a database, one process at a time: several would crash each other while they migrate it.
 
+    A missing one is created under another name, and renamed once it is complete: libraries refuse a database for good
+    where a kill has left only some of its tables. In write-ahead-log mode, which stays in the file, readers (the MLflow
+    UI) and the one writer work at the same time.
 
-def create_atomically(database: Path, make: Callable[[str], "Engine"]) -> None:
-    """Create a missing database under another name, and rename it once it is complete.
-
-    Libraries refuse a database for good where a kill has left only some of its tables.
+    Raises:
+        StoreError: the file system does not support that mode.
     """
-    if database.exists():
-        return
-    unfinished = database.with_name(f".{database.name}.part")
-    for leftover in database.parent.glob(f"{unfinished.name}*"):
-        leftover.unlink()
-    with _synchronous_off():
-        make(sqlite_uri(unfinished)).dispose()
-    with unfinished.open("rb+") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(database)
+    with FileLock(database.with_name(f".{database.stem}-migration.lock"), timeout=BUSY_SECONDS):
+        if not database.exists():
+            unfinished = database.with_name(f".{database.name}.part")
+            for leftover in database.parent.glob(f"{unfinished.name}*"):
+                leftover.unlink()
+            with _synchronous_off():
+                make(sqlite_uri(unfinished)).engine.dispose()
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
+            unfinished.replace(database)
+        opened = make(sqlite_uri(database))
+        with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
+            mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+    if mode != "wal":
+        raise StoreError(
+            f"{database} stays in journal mode {mode!r}; expected 'wal'. "
+            "The file system may not support it: put the store on a local disk with --store."
+        )
+    return opened
 
 
 @contextmanager
@@ -77,21 +86,6 @@ def _synchronous_off() -> Iterator[None]:
         yield
     finally:
         event.remove(Engine, "connect", relax)
-
-
-def use_write_ahead_log(database: Path) -> None:
-    """Let readers (the MLflow UI) and the one writer work at the same time; the setting stays in the file.
-
-    Raises:
-        StoreError: the file system does not support it.
-    """
-    with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
-        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-    if mode != "wal":
-        raise StoreError(
-            f"{database} stays in journal mode {mode!r}; expected 'wal'. "
-            "The file system may not support it: put the store on a local disk with --store."
-        )
 
 
 def mounts() -> list[Mount]:

@@ -14,16 +14,7 @@ from fashion_study.paths import expanded
 from fashion_study.store.failures import opening
 from fashion_study.store.mlflow_server import check_server_reachable, hide_login
 from fashion_study.store.postgres import open_storage
-from fashion_study.store.sqlite import (
-    BUSY_SECONDS,
-    absolute_uri,
-    create_atomically,
-    migration_lock,
-    mounts,
-    refuse_network,
-    sqlite_uri,
-    use_write_ahead_log,
-)
+from fashion_study.store.sqlite import BUSY_SECONDS, absolute_uri, mounts, open_database, refuse_network, sqlite_uri
 from fashion_study.text import printable, without_passwords
 
 if TYPE_CHECKING:
@@ -65,6 +56,11 @@ class Store:
         return without_passwords(self.tracking_uri)
 
     @property
+    def artifacts(self) -> Path:
+        """Return the folder with the artifacts, where no server of the user's keeps them."""
+        return self.root / "artifacts"
+
+    @property
     def trials_file(self) -> Path:
         """Return the file with the trial storage, where no database server has it."""
         return self.root / TRIALS
@@ -93,7 +89,10 @@ class Store:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         with opening("MLflow", self.tracking_uri, MlflowException):
             if self.is_embedded:
-                self._migrate_mlflow()
+                from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+                self.artifacts.mkdir(exist_ok=True)
+                open_database(self.root / RUNS, lambda uri: SqlAlchemyStore(uri, self.artifacts.as_uri()))
             return MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
 
     def open_optuna_storage(self) -> "RDBStorage":
@@ -102,12 +101,9 @@ class Store:
             return open_storage(self.database)
         from optuna.storages import RDBStorage
 
-        uri = sqlite_uri(self.trials_file)
-        with opening("Optuna", uri), migration_lock(self.trials_file):
-            create_atomically(self.trials_file, lambda unfinished: RDBStorage(unfinished).engine)
-            storage = RDBStorage(uri, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
-            use_write_ahead_log(self.trials_file)
-            return storage
+        options = {"connect_args": {"timeout": BUSY_SECONDS}}
+        with opening("Optuna", sqlite_uri(self.trials_file)):
+            return open_database(self.trials_file, lambda uri: RDBStorage(uri, engine_kwargs=options))
 
     @contextmanager
     def optuna_storage(self) -> "Iterator[RDBStorage]":
@@ -123,26 +119,16 @@ class Store:
         from mlflow.exceptions import MlflowException
 
         with opening("MLflow", self.tracking_uri, MlflowException):
-            if (found := client.get_experiment_by_name(name)) is not None:
-                return str(found.experiment_id)
-        location = (self.root / "artifacts" / name).as_uri() if self.is_embedded else None
-        try:
-            return str(client.create_experiment(name, artifact_location=location))
-        except MlflowException:
-            # Another process made it in the meantime.
-            if (found := client.get_experiment_by_name(name)) is not None:
-                return str(found.experiment_id)
-            raise
-
-    def _migrate_mlflow(self) -> None:
-        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-        database, artifacts = self.root / RUNS, self.root / "artifacts"
-        with migration_lock(database):
-            artifacts.mkdir(exist_ok=True)
-            create_atomically(database, lambda uri: SqlAlchemyStore(uri, artifacts.as_uri()).engine)
-            SqlAlchemyStore(self.tracking_uri, artifacts.as_uri())
-            use_write_ahead_log(database)
+            found = client.get_experiment_by_name(name)
+        if found is None:
+            location = (self.artifacts / name).as_uri() if self.is_embedded else None
+            try:
+                return str(client.create_experiment(name, artifact_location=location))
+            except MlflowException:
+                # Another process made it in the meantime.
+                if (found := client.get_experiment_by_name(name)) is None:
+                    raise
+        return str(found.experiment_id)
 
 
 def open_store(root: Path | str, *, study_db: str | None = None, makes_folder: bool = True) -> Store:

@@ -7,14 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fashion_study.errors import ExitCode, StoreError, StudyError
-from fashion_study.tracking.registry import (
-    CHAMPION,
-    LINE,
-    PREVIOUS_CHAMPION,
-    RegisteredModel,
-    Registry,
-    Version,
-)
+from fashion_study.tracking.registry import CHAMPION, LINE, PREVIOUS_CHAMPION, RegisteredModel, Registry, Version
 
 NOBODY = "none"
 # The most rollbacks in a row; a tag holds some thousand characters.
@@ -48,18 +41,15 @@ def promotion_lock(root: Path, timeout: float = 0.0) -> Iterator[None]:
     """
     folder = root / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".promotion.lock", timeout=timeout)
     try:
-        lock.acquire()
+        lock = FileLock(folder / ".promotion.lock").acquire(timeout)
     except Timeout:
         raise PromotionRunningError(
             f"Another promotion is running on {root}, or the doctor. Expected one at a time. Nothing was moved; wait "
             "for it, then look at what it decided."
         ) from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def set_champion(registry: Registry, model: RegisteredModel, challenger: Version) -> None:

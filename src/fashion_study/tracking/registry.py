@@ -3,6 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -123,21 +124,11 @@ class Registry:
 
     def models(self) -> list[RegisteredModel]:
         """Return the registered models of this project that have a version, by their names."""
-        # The aliases first: else one that is moved to a new version in between would point to no version.
-        aliases = {model.name: model.aliases for model in all_pages(self.client.search_registered_models)}
-        versions: dict[str, list[ModelVersion]] = defaultdict(list)
-        for version in all_pages(self.client.search_model_versions, ""):
-            versions[version.name].append(version)
-        return [
-            _registered_model(name, found, aliases.get(name, {}))
-            for name, found in sorted(versions.items())
-            if any("model_sha256" in version.tags for version in found)
-        ]
+        return [model for model in self._read() if any("model_sha256" in version.tags for version in model.versions)]
 
     def model(self, name: str) -> RegisteredModel:
         """Return one registered model, without versions where there is none of that name."""
-        found = all_pages(self.client.search_model_versions, f"name = '{name}'")
-        return _registered_model(name, found, self.client.get_registered_model(name).aliases if found else {})
+        return next(iter(self._read(f"name = '{name}'")), RegisteredModel(name))
 
     def register(self, dataset: str, run: Run, tags: Mapping[str, ParamValue]) -> Version:
         """Return the version of a run's model, made where there is none yet; the same run never gets two.
@@ -156,7 +147,9 @@ class Registry:
                 "Run the study again; it trains the model again."
             )
         if not known.versions:
-            self._create_name(known.name)
+            # Another process may have made it in the meantime, or it is there without a version.
+            with suppress(MlflowException):
+                self.client.create_registered_model(known.name)
         made = self.client.create_model_version(
             known.name,
             # Not models:/ID, which an embedded registry looks up in MLflow's default store.
@@ -167,7 +160,7 @@ class Registry:
             await_creation_for=0,
             tags={key: str(value) for key, value in tags.items()} | {"model_sha256": model.sha256},
         )
-        return _version(made, self.client.get_registered_model(known.name).aliases)
+        return _version(made, known.aliases)
 
     def move_alias(self, name: str, alias: str, number: int) -> None:
         """Let an alias point to a version, from wherever it pointed before."""
@@ -259,12 +252,17 @@ class Registry:
         is_logged = scheme == "models" and model_id.startswith("m-")
         return str(self.client.get_logged_model(model_id).artifact_location) if is_logged else model_uri
 
-    def _create_name(self, name: str) -> None:
-        try:
-            self.client.create_registered_model(name)
-        except MlflowException:
-            # Another process made it in the meantime, or it is there without a version.
-            self.client.get_registered_model(name)
+    def _read(self, condition: str = "") -> list[RegisteredModel]:
+        # The aliases first: else one that is moved to a new version in between would point to no version.
+        models = all_pages(self.client.search_registered_models, condition)
+        aliases = {one.name: {alias: int(number) for alias, number in sorted(one.aliases.items())} for one in models}
+        versions: dict[str, list[Version]] = defaultdict(list)
+        for found in all_pages(self.client.search_model_versions, condition):
+            versions[found.name].append(_version(found, aliases.get(found.name, {})))
+        return [
+            RegisteredModel(name, tuple(sorted(of_name, key=lambda version: version.number)), aliases.get(name, {}))
+            for name, of_name in sorted(versions.items())
+        ]
 
 
 def file_sha256(path: Path) -> str:
@@ -278,19 +276,9 @@ def registered_name(dataset: str) -> str:
     return f"{dataset}-cnn"
 
 
-def _registered_model(name: str, found: list[ModelVersion], aliases: Mapping[str, str]) -> RegisteredModel:
-    versions = sorted((_version(one, aliases) for one in found), key=lambda version: version.number)
-    return RegisteredModel(name, tuple(versions), {alias: int(number) for alias, number in sorted(aliases.items())})
-
-
-def _version(found: ModelVersion, aliases: Mapping[str, str]) -> Version:
-    number = int(found.version)
+def _version(found: ModelVersion, aliases: Mapping[str, int]) -> Version:
+    number, run_id = int(found.version), found.run_id or ""
     uri = f"models:/{found.model_id}" if found.model_id else str(found.source)
-    return Version(
-        name=found.name,
-        number=number,
-        run_id=found.run_id or "",
-        model=ModelRef(uri, found.tags.get("model_sha256", ""), found.run_id or "", f"{found.name} version {number}"),
-        tags=dict(found.tags),
-        aliases=tuple(alias for alias, target in sorted(aliases.items()) if int(target) == number),
-    )
+    model = ModelRef(uri, found.tags.get("model_sha256", ""), run_id, f"{found.name} version {number}")
+    own = tuple(alias for alias, target in aliases.items() if target == number)
+    return Version(found.name, number, run_id, model, dict(found.tags), own)

@@ -85,7 +85,7 @@ def print_table(table: Table) -> None:
 
 def surroundings() -> dict[str, Any]:
     """Return the machine, the commit, the time and the libraries, without names of hosts and folders."""
-    from fashion_study.tracking.provenance import code_commit
+    from fashion_study.tracking.runs import code_commit
 
     return {
         "machine": machine(),

@@ -77,7 +77,7 @@ def registered(store: tuple[ModelStore, Version], tmp_path: Path) -> Iterator[Re
     Image.fromarray(digits().validation.images[0, ..., 0]).save(picture)
     made = Registered(models, version, folder, picture, tmp_path / "canary")
     yield made
-    made.register(version.model.sha256)
+    made.register(version.sha256)
     shutil.rmtree(folder)
     shutil.copytree(sound, folder)
 

@@ -219,7 +219,7 @@ def test_another_champion_is_compared_from_kept_predictions(scene: Scene) -> Non
 def test_kept_predictions_of_another_model_are_made_anew(scene: Scene, content: str) -> None:
     version = scene.challenger()
     first = scene.promote(dry_run=True)
-    content = content.replace("SHA", version.model.sha256).replace("DATA", digits().source.digest)
+    content = content.replace("SHA", version.sha256).replace("DATA", digits().source.digest)
     scene.client.log_text(version.run_id, content, PREDICTIONS)
     second = scene.promote(dry_run=True)
     assert second.holdout is not None

@@ -46,7 +46,7 @@ def test_a_run_gets_one_version_however_often_it_is_registered(models: ModelStor
     assert (first.number, second.number) == (1, 1)
     assert first.name == registered_name(dataset)
     assert first.study == "s"
-    assert first.model.sha256 == models.client.get_run(run_id).data.tags["model_sha256"]
+    assert first.sha256 == models.client.get_run(run_id).data.tags["model_sha256"]
     assert [version.number for version in models.registry.model(first.name).versions] == [1]
 
 
@@ -101,7 +101,7 @@ def test_a_file_is_fetched_as_a_copy_from_either_address(
     address: str, models: ModelStore, run_id: str, dataset: str, tmp_path: Path
 ) -> None:
     version = register(models, run_id, dataset)
-    stored = version.model if address == "version" else ModelRef.of_run(models.client.get_run(run_id))
+    stored = version if address == "version" else ModelRef.of_run(models.client.get_run(run_id))
     path = models.registry.fetch(stored, tmp_path)
     assert path.is_relative_to(tmp_path)
     assert path.read_bytes() == models.model_file(version).read_bytes()
@@ -111,20 +111,20 @@ def test_an_altered_file_is_refused(models: ModelStore, run_id: str, dataset: st
     version = register(models, run_id, dataset)
     models.model_file(version).write_bytes(models.model_file(version).read_bytes() + b" ")
     with pytest.raises(DamagedModelError, match="was altered since"):
-        models.registry.fetch(version.model, tmp_path)
+        models.registry.fetch(version, tmp_path)
 
 
 def test_a_missing_file_is_refused(models: ModelStore, run_id: str, dataset: str, tmp_path: Path) -> None:
     version = register(models, run_id, dataset)
     models.model_file(version).unlink()
     with pytest.raises(DamagedModelError, match=f"Expected {MODEL_FILE}"):
-        models.registry.fetch(version.model, tmp_path)
+        models.registry.fetch(version, tmp_path)
 
 
 def test_a_signature_says_raw_pixels_in_and_probabilities_out(models: ModelStore, run_id: str, dataset: str) -> None:
     version = register(models, run_id, dataset)
     expected = "Tensor('float32', (-1, 28, 28, 1)) -> Tensor('float32', (-1, 10))"
-    assert models.registry.signature(version.model) == expected
+    assert models.registry.signature(version) == expected
 
 
 @pytest.mark.parametrize("content", ["", "signature: [", "[]", "signature: {inputs: 3}"])
@@ -132,7 +132,7 @@ def test_an_altered_description_is_refused(content: str, models: ModelStore, run
     version = register(models, run_id, dataset)
     models.card_file(version).write_text(content)
     with pytest.raises(DamagedModelError, match="Expected MLmodel"):
-        models.registry.signature(version.model)
+        models.registry.signature(version)
 
 
 def test_mlflow_itself_loads_a_version_by_its_alias(

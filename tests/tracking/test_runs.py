@@ -17,7 +17,7 @@ from fashion_study.store.store import Store
 from fashion_study.store.trials import TrialRecord
 from fashion_study.study.leaderboard import table
 from fashion_study.testing.training import toy_report
-from fashion_study.tracking import provenance
+from fashion_study.tracking import runs as runs_module
 from fashion_study.tracking.attempt import run_name
 from fashion_study.tracking.runs import StudyMetadata, StudyRuns
 from fashion_study.trial import FailReason, Hyperparameters, Precision, TrialResult, TrialSpec, TrialState
@@ -298,14 +298,14 @@ def test_the_commit_is_this_code_s_not_another_checkout_s(tmp_path: Path, monkey
         identity = ("-c", "user.name=nobody", "-c", "user.email=nobody@localhost")
         subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True)
 
-    installed = tmp_path / ".venv" / "provenance.py"
+    installed = tmp_path / ".venv" / "runs.py"
     installed.parent.mkdir()
     installed.write_text("")
-    monkeypatch.setattr(provenance, "__file__", str(installed))
+    monkeypatch.setattr(runs_module, "__file__", str(installed))
     git("init")
     git("commit", "--allow-empty", "--message", "somebody else's")
-    assert provenance.code_commit.__wrapped__() is None
+    assert runs_module.code_commit.__wrapped__() is None
 
     git("add", "--force", str(installed))
     git("commit", "--message", "this code")
-    assert len(str(provenance.code_commit.__wrapped__())) == 40
+    assert len(str(runs_module.code_commit.__wrapped__())) == 40

@@ -26,8 +26,8 @@ from fashion_study.store.store import open_store
 from fashion_study.study.loop import Loop, Source
 from fashion_study.study.progress import NullObserver
 from fashion_study.tracking.aliases import ConcurrentUpdateError, PromotionRunningError, promotion_lock, set_champion
-from fashion_study.tracking.provenance import code_commit, code_digest
 from fashion_study.tracking.registry import ModelRef, Registry, Version
+from fashion_study.tracking.runs import code_commit, code_digest
 from fashion_study.trial import (
     AttemptLost,
     DataSource,

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, Run
+from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fashion_study.store.store import Store
-from fashion_study.tracking.search import all_pages, search_runs
+from fashion_study.tracking.search import search_runs
 
 
 @dataclass
@@ -37,10 +37,6 @@ class CheckContext:
     def runs(self) -> list[Run]:
         """Return the runs that belong to this store: on a server those of the run trees that it knows of."""
         return [run for run in self.all_runs() if self.store.is_embedded or run_tree(run) in self.run_trees]
-
-    def models(self) -> dict[str, LoggedModel]:
-        """Return every logged model, by its id."""
-        return {model.model_id: model for model in all_pages(self.client.search_logged_models, self.experiments)}
 
     def kill(self, run_id: str, cause: str) -> None:
         """End the run of a process that is gone."""

@@ -10,7 +10,7 @@ from fashion_study.finding import Finding, Kind, repairing
 from fashion_study.store.relocation import local_path
 from fashion_study.study.retention import REMOVED
 from fashion_study.tracking.registry import CARD_FILE, MODEL_FILE, file_sha256
-from fashion_study.tracking.search import pending_models
+from fashion_study.tracking.search import all_pages, pending_models
 from fashion_study.trial import TrialState
 
 # On a run, and on a version: what is wrong with its files, as the doctor has recorded it.
@@ -26,7 +26,8 @@ EVIDENCE = (
 
 def damaged_files(context: CheckContext) -> Iterator[Finding]:
     """Find runs whose files are missing or altered, and models whose logging was cut off."""
-    models = context.models()
+    logged = all_pages(context.client.search_logged_models, context.experiments)
+    models = {model.model_id: model for model in logged}
     runs = {run.info.run_id: run for run in context.runs()}
     unseen = 0
     for run in runs.values():

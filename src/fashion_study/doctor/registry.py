@@ -55,7 +55,7 @@ def _damaged_version(registry: Registry, version: Version) -> Iterator[Finding]:
         what = f"comes from the run {version.run_id}, which is deleted in MLflow"
         repair = repairing("restored", registry.client.restore_run, version.run_id)
         yield Finding(Kind.DELETED_RUN, str(version), what, "restores the run", repair)
-    damage = [_model_damage(registry, version)] if version.model.sha256 else []
+    damage = [_model_damage(registry, version)] if version.sha256 else []
     if run is None:
         damage.append("its run is gone")
     found = ", ".join(filter(None, damage))
@@ -86,14 +86,14 @@ def _damaged(registry: Registry, version: Version, damage: str) -> Finding:
 
 def _model_damage(registry: Registry, version: Version) -> str | None:
     try:
-        folder = local_path(registry.folder(version.model.uri))
+        folder = local_path(registry.folder(version.uri))
     except MlflowException:
         return "logged model missing"
     if folder is not None:
-        return model_damage(folder, version.model.sha256)
+        return model_damage(folder, version.sha256)
     try:
         with TemporaryDirectory() as target:
-            registry.fetch(version.model, Path(target))
+            registry.fetch(version, Path(target))
     except DamagedModelError:
         return "model.keras missing or altered"
     return None

@@ -146,7 +146,7 @@ def _at(registry: Registry, uri: ModelUri) -> tuple[ModelRef, DatasetKind]:
 
 def _with_aliases(version: Version) -> ModelRef:
     aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
-    return replace(version.model, title=f"{version}{aliases}")
+    return replace(version, title=f"{version}{aliases}")
 
 
 def _addresses(version: Version) -> list[str]:

@@ -27,7 +27,7 @@ def choose_challenger(models: Sequence[RegisteredModel], config: PromotionConfig
         DamagedModelError: it was not registered by this project.
     """
     chosen = _chosen([version for model in models for version in model.versions], config)
-    if "dataset" not in chosen.tags or not chosen.model.sha256:
+    if "dataset" not in chosen.tags or not chosen.sha256:
         raise DamagedModelError(
             f"{chosen} has no tag 'dataset' or 'model_sha256'. Expected a version that this project registered, "
             "with what it is to be checked against. Run its study again, which registers it."
@@ -62,8 +62,8 @@ def as_contender(version: Version, role: str) -> Contender:
         role="challenger" if role == CHALLENGER else "champion",
         title=str(version),
         run_id=version.run_id,
-        sha256=version.model.sha256,
-        model_uri=version.model.uri,
+        sha256=version.sha256,
+        model_uri=version.uri,
         version=version.number,
         study=version.study,
         trial=int(trial) if trial.isdecimal() else None,

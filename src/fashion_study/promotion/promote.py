@@ -101,7 +101,7 @@ def _roll_back(registry: Registry, model: RegisteredModel) -> Decision:
         _complete(registry, model, model.champion)
     previous = previous_champion(model)
     # A damaged file is not put back into use.
-    load_verified(registry, previous.model, _dataset(previous))
+    load_verified(registry, previous, _dataset(previous))
     reference = model.champion and as_contender(model.champion, CHAMPION)
     decision = _decision(previous, reference=reference, is_rollback=True)
     return _carry_out(registry, decision, previous, model.champion, lambda: rollback(registry, model))

@@ -14,7 +14,7 @@ from fashion_study.executors.local import threads_per_worker
 from fashion_study.replay.choice import refuse_without_end
 from fashion_study.text import printable
 from fashion_study.tracking.attempt import Attempt, hyperparameters_of, read_attempt
-from fashion_study.tracking.provenance import provenance
+from fashion_study.tracking.runs import provenance
 from fashion_study.tracking.search import find_run, search_runs
 from fashion_study.trial import (
     TRAINING_VERSION,

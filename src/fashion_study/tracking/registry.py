@@ -54,13 +54,11 @@ class ModelRef:
 
 
 @dataclass(frozen=True)
-class Version:
+class Version(ModelRef):
     """A version of a registered model, with the aliases it had when the registry was read."""
 
     name: str
     number: int
-    run_id: str
-    model: ModelRef
     tags: Mapping[str, str]
     aliases: tuple[str, ...]
 
@@ -68,9 +66,6 @@ class Version:
     def study(self) -> str | None:
         """Return the study that the version comes from; a registered baseline has none."""
         return self.tags.get("study")
-
-    def __str__(self) -> str:
-        return self.model.title
 
 
 @dataclass(frozen=True)
@@ -277,8 +272,14 @@ def registered_name(dataset: str) -> str:
 
 
 def _version(found: ModelVersion, aliases: Mapping[str, int]) -> Version:
-    number, run_id = int(found.version), found.run_id or ""
-    uri = f"models:/{found.model_id}" if found.model_id else str(found.source)
-    model = ModelRef(uri, found.tags.get("model_sha256", ""), run_id, f"{found.name} version {number}")
-    own = tuple(alias for alias, target in aliases.items() if target == number)
-    return Version(found.name, number, run_id, model, dict(found.tags), own)
+    number = int(found.version)
+    return Version(
+        uri=f"models:/{found.model_id}" if found.model_id else str(found.source),
+        sha256=found.tags.get("model_sha256", ""),
+        run_id=found.run_id or "",
+        title=f"{found.name} version {number}",
+        name=found.name,
+        number=number,
+        tags=dict(found.tags),
+        aliases=tuple(alias for alias, target in aliases.items() if target == number),
+    )

@@ -1,21 +1,34 @@
 """The runs of a study in MLflow: one for the study, and one nested run for each attempt at a trial."""
 
+import hashlib
 import json
+import os
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from getpass import getuser
+from importlib.metadata import version
+from pathlib import Path
+from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as MlflowDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_LOGGED_ARTIFACTS,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_USER,
+)
 
 from fashion_study.data.dataset import Dataset
 from fashion_study.finding import Finding
 from fashion_study.text import spreadsheet_cell, without_passwords
 from fashion_study.tracking.attempt import ORPHAN, RUN_STATUS, Attempt, open_run_name, read_attempt, run_name
-from fashion_study.tracking.provenance import provenance
 from fashion_study.tracking.search import find_run, pending_models, search_runs
 from fashion_study.trial import EpochReport, FailReason, TrialResult, TrialSpec, TrialState
 
@@ -222,8 +235,8 @@ class StudyRuns:
         others = (run for run in found if run.info.run_id != self.run_id and run.info.lifecycle_stage == "active")
         return [run.info.run_id for run in others if ORPHAN not in run.data.tags or run.info.status == "RUNNING"]
 
-    def pending_models(self) -> list[Finding]:
-        """Return the models of its attempts whose logging was cut off, while no worker has any of them in hand."""
+    def pending_models(self) -> Iterator[Finding]:
+        """Find the models of its attempts whose logging was cut off, while no worker has any of them in hand."""
 
         def is_ours(run_id: str) -> bool:
             run = find_run(self._client, run_id) if run_id else None
@@ -266,6 +279,48 @@ class StudyRuns:
         # The status last: the next start looks at a run that is still open.
         self._client.update_run(run_id, name=name)
         self._client.set_terminated(run_id, status)
+
+
+@cache
+def provenance() -> dict[str, str]:
+    """Return the user, the machine and the code of this process, as tags of a run."""
+    try:
+        user = getuser()
+    except (KeyError, OSError):  # A container's user need not have a name.
+        user = str(os.getuid())
+    tags = {
+        MLFLOW_SOURCE_NAME: "fashion_study",
+        MLFLOW_USER: user,
+        "host": socket.gethostname(),
+        "code_version": version("fashion-study"),
+        "code_digest": code_digest(),
+    }
+    if commit := code_commit():
+        tags[MLFLOW_GIT_COMMIT] = commit
+    return tags
+
+
+@cache
+def code_commit() -> str | None:
+    """Return the git commit of this code, with `+` where files differ from it; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        # Where git does not track this file, the checkout is another project's that this package was installed into.
+        check_output([*git, "ls-files", "--error-unmatch", Path(__file__).name], stderr=DEVNULL)
+        commit = check_output([*git, "rev-parse", "HEAD"], text=True, stderr=DEVNULL).strip()
+        changed = check_output([*git, "status", "--porcelain"], text=True, stderr=DEVNULL).strip()
+    except (OSError, CalledProcessError):
+        return None
+    return f"{commit}+" if changed else commit
+
+
+def code_digest() -> str:
+    """Return the SHA-256 of this package's Python files, which identifies the code outside a checkout too."""
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _inputs(data: Dataset) -> Iterator[DatasetInput]:

@@ -1,12 +1,12 @@
 """What MLflow is asked for: searches with all of their pages, runs, artifacts, and pending models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelStatus, Run, ViewType
+from mlflow.entities import LoggedModelStatus, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.store.entities import PagedList
@@ -60,21 +60,16 @@ def is_missing(error: MlflowException) -> bool:
 
 
 def pending_models(
-    client: MlflowClient, experiments: list[str], is_abandoned: Callable[[str], bool] = lambda _: True
-) -> list[Finding]:
-    """Return the logged models that are not complete and never will be, by what `is_abandoned` says of their runs.
+    client: MlflowClient, experiments: list[str], is_abandoned: Callable[[str], bool]
+) -> Iterator[Finding]:
+    """Find the logged models that are not complete and never will be, by what `is_abandoned` says of their runs.
 
     MLflow would call them pending for ever.
     """
     # No filter of MLflow's: it compares a status, which is a number, as a string, which PostgreSQL refuses.
-    models = all_pages(client.search_logged_models, experiments)
-    pending = (model for model in models if model.status == LoggedModelStatus.PENDING)
-    return [_pending_model(client, model) for model in pending if is_abandoned(model.source_run_id or "")]
-
-
-def _pending_model(client: MlflowClient, model: LoggedModel) -> Finding:
-    where = f"model {model.model_id} of run {model.source_run_id}"
-    repair = repairing("it is FAILED", client.finalize_logged_model, model.model_id, "FAILED")
-    return Finding(
-        Kind.PENDING_MODEL, where, "was interrupted while it was logged", "marks the model as FAILED", repair
-    )
+    for model in all_pages(client.search_logged_models, experiments):
+        if model.status == LoggedModelStatus.PENDING and is_abandoned(model.source_run_id or ""):
+            where = f"model {model.model_id} of run {model.source_run_id}"
+            repair = repairing("it is FAILED", client.finalize_logged_model, model.model_id, "FAILED")
+            what = "was interrupted while it was logged"
+            yield Finding(Kind.PENDING_MODEL, where, what, "marks the model as FAILED", repair)

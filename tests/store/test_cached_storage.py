@@ -7,6 +7,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
 
 from fashion_study.engines.engine import Point
 from fashion_study.store.trials import TrialStorage
@@ -37,16 +38,16 @@ def trial_storage(address: str) -> TrialStorage:
         TrialResult(2, 1, TrialState.FAILED, 1, reason=FailReason.DIVERGED),
     )
     for result in results:
-        other.enqueue(POINT, DISTRIBUTIONS)
+        other.add(POINT, DISTRIBUTIONS, state=OptunaState.WAITING)
         begin(trial_storage, result.number)
         trial_storage.close(result)
     begin(trial_storage, 3)
     trial_storage.record_prune(3, 2)
-    trial_storage.study.ask(fixed_distributions=DISTRIBUTIONS)
+    trial_storage.study.ask()
     trial_storage.study.ask()
     begin(trial_storage, 6)
     trial_storage.requeue(6)
-    trial_storage.enqueue(POINT, DISTRIBUTIONS)
+    trial_storage.add(POINT, DISTRIBUTIONS, state=OptunaState.WAITING)
     return trial_storage
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
+from optuna.trial import TrialState as OptunaState
 
 from fashion_study.database_url import DatabaseUrl
 from fashion_study.store.postgres import open_storage
@@ -188,8 +189,8 @@ def test_an_interrupted_end_leaves_nothing_to_the_next_one(
     assert (record.state, record.reason, record.seconds, record.curve) == (TrialState.COMPLETE, None, 12.5, {1: 0.25})
 
 
-def test_an_enqueued_trial_waits_until_it_is_claimed(trial_storage: TrialStorage) -> None:
-    trial_storage.enqueue({"learning_rate": 1}, DISTRIBUTIONS)
+def test_a_waiting_trial_waits_until_it_is_claimed(trial_storage: TrialStorage) -> None:
+    trial_storage.add({"learning_rate": 1}, DISTRIBUTIONS, state=OptunaState.WAITING)
 
     (waiting,) = trial_storage.records()
     taken = trial_storage.claim_waiting()

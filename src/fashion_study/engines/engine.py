@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from fashion_study.space.space import Categorical, Float, Int, SearchSpace
 from fashion_study.store.trials import TrialStorage
@@ -78,7 +78,7 @@ class Engine(ABC):
         for point in (space.baseline, *try_points):
             if self.number_of(point) is None:
                 self._numbers[_key(point)] = len(trial_storage.trials())
-                trial_storage.enqueue(point, self.distributions)
+                trial_storage.add(point, self.distributions, state=TrialState.WAITING)
 
     @abstractmethod
     def draw(self, number: int, seed: int) -> Iterator[Candidate | Wait | Exhausted]:

@@ -31,7 +31,6 @@ class CachedStorage(_CachedStorage):
 
     def __init__(self, database: RDBStorage) -> None:
         super().__init__(database)
-        self._study_id: int | None = None
         # By their ids, in the order of their numbers.
         self._trials: Trials = {}
 
@@ -53,22 +52,12 @@ class CachedStorage(_CachedStorage):
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Add a trial."""
         trials = self._read(study_id)
-        trial_id = self._backend.create_new_trial(study_id, template_trial)
-        if template_trial is None:
-            trials[trial_id] = self._backend.get_trial(trial_id)
-        else:
-            trial = trials[trial_id] = copy.copy(template_trial)
-            trial.number, trial._trial_id = len(trials) - 1, trial_id
-            trial.user_attrs = _as_stored(trial.user_attrs)
-        return trial_id
-
-    def set_trial_param(
-        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
-    ) -> None:
-        """Set a parameter of a trial."""
-        self._backend.set_trial_param(trial_id, param_name, param_value_internal, distribution)
-        self._add(trial_id, "params", {param_name: distribution.to_external_repr(param_value_internal)})
-        self._add(trial_id, "distributions", {param_name: distribution})
+        trial = self._backend._create_new_trial(study_id, template_trial)
+        trial.user_attrs = _as_stored(trial.user_attrs)
+        if template_trial is not None:
+            trial.distributions = template_trial.distributions  # In memory once.
+        trials[trial._trial_id] = trial
+        return trial._trial_id
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Set the state of a trial; return False where a trial is to be claimed that is not waiting."""
@@ -101,10 +90,8 @@ class CachedStorage(_CachedStorage):
         self._add(trial_id, "system_attrs", _as_stored({key: value}))
 
     def _read(self, study_id: int) -> Trials:
-        if self._study_id is None:
-            self._study_id, self._trials = study_id, _read_trials(self._backend, study_id)
-        if study_id != self._study_id:
-            raise ValueError(f"This holds the trials of study {self._study_id}; study {study_id} needs one of its own.")
+        if not self._trials:
+            self._trials = _read_trials(self._backend, study_id)
         return self._trials
 
     def _add(self, trial_id: int, name: str, entries: dict[Any, Any]) -> None:

@@ -134,10 +134,6 @@ class TrialStorage:
         best = max(complete, key=lambda trial: trial.value or 0.0, default=None)
         return None if best is None else self._record(best)
 
-    def enqueue(self, params: Mapping[str, ParamValue], distributions: Mapping[str, BaseDistribution]) -> None:
-        """Add a waiting trial."""
-        self.add(params, distributions, state=OptunaState.WAITING)
-
     def add(
         self,
         params: Mapping[str, ParamValue],

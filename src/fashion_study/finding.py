@@ -32,7 +32,8 @@ class Finding:
     """What disagrees, where, and how it can be repaired.
 
     `remedy` describes the repair. `repair` does it, and returns in a few words what was done; it may be repeated
-    and may be killed at any point. None: only a person can decide, and `remedy` says what on.
+    and may be killed at any point. None: only a person can decide, and `remedy` says what on. `done` is what it has
+    returned, None where nothing was repaired.
     """
 
     kind: Kind
@@ -40,6 +41,7 @@ class Finding:
     what: str
     remedy: str
     repair: Callable[[], str] | None = field(default=None, compare=False)
+    done: str | None = None
 
 
 def repairing(done: str, action: Callable[..., object], *args: object) -> Callable[[], str]:

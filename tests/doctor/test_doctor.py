@@ -120,7 +120,7 @@ def case(sound: Path, tmp_path: Path) -> StoreUnderTest:
 
 
 def kinds(report_: CheckReport) -> list[Kind]:
-    return [result.finding.kind for result in report_.results]
+    return [found.kind for found in report_.findings]
 
 
 def test_nothing_is_wrong_with_a_study_that_has_ended(case: StoreUnderTest) -> None:
@@ -348,7 +348,7 @@ def test_a_damaged_champion_is_left_for_a_person_to_decide_on(case: StoreUnderTe
 
     report_ = check_store(case.root, fix=True)
 
-    (left,) = (result.finding for result in report_.results if result.done is None)
+    (left,) = (found for found in report_.findings if found.done is None)
     assert left.kind is Kind.VERSION
     assert "experiments.promote" in left.remedy
     assert case.client.get_registered_model(NAME).aliases[CHAMPION] == 1
@@ -412,7 +412,7 @@ def test_a_store_in_another_folder_gets_its_addresses_repaired(
 
     report_ = check_store(there)
     assert kinds(report_) == [Kind.MOVED]
-    assert case.root.as_uri() in report_.results[0].finding.what
+    assert case.root.as_uri() in report_.findings[0].what
     assert moved.dump() == damaged
     assert check_store(there, fix=True).remaining == 0
 
@@ -465,7 +465,7 @@ def test_a_damaged_database_is_named_and_nothing_else_is_touched(name: str, case
     report_ = check_store(case.root, fix=True)
 
     assert kinds(report_) == [Kind.DATABASE]
-    assert report_.results[0].finding.where == path.name
+    assert report_.findings[0].where == path.name
     assert report_.remaining == 1
     assert path.read_bytes() == content
 
@@ -526,7 +526,7 @@ def test_a_study_killed_before_it_had_a_run_is_no_damage(tmp_path: Path) -> None
 
     seen = check_store(tmp_path)
 
-    assert seen.results == ()
+    assert seen.findings == ()
     assert any("run_study goes on" in note for note in seen.notes)
 
 
@@ -536,9 +536,9 @@ def test_a_run_that_names_another_trial_is_led_back_to_its_own(case: StoreUnderT
 
     repaired = check_store(case.root, fix=True)
 
-    assert [result.finding.kind for result in repaired.results] == [Kind.STATUS_MISMATCH]
+    assert [found.kind for found in repaired.findings] == [Kind.STATUS_MISMATCH]
     assert case.run_of(trial).data.tags["trial"] == str(trial.number)
-    assert check_store(case.root).results == ()
+    assert check_store(case.root).findings == ()
 
 
 def test_altered_numbers_leave_the_rest_to_be_checked(case: StoreUnderTest) -> None:
@@ -547,14 +547,14 @@ def test_altered_numbers_leave_the_rest_to_be_checked(case: StoreUnderTest) -> N
     with closing(sqlite3.connect(case.root / "optuna.db")) as database, database:
         database.execute("UPDATE trial_user_attributes SET value_json = '\"x\"' WHERE key = 'attempt'")
 
-    assert check_store(case.root).results == ()
+    assert check_store(case.root).findings == ()
 
 
 def test_a_study_whose_facts_are_altered_is_named(case: StoreUnderTest) -> None:
     with closing(sqlite3.connect(case.root / "optuna.db")) as database, database:
         database.execute("UPDATE study_user_attributes SET value_json = '5' WHERE key = 'run_id'")
 
-    findings = [result.finding for result in check_store(case.root).results]
+    findings = list(check_store(case.root).findings)
 
     assert (Kind.DATABASE, STUDY) in [(finding.kind, finding.where) for finding in findings]
 

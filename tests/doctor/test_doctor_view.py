@@ -1,12 +1,13 @@
 """The promise of what the doctor shows: at any width of a terminal, what is to be copied stands in one piece."""
 
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from fashion_study.doctor.check import CheckedFinding, CheckReport
+from fashion_study.doctor.check import CheckReport
 from fashion_study.doctor.view import show_report
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.store import Store
@@ -36,7 +37,7 @@ def shown(report: CheckReport, width: int) -> str:
 
 @pytest.mark.parametrize("width", [20, 80, 400])
 def test_ids_and_commands_are_whole_at_any_width(width: int) -> None:
-    text = shown(CheckReport(STORE, False, tuple(map(CheckedFinding, FOUND)), ()), width)
+    text = shown(CheckReport(STORE, False, FOUND, ()), width)
     assert text.count(RUN) == 2
     assert OTHER in text
     assert "[bold]model.keras[/bold] altered" in " ".join(text.split())
@@ -45,8 +46,8 @@ def test_ids_and_commands_are_whole_at_any_width(width: int) -> None:
 
 
 def test_after_a_repair_each_says_what_was_done_or_is_left() -> None:
-    results = (CheckedFinding(FOUND[0], "its run is KILLED"), CheckedFinding(FOUND[2]))
-    text = shown(CheckReport(STORE, True, results, ("1 runs are deleted in MLflow: left as they are.",)), 80)
+    findings = (replace(FOUND[0], done="its run is KILLED"), FOUND[2])
+    text = shown(CheckReport(STORE, True, findings, ("1 runs are deleted in MLflow: left as they are.",)), 80)
     assert text.splitlines() == [
         "study without a process",
         f"    digits-smoke: run {RUN} is RUNNING, and no",

@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fashion_study.errors import StoreError
@@ -18,26 +18,18 @@ RECOVER = f"{RESTORE}, or save what can be read with `sqlite3 FILE .recover`"
 
 
 @dataclass(frozen=True)
-class CheckedFinding:
-    """A finding, and what was done about it; None: nothing."""
-
-    finding: Finding
-    done: str | None = None
-
-
-@dataclass(frozen=True)
 class CheckReport:
-    """The findings in a store, and notes on what is no damage."""
+    """The findings in a store, each with what was done about it, and notes on what is no damage."""
 
     store: Store
     is_fixing: bool
-    results: tuple[CheckedFinding, ...]
+    findings: tuple[Finding, ...]
     notes: tuple[str, ...]
 
     @property
     def remaining(self) -> int:
         """Return how many findings are left."""
-        return sum(result.done is None for result in self.results)
+        return sum(found.done is None for found in self.findings)
 
 
 def check_store(root: Path, fix: bool = False) -> CheckReport:
@@ -51,10 +43,10 @@ def check_store(root: Path, fix: bool = False) -> CheckReport:
     store = find_store(root, needs="either")
     notes: list[str] = []
     with store_failures(store, "What was repaired stays repaired; call the doctor again when it answers."):
-        results = tuple(
-            CheckedFinding(found, found.repair() if fix and found.repair else None) for found in _findings(store, notes)
+        findings = tuple(
+            replace(found, done=found.repair()) if fix and found.repair else found for found in _findings(store, notes)
         )
-    return CheckReport(store, fix, results, tuple(notes))
+    return CheckReport(store, fix, findings, tuple(notes))
 
 
 def _findings(store: Store, notes: list[str]) -> Iterator[Finding]:

@@ -17,23 +17,22 @@ def show_report(report: CheckReport, console: Console) -> None:
     paragraph = TextWrapper(
         console.width, initial_indent=INDENT, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False
     )
-    for result in report.results:
-        found = result.finding
-        label = "with --fix" if not report.is_fixing else "left" if result.done is None else "done"
+    for found in report.findings:
+        label = "with --fix" if not report.is_fixing else "left" if found.done is None else "done"
         console.print(Text(found.kind, style="bold"))
-        for line in (f"{found.where}: {found.what}", f"{label}: {result.done or found.remedy}"):
+        for line in (f"{found.where}: {found.what}", f"{label}: {found.done or found.remedy}"):
             console.print(Text(paragraph.fill(line)), soft_wrap=True)
     for line in (*report.notes, _summary(report)):
         console.print(Text(line), soft_wrap=True)
 
 
 def _summary(report: CheckReport) -> str:
-    count, root = len(report.results), report.store.root
+    count, root = len(report.findings), report.store.root
     if not count:
         return f"Nothing is wrong with {root}."
     if report.is_fixing:
         return f"{count} found in {root}, {count - report.remaining} repaired, {report.remaining} left."
-    repairable = sum(result.finding.repair is not None for result in report.results)
+    repairable = sum(found.repair is not None for found in report.findings)
     if not repairable:
         return f"{count} found in {root}. None can be repaired here."
     # On a line of its own, to be copied.

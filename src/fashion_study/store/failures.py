@@ -40,14 +40,12 @@ def opening(library: str, uri: str, *more: type[Exception], advice: str = EXPECT
         StoreError: with `advice`, or with what to do about a refused log-in.
     """
     from alembic.util import CommandError
-    from filelock import Timeout
     from sqlalchemy.exc import SQLAlchemyError
 
-    # Optuna raises a RuntimeError for a database of another version of it.
-    known: tuple[type[Exception], ...] = (SQLAlchemyError, CommandError, RuntimeError, OSError, sqlite3.Error, Timeout)
     try:
         yield
-    except (*known, *more) as error:
+    # Optuna raises a RuntimeError for a database of another version of it.
+    except (SQLAlchemyError, CommandError, RuntimeError, OSError, sqlite3.Error, *more) as error:
         if getattr(error, "error_code", None) in REFUSALS:
             raise login_refused(uri, str(error)) from error
         place = without_passwords(uri)

@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 ORPHAN = "orphan"
 # Digits of a number in a tag: Python refuses to read thousands of them, and anybody can write a tag.
 LONGEST_NUMBER = 10
-RUN_STATUS = {
-    TrialState.COMPLETE: "FINISHED",
-    TrialState.PRUNED: "KILLED",
-    TrialState.FAILED: "FAILED",
-}
+RUN_STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}
 
 
 @dataclass(frozen=True)

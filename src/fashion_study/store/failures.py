@@ -42,10 +42,11 @@ def opening(library: str, uri: str, *more: type[Exception], advice: str = EXPECT
     from alembic.util import CommandError
     from sqlalchemy.exc import SQLAlchemyError
 
+    # Optuna raises a RuntimeError for a database of another version of it.
+    known: tuple[type[Exception], ...] = (SQLAlchemyError, CommandError, RuntimeError, OSError, sqlite3.Error, *more)
     try:
         yield
-    # Optuna raises a RuntimeError for a database of another version of it.
-    except (SQLAlchemyError, CommandError, RuntimeError, OSError, sqlite3.Error, *more) as error:
+    except known as error:
         if getattr(error, "error_code", None) in REFUSALS:
             raise login_refused(uri, str(error)) from error
         place = without_passwords(uri)

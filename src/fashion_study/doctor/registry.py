@@ -1,7 +1,6 @@
 """The model registry: versions compared with their runs and models, aliases with their versions."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,19 +18,17 @@ from fashion_study.tracking.search import find_run
 
 def damaged_registry(context: CheckContext) -> Iterator[Finding]:
     """Compare every registered model of this project with its runs and files, unless a promotion is running."""
-    with ExitStack() as alone:
-        try:
-            alone.enter_context(promotion_lock(context.store.root))
-        except PromotionRunningError:
-            context.notes.append("A promotion is at work, or another doctor: the registry is left alone.")
-            return
-        registry = Registry(context.client)
-        for model in registry.models():
-            yield from _dangling_aliases(registry, model)
-            # Read again: an alias may have been repaired.
-            for version in registry.model(model.name).versions:
-                yield from _damaged_version(registry, version)
-            yield from _stale_alias(registry, registry.model(model.name))
+    registry = Registry(context.client)
+    try:
+        with promotion_lock(context.store.root):
+            for model in registry.models():
+                yield from _dangling_aliases(registry, model)
+                # Read again: an alias may have been repaired.
+                for version in registry.model(model.name).versions:
+                    yield from _damaged_version(registry, version)
+                yield from _stale_alias(registry, registry.model(model.name))
+    except PromotionRunningError:
+        context.notes.append("A promotion is at work, or another doctor: the registry is left alone.")
 
 
 def _dangling_aliases(registry: Registry, model: RegisteredModel) -> Iterator[Finding]:

@@ -66,11 +66,6 @@ class Store:
         return self.root / TRIALS
 
     @property
-    def trials_at(self) -> str:
-        """Return the place of the trial storage, without a password."""
-        return str(self.database or self.root)
-
-    @property
     def has_trials(self) -> bool:
         """Say whether there is a trial storage, or a server to ask for one; nothing is made."""
         return self.database is not None or self.trials_file.is_file()

@@ -249,12 +249,12 @@ def open_study(store: Store, storage: RDBStorage, name: str | None = None) -> Tr
     Raises:
         BadInputError: there is no study of that name, or none at all.
     """
-    known = optuna.get_all_study_names(storage)
+    known, place = optuna.get_all_study_names(storage), store.database or store.root
     if not known:
-        raise BadInputError(f"There is no study in {store.trials_at}. Run one with python -m experiments.run_study.")
+        raise BadInputError(f"There is no study in {place}. Run one with python -m experiments.run_study.")
     if name is not None and name not in known:
         raise BadInputError(
-            f"There is no study {shown(name)} in {store.trials_at}{did_you_mean(name, dict.fromkeys(known))}. "
+            f"There is no study {shown(name)} in {place}{did_you_mean(name, dict.fromkeys(known))}. "
             f"Expected one of: {shown_list(tuple(known))}. Name another store with --store."
         )
     return TrialStorage(storage, name or max(known, key=lambda each: _worked_on(storage, each)))

@@ -7,8 +7,7 @@ from rich.console import Console
 from typer import Exit, Option
 
 from experiments._entry import StoreFolder, run
-from fashion_study.doctor.check import check_store
-from fashion_study.doctor.view import show_report
+from fashion_study.doctor.check import check_store, show_report
 from fashion_study.errors import ExitCode
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fashion_study.doctor.check import CheckReport
-from fashion_study.doctor.view import show_report
+from fashion_study.doctor.check import CheckReport, show_report
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.store import Store
 

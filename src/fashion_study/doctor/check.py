@@ -1,10 +1,15 @@
-"""The check of a store: everything that can disagree in it, in the order in which it has to be repaired."""
+"""The check of a store: everything that can disagree in it, in the order in which it is repaired, and its report."""
 
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import TextWrapper
+
+from rich.console import Console
+from rich.text import Text
 
 from fashion_study.errors import StoreError
 from fashion_study.finding import Finding, Kind
@@ -13,6 +18,7 @@ from fashion_study.store.relocation import Move, moves, rebase
 from fashion_study.store.sqlite import BUSY_SECONDS
 from fashion_study.store.store import RUNS, Store, find_store
 
+INDENT = 4 * " "
 RESTORE = "nothing: restore the file from a copy"
 RECOVER = f"{RESTORE}, or save what can be read with `sqlite3 FILE .recover`"
 
@@ -47,6 +53,35 @@ def check_store(root: Path, fix: bool = False) -> CheckReport:
             replace(found, done=found.repair()) if fix and found.repair else found for found in _findings(store, notes)
         )
     return CheckReport(store, fix, findings, tuple(notes))
+
+
+def show_report(report: CheckReport, console: Console) -> None:
+    """Print each finding with what was done or can be done, and a sentence on the store as it is now."""
+    # No table: its cells would cut the id of a run in two where a terminal is narrow.
+    paragraph = TextWrapper(
+        console.width, initial_indent=INDENT, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False
+    )
+    for found in report.findings:
+        label = "with --fix" if not report.is_fixing else "left" if found.done is None else "done"
+        console.print(Text(found.kind, style="bold"))
+        for line in (f"{found.where}: {found.what}", f"{label}: {found.done or found.remedy}"):
+            console.print(Text(paragraph.fill(line)), soft_wrap=True)
+    for line in (*report.notes, _summary(report)):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _summary(report: CheckReport) -> str:
+    count, root = len(report.findings), report.store.root
+    if not count:
+        return f"Nothing is wrong with {root}."
+    if report.is_fixing:
+        return f"{count} found in {root}, {count - report.remaining} repaired, {report.remaining} left."
+    repairable = sum(found.repair is not None for found in report.findings)
+    if not repairable:
+        return f"{count} found in {root}. None can be repaired here."
+    # On a line of its own, to be copied.
+    command = f"python -m experiments.doctor --fix --store {shlex.quote(str(root))}"
+    return f"{count} found in {root}. {repairable} can be repaired:\n{INDENT}{command}"
 
 
 def _findings(store: Store, notes: list[str]) -> Iterator[Finding]:

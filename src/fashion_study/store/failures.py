@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from fashion_study.store.store import Store
 
 # Errors of a disk. Any other OSError is the store's where it is about a file of the store's.
-DISK_ERRORS = {
-    getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "ENODEV", "ENXIO", "ESTALE")
-} - {None}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ESTALE}
 # PEP 249's names, as the drivers and SQLAlchemy have them; the others (IntegrityError ...) blame the query.
 DATABASE_ERRORS = ("OperationalError", "InterfaceError", "InternalError", "DatabaseError", "TimeoutError")
 # MLflow's names for a request that should not have been made; but a run that was deleted meanwhile is no bug.
@@ -102,15 +100,12 @@ class StoreFailurePolicy:
 def _place(error: Exception, store: "Store") -> str:
     """Return the part of a store that has failed."""
     from mlflow.exceptions import MlflowException
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
 
-    if isinstance(error, MlflowException) and not store.is_embedded:
-        return store.tracked_at
     # MLflow turns the errors of its own database into exceptions of its own.
-    if store.database is not None and isinstance(error, StorageInternalError | SQLAlchemyError):
-        return f"at {store.database}"
-    return str(store.root)
+    if isinstance(error, MlflowException):
+        return str(store.root) if store.is_embedded else store.tracked_at
+    is_file = store.database is None or isinstance(error, sqlite3.Error | OSError)
+    return str(store.root) if is_file else f"at {store.database}"
 
 
 def _root_cause(error: BaseException | None, root: Path) -> BaseException | None:

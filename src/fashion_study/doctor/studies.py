@@ -19,11 +19,7 @@ from fashion_study.tracking.search import find_run
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-# What every study with a run knows of it.
-ATTRS = ("run_id", "experiment_id")
 REPRODUCTION = "baseline reproduction"
-# On the run of a reproduction: the lock that its process holds.
-LOCK = "lock"
 
 
 def damaged_studies(context: CheckContext) -> Iterator[Finding]:
@@ -40,7 +36,8 @@ def _of_study(context: CheckContext, storage: "RDBStorage", name: str) -> Iterat
     trial_storage = TrialStorage(storage, name)
     if "run_id" not in trial_storage.attrs:
         return  # Killed before its first run was opened, or another program's.
-    if unreadable := [name for name in ATTRS if not isinstance(trial_storage.attrs.get(name), str)]:
+    known = ("run_id", "experiment_id")
+    if unreadable := [attr for attr in known if not isinstance(trial_storage.attrs.get(attr), str)]:
         what = f"has no {' and no '.join(unreadable)} that can be read"
         yield Finding(Kind.DATABASE, printable(name), what, "nothing: restore the trial storage from a copy")
         return
@@ -81,16 +78,15 @@ def _damaged_study(context: CheckContext, trial_storage: TrialStorage) -> Iterat
 
 
 def _without_trials(context: CheckContext) -> Iterator[Finding]:
-    studies = [run for run in context.runs() if run.data.tags["kind"] == "study"] if context.store.is_embedded else []
-    if studies:
-        names = ", ".join(sorted({run.data.tags.get("study", run.info.run_id) for run in studies}))
-        what = f"is gone, and with it the trial storage of {names}"
-        yield Finding(Kind.DATABASE, "optuna.db", what, "nothing: restore the file from a copy")
-    elif not context.store.is_embedded:
+    if not context.store.is_embedded:
         context.notes.append(
             f"There is no optuna.db in {context.store.root}, and OPTUNA_STORAGE is not set: only the registry is "
             "looked at."
         )
+    elif studies := [run for run in context.runs() if run.data.tags["kind"] == "study"]:
+        names = ", ".join(sorted({run.data.tags.get("study", run.info.run_id) for run in studies}))
+        what = f"is gone, and with it the trial storage of {names}"
+        yield Finding(Kind.DATABASE, "optuna.db", what, "nothing: restore the file from a copy")
 
 
 def damaged_reproductions(context: CheckContext) -> Iterator[Finding]:
@@ -105,7 +101,8 @@ def damaged_reproductions(context: CheckContext) -> Iterator[Finding]:
 
 
 def _open_reproduction(context: CheckContext, parent: Run, open_runs: list[Run]) -> Iterator[Finding]:
-    run_id, lock = parent.info.run_id, parent.data.tags.get(LOCK, "")
+    # The lock that its process holds.
+    run_id, lock = parent.info.run_id, parent.data.tags.get("lock", "")
     context.run_trees.add(run_id)
     if lock and lock_file(context.store.root, lock).is_file():
         with claim(context.store.root, lock) as holder:

@@ -129,10 +129,9 @@ class TrialStorage:
 
     def best(self) -> TrialRecord | None:
         """Return the complete trial with the highest objective; the earlier one on a tie."""
-        complete = (trial for trial in self.trials() if trial.state is OptunaState.COMPLETE)
+        complete = (record for record in self.records() if record.state is TrialState.COMPLETE)
         # Of equal ones max returns the first.
-        best = max(complete, key=lambda trial: trial.value or 0.0, default=None)
-        return None if best is None else self._record(best)
+        return max(complete, key=lambda record: record.objective or 0.0, default=None)
 
     def add(
         self,

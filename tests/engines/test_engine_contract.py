@@ -4,6 +4,7 @@ import itertools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial
 
 from fashion_study.config import KerasTunerSampler, PrunerName, SamplerName
-from fashion_study.engines.engine import Candidate, Engine, Exhausted, Proposal, Wait, distributions_of
+from fashion_study.engines.engine import Candidate, Engine, Exhausted, Wait, distributions_of
 from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.space.space import Categorical, Float, Int, SearchSpace
 from fashion_study.store.trials import TrialStorage
 from fashion_study.testing.storage import memory_storage
 from fashion_study.testing.training import toy_accuracy
-from fashion_study.trial import FailReason, Hyperparameters, ParamValue, TrialResult, TrialState, trial_seed
+from fashion_study.trial import FailReason, Hyperparameters, ParamValue, TrialResult, TrialSpec, TrialState, trial_seed
 
 Point = dict[str, ParamValue]
 
@@ -121,7 +122,7 @@ class EngineContract(ABC):
         space = self.space(kind)
         engine = self.make(quick_storage, space)
 
-        suggestions = [proposal.params for proposal in proposals(engine, quick_storage, space, self.trials)]
+        suggestions = [searched(proposal, space) for proposal in proposals(engine, quick_storage, self.trials)]
 
         assert suggestions[0] == space.baseline
         for params in suggestions:
@@ -131,17 +132,17 @@ class EngineContract(ABC):
     def test_numbers_count_from_zero_and_attempts_from_one(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")
 
-        found = proposals(self.make(trial_storage, space), trial_storage, space, 3)
+        found = proposals(self.make(trial_storage, space), trial_storage, 3)
 
         assert [(proposal.number, proposal.attempt) for proposal in found] == [(0, 1), (1, 1), (2, 1)]
-        assert {proposal.superseded_run_id for proposal in found} == {None}
+        assert {proposal.supersedes for proposal in found} == {None}
 
     def test_points_to_try_come_right_after_the_baseline(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")
         points = tuple(space.complete(point) for point in ({"optimizer": "rmsprop"}, {"dense_units": 11}))
         engine = self.make(trial_storage, space, try_points=points)
 
-        suggestions = [proposal.params for proposal in proposals(engine, trial_storage, space, 4)]
+        suggestions = [searched(proposal, space) for proposal in proposals(engine, trial_storage, 4)]
 
         assert suggestions[:3] == [space.baseline, *points]
         assert suggestions[3] not in suggestions[:3]
@@ -151,7 +152,7 @@ class EngineContract(ABC):
 
         def params(seed: int) -> list[Point]:
             own = TrialStorage(InMemoryStorage(), "quick")
-            return [proposal.params for proposal in proposals(self.make(own, space, seed), own, space, self.trials)]
+            return [searched(proposal, space) for proposal in proposals(self.make(own, space, seed), own, self.trials)]
 
         first = params(5)
         assert params(5) == first
@@ -160,9 +161,9 @@ class EngineContract(ABC):
     def test_a_resumed_study_is_proposed_the_same_trials(self, trial_storage: TrialStorage, tmp_path: Path) -> None:
         space = self.space("mixed")
         tried = (space.complete({"dense_units": 10}),)
-        whole = proposals(self.make(trial_storage, space, 5, tried), trial_storage, space, self.trials)
+        whole = proposals(self.make(trial_storage, space, 5, tried), trial_storage, self.trials)
 
-        resumed: list[Proposal] = []
+        resumed: list[TrialSpec] = []
         for total in (1, self.trials // 2, self.trials - 1, self.trials):
             # Objects of their own each time, as in a new process; what was running is sent back as reconcile does.
             own = TrialStorage(RDBStorage(f"sqlite:///{tmp_path / 'optuna.db'}"), trial_storage.name)
@@ -170,22 +171,22 @@ class EngineContract(ABC):
                 if record.state is TrialState.RUNNING:
                     own.requeue(record.number)
             engine = self.make(own, space, 5, tried)
-            resumed += proposals(engine, own, space, total - own.counted())
+            resumed += proposals(engine, own, total - own.counted())
             asked(engine, own)
 
-        assert [proposal.params for proposal in resumed] == [proposal.params for proposal in whole]
+        assert [proposal.hyperparameters for proposal in resumed] == [proposal.hyperparameters for proposal in whole]
         assert [proposal.number for proposal in resumed] == list(range(self.trials))
 
     def test_a_waiting_trial_is_proposed_before_any_other(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")
         engine = self.make(trial_storage, space)
-        proposals(engine, trial_storage, space, 2)
+        proposals(engine, trial_storage, 2)
         first = asked(engine, trial_storage)
         trial_storage.requeue(first.number)
 
         again = engine.ask()
 
-        assert again == Proposal(first.number, 2, first.params, run_id(first))
+        assert again == replace(first, attempt=2, supersedes=run_id(first))
 
     def test_failed_trials_do_not_stop_it(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")
@@ -193,26 +194,26 @@ class EngineContract(ABC):
         seen = []
         for reason in itertools.islice(itertools.cycle(FailReason), self.trials):
             proposal = asked(engine, trial_storage)
-            seen.append(proposal.params)
+            seen.append(proposal.hyperparameters)
             engine.tell(TrialResult(proposal.number, proposal.attempt, TrialState.FAILED, 0, reason=reason))
 
-        assert len({tuple(params.values()) for params in seen}) == self.trials
+        assert len(set(seen)) == self.trials
         assert {record.state for record in trial_storage.records()} == {TrialState.FAILED}
 
     def test_a_point_to_try_that_was_tried_is_not_tried_again(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")
-        first = proposals(self.make(trial_storage, space), trial_storage, space, 2)
+        first = proposals(self.make(trial_storage, space), trial_storage, 2)
 
-        engine = self.make(trial_storage, space, try_points=tuple(proposal.params for proposal in first))
+        engine = self.make(trial_storage, space, try_points=tuple(searched(proposal, space) for proposal in first))
 
         assert [record.state for record in trial_storage.records()] == [TrialState.COMPLETE] * 2
-        assert asked(engine, trial_storage).params not in [proposal.params for proposal in first]
+        assert asked(engine, trial_storage).hyperparameters not in [proposal.hyperparameters for proposal in first]
 
     def test_a_small_space_is_tried_whole_and_no_point_twice(self, trial_storage: TrialStorage) -> None:
         space = self.space("countable")
         engine = self.make(trial_storage, space)
 
-        suggestions = [proposal.params for proposal in proposals(engine, trial_storage, space, 100)]
+        suggestions = [searched(proposal, space) for proposal in proposals(engine, trial_storage, 100)]
 
         every = {
             (optimizer, filters, decay)
@@ -236,8 +237,8 @@ class EngineContract(ABC):
 
         trial_storage.requeue(running[1].number)
 
-        assert {str(proposal.params["optimizer"]) for proposal in running} == {"sgd", "adam", "rmsprop"}
-        assert engine.ask() == Proposal(1, 2, running[1].params, run_id(running[1]))
+        assert {proposal.hyperparameters.optimizer for proposal in running} == {"sgd", "adam", "rmsprop"}
+        assert engine.ask() == replace(running[1], attempt=2, supersedes=run_id(running[1]))
 
     def test_reports_and_results_reach_the_trial_storage(self, trial_storage: TrialStorage) -> None:
         engine = self.make(trial_storage, self.space("mixed"))
@@ -347,14 +348,14 @@ class TestTpe(OptunaContract):
         space = self.space("mixed")
         engine = self.make(trial_storage, space, seed=5, pruner="none")
         asked(engine, trial_storage)  # It runs all the while.
-        proposals(engine, trial_storage, space, self.trials)
+        proposals(engine, trial_storage, self.trials)
 
         for _ in range(3):
             own = create_study(
                 direction="maximize", sampler=TPESampler(seed=trial_seed(5, len(trial_storage.trials())))
             )
             own.add_trials(trial_storage.trials())
-            assert asked(engine, trial_storage).params == own.ask(distributions_of(space)).params
+            assert searched(asked(engine, trial_storage), space) == own.ask(distributions_of(space)).params
 
 
 class TestRandom(OptunaContract):
@@ -368,7 +369,7 @@ class TestRandom(OptunaContract):
         )
         engine = self.make(trial_storage, space)
 
-        assert len(proposals(engine, trial_storage, space, 100)) == len(trial_storage.records()) == 1
+        assert len(proposals(engine, trial_storage, 100)) == len(trial_storage.records()) == 1
         assert isinstance(engine.ask(), Exhausted)
 
 
@@ -385,7 +386,7 @@ class TestGrid(OptunaContract):
         engine = self.make(quick_storage, space)
         grid = [dict(zip(space.grid, values, strict=True)) for values in itertools.product(*space.grid.values())]
 
-        suggestions = [proposal.params for proposal in proposals(engine, quick_storage, space, 100)]
+        suggestions = [searched(proposal, space) for proposal in proposals(engine, quick_storage, 100)]
 
         expected = grid if space.baseline in grid else [*grid, space.baseline]
         assert sorted(suggestions, key=repr) == sorted(expected, key=repr)
@@ -433,7 +434,7 @@ class TestKerasTunerHyperband(KerasTunerContract):
         space = self.space("countable")
         engine = self.make(trial_storage, space)
 
-        suggestions = [proposal.params for proposal in proposals(engine, trial_storage, space, 100)]
+        suggestions = [searched(proposal, space) for proposal in proposals(engine, trial_storage, 100)]
 
         configurations = {(point["optimizer"], point["filters_1"], point["decay"]) for point in suggestions}
         assert len(configurations) == 12
@@ -446,7 +447,7 @@ class TestKerasTunerHyperband(KerasTunerContract):
     def test_a_running_point_comes_again_only_when_requeued(self, trial_storage: TrialStorage) -> None:
         engine = self.make(trial_storage, self.space("categorical"))
         running = []
-        while isinstance(answer := engine.ask(), Proposal):
+        while isinstance(answer := engine.ask(), TrialSpec):
             trial_storage.begin_attempt(answer.number, answer.attempt, run_id(answer))
             running.append(answer)
         # What ends next may be promoted.
@@ -454,36 +455,39 @@ class TestKerasTunerHyperband(KerasTunerContract):
 
         trial_storage.requeue(running[1].number)
 
-        assert {str(proposal.params["optimizer"]) for proposal in running} == {"sgd", "adam", "rmsprop"}
-        assert engine.ask() == Proposal(1, 2, running[1].params, run_id(running[1]))
+        assert {proposal.hyperparameters.optimizer for proposal in running} == {"sgd", "adam", "rmsprop"}
+        assert engine.ask() == replace(running[1], attempt=2, supersedes=run_id(running[1]))
 
 
-def asked(engine: Engine, trial_storage: TrialStorage) -> Proposal:
+def asked(engine: Engine, trial_storage: TrialStorage) -> TrialSpec:
     """Ask for a proposal and begin it, as the coordinator does."""
     answer = engine.ask()
-    assert isinstance(answer, Proposal)
+    assert isinstance(answer, TrialSpec)
     trial_storage.begin_attempt(answer.number, answer.attempt, run_id(answer))
     return answer
 
 
-def proposals(engine: Engine, trial_storage: TrialStorage, space: SearchSpace, count: int) -> list[Proposal]:
+def proposals(engine: Engine, trial_storage: TrialStorage, count: int) -> list[TrialSpec]:
     """Train up to `count` trials on the toy objective, one after the other, until nothing is left to propose."""
-    return list(itertools.islice(_trained(engine, trial_storage, space), count))
+    return list(itertools.islice(_trained(engine, trial_storage), count))
 
 
-def _trained(engine: Engine, trial_storage: TrialStorage, space: SearchSpace) -> Iterator[Proposal]:
+def _trained(engine: Engine, trial_storage: TrialStorage) -> Iterator[TrialSpec]:
     while not isinstance(answer := engine.ask(), Exhausted):
-        assert isinstance(answer, Proposal)
+        assert isinstance(answer, TrialSpec)
         trial_storage.begin_attempt(answer.number, answer.attempt, run_id(answer))
-        params = space.hyperparameters(answer.params)
-        engine.report(answer.number, 1, toy_accuracy(params, 1))
-        engine.tell(completed(answer, toy_accuracy(params, 3)))
+        engine.report(answer.number, 1, toy_accuracy(answer.hyperparameters, 1))
+        engine.tell(completed(answer, toy_accuracy(answer.hyperparameters, 3)))
         yield answer
 
 
-def completed(proposal: Proposal, objective: float) -> TrialResult:
+def completed(proposal: TrialSpec, objective: float) -> TrialResult:
     return TrialResult(proposal.number, proposal.attempt, TrialState.COMPLETE, 3, objective)
 
 
-def run_id(proposal: Proposal) -> str:
+def run_id(proposal: TrialSpec) -> str:
     return f"run-{proposal.number}-{proposal.attempt}"
+
+
+def searched(proposal: TrialSpec, space: SearchSpace) -> Point:
+    return {name: getattr(proposal.hyperparameters, name) for name in space.parameters}

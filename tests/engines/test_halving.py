@@ -7,7 +7,7 @@ import pytest
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from fashion_study.engines.halving import BestSoFarHalving
+from fashion_study.engines.optuna_engine import BestSoFarHalving
 
 SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
 

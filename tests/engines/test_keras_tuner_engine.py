@@ -1,13 +1,14 @@
 """The promises of the KerasTuner engine beyond the contract: rungs, promotions, and all state in the trial storage."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from optuna.storages import InMemoryStorage
 
 from fashion_study.config import KerasTunerSampler
-from fashion_study.engines.engine import Engine, Exhausted, Proposal, Wait
+from fashion_study.engines.engine import Engine, Exhausted, Wait
 from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.space.space import SearchSpace
@@ -18,7 +19,7 @@ from fashion_study.testing.executor import MemoryExecutor
 from fashion_study.testing.observer import RecordingObserver
 from fashion_study.testing.storage import memory_storage
 from fashion_study.testing.tracker import MemoryTracker
-from fashion_study.trial import Checkpoint, ParamValue, Precision, TrialResult, TrialState
+from fashion_study.trial import Checkpoint, ParamValue, Precision, TrialResult, TrialSpec, TrialState
 from tests.engines.test_engine_contract import asked, canonical, completed, proposals, run_id
 
 
@@ -44,9 +45,9 @@ def on_disk(folder: Path) -> TrialStorage:
 def test_hyperband_promotes_the_best_and_continues_its_run() -> None:
     trial_storage, space = in_memory(), nine_epochs(low=5)
 
-    found = proposals(KerasTunerEngine(trial_storage, space), trial_storage, space, 14)
+    found = proposals(KerasTunerEngine(trial_storage, space), trial_storage, 14)
 
-    epochs = [proposal.params["epochs"] for proposal in found]
+    epochs = [proposal.hyperparameters.epochs for proposal in found]
     # The baseline; then nine configurations for one epoch, the best three for three, the best of these for nine.
     assert epochs == [5] + 9 * [1] + 3 * [3] + [9]
     objectives = {record.number: record.objective or 0.0 for record in trial_storage.records()}
@@ -60,7 +61,7 @@ def test_hyperband_promotes_the_best_and_continues_its_run() -> None:
     for proposal in found[10:]:
         assert proposal.continues is not None
         earlier = found[proposal.continues.number]
-        assert proposal.params["learning_rate"] == earlier.params["learning_rate"]
+        assert proposal.hyperparameters.learning_rate == earlier.hyperparameters.learning_rate
     assert [proposal.continues for proposal in found[:10]] == [None] * 10
 
 
@@ -68,13 +69,13 @@ def test_an_interrupted_promotion_continues_the_same_run(tmp_path: Path) -> None
     space = nine_epochs()
     trial_storage = on_disk(tmp_path)
     engine = KerasTunerEngine(trial_storage, space)
-    proposals(engine, trial_storage, space, 10)
+    proposals(engine, trial_storage, 10)
     promoted = asked(engine, trial_storage)
     assert promoted.continues is not None
 
     again = KerasTunerEngine(on_disk(tmp_path), space).ask()
 
-    assert again == Proposal(promoted.number, 2, promoted.params, run_id(promoted), promoted.continues)
+    assert again == replace(promoted, attempt=2, supersedes=run_id(promoted))
 
 
 def test_hyperband_waits_where_only_an_end_brings_more() -> None:
@@ -118,17 +119,19 @@ def test_a_kill_before_a_proposal_is_written_down_costs_nothing(
     space = nine_epochs("mixed" if sampler != "grid" else "grid")
     storage = memory_storage()
     trial_storage = TrialStorage(storage, "study")
-    proposals(KerasTunerEngine(trial_storage, space, sampler), trial_storage, space, 3)
+    proposals(KerasTunerEngine(trial_storage, space, sampler), trial_storage, 3)
     dying = TrialStorage(storage, "study")
     monkeypatch.setattr(dying, "add", die)
     with pytest.raises(KilledError):
         KerasTunerEngine(dying, space, sampler).ask()
     never = in_memory()
-    undisturbed = proposals(KerasTunerEngine(never, space, sampler), never, space, 6)
+    undisturbed = proposals(KerasTunerEngine(never, space, sampler), never, 6)
 
-    resumed = proposals(KerasTunerEngine(trial_storage, space, sampler), trial_storage, space, 3)
+    resumed = proposals(KerasTunerEngine(trial_storage, space, sampler), trial_storage, 3)
 
-    assert [proposal.params for proposal in resumed] == [proposal.params for proposal in undisturbed[3:]]
+    assert [proposal.hyperparameters for proposal in resumed] == [
+        proposal.hyperparameters for proposal in undisturbed[3:]
+    ]
     assert [proposal.number for proposal in resumed] == [3, 4, 5]
 
 
@@ -136,17 +139,17 @@ def test_a_bayesian_study_keeps_its_model_over_a_kill(tmp_path: Path) -> None:
     space = canonical("float_log")  # Three trials of one dimension, and the model takes over.
 
     def overlapping(
-        engine: Engine, trial_storage: TrialStorage, running: list[Proposal], count: int
+        engine: Engine, trial_storage: TrialStorage, running: list[TrialSpec], count: int
     ) -> list[ParamValue]:
         """Ask one trial ahead, as the coordinator does, so that the model has to predict running trials."""
-        rates = []
+        rates: list[ParamValue] = []
         for _ in range(count):
             running.append(asked(engine, trial_storage))
-            rates.append(running[-1].params["learning_rate"])
+            rates.append(running[-1].hyperparameters.learning_rate)
             if len(running) > 1:
                 proposal = running.pop(0)
                 engine.tell(
-                    completed(proposal, 0.9 - 0.05 * (math.log10(float(proposal.params["learning_rate"])) + 3) ** 2)
+                    completed(proposal, 0.9 - 0.05 * (math.log10(proposal.hyperparameters.learning_rate) + 3) ** 2)
                 )
         return rates
 
@@ -165,13 +168,13 @@ def test_a_grid_continues_beside_a_requeued_trial(tmp_path: Path) -> None:
     space = canonical("grid")
     trial_storage = on_disk(tmp_path)
     engine = KerasTunerEngine(trial_storage, space, "grid")
-    proposals(engine, trial_storage, space, 2)
+    proposals(engine, trial_storage, 2)
     interrupted = asked(engine, trial_storage)
 
     resumed = on_disk(tmp_path)
     engine = KerasTunerEngine(resumed, space, "grid")
 
-    assert asked(engine, resumed).params == interrupted.params
+    assert asked(engine, resumed).hyperparameters == interrupted.hyperparameters
     assert asked(engine, resumed).number == interrupted.number + 1
 
 
@@ -184,8 +187,8 @@ def test_the_bayesian_model_learns_from_the_trials_of_others() -> None:
         engine = KerasTunerEngine(trial_storage, space, "bayesian", try_points=points)
         for _ in range(4):
             proposal = asked(engine, trial_storage)
-            engine.tell(completed(proposal, 0.5 + slope * math.log10(float(proposal.params["learning_rate"]))))
-        return asked(engine, trial_storage).params["learning_rate"]
+            engine.tell(completed(proposal, 0.5 + slope * math.log10(proposal.hyperparameters.learning_rate)))
+        return asked(engine, trial_storage).hyperparameters.learning_rate
 
     # What is drawn at random, before the model takes over, depends on no objective.
     assert fifth(0.05) != fifth(-0.05)
@@ -202,7 +205,7 @@ def test_a_study_that_changes_its_engine_repeats_nothing() -> None:
         lambda: OptunaEngine(trial_storage, space, "tpe"),
     ):
         engines.append(make())
-        assert len(proposals(engines[-1], trial_storage, space, 5)) == 5
+        assert len(proposals(engines[-1], trial_storage, 5)) == 5
 
     points = [tuple(sorted(record.params.items())) for record in trial_storage.records()]
     assert len(points) == len(set(points)) == 25
@@ -232,7 +235,7 @@ def test_an_oracle_prints_nothing_and_writes_no_file(
     monkeypatch.chdir(tmp_path)
     trial_storage, space = in_memory(), nine_epochs("grid")
 
-    found = proposals(KerasTunerEngine(trial_storage, space, sampler), trial_storage, space, 5)
+    found = proposals(KerasTunerEngine(trial_storage, space, sampler), trial_storage, 5)
 
     assert len(found) == 5
     assert list(tmp_path.iterdir()) == []

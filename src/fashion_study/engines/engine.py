@@ -11,27 +11,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fashion_study.space.space import Categorical, Float, Int, SearchSpace
 from fashion_study.store.trials import TrialStorage
-from fashion_study.trial import BASELINE_NUMBER, Checkpoint, ParamValue, TrialResult, trial_seed
+from fashion_study.trial import BASELINE_NUMBER, Checkpoint, ParamValue, TrialResult, TrialSpec, trial_seed
 
 Point = dict[str, ParamValue]
-Key = tuple[tuple[str, ParamValue], ...]
 
 # The attribute of a trial that names the earlier trial from whose model it continues.
 CONTINUES = "continues"
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """One attempt (from 1) at a trial; `superseded_run_id` is the run of the attempt before.
-
-    With `continues` the trial continues from an earlier trial's model.
-    """
-
-    number: int
-    attempt: int
-    params: dict[str, ParamValue]
-    superseded_run_id: str | None = None
-    continues: Checkpoint | None = None
 
 
 @dataclass(frozen=True)
@@ -96,15 +81,25 @@ class Engine(ABC):
         """Return the number of the trial that has this point, None for a new point."""
         return self._numbers.get(_key(point))
 
-    def ask(self) -> Proposal | Wait | Exhausted:
-        """Return a waiting trial, else a new one."""
+    def ask(self) -> TrialSpec | Wait | Exhausted:
+        """Return the next attempt at a waiting trial, else the first one at a new trial; no run is open for it yet."""
         trial = self.trial_storage.claim_waiting() or self._new_trial()
         if not isinstance(trial, FrozenTrial):
             return trial
-        self._attempt_curves[trial.number] = {}
-        attrs = trial.user_attrs
-        attempt = int(attrs.get("attempt", 0)) + 1
-        return Proposal(trial.number, attempt, dict(trial.params), attrs.get("run_id"), self._checkpoint(trial))
+        number, attrs = trial.number, trial.user_attrs
+        self._attempt_curves[number] = {}
+        continues = None
+        if (earlier := attrs.get(CONTINUES)) is not None:
+            origin = self.trial_storage.trial(earlier)
+            continues = Checkpoint(earlier, origin.user_attrs.get("run_id"), origin.params["epochs"])
+        return TrialSpec(
+            number,
+            int(attrs.get("attempt", 0)) + 1,
+            self.space.hyperparameters(trial.params),
+            trial_seed(self.seed, number),
+            continues=continues,
+            supersedes=attrs.get("run_id"),
+        )
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Record the objective after `epoch` (from 1); return whether to prune the trial now, never the baseline."""
@@ -119,8 +114,7 @@ class Engine(ABC):
         # The storage keeps what an interrupted attempt reported.
         this_attempt = copy.copy(trial)
         this_attempt.intermediate_values = dict(curve)
-        prune = self.prune(this_attempt)
-        if prune:
+        if prune := self.prune(this_attempt):
             self.trial_storage.record_prune(number, epoch)
         return prune
 
@@ -139,13 +133,6 @@ class Engine(ABC):
                 return self.trial_storage.add(drawn.point, self.distributions, drawn.attrs)
         return Exhausted("no new point is left")
 
-    def _checkpoint(self, trial: FrozenTrial) -> Checkpoint | None:
-        number = trial.user_attrs.get(CONTINUES)
-        if number is None:
-            return None
-        earlier = self.trial_storage.trial(number)
-        return Checkpoint(number, earlier.user_attrs.get("run_id"), earlier.params["epochs"])
-
 
 def distributions_of(space: SearchSpace) -> dict[str, BaseDistribution]:
     """Return the parameters of a space as Optuna's distributions."""
@@ -161,7 +148,7 @@ def distributions_of(space: SearchSpace) -> dict[str, BaseDistribution]:
     return distributions
 
 
-def _key(point: Mapping[str, ParamValue]) -> Key:
+def _key(point: Mapping[str, ParamValue]) -> tuple[tuple[str, ParamValue], ...]:
     """Return what equal points have in common: their values, floats without the rounding of a step."""
     return tuple(
         (name, float(f"{value:.12g}") if isinstance(value, float) else value) for name, value in sorted(point.items())

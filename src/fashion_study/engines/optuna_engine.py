@@ -18,9 +18,8 @@ from optuna.trial import TrialState as OptunaState
 
 from fashion_study.config import MAX_GRID, PrunerName, SamplerName
 from fashion_study.engines.engine import Candidate, Engine, Exhausted, Point, Wait
-from fashion_study.engines.halving import BestSoFarHalving
 from fashion_study.space.space import SearchSpace
-from fashion_study.store.trials import TrialStorage
+from fashion_study.store.trials import TrialStorage, last_epoch
 from fashion_study.trial import ParamValue
 
 # How often the sampler draws before its points count as known: one that has settled on a point would never leave it.
@@ -50,8 +49,10 @@ class OptunaEngine(Engine):
         self._study = trial_storage.study
         self._study.pruner = _pruner(pruner, space.max_epochs)
         self._sampler_name = sampler
-        # The points that can be counted: those of the grid, or all of a small space.
-        self._points = _shuffled_grid(space, seed) if sampler == "grid" else _every_point(self.distributions)
+        # The points that can be counted: those of the grid, in an order that the seed decides, or all of a small space.
+        self._points = _product(space.grid) if sampler == "grid" else _every_point(self.distributions)
+        if sampler == "grid" and self._points:
+            random.Random(seed).shuffle(self._points)
 
     def draw(self, number: int, seed: int) -> Iterator[Candidate | Wait | Exhausted]:
         """Yield points drawn by the sampler, then those that can be counted, else points drawn at random."""
@@ -141,13 +142,6 @@ def _values(distribution: BaseDistribution) -> Sequence[ParamValue] | None:
     return None
 
 
-def _shuffled_grid(space: SearchSpace, seed: int) -> list[Point]:
-    """Return every point of the space's grid, in an order that the seed decides."""
-    points = _product(space.grid)
-    random.Random(seed).shuffle(points)
-    return points
-
-
 def _product(axes: Mapping[str, Sequence[ParamValue]]) -> list[Point]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
@@ -199,3 +193,41 @@ def _pruner(name: PrunerName, max_epochs: int) -> BasePruner:
             return MedianPruner(n_startup_trials=5, n_warmup_steps=1)
         case "none":
             return NopPruner()
+
+
+class BestSoFarHalving(BasePruner):
+    """Pruner that lets a trial pass a rung whose best value so far is in the better half of all trials at that rung.
+
+    The rungs are 1, 2, 4, ... steps, as long as more than half of the most steps is left after them: a later rung
+    could save little. They are the same for trials with fewer steps: to skip a rung in the second half of a trial's
+    own steps costs more epochs than it gains (decision 0015). A trial is compared, when it reaches a rung, with those
+    that have reached it before (asynchronous successive halving, Li et al. 2020, arXiv 1810.05934, but trials are
+    stopped instead of paused). Optuna's own `SuccessiveHalvingPruner` compares the values of the rung's step alone, so
+    that one unlucky epoch ends a good trial.
+    """
+
+    def __init__(self, most_steps: int) -> None:
+        rungs = (2**power for power in range(most_steps.bit_length()))
+        # For each rung the best values of finished trials, by number: these do not change any more.
+        self._settled: dict[int, dict[int, float]] = {rung: {} for rung in rungs if 2 * rung < most_steps}
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Return whether to stop a trial at its last step; higher values are better."""
+        rung = trial.last_step
+        if rung not in self._settled:
+            return False
+        settled, others = self._settled[rung], []
+        for other in study.get_trials(deepcopy=False):
+            best = settled.get(other.number)
+            if best is None and rung in other.intermediate_values and rung <= last_epoch(other):
+                best = _best_until(other, rung)
+                if other.state.is_finished():
+                    settled[other.number] = best
+            if best is not None and other.number != trial.number:
+                others.append(best)
+        own = _best_until(trial, rung)
+        return sum(best > own for best in others) >= max(1, (len(others) + 1) // 2)
+
+
+def _best_until(trial: FrozenTrial, step: int) -> float:
+    return max(value for reached, value in trial.intermediate_values.items() if reached <= step)

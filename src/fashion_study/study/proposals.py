@@ -1,6 +1,8 @@
 """The engine's proposals as the work of a loop: each is a trial with a run and a place in the trial storage."""
 
-from fashion_study.engines.engine import Engine, Exhausted, Proposal
+from dataclasses import replace
+
+from fashion_study.engines.engine import Engine, Exhausted
 from fashion_study.study.loop import Best, TrackedSource, Tracker
 from fashion_study.study.progress import Observer
 from fashion_study.trial import (
@@ -11,7 +13,6 @@ from fashion_study.trial import (
     TrialResult,
     TrialSpec,
     TrialState,
-    trial_seed,
 )
 
 
@@ -38,18 +39,10 @@ class Proposals(TrackedSource):
         answer = self._engine.ask()
         if isinstance(answer, Exhausted):
             self.exhausted = answer.reason
-        if not isinstance(answer, Proposal):
+        if not isinstance(answer, TrialSpec):
             return None
         self._in_flight += 1
-        return TrialSpec(
-            answer.number,
-            answer.attempt,
-            self._engine.space.hyperparameters(answer.params),
-            trial_seed(self._engine.seed, answer.number),
-            precision=self._precision,
-            continues=answer.continues,
-            supersedes=answer.superseded_run_id,
-        )
+        return replace(answer, precision=self._precision)
 
     def put_back(self, spec: TrialSpec) -> None:
         """Send a trial that no worker has begun back to waiting."""

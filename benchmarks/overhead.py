@@ -8,6 +8,7 @@ of the one process. Trials of one epoch and of many tell what is a trial's and w
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -83,7 +84,6 @@ def cost_of(one: Run, many: Run, trials: int) -> Cost:
 def coordinator_cpu(trials: int, epochs: int) -> Run:
     """Return the CPU seconds that a coordinator takes for so many toy trials, and the epochs that they had."""
     from benchmarks.toy_study import open_toy_study
-    from fashion_study.executors.executor import closing_workers
     from fashion_study.executors.local import LocalExecutor
     from fashion_study.trial import WorkerSettings
 
@@ -91,7 +91,7 @@ def coordinator_cpu(trials: int, epochs: int) -> Run:
         study = open_toy_study(Path(folder), epochs)
         settings = WorkerSettings(study.plan.source, None, 1, study.store.tracking_uri)
         workers = LocalExecutor(settings, default_workers(), Path(folder, "logs"), module="benchmarks.toy_worker")
-        with closing_workers(workers) as executor:
+        with closing(workers) as executor:
             study.run(WARM_UP, executor)
             known = _epochs(study)
             started = time.process_time()

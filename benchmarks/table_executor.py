@@ -94,7 +94,7 @@ class TableExecutor:
         else:
             self._train(attempt)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Forget what runs."""
         self._queue.clear()
 

@@ -179,13 +179,16 @@ class DataSource:
 class WorkerSettings:
     """What is the same for everything that a worker trains; without `records` it only reads the store.
 
-    With `pool` it trains on all images that may be fitted to, without validation.
+    With `pool` it trains on all images that may be fitted to, without validation. The executor limits an attempt to
+    `trial_timeout` seconds, from its begin in a worker, and a worker to `worker_memory` bytes.
     """
 
     source: DataSource
     limit_train: int | None
     threads: int
     tracking_uri: str
+    trial_timeout: float | None = None
+    worker_memory: int | None = None
     records: bool = True
     pool: bool = False
 
@@ -201,13 +204,6 @@ class ProbeResult:
 
     precision: Precision
     images_per_second: dict[str, float]
-
-
-@dataclass(frozen=True)
-class PruneDecision:
-    """The answer to an epoch's report: go on, or end the trial as pruned."""
-
-    prune: bool
 
 
 @dataclass(frozen=True)

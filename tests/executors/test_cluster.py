@@ -65,8 +65,9 @@ def test_an_address_where_something_else_listens_is_refused() -> None:
     ],
 )
 def test_every_resource_limits_the_workers_of_a_node(resources: Resources, room: int) -> None:
-    assert resources.room_on({"CPU": 4.0, "GPU": 2.0, "memory": 8.0 * GIBIBYTE, "node:10.0.0.1": 1.0}) == room
+    assert resources.room_on(Resources(4.0, 2.0, 8 * GIBIBYTE)) == room
 
 
 def test_a_node_without_what_is_wanted_has_no_room() -> None:
-    assert Resources(1, 1, GIBIBYTE).room_on({"CPU": 4.0, "memory": 8.0 * GIBIBYTE}) == 0
+    node = Resources.of({"CPU": 4.0, "memory": 8.0 * GIBIBYTE, "node:10.0.0.1": 1.0})
+    assert Resources(1, 1, GIBIBYTE).room_on(node) == 0

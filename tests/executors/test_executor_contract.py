@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from fashion_study.errors import BadInputError, DataError, StudyError
 from fashion_study.executors import local
 from fashion_study.executors.executor import Event, Executor
-from fashion_study.executors.local import Limits, LocalExecutor, default_workers, threads_per_worker, visible_gpus
+from fashion_study.executors.local import LocalExecutor, default_workers, threads_per_worker, visible_gpus
 from fashion_study.executors.memory import OomWatch
 from fashion_study.testing.executor import MemoryExecutor
 from fashion_study.testing.training import PROBED, Key, SimulatedOutcome, toy_report, toy_result
@@ -152,8 +154,8 @@ class ExecutorContract:
         executor.submit(spec(0))
         executor.answer(first_report(executor), prune=False)
 
-        executor.stop()
-        executor.stop()
+        executor.close()
+        executor.close()
 
 
 class TestMemoryExecutor(ExecutorContract):
@@ -265,7 +267,7 @@ class ProcessContract(ExecutorContract):
         hangs_and_fails("stopped", make)
 
     def test_an_attempt_that_takes_too_much_memory_fails(self, make: MakeProcesses) -> None:
-        executor = make(1, {(0, 1): "hungry"}, Limits(memory=200 * MEBIBYTE))
+        executor = make(1, {(0, 1): "hungry"}, worker_memory=200 * MEBIBYTE)
         executor.submit(spec(0))
 
         end = end_of(executor)
@@ -282,7 +284,7 @@ class ProcessContract(ExecutorContract):
         executor.answer(first_report(executor), prune=False)
         workers = await_workers(2)
 
-        executor.stop()
+        executor.close()
 
         _, alive = psutil.wait_procs(workers, PATIENCE)
         assert alive == []
@@ -290,7 +292,7 @@ class ProcessContract(ExecutorContract):
 
 def hangs_and_fails(outcome: str, make: MakeProcesses) -> None:
     """Check that an attempt that hangs in this way fails, and that its worker is replaced."""
-    executor = make(1, {(0, 1): outcome}, Limits(seconds=1))
+    executor = make(1, {(0, 1): outcome}, trial_timeout=1)
     executor.submit(spec(0, epochs=3))
     before = await_workers(1)
 
@@ -310,17 +312,17 @@ class TestLocalExecutor(ProcessContract):
     def make(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         made: list[LocalExecutor] = []
 
-        def start(workers: int, outcomes: Mapping[Key, str], limits: Limits | None = None) -> LocalExecutor:
+        def start(workers: int, outcomes: Mapping[Key, str], **limits: Any) -> LocalExecutor:
             by_name = {f"{number}/{attempt}": str(outcome) for (number, attempt), outcome in outcomes.items()}
             monkeypatch.setenv("TOY_OUTCOMES", json.dumps(by_name))
-            made.append(LocalExecutor(SETTINGS, workers, tmp_path / "logs", limits))
+            made.append(LocalExecutor(replace(SETTINGS, **limits), workers, tmp_path / "logs"))
             return made[-1]
 
         monkeypatch.setattr(local, "WORKER_MODULE", TOY)
         monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
         yield start
         for executor in made:
-            executor.stop()
+            executor.close()
 
     def test_an_idle_worker_that_died_is_replaced(self, make: Make) -> None:
         executor = make(1, {})
@@ -389,7 +391,7 @@ class TestLocalExecutor(ProcessContract):
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TOY_SLOW", "2")
-        executor = make(1, {}, Limits(seconds=1.5))
+        executor = make(1, {}, trial_timeout=1.5)
         executor.submit(spec(0))
 
         end = end_of(executor)
@@ -402,7 +404,7 @@ class TestLocalExecutor(ProcessContract):
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(local, "LONGEST_TICK", 0.1)
-        executor = make(1, {}, Limits(seconds=1))
+        executor = make(1, {}, trial_timeout=1)
         executor.submit(spec(0))
         report = first_report(executor)
         time.sleep(1.5)
@@ -422,7 +424,7 @@ class TestLocalExecutor(ProcessContract):
             make(1, {}).probe_precision()
 
     def test_memory_left_behind_is_not_charged_to_the_next_attempt(self, make: MakeProcesses) -> None:
-        executor = make(1, {(0, 1): "keeping"}, Limits(memory=450 * MEBIBYTE))
+        executor = make(1, {(0, 1): "keeping"}, worker_memory=450 * MEBIBYTE)
         alive = [workers_of(os.getpid())]
         for number in (0, 1, 2):
             executor.submit(spec(number, epochs=1))
@@ -447,7 +449,7 @@ class TestLocalExecutor(ProcessContract):
         monkeypatch.setenv("TOY_SLOW", "30")
 
         with pytest.raises(BadInputError, match="--worker-memory allows 1 MiB"):
-            make(1, {}, Limits(memory=MEBIBYTE)).probe_precision()
+            make(1, {}, worker_memory=MEBIBYTE).probe_precision()
 
     def test_a_kill_by_the_kernel_for_memory_is_told_from_any_other(
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
@@ -514,7 +516,7 @@ class TestLocalExecutor(ProcessContract):
         executor.answer(first_report(executor), prune=False)
         assert len(workers_of(os.getpid())) == 3
 
-        executor.stop()
+        executor.close()
 
         assert workers_of(os.getpid()) == []
 

@@ -108,7 +108,7 @@ def test_a_study_follows_the_cluster_and_ends_every_trial_once(
         engine = OptunaEngine(trial_storage, space, "random", "none", 7)
         proposals = Proposals(engine, runs, observer, Precision.FLOAT32, trials)
         Loop(proposals, executor, observer, shrink_and_grow).run()
-        executor.stop()
+        executor.close()
 
     assert sizes == [2, 1, 2]
     assert [record.state for record in trial_storage.records()] == [TrialState.COMPLETE] * trials
@@ -144,7 +144,7 @@ def test_with_a_local_store_a_node_that_joins_is_left_alone(head: NodesHere, tmp
             assert executor.wait(0.1) == []
 
         assert executor.slots == cluster.room(A_NODE) == 1
-        executor.stop()
+        executor.close()
     remove_node(head)
     head.wait_for_nodes()
 
@@ -159,7 +159,7 @@ def test_a_cluster_of_its_own_that_dies_ends_the_study(tmp_path: Path) -> None:
 
         with pytest.raises(StudyError, match="the same command goes on"):
             await_slots(executor, -1)
-        executor.stop()
+        executor.close()
 
 
 def test_no_process_is_left_when_the_coordinator_is_killed(tmp_path: Path) -> None:

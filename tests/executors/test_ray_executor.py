@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,9 +20,7 @@ import ray
 from fashion_study.errors import BadInputError
 from fashion_study.executors.cluster import Cluster, Resources, connected
 from fashion_study.executors.executor import Executor
-from fashion_study.executors.local import Limits
-from fashion_study.executors.ray import LOST, RayExecutor
-from fashion_study.executors.supervisor import WorkerContext
+from fashion_study.executors.ray import LOST, RayExecutor, WorkerContext
 from fashion_study.testing.training import Key, SimulatedOutcome, toy_result
 from fashion_study.trial import AttemptLost, EpochReport, TrialState
 from tests.executors.test_executor_contract import (
@@ -44,12 +43,12 @@ from tests.support.processes import unless_gone
 SMALL = Resources(0.5, 0, 2**20)
 
 
-def worker_context(folder: Path, outcomes: Mapping[Key, str], limits: Limits | None = None) -> WorkerContext:
+def worker_context(folder: Path, outcomes: Mapping[Key, str], **limits: Any) -> WorkerContext:
     """Return a context with the toy worker and this process's variables for it."""
     by_name = {f"{number}/{attempt}": str(outcome) for (number, attempt), outcome in outcomes.items()}
     toys = {name: value for name, value in os.environ.items() if name.startswith("TOY_")}
     environment = toys | {"PYTHONPATH": PYTHONPATH, "TOY_OUTCOMES": json.dumps(by_name)}
-    return WorkerContext(SETTINGS, limits or Limits(), folder / "logs", TOY, environment)
+    return WorkerContext(replace(SETTINGS, **limits), folder / "logs", TOY, environment)
 
 
 def await_slots(executor: Executor, slots: int) -> None:
@@ -100,7 +99,7 @@ def test_a_cluster_of_its_own_is_out_of_reach_for_other_machines(cluster: Cluste
     connections = [
         each for process in (me, *below) for each in unless_gone(partial(process.net_connections, "tcp"), ())
     ]
-    executor.stop()
+    executor.close()
 
     assert names >= {"gcs_server", "raylet"}
     listening = {ip_address(each.laddr.ip) for each in connections if each.status == psutil.CONN_LISTEN}
@@ -130,7 +129,7 @@ def test_a_probe_that_waits_for_a_worker_can_be_cancelled(cluster: Cluster, tmp_
     assert executor.probe_precision(lambda: next(asked)) is None
 
     assert executor.slots == 0
-    executor.stop()
+    executor.close()
 
 
 class TestRayExecutor(ProcessContract):
@@ -138,15 +137,15 @@ class TestRayExecutor(ProcessContract):
     def make(self, cluster: Cluster, tmp_path: Path) -> Iterator[MakeProcesses]:
         made: list[RayExecutor] = []
 
-        def start(workers: int, outcomes: Mapping[Key, str], limits: Limits | None = None) -> RayExecutor:
+        def start(workers: int, outcomes: Mapping[Key, str], **limits: Any) -> RayExecutor:
             resources = Resources(min(0.5, 1 / workers), 0, SMALL.memory)
-            made.append(RayExecutor(cluster, worker_context(tmp_path, outcomes, limits), resources, workers))
+            made.append(RayExecutor(cluster, worker_context(tmp_path, outcomes, **limits), resources, workers))
             await_slots(made[-1], workers)
             return made[-1]
 
         yield start
         for executor in made:
-            executor.stop()
+            executor.close()
 
     def test_an_attempt_is_lost_with_its_supervisor(self, make: MakeProcesses) -> None:
         executor = make(1, {(0, 1): SimulatedOutcome.STUCK})
@@ -184,7 +183,7 @@ class TestRayExecutor(ProcessContract):
         assert end_of(executor) == toy_result(spec(0), TrialState.COMPLETE, 2)
 
     def test_the_time_between_two_attempts_is_charged_to_none(self, make: MakeProcesses) -> None:
-        executor = make(1, {}, Limits(seconds=1))
+        executor = make(1, {}, trial_timeout=1)
         for number in (0, 1):
             executor.submit(spec(number))
             assert end_of(executor) == toy_result(spec(number), TrialState.COMPLETE, 2)

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from fashion_study import StudyConfig, run_study
 from fashion_study.errors import ExitCode, StoreError
-from fashion_study.executors.supervisor import Supervisor
+from fashion_study.executors.ray import Supervisor
 from fashion_study.store.store import open_store
 from fashion_study.study.progress import NullObserver
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,7 +17,6 @@ from fashion_study.baseline.table import SCALES, Figures, Reproduction, Scale
 from fashion_study.data.catalog import describe, load_pool
 from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import StoreError, StudyError
-from fashion_study.executors.executor import closing_workers
 from fashion_study.executors.local import LocalExecutor, default_workers, threads_per_worker
 from fashion_study.stderr import import_without_stderr, stderr_into
 from fashion_study.store.failures import store_failures
@@ -86,7 +85,7 @@ def reproduce_baseline(config: BaselineConfig) -> Reproduction:
         workers = min(config.workers or default_workers(), config.seeds * len(SCALES))
         settings = WorkerSettings(source, None, threads_per_worker(workers), store.tracking_uri, pool=True)
         try:
-            with closing_workers(LocalExecutor(settings, workers, log_dir)) as executor:
+            with closing(LocalExecutor(settings, workers, log_dir)) as executor:
                 Loop(trainings, executor, NullObserver()).run()
         finally:
             _close_abandoned(client, experiment_id, run_id)

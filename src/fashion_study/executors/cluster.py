@@ -7,13 +7,14 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from tempfile import mkdtemp
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 # Read when Ray is imported. Ray would print what happens to its nodes and workers into the study's display, at length.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -55,27 +56,26 @@ class Resources:
     def __str__(self) -> str:
         return f"{self.cpus:g} CPUs, {self.gpus:g} GPUs and {self.memory / 2**20:,.0f} MiB"
 
-    def room_on(self, node: dict[str, float]) -> int:
-        """Count the workers for which a node has room."""
-        per_worker = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+    def room_on(self, node: "Resources") -> int:
+        """Count the workers for which a node with these resources has room."""
         # Shares are decimal fractions: ten tenths are one.
-        return int(min(node.get(name, 0.0) / amount + 1e-6 for name, amount in per_worker.items() if amount))
+        return int(min(has / takes + 1e-6 for has, takes in zip(astuple(node), astuple(self), strict=True) if takes))
 
 
+@dataclass(frozen=True)
 class Cluster:
     """The cluster that this process is connected to; with `only`, that one node of it.
 
     A cluster that `is_own` was started here, and no node joins it.
     """
 
-    def __init__(self, only: str | None = None, *, is_own: bool = False) -> None:
-        self._only = only
-        self._is_own = is_own
+    only: str | None = None
+    is_own: bool = False
 
     @property
     def placing(self) -> str | NodeAffinitySchedulingStrategy:
         """Return on which nodes Ray may place workers."""
-        return "SPREAD" if self._only is None else NodeAffinitySchedulingStrategy(self._only, soft=False)
+        return "SPREAD" if self.only is None else NodeAffinitySchedulingStrategy(self.only, soft=False)
 
     def room(self, resources: Resources) -> int:
         """Count the workers for which there would be room if nobody else used the cluster.
@@ -84,7 +84,7 @@ class Cluster:
             StudyError: the cluster was started here, and its one node has died.
         """
         nodes = self._nodes()
-        if self._is_own and not nodes:
+        if self.is_own and not nodes:
             raise StudyError(
                 "The Ray cluster that was started on this machine has died. Expected it to live as long as the study. "
                 "Every result that was shown is kept; the same command goes on."
@@ -97,10 +97,10 @@ class Cluster:
         Raises:
             BadInputError: no node is large enough for a worker.
         """
-        may_grow = self._only is None and not self._is_own
+        may_grow = self.only is None and not self.is_own
         if self.room(resources) > 0 or (workers is not None and may_grow):
             return
-        found = "; ".join(str(Resources.of(node)) for node in self._nodes())
+        found = "; ".join(map(str, self._nodes()))
         raise BadInputError(
             f"A worker takes {resources}, and no node of the Ray cluster has as much (found {found}). Ask for less "
             "with --worker-cpus, --worker-gpus or --worker-memory"
@@ -109,11 +109,12 @@ class Cluster:
 
     def has_gpus(self) -> bool:
         """Return whether any node has a GPU."""
-        return any(node.get("GPU") for node in self._nodes())
+        return any(node.gpus for node in self._nodes())
 
-    def _nodes(self) -> list[dict[str, float]]:
+    def _nodes(self) -> list[Resources]:
         """Return the resources of each living node."""
-        return [node["Resources"] for node in ray.nodes() if node["Alive"] and self._only in (None, node["NodeID"])]
+        alive = (node for node in ray.nodes() if node["Alive"] and self.only in (None, node["NodeID"]))
+        return [Resources.of(node["Resources"]) for node in alive]
 
 
 @contextmanager
@@ -129,8 +130,18 @@ def connected(address: str | None, tracking_uri: str) -> Iterator[Cluster]:
         return
     _check_cluster_reachable(address)
     with _connection(f"The Ray cluster at {address} cannot be used", address=address):
-        is_shared = urlsplit(tracking_uri).scheme in ("http", "https")
-        yield Cluster(None if is_shared else _the_one_node(tracking_uri))
+        if urlsplit(tracking_uri).scheme in ("http", "https"):
+            yield Cluster()
+            return
+        # No other machine can write to this store.
+        count = sum(node["Alive"] for node in ray.nodes())
+        if count > 1:
+            raise BadInputError(
+                f"The Ray cluster has {count} nodes, and the runs would be kept in {without_passwords(tracking_uri)}, "
+                "which workers on other machines cannot reach. Expected an MLflow server: start one with "
+                "--serve-artifacts and name it with MLFLOW_TRACKING_URI=http://HOST:PORT. Or leave out --address."
+            )
+        yield Cluster(str(ray.get_runtime_context().get_node_id()))
 
 
 @contextmanager
@@ -197,15 +208,3 @@ def _check_cluster_reachable(address: str) -> None:
         reason = error.strerror or str(error)
     if reason:
         raise BadInputError(f"No Ray cluster answers at {address}: {reason.rstrip('.')}. {HOW_TO_START}")
-
-
-def _the_one_node(tracking_uri: str) -> str:
-    """Return this machine's node: no other machine can write to this store."""
-    count = sum(node["Alive"] for node in ray.nodes())
-    if count > 1:
-        raise BadInputError(
-            f"The Ray cluster has {count} nodes, and the runs would be kept in {without_passwords(tracking_uri)}, "
-            "which workers on other machines cannot reach. Expected an MLflow server: start one with --serve-artifacts "
-            "and name it with MLFLOW_TRACKING_URI=http://HOST:PORT. Or leave out --address."
-        )
-    return str(ray.get_runtime_context().get_node_id())

@@ -1,17 +1,11 @@
 """The interface between the coordinator and the processes that train."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialResult, TrialSpec
 
 Event = EpochReport | TrialResult | AttemptLost
-
-
-def losses_last(events: list[Event]) -> list[Event]:
-    """Sort losses behind all else: a loss may end the study, and results that came with it would be trained again."""
-    return sorted(events, key=lambda event: isinstance(event, AttemptLost))
 
 
 class Executor(Protocol):
@@ -44,15 +38,6 @@ class Executor(Protocol):
         """Answer an epoch's report; the worker trains the next epoch, or ends the trial as pruned."""
         ...
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End every worker, whatever it is doing."""
         ...
-
-
-@contextmanager
-def closing_workers(executor: Executor) -> Iterator[Executor]:
-    """Stop every worker at the end of the block."""
-    try:
-        yield executor
-    finally:
-        executor.stop()

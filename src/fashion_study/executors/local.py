@@ -1,12 +1,11 @@
 """Workers as child processes of the coordinator, on this machine."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe
@@ -26,7 +25,6 @@ from fashion_study.trial import (
     FailReason,
     ProbeOrder,
     ProbeResult,
-    PruneDecision,
     TrialResult,
     TrialSpec,
     TrialState,
@@ -60,14 +58,6 @@ NEAR_THE_LIMIT = 0.9
 LEFT_OVER = 0.5
 # Out of memory, the kernel should end a worker before the coordinator or another process of the user's.
 OOM_SCORE = "500"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The most `seconds` of an attempt, from its begin in a worker, and the most bytes of `memory` of a worker."""
-
-    seconds: float | None = None
-    memory: int | None = None
 
 
 @dataclass(eq=False)
@@ -117,18 +107,10 @@ class _Worker:
 class LocalExecutor:
     """Executor with `workers` processes on this machine; one that dies or breaks a limit is replaced."""
 
-    def __init__(
-        self,
-        settings: WorkerSettings,
-        workers: int,
-        log_dir: Path,
-        limits: Limits | None = None,
-        module: str | None = None,
-    ) -> None:
+    def __init__(self, settings: WorkerSettings, workers: int, log_dir: Path, module: str | None = None) -> None:
         self._settings = settings
         self._module = module or WORKER_MODULE
         self._log_dir = log_dir
-        self._limits = limits or Limits()
         log_dir.mkdir(parents=True, exist_ok=True)
         self._gpus = visible_gpus()
         self._failed_starts = 0
@@ -162,10 +144,9 @@ class LocalExecutor:
                     )
                 asked = self._workers[0]
                 asked.send(ProbeOrder())
-            for message in self._collect([asked], SAMPLE_SECONDS):
+            for message in self.wait(SAMPLE_SECONDS):
                 if isinstance(message, ProbeResult):
                     return message
-            self._watch()
         return None
 
     def submit(self, spec: TrialSpec) -> None:
@@ -178,21 +159,33 @@ class LocalExecutor:
         # A worker that is ready, if there is one.
         min(free, key=lambda worker: not worker.is_ready).assign(spec)
 
-    def wait(self, timeout: float) -> list[Event]:
+    def wait(self, timeout: float) -> list[Any]:
         """Return what the workers have sent, after at most `timeout` seconds; perhaps nothing.
 
         The limits are checked here: a worker that breaks one is replaced, and its attempt ends as failed.
         """
-        return self._collect(self._workers, timeout) + self._watch()
+        by_connection = {worker.connection: worker for worker in self._workers}
+        ready = wait(list(by_connection), timeout)
+        self._run_clocks()
+        senders = [by_connection[connection] for connection in ready if isinstance(connection, Connection)]
+        messages = [message for worker in senders for message in self._receive(worker)]
+        if self._clocked - self._sampled >= SAMPLE_SECONDS:
+            self._sampled = self._clocked
+            self._oom.look()
+            for worker in self._workers:
+                # Of a worker that has just ended, the last sample may explain its end.
+                worker.memory = _memory_of(worker.process.pid) or worker.memory
+        # A copy: workers that break a limit are replaced meanwhile.
+        return messages + [event for worker in list(self._workers) for event in self._check_limits(worker)]
 
     def answer(self, report: EpochReport, *, prune: bool) -> None:
         """Answer an epoch's report; the worker trains the next epoch, or ends the trial as pruned."""
         key = (report.number, report.attempt)
         for worker in self._workers:
             if worker.spec is not None and worker.spec.key == key:
-                worker.send(PruneDecision(prune))
+                worker.send(prune)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End every worker, whatever it is doing; a worker ends by itself when its connection closes."""
         for worker in self._workers:
             worker.connection.close()
@@ -223,13 +216,6 @@ class LocalExecutor:
         ours.send(self._settings)
         return _Worker(slot, process, ours, log, attempts)
 
-    def _collect(self, workers: Iterable[_Worker], timeout: float) -> list[Any]:
-        by_connection = {worker.connection: worker for worker in workers}
-        ready = wait(list(by_connection), timeout)
-        self._run_clocks()
-        senders = [by_connection[connection] for connection in ready if isinstance(connection, Connection)]
-        return [message for worker in senders for message in self._receive(worker)]
-
     def _receive(self, worker: _Worker) -> list[Any]:
         try:
             message = worker.connection.recv()
@@ -250,21 +236,19 @@ class LocalExecutor:
                     message = replace(message, seconds=worker.clock)
                 worker.spec = None
                 if worker.attempts_left <= 0 or self._keeps_memory(worker):
-                    worker.end()
                     self._replace(worker)
         return [message]
 
     def _reap(self, worker: _Worker) -> list[Event]:
         """Replace a dead worker, and end the attempt that died with it."""
         code = worker.process.wait()
-        worker.connection.close()
         if not worker.is_ready:
             # A signal comes from outside; a worker that ends by itself before it is ready will do so again.
             self._count_failed_start(worker, f"exit code {code}", is_certain=code >= 0)
         self._replace(worker)
         if worker.spec is None or not worker.is_ready:
             return []
-        limit = self._limits.memory
+        limit = self._settings.worker_memory
         is_near_limit = limit is not None and worker.memory >= NEAR_THE_LIMIT * limit
         if code == -signal.SIGKILL and (self._oom.explains_a_kill() or is_near_limit):
             return [worker.failure(FailReason.OOM, f"The kernel killed the worker for its memory{_last_seen(worker)}.")]
@@ -272,12 +256,13 @@ class LocalExecutor:
         return [AttemptLost(*worker.spec.key, cause)]
 
     def _keeps_memory(self, worker: _Worker) -> bool:
-        if self._limits.memory is None:
+        if (limit := self._settings.worker_memory) is None:
             return False
         kept = _memory_of(worker.process.pid) - worker.memory_at_start
-        return kept > LEFT_OVER * (self._limits.memory - worker.memory_at_start)
+        return kept > LEFT_OVER * (limit - worker.memory_at_start)
 
     def _replace(self, worker: _Worker) -> None:
+        worker.end()
         successor = self._start(worker.slot)
         self._workers[self._workers.index(worker)] = successor
         if worker.spec is not None and not worker.is_ready:
@@ -290,19 +275,9 @@ class LocalExecutor:
             worker.clock += min(now - self._clocked, LONGEST_TICK)
         self._clocked = now
 
-    def _watch(self) -> list[Event]:
-        """Replace the workers that break a limit, and end their attempts."""
-        if self._clocked - self._sampled >= SAMPLE_SECONDS:
-            self._sampled = self._clocked
-            self._oom.look()
-            for worker in self._workers:
-                # Of a worker that has just ended, the last sample may explain its end.
-                worker.memory = _memory_of(worker.process.pid) or worker.memory
-        # A copy: workers that break a limit are replaced meanwhile.
-        return [event for worker in list(self._workers) for event in self._check_limits(worker)]
-
     def _check_limits(self, worker: _Worker) -> list[Event]:
-        seconds, memory = self._limits.seconds, self._limits.memory
+        """Replace a worker that breaks a limit, and end its attempt."""
+        seconds, memory = self._settings.trial_timeout, self._settings.worker_memory
         failure = None
         if memory is not None and worker.memory > memory:
             if not worker.is_ready:
@@ -321,7 +296,6 @@ class LocalExecutor:
             failure = FailReason.TIMEOUT, f"The trial took longer than the {seconds:g} s of --trial-timeout."
         if failure is None:
             return []
-        worker.end()
         self._replace(worker)
         return [worker.failure(*failure)] if worker.spec is not None else []
 
@@ -362,11 +336,9 @@ def visible_gpus() -> list[str]:
     """Return the NVIDIA GPUs that this process may use, without importing TensorFlow."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [gpu for gpu in chosen.split(",") if gpu.strip() not in ("", "-1")]
-    if (tool := shutil.which("nvidia-smi")) is None:
-        return []
-    query = [tool, "--query-gpu=index", "--format=csv,noheader"]
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except subprocess.TimeoutExpired:
+    except (OSError, subprocess.TimeoutExpired):  # Without an NVIDIA GPU there is no such program.
         return []
     return answer.stdout.split() if answer.returncode == 0 else []

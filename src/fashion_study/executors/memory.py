@@ -10,6 +10,8 @@ import psutil
 
 # A kill is noticed within a tick or two, but not before the kernel has removed a large process.
 RECENT_SECONDS = 10.0
+# What stands in the kernel's files.
+WHOLE, OOM_KILLS = r"^(\d+)$", r"^oom_kill (\d+)$"
 
 
 def available_memory(root: Path = Path("/")) -> int:
@@ -24,9 +26,9 @@ def available_memory(root: Path = Path("/")) -> int:
 def oom_kills(root: Path = Path("/")) -> int:
     """Count the processes that the kernel's out-of-memory killer has ended, as far as this process can see."""
     files = [folder / name for folder in _cgroups(root) for name in ("memory.events", "memory.oom_control")]
-    counts = [count for path in files if (count := _field(path, "oom_kill")) is not None]
+    counts = [count for path in files if (count := _number(OOM_KILLS, path)) is not None]
     # The machine's count is that of other containers too: only where no cgroup keeps its own.
-    return max(counts) if counts else _field(root / "proc/vmstat", "oom_kill") or 0
+    return max(counts) if counts else _number(OOM_KILLS, root / "proc/vmstat") or 0
 
 
 class OomWatch:
@@ -66,23 +68,19 @@ def _cgroups(root: Path) -> Iterator[Path]:
 
 def _left(cgroup: Path) -> int | None:
     """Return the bytes that a cgroup's limit leaves, None without a limit. Files in the cache make room."""
-    limit = _number(cgroup / "memory.max", cgroup / "memory.limit_in_bytes")
-    used = _number(cgroup / "memory.current", cgroup / "memory.usage_in_bytes")
+    limit = _number(WHOLE, cgroup / "memory.max", cgroup / "memory.limit_in_bytes")
+    used = _number(WHOLE, cgroup / "memory.current", cgroup / "memory.usage_in_bytes")
     if limit is None or used is None:
         return None
-    cached = _field(cgroup / "memory.stat", "total_inactive_file") or _field(cgroup / "memory.stat", "inactive_file")
+    stat = cgroup / "memory.stat"
+    cached = _number(r"^total_inactive_file (\d+)$", stat) or _number(r"^inactive_file (\d+)$", stat)
     return max(0, limit - used + (cached or 0))
 
 
-def _number(*paths: Path) -> int | None:
-    for path in paths:
-        with suppress(OSError, ValueError):  # A limit can be the word `max`.
-            return int(path.read_text())
-    return None
-
-
-def _field(path: Path, name: str) -> int | None:
-    with suppress(OSError):
-        if match := re.search(rf"^{name} (\d+)$", path.read_text(), flags=re.MULTILINE):
-            return int(match[1])
+def _number(pattern: str, *files: Path) -> int | None:
+    """Return the number that the first of these files has; a limit can also be the word `max`."""
+    for file in files:
+        with suppress(OSError):
+            if match := re.search(pattern, file.read_text(), flags=re.MULTILINE):
+                return int(match[1])
     return None

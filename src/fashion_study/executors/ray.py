@@ -1,28 +1,94 @@
 """Workers on a Ray cluster: for each an actor, its supervisor, with the worker process as its child."""
 
+import itertools
+import os
+import platform
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from fashion_study.data.catalog import locate
 from fashion_study.errors import StudyError
 from fashion_study.executors.cluster import Cluster, Resources
 from fashion_study.executors.executor import Event
-from fashion_study.executors.supervisor import Answer, Supervisor, WorkerContext
-from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialSpec, WorkerFailed
+from fashion_study.executors.local import FAILED_STARTS, STOP_SECONDS, LocalExecutor
+from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialSpec, WorkerSettings
 
 # How often the size of the cluster is looked up, and after how long without any worker there is a warning.
 LOOK_SECONDS = 2.0
 NO_WORKER_WARNING_SECONDS = 20.0
 TICK_SECONDS = 0.5
-STOP_SECONDS = 5.0
-FAILED_STARTS = 3
 LOST = "its supervisor or the node was lost"
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """Everything that a worker needs, on whichever machine.
+
+    `environment` takes precedence over that of the node, secrets included. `log_dir` is the coordinator's; a node
+    without it keeps its logs in a folder of its own.
+    """
+
+    settings: WorkerSettings
+    log_dir: Path
+    worker_module: str
+    environment: Mapping[str, str] = field(repr=False)
+
+
+@contextmanager
+def _naming_the_machine() -> Iterator[None]:
+    try:
+        yield
+    except StudyError as error:
+        raise type(error)(f"On {platform.node()}: {error}") from error
+
+
+class Supervisor:
+    """Owner of one worker process on its machine, with the limits and the replacement of `LocalExecutor`.
+
+    Each method returns when there is news.
+    """
+
+    @_naming_the_machine()
+    def begin(self, context: WorkerContext, name: str) -> list[Any]:
+        """Start the worker process; `name` distinguishes this supervisor from the others of its study."""
+        os.environ.update(context.environment)
+        log_dir = context.log_dir if context.log_dir.is_dir() else Path(mkdtemp(prefix="fashion-study-logs-"))
+        source = context.settings.source
+        if source.directory is not None and not source.directory.is_dir():
+            source = replace(source, directory=locate(source.name).directory)  # Where this machine has the images.
+        settings = replace(context.settings, source=source)
+        self._executor = LocalExecutor(settings, 1, log_dir / name, context.worker_module)
+        return []
+
+    @_naming_the_machine()
+    def probe(self) -> list[Any]:
+        """Measure which precision trains faster on this machine."""
+        return [self._executor.probe_precision()]
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Begin an attempt; when this returns, it has begun."""
+        self._executor.submit(spec)
+
+    @_naming_the_machine()
+    def follow(self) -> list[Any]:
+        """Return what the running attempt has sent, as soon as there is anything."""
+        while not (events := self._executor.wait(TICK_SECONDS)):
+            pass
+        return events
+
+    def answer(self, report: EpochReport, *, prune: bool) -> list[Any]:
+        """Answer an epoch's report, and return what the attempt sends next."""
+        self._executor.answer(report, prune=prune)
+        return self.follow()
 
 
 @dataclass(eq=False)
@@ -33,7 +99,6 @@ class _RayWorker:
     worker has begun the attempt.
     """
 
-    number: int
     actor: Any
     call: Any = None
     is_ready: bool = False
@@ -45,13 +110,6 @@ class _RayWorker:
         self.spec = spec
         self.submitted = self.actor.submit.remote(spec)
         self.call = self.actor.follow.remote()
-
-    def has_begun(self) -> bool:
-        """Return whether the attempt had begun before its supervisor was lost."""
-        with suppress(RayError):
-            ray.get(self.submitted, timeout=0)
-            return True
-        return False
 
 
 class RayExecutor:
@@ -84,6 +142,7 @@ class RayExecutor:
         )
         context.log_dir.mkdir(parents=True, exist_ok=True)
         self._workers: list[_RayWorker] = []
+        self._numbers = itertools.count()
         # Attempts whose worker was lost before it had begun them.
         self._unassigned: deque[TrialSpec] = deque()
         self._failed_starts = 0
@@ -133,7 +192,7 @@ class RayExecutor:
             if worker.spec is not None and worker.spec.key == key:
                 worker.call = worker.actor.answer.remote(report, prune=prune)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End every supervisor and its worker, whatever they are doing."""
         calls = [worker.call for worker in self._workers if worker.call is not None]
         for worker in self._workers:
@@ -161,30 +220,26 @@ class RayExecutor:
         for worker in waiting[: max(0, len(self._workers) - wanted)]:
             self._remove(worker)
         while len(self._workers) < wanted:
-            self._workers.append(self._start())
+            actor = self._supervisor.remote()
+            # Not an argument of the actor's constructor: the cluster keeps those, and no other arguments.
+            call = actor.begin.remote(self._context, f"ray-{next(self._numbers)}")
+            self._workers.append(_RayWorker(actor, call))
         if self.slots:
             self._warn_at = now + NO_WORKER_WARNING_SECONDS
         elif now > self._warn_at:
             self._warn_at = float("inf")
             self._warn(f"the Ray cluster has no room for a worker that takes {self._resources}; waiting for it")
 
-    def _start(self) -> _RayWorker:
-        taken = {worker.number for worker in self._workers}
-        number = next(number for number in range(len(taken) + 1) if number not in taken)
-        actor = self._supervisor.remote()
-        # Not an argument of the actor's constructor: the cluster keeps those, and what is sent to an actor it does not.
-        return _RayWorker(number, actor, actor.begin.remote(self._context, f"ray-{number}"))
-
     def _receive(self, worker: _RayWorker) -> list[Any]:
         call, worker.call = worker.call, None
         try:
-            answer: Answer = ray.get(call)
-        except RayTaskError:
+            answer: list[Any] = ray.get(call)
+        except RayTaskError as error:
+            if isinstance(error.cause, StudyError):
+                raise error.cause from None
             raise  # A mistake in the supervisor.
         except RayError as error:
             return self._reap(worker, error)
-        if isinstance(answer, WorkerFailed):
-            raise answer.error
         if not worker.is_ready:
             worker.is_ready, self._failed_starts = True, 0
         if any(not isinstance(message, EpochReport) for message in answer):
@@ -202,11 +257,11 @@ class RayExecutor:
                     f"Ray has lost {self._failed_starts} workers one after the other before they could begin: {error}\n"
                     "Expected fashion-study, in the same version, in the Python of every node."
                 )
-        if worker.spec is None:
-            return []
-        if worker.has_begun():
-            return [AttemptLost(*worker.spec.key, LOST)]
-        self._unassigned.append(worker.spec)
+        if worker.spec is not None:
+            with suppress(RayError):
+                ray.get(worker.submitted, timeout=0)  # The attempt has begun.
+                return [AttemptLost(*worker.spec.key, LOST)]
+            self._unassigned.append(worker.spec)
         return []
 
     def _remove(self, worker: _RayWorker) -> None:

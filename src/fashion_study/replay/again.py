@@ -2,11 +2,11 @@
 
 import shutil
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.errors import DataError, StudyError
-from fashion_study.executors.executor import closing_workers
 from fashion_study.executors.local import LocalExecutor
 from fashion_study.replay.recorded import CURVES, Images, Recorded
 from fashion_study.study.loop import Loop, Source
@@ -86,7 +86,7 @@ def train_again(recorded: Recorded, source: DataSource, tracking_uri: str, obser
     settings = WorkerSettings(source, recorded.images.limit_train, recorded.threads, tracking_uri, records=False)
     folder = Path(tempfile.mkdtemp(prefix="fashion-study-replay-"))
     again = Again(recorded)
-    with closing_workers(LocalExecutor(settings, 1, folder)) as executor:
+    with closing(LocalExecutor(settings, 1, folder)) as executor:
         Loop(again, executor, observer).run()
     # Not after an error, which names the log in it.
     shutil.rmtree(folder)

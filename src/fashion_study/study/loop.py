@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from fashion_study.errors import StudyError
-from fashion_study.executors.executor import Event, Executor, losses_last
+from fashion_study.executors.executor import Event, Executor
 from fashion_study.store.failures import StoreFailurePolicy
 from fashion_study.study.progress import Observer
 from fashion_study.tracking.attempt import Attempt
@@ -116,7 +116,9 @@ class Loop:
                 break
             if not self._later and self._next is None:
                 self._next = self._ask()
-            for event in losses_last(self._executor.wait(0 if self._later else TICK_SECONDS)):
+            events = self._executor.wait(0 if self._later else TICK_SECONDS)
+            # Losses last: one may end the study, and results that came with it would be trained again.
+            for event in sorted(events, key=lambda event: isinstance(event, AttemptLost)):
                 self._handle(event)
 
     def _fill_slots(self) -> None:
@@ -180,7 +182,7 @@ class Loop:
     def _wind_up(self, *, by_error: bool) -> None:
         """Take back whatever has not come to its end, and write down the rest."""
         if self._running:
-            self._executor.stop()
+            self._executor.close()
         for spec in self._running.values():
             self._end_run(spec, "the study was stopped", self._source.stop(spec, by_error=by_error))
         self._running.clear()

@@ -4,15 +4,15 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 import fashion_study.executors.local as local
 from fashion_study.data.catalog import load_dataset
 from fashion_study.errors import StoreError, StudyError
-from fashion_study.executors.executor import Executor, closing_workers
-from fashion_study.executors.local import BYTES_PER_WORKER, Limits, LocalExecutor, threads_per_worker
+from fashion_study.executors.executor import Executor
+from fashion_study.executors.local import BYTES_PER_WORKER, LocalExecutor, threads_per_worker
 from fashion_study.signals import StopSignals
 from fashion_study.store.mlflow_server import RetryNotifier
 from fashion_study.store.relocation import moves, rebase
@@ -106,18 +106,18 @@ def open_executor(plan: Plan, store: Store, observer: Observer) -> Iterator[Exec
     """
     config, log_dir = plan.config, store.root / "logs" / plan.name
     starting = f"starting {plan.workers_in_words}: TensorFlow takes some seconds"
-    limits = Limits(config.trial_timeout, config.worker_memory)
+    limits = config.trial_timeout, config.worker_memory
     if config.executor == "local":
         observer.note(starting)
         workers = plan.workers or 1
-        settings = WorkerSettings(plan.source, config.limit_train, threads_per_worker(workers), store.tracking_uri)
-        with closing_workers(LocalExecutor(settings, workers, log_dir, limits)) as executor:
+        threads = threads_per_worker(workers)
+        settings = WorkerSettings(plan.source, config.limit_train, threads, store.tracking_uri, *limits)
+        with closing(LocalExecutor(settings, workers, log_dir)) as executor:
             yield executor
         return
     # Imported where needed: Ray is an extra, and takes a second.
     from fashion_study.executors.cluster import Resources, connected
-    from fashion_study.executors.ray import RayExecutor
-    from fashion_study.executors.supervisor import WorkerContext
+    from fashion_study.executors.ray import RayExecutor, WorkerContext
 
     with connected(config.cluster_address(), store.tracking_uri) as cluster:
         cpus = config.worker_cpus or 1.0
@@ -128,9 +128,9 @@ def open_executor(plan: Plan, store: Store, observer: Observer) -> Iterator[Exec
         environment = {name: value for name, value in os.environ.items() if name.startswith(TRAVELS)}
         if not gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of them visible.
-        settings = WorkerSettings(plan.source, config.limit_train, max(1, int(cpus)), store.tracking_uri)
-        context = WorkerContext(settings, limits, log_dir, local.WORKER_MODULE, environment)
-        with closing_workers(RayExecutor(cluster, context, resources, plan.workers, observer.warn)) as executor:
+        settings = WorkerSettings(plan.source, config.limit_train, max(1, int(cpus)), store.tracking_uri, *limits)
+        context = WorkerContext(settings, log_dir, local.WORKER_MODULE, environment)
+        with closing(RayExecutor(cluster, context, resources, plan.workers, observer.warn)) as executor:
             yield executor
 
 

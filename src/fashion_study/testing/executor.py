@@ -64,7 +64,7 @@ class MemoryExecutor:
         attempt.prune, attempt.is_ready = prune, True
         self._journal.append(f"answer {report.number}/{report.attempt} epoch {report.epoch}")
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Forget every attempt."""
         self._attempts.clear()
         self.is_stopped = True

@@ -49,7 +49,7 @@ def main() -> None:
 
     def ask_whether_to_go_on(report: EpochReport) -> bool:
         connection.send(report)
-        return not inbox.get().prune
+        return not inbox.get()  # The answer is whether to prune the trial.
 
     while True:
         match inbox.get():

@@ -16,7 +16,7 @@ from typer import Option
 from experiments._entry import DatasetName, StoreFolder, run
 from fashion_study.config import PrecisionChoice, StudyConfig
 from fashion_study.errors import BadInputError, ExitCode, StudyError
-from fashion_study.statistics import sign_flip_p, student_interval
+from fashion_study.statistics import student_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -202,6 +202,15 @@ def comparisons(
             )
         )
     return tuple(sorted(found, key=lambda comparison: -mean(comparison.best)))
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """Return the exact two-sided p-value of paired differences: of all 2^n choices of signs, those as far from 0."""
+    import numpy as np
+    from scipy.stats import permutation_test
+
+    every = 2 ** len(differences)
+    return float(permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=every).pvalue)
 
 
 def table(comparisons: Sequence[PairedComparison]) -> "pd.DataFrame":

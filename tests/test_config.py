@@ -142,7 +142,6 @@ def test_checking_returns_the_space_and_complete_points() -> None:
     config = StudyConfig(space="smoke", try_points=({"epochs": 3},))
     smoke = load_space("smoke")
     assert config.check() == (smoke, (smoke.complete({"epochs": 3}),))
-    assert config.check()[0] is config.check()[0]
     assert config.model_copy(update={"space": "baseline", "try_points": ()}).check()[0].name == "baseline"
 
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
+from benchmarks.engines import sign_flip_p
 from fashion_study.statistics import (
     paired_interval,
-    sign_flip_p,
     student_interval,
     student_lower_bound,
     wilson_interval,

@@ -5,12 +5,10 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Mapping
 from datetime import timedelta
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,7 +36,7 @@ SAMPLERS: dict[EngineName, tuple[str, ...]] = {
 PRUNING_ENGINES: tuple[EngineName, ...] = ("optuna",)
 MAX_GRID = 100_000
 DURATIONS = ("timeout", "trial_timeout")
-UNITS = "KMGT"
+UNITS = ("", *"KMGT")
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 
@@ -50,22 +48,22 @@ def _checked_dataset(name: str) -> str:
     return name
 
 
-def _checked_study_name(name: str | None) -> str | None:
-    if name is not None and not STUDY_NAME.fullmatch(name):
+def _checked_study_name(name: str) -> str:
+    if not STUDY_NAME.fullmatch(name):
         raise ValueError("expected up to 100 letters, digits, '.', '_' and '-', the first a letter or digit")
     return name
 
 
-def _checked_address(address: str | None) -> str | None:
-    match = ADDRESS.fullmatch(address or "")
-    if address is not None and not (match and 0 < int(match[1]) < 2**16):
+def _checked_address(address: str) -> str:
+    match = ADDRESS.fullmatch(address)
+    if not (match and 0 < int(match[1]) < 2**16):
         raise ValueError("expected HOST:PORT, as `ray start --head` shows it")
     return address
 
 
-def _checked_share(amount: float | None) -> float | None:
+def _checked_share(amount: float) -> float:
     # Ray gives nothing else.
-    if amount is not None and amount > 1 and not amount.is_integer():
+    if amount > 1 and not amount.is_integer():
         raise ValueError("expected a share of one, or a whole number")
     return amount
 
@@ -103,14 +101,14 @@ class StudyConfig(BaseModel):
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     worker_memory: Annotated[int, Field(gt=0)] | None = None
     executor: ExecutorName = "local"
-    address: Annotated[str | None, AfterValidator(_checked_address)] = None
-    worker_cpus: Annotated[float | None, Field(gt=0, le=1024), AfterValidator(_checked_share)] = None
-    worker_gpus: Annotated[float | None, Field(ge=0, le=64), AfterValidator(_checked_share)] = None
+    address: Annotated[str, AfterValidator(_checked_address)] | None = None
+    worker_cpus: Annotated[float, Field(gt=0, le=1024), AfterValidator(_checked_share)] | None = None
+    worker_gpus: Annotated[float, Field(ge=0, le=64), AfterValidator(_checked_share)] | None = None
     engine: EngineName = "optuna"
     sampler: AnySampler = "tpe"
     pruner: PrunerName = "successive-halving"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    study: Annotated[str | None, AfterValidator(_checked_study_name)] = None
+    study: Annotated[str, AfterValidator(_checked_study_name)] | None = None
     store: Path = Path("mlruns")
     study_db: str | None = None
     precision: PrecisionChoice = "auto"
@@ -123,30 +121,25 @@ class StudyConfig(BaseModel):
     def __init__(self, **fields: Any) -> None:
         # Here, so that no config holds a password: it is shown, and written down as a command line.
         trials_database_url(fields.get("study_db"))
+        # None means the default; some defaults are the engine's own.
+        given = {name: value for name, value in fields.items() if value is not None}
+        engine = given.get("engine", type(self).model_fields["engine"].default)
+        own = {"sampler": SAMPLERS[engine][0]} if engine in SAMPLERS else {}
+        own |= {} if engine in PRUNING_ENGINES else {"pruner": "none"}
         try:
-            super().__init__(**_with_defaults_of_its_engine(fields))
+            super().__init__(**(own | given))
         except ValidationError as error:
             raise BadInputError(_readable(error)) from None
 
     def check(self) -> tuple[SearchSpace, tuple[dict[str, ParamValue], ...]]:
         """Refuse what does not fit the search space; return the space and the complete points to try.
 
-        Nothing is opened or imported for it but the space's file, which is read once.
+        Nothing is opened or imported for it but the space's file.
 
         Raises:
             BadInputError: the space's file, a point to try, a sampler or pruner that the engine does not have, or one
                 that the space does not fit.
         """
-        return self._checked
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Copy the config; what `check` has found may not hold for the copy's other fields."""
-        copied = super().model_copy(update=update, deep=deep)
-        copied.__dict__.pop("_checked", None)
-        return copied
-
-    @cached_property
-    def _checked(self) -> tuple[SearchSpace, tuple[dict[str, ParamValue], ...]]:
         space = load_space(self.space)
         self._check_engine(space)
         self._check_executor()
@@ -165,8 +158,8 @@ class StudyConfig(BaseModel):
             )
         if self.engine not in PRUNING_ENGINES and self.pruner != "none":
             raise BadInputError(
-                f"Found --pruner {self.pruner} beside --engine {self.engine}, which has no pruners. Leave it out"
-                + (": of its samplers, hyperband gives most trials few epochs." if "hyperband" in known else ".")
+                f"Found --pruner {self.pruner} beside --engine {self.engine}, which has no pruners. Leave it out: "
+                "of its samplers, hyperband gives most trials few epochs."
             )
         if self.sampler == "hyperband" and not isinstance(space.parameters.get("epochs"), Int):
             raise BadInputError(
@@ -196,7 +189,7 @@ class StudyConfig(BaseModel):
         """
         found = self.address or os.environ.get("RAY_ADDRESS") or None
         try:
-            return _checked_address(found)
+            return None if found is None else _checked_address(found)
         except ValueError as error:
             raise BadInputError(
                 f"RAY_ADDRESS is {found!r}: {error}. Correct it, or name another with --address."
@@ -212,14 +205,6 @@ class StudyConfig(BaseModel):
             elif value != field.default or name in always:
                 words += [f"--{name.replace('_', '-')}", _typed(name, value)]
         return shlex.join(words)
-
-
-def _with_defaults_of_its_engine(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop what is None, which means the default, and add the engine's defaults."""
-    given = {name: value for name, value in fields.items() if value is not None}
-    engine = given.get("engine", StudyConfig.model_fields["engine"].default)
-    sampler = {"sampler": SAMPLERS[engine][0]} if engine in SAMPLERS else {}
-    return sampler | ({} if engine in PRUNING_ENGINES else {"pruner": "none"}) | given
 
 
 def parse_duration(text: str, option: str = "--timeout") -> float:
@@ -248,11 +233,8 @@ def parse_size(text: str, option: str = "--worker-memory") -> int:
     Raises:
         BadInputError: the text is none of these, or less than a byte.
     """
-    match = re.fullmatch(rf"(\d{{1,15}}(?:\.\d{{1,9}})?)(?:([{UNITS}])(?:i?B)?)?", text.strip(), flags=re.IGNORECASE)
-    size = 0
-    if match:
-        unit = match[2].upper() if match[2] else ""
-        size = int(float(match[1]) * 1024 ** (UNITS.index(unit) + 1 if unit else 0))
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)(?:([KMGT])(?:I?B)?)?", text.strip().upper())
+    size = int(float(match[1]) * 1024 ** UNITS.index(match[2] or "")) if match else 0
     if size < 1:
         raise BadInputError(f"{option} {text!r} is no amount of memory. Expected for instance 4G, 1.5G or 900M.")
     return size
@@ -263,16 +245,14 @@ def _typed(name: str, value: object) -> str:
     if name in DURATIONS and isinstance(value, float):
         return f"{math.ceil(value)}s"
     if name == "worker_memory" and isinstance(value, int):
-        powers = (power for power in range(len(UNITS), 0, -1) if value % 1024**power == 0)
-        power = next(powers, 0)
-        return f"{value // 1024**power}{UNITS[power - 1] if power else ''}"
+        power = next(power for power in reversed(range(len(UNITS))) if value % 1024**power == 0)
+        return f"{value // 1024**power}{UNITS[power]}"
     return str(value)
 
 
 def _readable(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        lines.append(f"{field} is {problem['input']!r}: {message}.")
-    return "The study cannot be configured: " + " ".join(lines)
+    problems = [
+        f"{'.'.join(map(str, each['loc']))} is {each['input']!r}: {each['msg'].removeprefix('Value error, ')}."
+        for each in error.errors(include_url=False)
+    ]
+    return "The study cannot be configured: " + " ".join(problems)

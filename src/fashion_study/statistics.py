@@ -1,4 +1,4 @@
-"""The confidence intervals and the test that compare models and engines."""
+"""The confidence intervals that compare models and engines."""
 
 import math
 from collections.abc import Sequence
@@ -33,25 +33,12 @@ def wilson_interval(right: int, images: int, confidence: float = CONFIDENCE) -> 
 
 def student_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Return the two-sided confidence interval of the mean of at least two values (Student's t)."""
-    half = _standard_errors(values, (1 + confidence) / 2)
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * stdev(values) / math.sqrt(len(values))
     return mean(values) - half, mean(values) + half
 
 
 def student_lower_bound(values: Sequence[float], confidence: float = CONFIDENCE) -> float:
     """Return the one-sided lower confidence bound of the mean of at least two values (Student's t)."""
-    return mean(values) - _standard_errors(values, confidence)
-
-
-def sign_flip_p(differences: Sequence[float]) -> float:
-    """Return the exact two-sided p-value of paired differences: of all 2^n choices of signs, those as far from 0."""
-    import numpy as np
-    from scipy.stats import permutation_test
-
-    every = 2 ** len(differences)
-    return float(permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=every).pvalue)
-
-
-def _standard_errors(values: Sequence[float], quantile: float) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(len(values) - 1, quantile)) * stdev(values) / math.sqrt(len(values))
+    return student_interval(values, 2 * confidence - 1)[0]

@@ -18,9 +18,11 @@ MAX_PROBLEMS_SHOWN = 8
 # Numbers as in YAML 1.2: `3e-5` is a number; `1:30` and `yes` are text.
 INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
-NULLS = ("", "~", "null", "Null", "NULL")
-TRUTHS = ("true", "True", "TRUE")
-FALSEHOODS = ("false", "False", "FALSE")
+WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
 # Control characters would reach a terminal, and bidirectional marks show a text that is not there.
 INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
@@ -127,10 +129,8 @@ def _plain(node: yaml.Node, place: str) -> object:
 
 
 def _unquoted(text: str) -> object:
-    if text in NULLS:
-        return None
-    if text in TRUTHS or text in FALSEHOODS:
-        return text in TRUTHS
+    if text in WORDS:
+        return WORDS[text]
     if INTEGER.fullmatch(text):
         return int(text)
     return float(text) if FLOAT.fullmatch(text) else text

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -56,11 +57,6 @@ class Int(_Declaration):
     log: StrictBool = False
     grid: Annotated[tuple[Whole, ...], Field(min_length=1, max_length=MAX_VALUES)] | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_range(self)
-        return self
-
     @property
     def allowed(self) -> str:
         """Describe the legal values for an error message."""
@@ -84,11 +80,6 @@ class Float(_Declaration):
     log: StrictBool = False
     grid: Annotated[tuple[Real, ...], Field(min_length=1, max_length=MAX_VALUES)] | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_range(self)
-        return self
-
     @property
     def allowed(self) -> str:
         """Describe the legal values for an error message."""
@@ -111,11 +102,6 @@ class Categorical(_Declaration):
     type: Literal["categorical"] = "categorical"
     choices: Annotated[tuple[Value, ...], Field(min_length=1, max_length=MAX_VALUES)]
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _require_distinct("choices", self.choices)
-        return self
-
     @property
     def allowed(self) -> str:
         """Describe the legal values for an error message."""
@@ -126,7 +112,30 @@ class Categorical(_Declaration):
         return any(type(choice) is type(value) and choice == value for choice in self.choices)
 
 
-Parameter = Annotated[Int | Float | Categorical, Field(discriminator="type")]
+def _checked(parameter: Int | Float | Categorical) -> Int | Float | Categorical:
+    if isinstance(parameter, Categorical):
+        _require_distinct("choices", parameter.choices)
+        return parameter
+    if parameter.low > parameter.high:
+        raise ValueError(f"found low {parameter.low} above high {parameter.high}; allowed: low at or below high")
+    if parameter.log and parameter.low <= 0:
+        raise ValueError(f"found log with low {parameter.low}; allowed: log with low above 0")
+    stepped = parameter.step is not None and not (isinstance(parameter, Int) and parameter.step == 1)
+    if parameter.log and stepped:
+        raise ValueError(f"found log with step {parameter.step}; allowed: log or step, not both")
+    if not parameter.contains(parameter.high):
+        raise ValueError(
+            f"found high {parameter.high}, which is not low {parameter.low} plus steps of {parameter.step}; "
+            "allowed: low plus a whole number of steps"
+        )
+    _require_distinct("grid", parameter.grid or ())
+    for value in parameter.grid or ():
+        if not parameter.contains(value):
+            raise ValueError(f"found grid value {value}; allowed: {parameter.allowed}")
+    return parameter
+
+
+Parameter = Annotated[Int | Float | Categorical, Field(discriminator="type"), AfterValidator(_checked)]
 
 
 class SearchSpace(BaseModel):
@@ -222,25 +231,6 @@ class SearchSpace(BaseModel):
             if not self.parameters[name].contains(value):
                 raise BadInputError(f"{name}: found {shown(value)}; allowed: {self.parameters[name].allowed}")
         return {**self.baseline, **partial}
-
-
-def _check_range(parameter: Int | Float) -> None:
-    if parameter.low > parameter.high:
-        raise ValueError(f"found low {parameter.low} above high {parameter.high}; allowed: low at or below high")
-    if parameter.log and parameter.low <= 0:
-        raise ValueError(f"found log with low {parameter.low}; allowed: log with low above 0")
-    stepped = parameter.step is not None and not (isinstance(parameter, Int) and parameter.step == 1)
-    if parameter.log and stepped:
-        raise ValueError(f"found log with step {parameter.step}; allowed: log or step, not both")
-    if not parameter.contains(parameter.high):
-        raise ValueError(
-            f"found high {parameter.high}, which is not low {parameter.low} plus steps of {parameter.step}; "
-            "allowed: low plus a whole number of steps"
-        )
-    _require_distinct("grid", parameter.grid or ())
-    for value in parameter.grid or ():
-        if not parameter.contains(value):
-            raise ValueError(f"found grid value {value}; allowed: {parameter.allowed}")
 
 
 def _require_distinct(field: str, values: tuple[ParamValue, ...]) -> None:

@@ -24,7 +24,7 @@ from datetime import timedelta
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -39,10 +39,7 @@ from fashion_study.errors import BadInputError
 from fashion_study.executors.local import MALLOC, default_workers
 from fashion_study.space.file import load_space
 from fashion_study.space.space import Categorical, Float, Int, Parameter, SearchSpace
-from fashion_study.trial import TRAINING_VERSION, DataSource, Hyperparameters, ParamValue, Precision, trial_seed
-
-if TYPE_CHECKING:
-    from fashion_study.training.fit import Epoch
+from fashion_study.trial import TRAINING_VERSION, DataSource, Epoch, Hyperparameters, ParamValue, Precision, trial_seed
 
 SPACE = "baseline"
 SOBOL_SEED = 0
@@ -226,7 +223,7 @@ def _train(order: Order) -> Curve:
     # Not the time on the wall: the machine has other work, and a curve should not depend on it.
     clock = [time.process_time()]
 
-    def on_epoch(epoch: "Epoch") -> bool:
+    def on_epoch(epoch: Epoch) -> bool:
         epochs.append(epoch)
         clock.append(time.process_time())
         return True

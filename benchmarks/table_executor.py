@@ -114,7 +114,7 @@ class TableExecutor:
             return
         accuracy, loss = curve.accuracy[done], curve.loss[done]
         report = EpochReport(
-            *attempt.spec.key, done + 1, math.nan, math.nan, loss, accuracy, curve.seconds[done], math.nan
+            done + 1, math.nan, math.nan, loss, accuracy, curve.seconds[done], math.nan, *attempt.spec.key
         )
         self._push(end, report)
 

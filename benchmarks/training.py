@@ -25,7 +25,7 @@ from benchmarks.results import FOLDER, Line, publish, table_of
 from experiments._entry import run
 from fashion_study.executors.local import MALLOC
 from fashion_study.stderr import import_without_stderr
-from fashion_study.trial import Hyperparameters, Precision
+from fashion_study.trial import Epoch, Hyperparameters, Precision
 
 BATCHES = (64, 128, 256, 512, 1024)
 FILTERS = {"small": (16, 32, 32), "blog": (32, 64, 64), "large": (48, 96, 96)}
@@ -145,7 +145,7 @@ def _worker(case: CheckContext) -> float:
     import keras
 
     from fashion_study.data.catalog import load_dataset, locate
-    from fashion_study.training.fit import Epoch, configure, fit
+    from fashion_study.training.fit import configure, fit
     from fashion_study.training.model import build_model
 
     configure(threads=1)

@@ -119,11 +119,14 @@ class TrialSpec:
 
 
 @dataclass(frozen=True)
-class EpochReport:
-    """The figures of one epoch. `epoch` counts from 1; `seconds` is training time without validation."""
+class Epoch:
+    """The figures of an epoch. `epoch` counts from 1; `seconds` is training time without validation.
 
-    number: int
-    attempt: int
+    The train figures are running means over the epoch, as Keras prints them. The validation figures are NaN without
+    validation images, and in an epoch that diverged before it ended. Both losses are NaN where the epoch left weights
+    that are not finite.
+    """
+
     epoch: int
     train_loss: float
     train_accuracy: float
@@ -131,6 +134,14 @@ class EpochReport:
     val_accuracy: float
     seconds: float
     images_per_second: float
+
+
+@dataclass(frozen=True)
+class EpochReport(Epoch):
+    """An epoch of an attempt at a trial."""
+
+    number: int
+    attempt: int
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from fashion_study.data import catalog, fashion_mnist
-from fashion_study.data.digits import digits_in_use, enlarge
+from fashion_study.data.dataset import stratified
+from fashion_study.data.digits import enlarge
 from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import DataError
 from fashion_study.trial import DataSource
@@ -20,7 +21,7 @@ def test_the_digits_holdout_and_pool_are_disjoint_and_complete() -> None:
     labels = digits.target.astype(np.int64)
     source = catalog.locate("digits")
     seen, holdout = catalog.load_pool(source), load_holdout(source)
-    in_use = digits_in_use(labels)
+    in_use, _ = stratified(labels, keep=1438)
     unseen = np.setdiff1d(np.arange(len(labels)), in_use)
 
     assert (len(in_use), len(unseen)) == (1438, 359)

@@ -33,7 +33,7 @@ def completed(number: int, objective: float) -> TrialResult:
 
 
 def report(of: TrialSpec, epoch: int, accuracy: float) -> EpochReport:
-    return EpochReport(*of.key, epoch, 0.5, accuracy, 0.5, accuracy, 1.0, 12345.6)
+    return EpochReport(epoch, 0.5, accuracy, 0.5, accuracy, 1.0, 12345.6, *of.key)
 
 
 def act(observer: Observer) -> None:

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from fashion_study.data.dataset import Split
-from fashion_study.training.evaluation import ConfusedPair, evaluate, interleaved_ms, most_confused
+from fashion_study.training.evaluation import evaluate, interleaved_ms
 from fashion_study.training.model import build_model
 from fashion_study.trial import Hyperparameters
 from fashion_study.worker.record import final_metrics
@@ -52,15 +52,6 @@ def test_more_images_than_a_batch_keep_their_order() -> None:
     assert found.probabilities.dtype == np.float32
     assert found.accuracy == 1.0
     assert found.ms_per_image > 0
-
-
-def test_the_most_confused_pairs_come_first() -> None:
-    confusion = np.array([[5, 0, 5], [1, 9, 0], [0, 3, 7]])
-    assert most_confused(confusion, NAMES, 2) == [
-        ConfusedPair("T-shirt/top", "Ankle boot", 5, 0.5),
-        ConfusedPair("Ankle boot", "Trouser", 3, 0.3),
-    ]
-    assert len(most_confused(confusion, NAMES, 10)) == 3
 
 
 def test_final_metrics_name_every_class_as_mlflow_allows() -> None:

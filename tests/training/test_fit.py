@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.data.dataset import Dataset, Split
-from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, fit
+from fashion_study.training.fit import FitOutcome, fit, probe
 from fashion_study.training.model import build_model
-from fashion_study.trial import Hyperparameters
+from fashion_study.trial import Epoch, Hyperparameters, TrialState
 
 IMAGE_SHAPE = (28, 28, 1)
 SMALL = Hyperparameters(
@@ -76,16 +76,15 @@ def test_every_epoch_is_reported_as_keras_measures_it(digits: Dataset) -> None:
 
     outcome = fit(model, digits.train, digits.validation, SMALL, 0, watch)
 
-    assert outcome.end is FitEnd.COMPLETED
+    assert outcome.state is TrialState.COMPLETE
     assert outcome.epochs == tuple(seen)
-    assert [epoch.number for epoch in seen] == [1, 2]
+    assert [epoch.epoch for epoch in seen] == [1, 2]
     measured = model.evaluate(digits.validation.images, digits.validation.labels, verbose=0, return_dict=True)
     assert seen[-1].val_loss == pytest.approx(measured["loss"], rel=1e-4)
     assert seen[-1].val_accuracy == pytest.approx(measured["accuracy"])
     assert seen[1].train_loss < seen[0].train_loss
     for epoch in seen:
         assert epoch.images_per_second == pytest.approx(len(digits.train.labels) / epoch.seconds)
-    assert outcome.train_seconds == pytest.approx(seen[0].seconds + seen[1].seconds)
 
 
 def test_it_learns_the_digits(digits: Dataset) -> None:
@@ -107,16 +106,16 @@ def test_a_fit_ends_where_it_is_told_to(digits: Dataset) -> None:
     keras.utils.set_random_seed(0)
     params = SMALL.model_copy(update={"epochs": 9})
     outcome = fit(
-        build_model(params, IMAGE_SHAPE, 10), digits.train, digits.validation, params, 0, lambda epoch: epoch.number < 2
+        build_model(params, IMAGE_SHAPE, 10), digits.train, digits.validation, params, 0, lambda epoch: epoch.epoch < 2
     )
-    assert outcome.end is FitEnd.PRUNED
-    assert [epoch.number for epoch in outcome.epochs] == [1, 2]
+    assert outcome.state is TrialState.PRUNED
+    assert [epoch.epoch for epoch in outcome.epochs] == [1, 2]
 
 
 def test_without_validation_images_a_fit_completes_and_says_so(digits: Dataset) -> None:
     keras.utils.set_random_seed(0)
     outcome = fit(build_model(SMALL, IMAGE_SHAPE, 10), digits.train, None, SMALL, 0, go_on)
-    assert outcome.end is FitEnd.COMPLETED
+    assert outcome.state is TrialState.COMPLETE
     assert math.isnan(outcome.epochs[-1].val_accuracy)
     assert math.isfinite(outcome.epochs[-1].train_loss)
 
@@ -133,9 +132,9 @@ def test_a_loss_that_is_no_number_ends_the_fit_within_its_epoch(digits: Dataset)
 
     outcome = fit(model, digits.train, digits.validation, params, 0, watch)
 
-    assert outcome.end is FitEnd.DIVERGED
+    assert outcome.state is TrialState.FAILED
     assert reported == []
-    assert [epoch.number for epoch in outcome.epochs] == [1]
+    assert [epoch.epoch for epoch in outcome.epochs] == [1]
     assert not math.isfinite(outcome.epochs[0].train_loss)
     steps_of_an_epoch = len(digits.train.labels) // 8
     assert int(model.optimizer.iterations) < steps_of_an_epoch
@@ -148,7 +147,7 @@ def test_weights_of_nan_are_divergence_though_a_relu_hides_it(digits: Dataset, l
     kernel = model.get_layer(layer).kernel
     kernel.assign(kernel * math.nan)
     outcome = fit(model, digits.train, digits.validation, SMALL, 0, go_on)
-    assert outcome.end is FitEnd.DIVERGED
+    assert outcome.state is TrialState.FAILED
     assert math.isnan(outcome.epochs[0].train_loss)
 
 
@@ -163,6 +162,13 @@ def test_weights_that_the_last_step_ruined_count_as_diverged(digits: Dataset) ->
         metrics=["accuracy"],
     )
     outcome = fit(model, digits.train, digits.validation, params, 0, go_on)
-    assert outcome.end is FitEnd.DIVERGED
+    assert outcome.state is TrialState.FAILED
     assert math.isnan(outcome.epochs[0].train_loss)
     assert math.isnan(outcome.epochs[0].val_loss)
+
+
+def test_the_probe_measures_both_precisions_and_keeps_the_faster() -> None:
+    found = probe((32, 40, 3), 3)
+    assert set(found.images_per_second) == {"float32", "bfloat16"}
+    assert all(speed > 0 for speed in found.images_per_second.values())
+    assert found.precision.value == max(found.images_per_second, key=lambda name: found.images_per_second[name])

@@ -84,9 +84,17 @@ def test_the_tables_say_what_the_evaluation_says(recorded: Recorded, digits: Dat
     assert (confusion["rows"], confusion["columns"]) == ("true", "predicted")
     report = recorded.table("classification_report.json")
     assert report["accuracy"] == pytest.approx(recorded.evaluation.accuracy)
-    first = recorded.table("most_confused.json")["pairs"][0]
-    row, column = (digits.class_names.index(first[side]) for side in ("true", "predicted"))
-    assert first["count"] == recorded.evaluation.confusion[row, column]
+
+
+def test_the_ten_most_confused_pairs_come_first(recorded: Recorded, digits: Dataset) -> None:
+    confusion, pairs = recorded.evaluation.confusion, recorded.table("most_confused.json")["pairs"]
+    found = [
+        (-pair["count"], *(digits.class_names.index(pair[side]) for side in ("true", "predicted"))) for pair in pairs
+    ]
+    mistakes = [(-count, *cell) for cell, count in np.ndenumerate(confusion) if count and cell[0] != cell[1]]
+    assert found == sorted(mistakes)[:10]
+    for pair, (count, true, _) in zip(pairs, found, strict=True):
+        assert pair["share"] == pytest.approx(-count / confusion[true].sum())
 
 
 def test_confused_images_are_indexed_surest_mistakes_first(recorded: Recorded, digits: Dataset) -> None:

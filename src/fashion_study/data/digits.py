@@ -24,21 +24,12 @@ def locate(_data_dir: Path | None, _may_download: bool) -> DataSource:
 
 def read_pool(_source: DataSource) -> Split:
     """Read the four fifths that a study may see."""
-    digits = _all_digits()
-    return digits.take(digits_in_use(digits.labels))
+    return _divided()[0]
 
 
 def read_holdout(_source: DataSource) -> Split:
     """Read the fifth that no study sees."""
-    import numpy as np
-
-    digits = _all_digits()
-    return digits.take(np.setdiff1d(np.arange(len(digits.labels)), digits_in_use(digits.labels)))
-
-
-def digits_in_use(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Choose the four fifths of the digits that a study may see, as sorted indices."""
-    return stratified(labels, keep=len(labels) - len(labels) // 5)[0]
+    return _divided()[1]
 
 
 def enlarge(images: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -56,6 +47,12 @@ def enlarge(images: NDArray[np.float64]) -> NDArray[np.uint8]:
     sums: NDArray[np.int64] = weights @ images.astype(np.int64) @ weights.T
     white = 16 * unit * unit
     return ((sums * 255 + white // 2) // white).astype(np.uint8)[..., np.newaxis]
+
+
+def _divided() -> tuple[Split, Split]:
+    digits = _all_digits()
+    in_use, rest = stratified(digits.labels, keep=len(digits.labels) - len(digits.labels) // 5)
+    return digits.take(in_use), digits.take(rest)
 
 
 def _all_digits() -> Split:

@@ -1,5 +1,6 @@
 """Pictures of a user: PNG or JPEG files, turned into the images a model was trained on."""
 
+import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ def find_pictures(given: Iterable[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in given:
-        inside = _inside(path) if _is_folder(path) else [path]
+        # Path.is_dir would raise an error for a name that is too long: reading it reports that, for this picture alone.
+        inside = _inside(path) if os.path.isdir(path) else [path]  # noqa: PTH112
         if not inside:
             raise BadInputError(
                 f"The folder {path} has no picture. Expected files that end in {', '.join(SUFFIXES)}. Name another one."
@@ -98,14 +100,6 @@ def fit_picture(picture: Picture, image_shape: ImageShape) -> NDArray[np.uint8]:
     return np.asarray(image).reshape(image_shape)
 
 
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        # Reading it reports the cause, and the other pictures are still predicted.
-        return False
-
-
 def _inside(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
@@ -116,7 +110,11 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _decoded(path: Path) -> Image.Image:
-    _require_file(path)
+    try:
+        if not path.is_file():
+            raise PictureError(f"{path} is no file. Expected a PNG or JPEG picture.")
+    except OSError as error:
+        raise PictureError(f"{path} cannot be read: {error.strerror}. Expected a PNG or JPEG picture.") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -126,23 +124,9 @@ def _decoded(path: Path) -> Image.Image:
                 return ImageOps.exif_transpose(picture)
     # A decoder may raise anything on hostile bytes.
     except Exception as error:
-        reason = _reason(error)
+        is_unknown = isinstance(error, UnidentifiedImageError)
+        reason = "it is neither of both, or damaged" if is_unknown else str(error).rstrip(".") or type(error).__name__
         raise PictureError(f"{path} cannot be read: {reason}. Expected a PNG or JPEG picture.") from error
-
-
-def _require_file(path: Path) -> None:
-    try:
-        is_file = path.is_file()
-    except OSError as error:
-        raise PictureError(f"{path} cannot be read: {error.strerror}. Expected a PNG or JPEG picture.") from error
-    if not is_file:
-        raise PictureError(f"{path} is no file. Expected a PNG or JPEG picture.")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "it is neither of both, or damaged"
-    return str(error).rstrip(".") or type(error).__name__
 
 
 def _opaque(picture: Image.Image) -> Image.Image:

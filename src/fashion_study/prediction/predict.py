@@ -1,7 +1,7 @@
 """The predictions of a model in the store for a user's pictures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +108,12 @@ def table(predictions: Predictions) -> Table:
 
 def as_json(predictions: Predictions) -> list[dict[str, Any]]:
     """Return predictions as JSON values: an object for each picture, with its `classes` or its `error`."""
-    described: list[dict[str, Any]] = []
-    for one in predictions.pictures:
-        if one.error is not None:
-            described.append({"picture": str(one.picture), "error": one.error})
-            continue
-        classes = [{"name": each.name, "probability": each.probability} for each in one.classes]
-        described.append({"picture": str(one.picture), "model": predictions.model, "classes": classes})
-    return described
+    return [
+        {"picture": str(one.picture), "model": predictions.model, "classes": [asdict(each) for each in one.classes]}
+        if one.error is None
+        else {"picture": str(one.picture), "error": one.error}
+        for one in predictions.pictures
+    ]
 
 
 def _champion(registry: Registry) -> tuple[ModelRef, DatasetKind]:
@@ -136,7 +134,10 @@ def _at(registry: Registry, uri: ModelUri) -> tuple[ModelRef, DatasetKind]:
         version = model.version(uri.number) if uri.alias is None else model.by_alias(uri.alias)
         if version is not None and model.name == uri.name:
             return _with_aliases(version), kind
-    there = [address for model, _ in models for version in model.versions for address in _addresses(version)]
+    versions = [version for model, _ in models for version in model.versions]
+    there = [
+        f"models:/{one.name}{at}" for one in versions for at in (f"/{one.number}", *(f"@{a}" for a in one.aliases))
+    ]
     raise BadInputError(
         f"There is no model at {uri}. Expected one of {', '.join(there)}."
         if there
@@ -147,10 +148,6 @@ def _at(registry: Registry, uri: ModelUri) -> tuple[ModelRef, DatasetKind]:
 def _with_aliases(version: Version) -> ModelRef:
     aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
     return replace(version, title=f"{version}{aliases}")
-
-
-def _addresses(version: Version) -> list[str]:
-    return [f"models:/{version.name}/{version.number}", *(f"models:/{version.name}@{a}" for a in version.aliases)]
 
 
 def _logged(client: MlflowClient, uri: ModelUri, model_id: str) -> tuple[ModelRef, DatasetKind]:

@@ -39,7 +39,7 @@ def toy_accuracy(params: Hyperparameters, epoch: int) -> float:
 def toy_report(spec: TrialSpec, epoch: int) -> EpochReport:
     """Return the report of an epoch of toy training."""
     accuracy = toy_accuracy(spec.hyperparameters, epoch)
-    return EpochReport(*spec.key, epoch, 1 - accuracy, accuracy, 1.1 - accuracy, accuracy, 0.5, 1000.0)
+    return EpochReport(epoch, 1 - accuracy, accuracy, 1.1 - accuracy, accuracy, 0.5, 1000.0, *spec.key)
 
 
 def toy_result(spec: TrialSpec, state: TrialState, epochs: int, reason: FailReason | None = None) -> TrialResult:

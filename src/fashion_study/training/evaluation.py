@@ -42,16 +42,6 @@ class Evaluation:
     ms_per_image: float
 
 
-@dataclass(frozen=True)
-class ConfusedPair:
-    """The number of images of the class `true` that were predicted as `predicted`, and their share of that class."""
-
-    true: str
-    predicted: str
-    count: int
-    share: float
-
-
 def evaluate(model: keras.Model, split: Split, class_names: Sequence[str]) -> Evaluation:
     """Predict every image of a split and compare with its labels; `class_names` are in label order."""
     predict = _traced(model, split.images[:1])
@@ -61,12 +51,7 @@ def evaluate(model: keras.Model, split: Split, class_names: Sequence[str]) -> Ev
     predicted = probabilities.argmax(axis=1)
     labels = list(range(len(class_names)))
     report: dict[str, Any] = classification_report(
-        split.labels,
-        predicted,
-        labels=labels,
-        target_names=list(class_names),
-        output_dict=True,
-        zero_division=0.0,
+        split.labels, predicted, labels=labels, target_names=list(class_names), output_dict=True, zero_division=0.0
     )
     return Evaluation(
         class_names=tuple(class_names),
@@ -80,17 +65,6 @@ def evaluate(model: keras.Model, split: Split, class_names: Sequence[str]) -> Ev
         probabilities=probabilities,
         ms_per_image=1000 * median(cost / len(batch) for cost, batch in zip(seconds, batches, strict=True)),
     )
-
-
-def most_confused(confusion: npt.NDArray[np.int64], class_names: Sequence[str], k: int) -> list[ConfusedPair]:
-    """Return the `k` most frequent mistakes, the most frequent first; fewer where there are fewer kinds."""
-    pairs = [
-        ConfusedPair(true, predicted, int(count), float(count / row.sum()))
-        for true, row in zip(class_names, confusion, strict=True)
-        for predicted, count in zip(class_names, row, strict=True)
-        if count and true != predicted
-    ]
-    return sorted(pairs, key=lambda pair: -pair.count)[:k]
 
 
 def interleaved_ms(models: tuple[keras.Model, keras.Model], images: npt.NDArray[np.uint8]) -> tuple[float, float]:

@@ -1,58 +1,30 @@
-"""The training loop: epochs, each followed by an evaluation of the validation images."""
+"""The training loop, with an evaluation of the validation images after each epoch, and the choice of its precision."""
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
+from statistics import median
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from fashion_study.data.dataset import Split
-from fashion_study.trial import Hyperparameters
+from fashion_study.data.dataset import ImageShape, Split
+from fashion_study.training.model import build_model
+from fashion_study.trial import Epoch, Hyperparameters, Precision, ProbeResult, TrialState
 
 VALIDATION_BATCH = 1000
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """The figures of an epoch. `number` counts from 1; `seconds` is training time without validation.
-
-    The train figures are running means over the epoch, as Keras prints them. The validation figures are NaN without
-    validation images, and in an epoch that diverged before it ended. Both losses are NaN where the epoch left weights
-    that are not finite.
-    """
-
-    number: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    seconds: float
-    images_per_second: float
-
-
-class FitEnd(StrEnum):
-    """The ways in which a fit can end."""
-
-    COMPLETED = "completed"
-    PRUNED = "pruned"
-    DIVERGED = "diverged"
+# Small, since a processor without bfloat16 instructions can need ten times as long for a step.
+PROBE_BATCH, PROBE_STEPS = 64, 8
 
 
 @dataclass(frozen=True)
 class FitOutcome:
-    """The end of a fit and its epochs; the last epoch of one that diverged may be a partial one."""
+    """The end of a fit (complete, pruned, or failed where the loss diverged) and its epochs, the last maybe partial."""
 
-    end: FitEnd
+    state: TrialState
     epochs: tuple[Epoch, ...]
-
-    @property
-    def train_seconds(self) -> float:
-        """Sum the training time of all epochs, without validation."""
-        return sum(epoch.seconds for epoch in self.epochs)
 
 
 def configure(threads: int) -> None:
@@ -90,10 +62,23 @@ def fit(
         # A last step can ruin the weights after its own loss was taken: only validation shows it.
         losses = [epoch.train_loss] if validation is None else [epoch.train_loss, epoch.val_loss]
         if not all(map(math.isfinite, losses)):
-            return FitOutcome(FitEnd.DIVERGED, tuple(epochs))
+            return FitOutcome(TrialState.FAILED, tuple(epochs))
         if not on_epoch(epoch):
-            return FitOutcome(FitEnd.PRUNED, tuple(epochs))
-    return FitOutcome(FitEnd.COMPLETED, tuple(epochs))
+            return FitOutcome(TrialState.PRUNED, tuple(epochs))
+    return FitOutcome(TrialState.COMPLETE, tuple(epochs))
+
+
+def probe(image_shape: ImageShape, classes: int) -> ProbeResult:
+    """Train the model for some steps on random pixels in each precision, and choose the faster one.
+
+    bfloat16 is given up after the first step that takes twice as long as a float32 step. float16 is no
+    candidate: it is slower on every processor, and its small numbers vanish without loss scaling.
+    """
+    params = Hyperparameters()
+    float32 = _step_seconds(build_model(params, image_shape, classes), give_up_after=math.inf)
+    bfloat16 = _step_seconds(build_model(params, image_shape, classes, Precision.BFLOAT16), give_up_after=2 * float32)
+    rates = {Precision.FLOAT32.value: PROBE_BATCH / float32, Precision.BFLOAT16.value: PROBE_BATCH / bfloat16}
+    return ProbeResult(Precision.BFLOAT16 if bfloat16 < float32 else Precision.FLOAT32, rates)
 
 
 def _batches(split: Split, size: int, shuffle_seed: int | None = None) -> tf.data.Dataset:
@@ -131,7 +116,7 @@ def _run_epoch(
     if validation is not None and math.isfinite(train_loss):
         validated = model.evaluate(validation, return_dict=True, verbose=0)
     return Epoch(
-        number=number,
+        epoch=number,
         train_loss=train_loss,
         train_accuracy=float(trained["accuracy"][0]),
         val_loss=float(validated["loss"]),
@@ -139,3 +124,16 @@ def _run_epoch(
         seconds=seconds,
         images_per_second=images / seconds,
     )
+
+
+def _step_seconds(model: keras.Model, give_up_after: float) -> float:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (PROBE_BATCH, *model.input_shape[1:]), dtype=np.uint8)
+    labels = random.integers(0, model.output_shape[-1], PROBE_BATCH)
+    model.train_on_batch(images, labels)  # Traces the graph; no measure of a step.
+    seconds: list[float] = []
+    while len(seconds) < PROBE_STEPS and (not seconds or seconds[-1] <= give_up_after):
+        started = time.perf_counter()
+        model.train_on_batch(images, labels)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds)

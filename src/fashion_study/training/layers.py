@@ -46,19 +46,9 @@ def _conv_relu_pool(
         )
         # Without the bias's gradient in the same kernel: in float32 that one takes half as long again.
         to_kernel = tf.raw_ops.Conv2DBackpropFilter(
-            input=inputs,
-            filter_sizes=kernel.shape,
-            out_backprop=to_activations,
-            strides=STRIDES,
-            padding="VALID",
+            input=inputs, filter_sizes=kernel.shape, out_backprop=to_activations, strides=STRIDES, padding="VALID"
         )
-        to_inputs = tf.raw_ops.Conv2DBackpropInput(
-            input_sizes=tf.shape(inputs),
-            filter=kernel,
-            out_backprop=to_activations,
-            strides=STRIDES,
-            padding="VALID",
-        )
+        to_inputs = tf.nn.conv2d_transpose(to_activations, kernel, tf.shape(inputs), STRIDES, "VALID")
         return to_inputs, to_kernel, to_bias
 
     return maxima, gradients

@@ -1,14 +1,13 @@
 """The artifacts and the model that a worker logs to a trial's MLflow run. The run's status is the coordinator's."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import keras
 import mlflow.keras
@@ -20,8 +19,8 @@ from mlflow.types import Schema, TensorSpec
 from mlflow.utils import requirements_utils
 
 from fashion_study.data.dataset import Split
-from fashion_study.tracking.registry import ModelRef
-from fashion_study.training.evaluation import ConfusedPair, Evaluation, most_confused
+from fashion_study.tracking.registry import MODEL_FILE, ModelRef, file_sha256
+from fashion_study.training.evaluation import Evaluation
 from fashion_study.training.figures import confusion_matrix_figure, prediction_grid_figure
 from fashion_study.trial import Hyperparameters
 
@@ -54,10 +53,7 @@ def record_evaluation(client: MlflowClient, run_id: str, evaluation: Evaluation,
         },
         "classification_report.json": evaluation.report,
         "most_confused.json": {
-            "pairs": [
-                asdict(pair) | {"examples": _examples(evaluation, split, pair)}
-                for pair in most_confused(confusion, names, MOST_CONFUSED)
-            ],
+            "pairs": _most_confused(evaluation, split),
             "mistakes": np.flatnonzero(evaluation.predicted != split.labels).tolist(),
         },
     }
@@ -68,7 +64,7 @@ def record_evaluation(client: MlflowClient, run_id: str, evaluation: Evaluation,
             Path(folder, name).write_text(json.dumps(table, indent=2), encoding="utf-8")
         client.log_artifacts(run_id, folder)
         files = sorted(Path(folder).iterdir())
-        return "\n".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in files)
+        return "\n".join(f"{file_sha256(file)}  {file.name}" for file in files)
 
 
 def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: Hyperparameters) -> ModelRef:
@@ -97,7 +93,7 @@ def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: 
             # Without a list MLflow starts a second Python to find out: 5 s.
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
         )
-        sha256 = hashlib.sha256(Path(folder, "model/data/model.keras").read_bytes()).hexdigest()
+        sha256 = file_sha256(Path(folder, "model", MODEL_FILE))
         client.log_model_artifacts(logged.model_id, f"{folder}/model")
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
@@ -119,13 +115,23 @@ def by_class(figure: str, values: dict[str, float]) -> dict[str, float]:
     return {f"{figure}_{_slug(name)}": value for name, value in values.items()}
 
 
-def _examples(evaluation: Evaluation, split: Split, pair: ConfusedPair) -> list[int]:
-    """Return the indices of images of a confused pair, those of the highest predicted probability first."""
-    true, predicted = (evaluation.class_names.index(name) for name in (pair.true, pair.predicted))
-    confused = np.flatnonzero((split.labels == true) & (evaluation.predicted == predicted))
-    surest_first = np.argsort(-evaluation.probabilities[confused, predicted], kind="stable")
-    examples: list[int] = confused[surest_first][:EXAMPLES].tolist()
-    return examples
+def _most_confused(evaluation: Evaluation, split: Split) -> list[dict[str, Any]]:
+    """Return the ten most frequent mistakes, the most frequent first, each with the images of which it was surest."""
+    counts = evaluation.confusion * (1 - np.eye(len(evaluation.class_names), dtype=int))
+    pairs = []
+    for cell in np.argsort(-counts, axis=None, kind="stable")[: min(MOST_CONFUSED, np.count_nonzero(counts))]:
+        true, predicted = divmod(int(cell), len(evaluation.class_names))
+        confused = np.flatnonzero((split.labels == true) & (evaluation.predicted == predicted))
+        surest_first = np.argsort(-evaluation.probabilities[confused, predicted], kind="stable")
+        pair = {
+            "true": evaluation.class_names[true],
+            "predicted": evaluation.class_names[predicted],
+            "count": len(confused),
+            "share": float(len(confused) / evaluation.confusion[true].sum()),
+            "examples": confused[surest_first][:EXAMPLES].tolist(),
+        }
+        pairs.append(pair)
+    return pairs
 
 
 @contextmanager

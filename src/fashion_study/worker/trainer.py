@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, replace
+from dataclasses import replace
 from functools import cached_property
 
 import keras
@@ -17,11 +17,11 @@ from fashion_study.data.catalog import describe, load_dataset, load_pool
 from fashion_study.data.dataset import Split
 from fashion_study.text import truncated_traceback
 from fashion_study.training.evaluation import Evaluation, evaluate
-from fashion_study.training.fit import Epoch, FitEnd, FitOutcome, configure, fit
+from fashion_study.training.fit import FitOutcome, configure, fit, probe
 from fashion_study.training.model import build_model, to_float32
-from fashion_study.training.precision import probe
 from fashion_study.trial import (
     AttemptLost,
+    Epoch,
     EpochReport,
     FailReason,
     ProbeResult,
@@ -81,8 +81,8 @@ class Trainer:
 
         def report(epoch: Epoch) -> bool:
             nonlocal reached
-            reached = epoch.number
-            return go_on(EpochReport(*spec.key, *astuple(epoch)))
+            reached = epoch.epoch
+            return go_on(EpochReport(**vars(epoch), number=spec.number, attempt=spec.attempt))
 
         try:
             return self._train(spec, report)
@@ -110,18 +110,18 @@ class Trainer:
             return restore(self._client, spec.continues, model, spec.hyperparameters, len(self._train_images.labels))
 
     def _end(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
-        if outcome.end is FitEnd.COMPLETED:
+        if outcome.state is TrialState.COMPLETE:
             return self._record(spec, outcome, to_float32(model, spec.hyperparameters))
         last, cost = outcome.epochs[-1], _cost(model, outcome)
-        if outcome.end is FitEnd.PRUNED:
-            return TrialResult(*spec.key, TrialState.PRUNED, last.number, metrics=cost, tags=_weights_digest(model))
+        if outcome.state is TrialState.PRUNED:
+            return TrialResult(*spec.key, TrialState.PRUNED, last.epoch, metrics=cost, tags=_weights_digest(model))
         return TrialResult(
             *spec.key,
             TrialState.FAILED,
-            epochs_run=last.number - 1,
+            epochs_run=last.epoch - 1,
             reason=FailReason.DIVERGED,
             metrics=cost,
-            message=f"The loss became {last.train_loss} in epoch {last.number} (validation: {last.val_loss}).",
+            message=f"The loss became {last.train_loss} in epoch {last.epoch} (validation: {last.val_loss}).",
         )
 
     def _record(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
@@ -135,7 +135,7 @@ class Trainer:
         return TrialResult(
             *spec.key,
             TrialState.COMPLETE,
-            epochs_run=outcome.epochs[-1].number,
+            epochs_run=outcome.epochs[-1].epoch,
             objective=objective,
             metrics=metrics,
             tags=self._log(spec, evaluation, model) | _weights_digest(model),
@@ -173,7 +173,7 @@ def _failed(spec: TrialSpec, epochs: int, reason: FailReason) -> TrialResult:
 
 
 def _cost(model: keras.Model, outcome: FitOutcome) -> dict[str, float]:
-    return {"parameter_count": model.count_params(), "train_seconds": outcome.train_seconds}
+    return {"parameter_count": model.count_params(), "train_seconds": sum(epoch.seconds for epoch in outcome.epochs)}
 
 
 def _weights_digest(model: keras.Model) -> dict[str, str]:

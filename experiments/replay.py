@@ -32,9 +32,8 @@ def main(
 
       python -m experiments.replay 9f5fd225
     """
-    config = ReplayConfig(trial, study, store, data_dir)
-    config.check()
-    find_store(store)
+    config = ReplayConfig(trial, study, data_dir)
+    found = find_store(store)
 
     # Imported here: they bring MLflow and Optuna, and a refusal must not wait for those.
     from fashion_study.replay.comparison import show_replay
@@ -43,7 +42,7 @@ def main(
 
     console = PipeSafeConsole()
     with watch(console) as observer:
-        result = replay(config, observer)
+        result = replay(config, found, observer)
     show_replay(result, console)
     if result.first_difference is not None:
         raise Exit(ExitCode.ANSWER_IS_NO)

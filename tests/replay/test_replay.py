@@ -27,6 +27,7 @@ from fashion_study.replay.request import ReplayConfig
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.plan import plan_study
+from fashion_study.study.progress import NullObserver
 from fashion_study.testing.training import toy_report, toy_result
 from fashion_study.tracking.runs import StudyRuns
 from fashion_study.trial import (
@@ -89,7 +90,7 @@ class Desk:
         return spec
 
     def replay(self, trial: object, study: str | None = None) -> Replay:
-        return replay(ReplayConfig(str(trial), study, self.store.root))
+        return replay(ReplayConfig(str(trial), study), self.store, NullObserver())
 
     def alter(self, table: str, key: str, value: object, where: str = "") -> None:
         """Change what MLflow's database says of this study's runs."""
@@ -327,4 +328,4 @@ def test_a_run_with_an_altered_parameter_is_refused(desk: Desk, name: str) -> No
 @pytest.mark.parametrize("named", ["", "-1", "abc", "9F5FD225", "99999999999x", "١٢", "3\n", "a' or 1=1"])
 def test_what_can_name_neither_a_trial_nor_a_run_is_refused(named: str) -> None:
     with pytest.raises(BadInputError, match="names no trial"):
-        ReplayConfig(named).check()
+        ReplayConfig(named)

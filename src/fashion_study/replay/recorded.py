@@ -1,28 +1,22 @@
 """A training as its run records it: everything that is needed to repeat and to compare it."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID
 
 from fashion_study.data.catalog import KINDS
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.executors.local import threads_per_worker
-from fashion_study.replay.choice import refuse_without_end
+from fashion_study.store.store import Store
+from fashion_study.store.trials import open_study
 from fashion_study.text import printable
 from fashion_study.tracking.attempt import Attempt, hyperparameters_of, read_attempt
-from fashion_study.tracking.runs import provenance
-from fashion_study.tracking.search import find_run, search_runs
-from fashion_study.trial import (
-    TRAINING_VERSION,
-    Checkpoint,
-    Precision,
-    TrialSpec,
-    TrialState,
-)
+from fashion_study.tracking.search import all_pages, search_runs
+from fashion_study.trial import Checkpoint, FailReason, Precision, TrialSpec, TrialState
 
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 # What may decide the last bits, by its tag; in the order in which a difference is likely to.
@@ -39,26 +33,24 @@ ENVIRONMENT = {
     "cpu": "processor",
     "host": "host",
 }
+# What ended a trial but not its training, in the middle of an epoch or after the last one.
+BESIDES_TRAINING = {
+    FailReason.TIMEOUT: "it took longer than --trial-timeout, which says how fast the machine was",
+    FailReason.OOM: "it ran out of memory, which says how much the machine had left",
+    FailReason.ERROR: "it ended with an error; failure.txt on its run has the traceback",
+    FailReason.INTERRUPTED: "it was stopped from outside too often and given up",
+}
 
 Curves = Mapping[int, Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images of a training: their data set, its digest, that of the split, and a limit on their number."""
-
-    dataset: str
-    digest: str
-    split_digest: str
-    limit_train: int | None
 
 
 @dataclass(frozen=True)
 class Recorded:
     """One training as it was recorded.
 
-    `curves` are by epoch and figure, `metrics` the final ones; `environment` has what is known of it, by tag.
-    `assumed_threads` says that the run does not name its threads.
+    `curves` are by epoch and figure, `metrics` the final ones. `split_digest` and `limit_train` say which images of
+    the data set were trained on. `assumed_threads`: the run does not name its threads. `environment` has the tags and
+    parameters of its run and its study's, which say what is known of it.
     """
 
     study: str
@@ -67,8 +59,10 @@ class Recorded:
     epochs_run: int
     curves: Curves
     metrics: Mapping[str, float]
-    weights: str | None
-    images: Images
+    dataset: str
+    data_digest: str
+    split_digest: str
+    limit_train: int | None
     threads: int
     assumed_threads: bool
     environment: Mapping[str, str]
@@ -79,49 +73,49 @@ class Recorded:
         return f"{self.spec.label} of study {self.study}"
 
 
+def run_of_trial(store: Store, number: int, study: str | None) -> str:
+    """Return the id of a trial's current run, in the study that was worked on last where none is named.
+
+    Raises:
+        BadInputError: there is no such study or trial, or the trial has no end that could be compared.
+        StoreError: the store has no trial storage.
+    """
+    if not store.has_trials:
+        raise StoreError(
+            f"There is no trial storage in {store.root}: it has no optuna.db. Expected the folder of an earlier study. "
+            "Name it with --store, set OPTUNA_STORAGE, or name a run instead of a trial's number."
+        )
+    with store.optuna_storage() as storage:
+        trial_storage = open_study(store, storage, study)
+        records = {record.number: record for record in trial_storage.records()}
+    label = f"trial {number:03d} of study {trial_storage.name}"
+    if (record := records.get(number)) is None:
+        found = f"it has the trials 0 to {max(records)}" if records else "it has none yet"
+        raise BadInputError(f"There is no {label}: {found}. Expected one of these; name another study with --study.")
+    _refuse_without_end(label, record.state, record.reason)
+    if record.run_id is None:
+        raise StoreError(
+            f"The trial storage names no run of {label}. Expected one for a trial that has ended. "
+            "python -m experiments.doctor looks for damage."
+        )
+    return record.run_id
+
+
 def read_recorded(client: MlflowClient, run_id: str, study: str | None = None) -> Recorded:
     """Read the training of the one run whose id begins with `run_id`; where a `study` is named, it is one of it.
 
     Raises:
         BadInputError: no run or several begin so, or it is none of a trial or repeat that came to its end.
-        StoreError: the store cannot be read, or what is needed is missing from it.
+        StoreError: the store cannot be read, or its tags and parameters were altered, as a user can in MLflow's UI.
     """
-    with _reading(run_id):
-        run = find_run(client, run_id) if len(run_id) == 32 else None
-        run = run or _only_run(client, run_id)
-        attempt = _attempt(run, study)
-        family = client.get_run(run.data.tags[MLFLOW_PARENT_RUN_ID]).data
-        threads = run.data.tags.get("threads")
-        return Recorded(
-            study=run.data.tags["study"],
-            spec=_spec(run, attempt),
-            state=attempt.outcome or TrialState.FAILED,
-            epochs_run=attempt.epochs_run,
-            curves=_curves(client, run.info.run_id),
-            metrics=run.data.metrics,
-            weights=run.data.tags.get("weights_sha256"),
-            images=_images(run, family.params),
-            threads=int(threads or threads_per_worker(int(family.tags["workers"]))),
-            assumed_threads=threads is None,
-            environment=select(run.data.tags | family.params),
-        )
-
-
-def environment_here(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of this process and of a worker that answered with `tags`."""
-    return select(provenance() | {"training_version": str(TRAINING_VERSION)} | dict(tags))
-
-
-def select(attrs: Mapping[str, str]) -> dict[str, str]:
-    """Return the entries that describe an environment."""
-    return {name: attrs[name] for name in ENVIRONMENT if name in attrs}
-
-
-@contextmanager
-def _reading(run_id: str) -> Iterator[None]:
-    """Raise StoreError for a run whose tags or parameters were altered, as a user can in MLflow's UI."""
     try:
-        yield
+        experiments = all_pages(client.search_experiments, view_type=ViewType.ALL)
+        ids = [str(experiment.experiment_id) for experiment in experiments]
+        runs = search_runs(client, ids, f"attributes.run_id LIKE '{run_id}%'")
+        if len(runs) != 1:
+            found = f"{len(runs)} runs have an id that begins" if runs else "No run has an id that begins"
+            raise BadInputError(f"{found} with {run_id!r}. Expected one; its id is shown by python -m experiments.ui.")
+        return _recorded(client, runs[0], _ended_attempt(runs[0], study))
     except (KeyError, ValueError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise StoreError(
@@ -130,16 +124,7 @@ def _reading(run_id: str) -> Iterator[None]:
         ) from error
 
 
-def _only_run(client: MlflowClient, beginning: str) -> Run:
-    experiments = [str(experiment.experiment_id) for experiment in client.search_experiments()]
-    found = search_runs(client, experiments, f"attributes.run_id LIKE '{beginning}%'") if experiments else []
-    if len(found) == 1:
-        return found[0]
-    several = f"{len(found)} runs have an id that begins" if found else "No run has an id that begins"
-    raise BadInputError(f"{several} with {beginning!r}. Expected one; its id is shown by python -m experiments.ui.")
-
-
-def _attempt(run: Run, study: str | None) -> Attempt:
+def _ended_attempt(run: Run, study: str | None) -> Attempt:
     attempt, tags = read_attempt(run), run.data.tags
     if tags.get("kind") not in ("trial", "finalist"):
         raise BadInputError(
@@ -149,12 +134,53 @@ def _attempt(run: Run, study: str | None) -> Attempt:
     if study not in (None, tags["study"]):
         raise BadInputError(f"The run {run.info.run_id} belongs to study {tags['study']!r}, not to {study!r}.")
     label = f"{attempt.label} of study {tags['study']} (run {run.info.run_id[:8]})"
-    refuse_without_end(label, attempt.outcome, attempt.reason)
+    _refuse_without_end(label, attempt.outcome, attempt.reason)
     return attempt
 
 
-def _spec(run: Run, attempt: Attempt) -> TrialSpec:
+def _refuse_without_end(label: str, state: TrialState | None, reason: FailReason | None) -> None:
+    """Refuse a training that did not come to an end of its own; `state` None: its run says nothing of an end."""
+    if state in (TrialState.COMPLETE, TrialState.PRUNED) or reason is FailReason.DIVERGED:
+        return
+    why = "it has not ended" if reason is None else BESIDES_TRAINING[reason]
+    raise BadInputError(
+        f"{label[0].upper()}{label[1:]} cannot be compared with itself: {why}. "
+        "Expected a trial that is complete, pruned or diverged. Name another one."
+    )
+
+
+def _recorded(client: MlflowClient, run: Run, attempt: Attempt) -> Recorded:
     tags = run.data.tags
+    family = client.get_run(tags[MLFLOW_PARENT_RUN_ID]).data
+    threads, limit = tags.get("threads"), family.params["limit_train"]
+    splits = {entry.dataset.digest for entry in (run.inputs.dataset_inputs if run.inputs else ())}
+    if len(splits) != 1:
+        raise ValueError("it does not name its images")
+    curves: dict[int, dict[str, float]] = defaultdict(dict)
+    for name in CURVES:
+        for point in client.get_metric_history(run.info.run_id, name):
+            curves[point.step][name] = point.value
+    return Recorded(
+        study=tags["study"],
+        spec=_spec(run, attempt),
+        state=attempt.outcome or TrialState.FAILED,
+        epochs_run=attempt.epochs_run,
+        curves=curves,
+        metrics=run.data.metrics,
+        dataset=KINDS[family.params["dataset"]].name,
+        data_digest=family.params["data_digest"],
+        split_digest=splits.pop(),
+        limit_train=None if limit == "None" else int(limit),
+        threads=int(threads or threads_per_worker(int(family.tags["workers"]))),
+        assumed_threads=threads is None,
+        environment=tags | family.params,
+    )
+
+
+def _spec(run: Run, attempt: Attempt) -> TrialSpec:
+    tags, continues = run.data.tags, None
+    if "continued_after_epoch" in tags:
+        continues = Checkpoint(int(tags["continues_trial"]), tags["continues_run"], int(tags["continued_after_epoch"]))
     return TrialSpec(
         attempt.trial,
         attempt.number,
@@ -163,33 +189,5 @@ def _spec(run: Run, attempt: Attempt) -> TrialSpec:
         run.info.run_id,
         Precision(tags["precision"]),
         attempt.repeat,
-        _checkpoint(tags),
-    )
-
-
-def _checkpoint(tags: Mapping[str, str]) -> Checkpoint | None:
-    """Return from where a training went on; None where it began at its first epoch."""
-    if "continued_after_epoch" not in tags:
-        return None
-    return Checkpoint(int(tags["continues_trial"]), tags["continues_run"], int(tags["continued_after_epoch"]))
-
-
-def _curves(client: MlflowClient, run_id: str) -> Curves:
-    curves: dict[int, dict[str, float]] = {}
-    for name in CURVES:
-        for point in client.get_metric_history(run_id, name):
-            curves.setdefault(point.step, {})[name] = point.value
-    return curves
-
-
-def _images(run: Run, study_params: Mapping[str, str]) -> Images:
-    digests = {entry.dataset.digest for entry in (run.inputs.dataset_inputs if run.inputs else ())}
-    if len(digests) != 1:
-        raise ValueError("it does not name its images")
-    limit = study_params["limit_train"]
-    return Images(
-        dataset=KINDS[study_params["dataset"]].name,
-        digest=study_params["data_digest"],
-        split_digest=digests.pop(),
-        limit_train=None if limit == "None" else int(limit),
+        continues,
     )

@@ -1,55 +1,104 @@
-"""The replay of a trial: trained again, and compared with its run."""
+"""The replay of a trial: trained again, in a worker that records nothing, and compared with its run."""
 
-from typing import TYPE_CHECKING
+import shutil
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from fashion_study.data.catalog import load_dataset, locate
+from fashion_study.errors import DataError, StudyError
+from fashion_study.executors.local import LocalExecutor
+from fashion_study.replay.comparison import Replay, compare
+from fashion_study.replay.recorded import CURVES, Recorded, read_recorded, run_of_trial
 from fashion_study.replay.request import ReplayConfig
 from fashion_study.store.failures import store_failures
-from fashion_study.store.store import Store, find_store
-from fashion_study.study.progress import NullObserver, Observer
-
-if TYPE_CHECKING:
-    from fashion_study.replay.comparison import Replay
-    from fashion_study.replay.recorded import Recorded
+from fashion_study.store.store import Store
+from fashion_study.study.loop import Loop, Source
+from fashion_study.study.progress import Observer
+from fashion_study.trial import AttemptLost, DataSource, EpochReport, TrialResult, TrialSpec, TrialState, WorkerSettings
 
 
-def replay(config: ReplayConfig, observer: Observer | None = None) -> "Replay":
+def replay(config: ReplayConfig, store: Store, observer: Observer) -> Replay:
     """Train a trial or a finalist's repeat again, in a worker as then, and compare it with its run to the bit.
 
-    One that was pruned is trained up to where it was pruned. Nothing is written into the store.
+    It is trained as far as the recorded training went, with as many threads. Nothing is written into the store, and
+    only the model is read from it from which a continued training goes on.
 
     Raises:
         BadInputError: there is no such trial, or it has no end that could be compared.
         StoreError: the store cannot be read, or what is needed is missing from it.
         DataError: the images are missing or others.
-        StudyError: the worker died.
+        StudyError: the worker cannot work, or dies; what it printed is kept.
     """
-    observer = observer or NullObserver()
-    config.check()
-    store = find_store(config.store)
     with store_failures(store, "python -m experiments.doctor looks for damage."):
-        recorded = _find(store, config)
-    from fashion_study.replay.again import find_images, train_again
-    from fashion_study.replay.comparison import compare
-
-    source = find_images(recorded.images, config.data_dir)
-    observer.begin(_title(recorded), 0, 1, "trainings")
+        run_id = config.trial if config.number is None else run_of_trial(store, config.number, config.study)
+        recorded = read_recorded(store.client(), run_id, config.study)
+    source = _find_images(recorded, config.data_dir)
+    spec, threads = recorded.spec, recorded.threads
+    with_threads = f"{spec.precision}, {threads} thread{'s' if threads > 1 else ''}"
+    observer.begin(f"{recorded.label}, again: seed {spec.seed}, {with_threads}", 0, 1, "trainings")
     if recorded.assumed_threads:
         observer.note("its run does not name its threads: as many are taken as a worker of its study has here")
-    return compare(recorded, train_again(recorded, source, store.tracking_uri, observer))
+    settings = WorkerSettings(source, recorded.limit_train, threads, store.tracking_uri, records=False)
+    folder = Path(tempfile.mkdtemp(prefix="fashion-study-replay-"))
+    again = _Again(recorded, [recorded.spec])
+    with closing(LocalExecutor(settings, 1, folder)) as executor:
+        Loop(again, executor, observer).run()
+    # Not after an error, which names the log in it.
+    shutil.rmtree(folder)
+    return compare(recorded, again.curves, again.result)
 
 
-def _find(store: Store, config: ReplayConfig) -> "Recorded":
-    run_id = config.trial
-    # Imported where needed: what can be refused without MLflow does not wait for it.
-    if config.number is not None:
-        from fashion_study.replay.choice import run_of_trial
+def _find_images(recorded: Recorded, data_dir: Path | None) -> DataSource:
+    """Find the images of a training.
 
-        run_id = run_of_trial(store, config.number, config.study)
-    from fashion_study.replay.recorded import read_recorded
+    Raises:
+        DataError: they are missing, damaged, or others than those it was trained on.
+    """
+    source = locate(recorded.dataset, data_dir)
+    split = load_dataset(source, recorded.limit_train).split_digest
+    for what, found, expected in (
+        ("images", source.digest, recorded.data_digest),
+        ("a split of them", split, recorded.split_digest),
+    ):
+        # MLflow keeps the beginning of a digest.
+        if not found.startswith(expected):
+            raise DataError(
+                f"{source.name}: found {what} with the digest {found}. Expected {expected}, with which it was "
+                "trained: name the folder of those files with --data-dir, or use the versions of that time."
+            )
+    return source
 
-    return read_recorded(store.client(), run_id, config.study)
 
+@dataclass(eq=False)
+class _Again(Source):
+    """The one training of a replay as the work of a loop: its curves by epoch and figure, and its `result`."""
 
-def _title(recorded: "Recorded") -> str:
-    spec, threads = recorded.spec, recorded.threads
-    return f"{recorded.label}, again: seed {spec.seed}, {spec.precision}, {threads} thread{'s' if threads > 1 else ''}"
+    recorded: Recorded
+    left: list[TrialSpec]
+    curves: dict[int, dict[str, float]] = field(default_factory=dict)
+    result: TrialResult = field(init=False)
+
+    def next(self) -> TrialSpec | None:
+        """Return the recorded attempt, once."""
+        return self.left.pop() if self.left else None
+
+    def report(self, spec: TrialSpec, report: EpochReport) -> bool:  # noqa: ARG002
+        """Keep an epoch's figures; stop where the recorded training was pruned, or past where it diverged."""
+        self.curves[report.epoch] = {name: getattr(report, name) for name in CURVES}
+        recorded = self.recorded
+        if recorded.state is TrialState.COMPLETE:
+            return False
+        return report.epoch >= recorded.epochs_run + (recorded.state is TrialState.FAILED)
+
+    def settle(self, spec: TrialSpec, result: TrialResult) -> None:  # noqa: ARG002
+        """Keep the result."""
+        self.result = result
+
+    def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:  # noqa: ARG002
+        """End the replay."""
+        raise StudyError(
+            f"The worker died while it trained {self.recorded.label} again: {lost.cause}. Expected it to "
+            "come to the end. Close what takes memory, and start the replay once more."
+        )

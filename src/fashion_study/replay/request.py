@@ -18,26 +18,23 @@ class ReplayConfig:
 
     Without a `study` a number means a trial of the study that was worked on last. `data_dir` is the folder of the
     data set's files.
+
+    Raises:
+        BadInputError: what can name neither a trial nor a run, saying what can.
     """
 
     trial: str
     study: str | None = None
-    store: Path = Path("mlruns")
     data_dir: Path | None = None
 
-    @property
-    def number(self) -> int | None:
-        """Return the trial's number; None where a run is named."""
-        return int(self.trial) if NUMBER.fullmatch(self.trial) else None
-
-    def check(self) -> None:
-        """Refuse what can name neither a trial nor a run.
-
-        Raises:
-            BadInputError: saying what can.
-        """
+    def __post_init__(self) -> None:
         if self.number is None and not RUN_ID.fullmatch(self.trial):
             raise BadInputError(
                 f"{shown(self.trial)} names no trial. Expected a trial's number, such as 3, or the id of a run or at "
                 "least its first four characters, such as 9f5fd225. Look them up with python -m experiments.ui."
             )
+
+    @property
+    def number(self) -> int | None:
+        """Return the trial's number; None where a run is named."""
+        return int(self.trial) if NUMBER.fullmatch(self.trial) else None

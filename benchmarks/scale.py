@@ -197,7 +197,7 @@ def _open(root: Path, sampler: SamplerName) -> "ToyStudy":
 def _executor(workers: int) -> Any:
     from benchmarks.toy_study import METRICS, TAGS
     from fashion_study.executors.executor import Event
-    from fashion_study.testing.executor import MemoryExecutor
+    from fashion_study.testing.memory import MemoryExecutor
     from fashion_study.trial import TrialResult
 
     class FullMemoryExecutor(MemoryExecutor):

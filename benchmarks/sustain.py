@@ -128,7 +128,7 @@ def _trials(workers: int) -> int:
 def _executor(workers: int) -> "Executor":
     from benchmarks.toy_study import METRICS, TAGS
     from fashion_study.executors.executor import Event
-    from fashion_study.testing.executor import MemoryExecutor
+    from fashion_study.testing.memory import MemoryExecutor
     from fashion_study.trial import AttemptLost, EpochReport
 
     class RisingExecutor(MemoryExecutor):

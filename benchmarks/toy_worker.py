@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from benchmarks.toy_study import METRICS, TAGS
-from fashion_study.testing.worker import ToyTrainer, work_with
+from fashion_study.testing.training import ToyTrainer, work_with
 from fashion_study.trial import AttemptLost, EpochReport, TrialResult, TrialSpec
 
 

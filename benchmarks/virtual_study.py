@@ -17,7 +17,7 @@ from fashion_study.store.trials import TrialRecord, TrialStorage
 from fashion_study.study.loop import Loop
 from fashion_study.study.progress import NullObserver
 from fashion_study.study.proposals import Proposals
-from fashion_study.testing.tracker import MemoryTracker
+from fashion_study.testing.memory import MemoryTracker
 from fashion_study.trial import EpochReport, Precision, TrialResult, TrialState
 
 # As many as the default study has.

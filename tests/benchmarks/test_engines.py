@@ -23,7 +23,7 @@ from benchmarks.engines import (
 )
 from fashion_study.errors import BadInputError
 from fashion_study.store.trials import TrialRecord
-from fashion_study.testing.observer import RecordingObserver
+from fashion_study.testing.memory import RecordingObserver
 from fashion_study.trial import TrialState
 
 BEST = {"a": (0.90, 0.92, 0.94), "random": (0.80, 0.90, 0.91), "b": (0.70, 0.92, 0.91)}

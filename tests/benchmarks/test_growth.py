@@ -6,7 +6,7 @@ from mlflow import MlflowClient
 
 from benchmarks.growth import grow
 from benchmarks.toy_study import open_toy_study
-from fashion_study.testing.executor import MemoryExecutor
+from fashion_study.testing.memory import MemoryExecutor
 from fashion_study.trial import TrialState
 
 EPOCHS, RAN, SIZE = 5, 16, 40

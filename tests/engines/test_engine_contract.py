@@ -20,7 +20,7 @@ from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.space.space import Categorical, Float, Int, SearchSpace
 from fashion_study.store.trials import TrialStorage
-from fashion_study.testing.storage import memory_storage
+from fashion_study.testing.memory import memory_storage
 from fashion_study.testing.training import toy_accuracy
 from fashion_study.trial import FailReason, Hyperparameters, ParamValue, TrialResult, TrialSpec, TrialState, trial_seed
 

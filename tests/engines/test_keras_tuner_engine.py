@@ -15,10 +15,7 @@ from fashion_study.space.space import SearchSpace
 from fashion_study.store.trials import MAX_RETRIES, TrialStorage
 from fashion_study.study.loop import Loop
 from fashion_study.study.proposals import Proposals
-from fashion_study.testing.executor import MemoryExecutor
-from fashion_study.testing.observer import RecordingObserver
-from fashion_study.testing.storage import memory_storage
-from fashion_study.testing.tracker import MemoryTracker
+from fashion_study.testing.memory import MemoryExecutor, MemoryTracker, RecordingObserver, memory_storage
 from fashion_study.trial import Checkpoint, ParamValue, Precision, TrialResult, TrialSpec, TrialState
 from tests.engines.test_engine_contract import asked, canonical, completed, proposals, run_id
 

@@ -20,7 +20,7 @@ from fashion_study.executors import local
 from fashion_study.executors.executor import Event, Executor
 from fashion_study.executors.local import LocalExecutor, default_workers, threads_per_worker, visible_gpus
 from fashion_study.executors.memory import OomWatch
-from fashion_study.testing.executor import MemoryExecutor
+from fashion_study.testing.memory import MemoryExecutor
 from fashion_study.testing.training import PROBED, Key, SimulatedOutcome, toy_report, toy_result
 from fashion_study.trial import (
     AttemptLost,

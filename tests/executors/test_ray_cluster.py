@@ -21,9 +21,7 @@ from fashion_study.executors.ray import LOST, RayExecutor
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.loop import Loop
 from fashion_study.study.proposals import Proposals
-from fashion_study.testing.observer import RecordingObserver
-from fashion_study.testing.storage import memory_storage
-from fashion_study.testing.tracker import MemoryTracker
+from fashion_study.testing.memory import MemoryTracker, RecordingObserver, memory_storage
 from fashion_study.trial import Precision, TrialState
 from tests.executors.test_executor_contract import PATIENCE, PYTHONPATH, workers_of
 from tests.executors.test_ray_executor import SMALL, await_slots, supervisors, worker_context

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from fashion_study.errors import DataError
-from fashion_study.testing import worker
+from fashion_study.testing import training
 from fashion_study.testing.training import PROBED, SimulatedOutcome, toy_training
 from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialResult, TrialSpec, WorkerSettings
 
@@ -60,7 +60,7 @@ ENDS: dict[str, Callable[[], object]] = {
 }
 
 
-class ToyTrainer(worker.ToyTrainer):
+class ToyTrainer(training.ToyTrainer):
     def __init__(self, settings: WorkerSettings) -> None:
         super().__init__(settings)
         time.sleep(float(os.environ.get("TOY_SLOW", "0")))
@@ -82,12 +82,12 @@ class ToyTrainer(worker.ToyTrainer):
 
     def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
         name = self._outcomes.get(f"{spec.number}/{spec.attempt}", "")
-        training = toy_training(spec, SimulatedOutcome(name) if name in set(SimulatedOutcome) else None)
+        toy = toy_training(spec, SimulatedOutcome(name) if name in set(SimulatedOutcome) else None)
         prune = None
         while True:
             time.sleep(float(os.environ.get("TOY_EPOCH", "0")))
             try:
-                prune = not go_on(training.send(prune))
+                prune = not go_on(toy.send(prune))
             except StopIteration as end:
                 if isinstance(end.value, TrialResult):
                     return end.value
@@ -99,4 +99,4 @@ class ToyTrainer(worker.ToyTrainer):
 
 
 if __name__ == "__main__":
-    worker.work_with(ToyTrainer)
+    training.work_with(ToyTrainer)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from fashion_study.testing.worker import work_with
+from fashion_study.testing.training import work_with
 from fashion_study.trial import AttemptLost, EpochReport, TrialResult, TrialSpec
 from tests.faults.recording_worker import RecordingTrainer
 

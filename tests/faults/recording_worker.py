@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fashion_study.testing.worker import work_with
+from fashion_study.testing.training import work_with
 from fashion_study.trial import AttemptLost, EpochReport, TrialResult, TrialSpec, TrialState, WorkerSettings
 from fashion_study.worker import process as worker
 from tests.executors.toy_worker import ToyTrainer

@@ -15,7 +15,7 @@ from optuna.storages import RDBStorage
 from fashion_study.errors import StoreError
 from fashion_study.store.locks import claim, sole_coordinator
 from fashion_study.store.store import Store, open_store
-from fashion_study.testing.storage import memory_storage
+from fashion_study.testing.memory import memory_storage
 
 HOLD = """
 import sys

@@ -11,7 +11,7 @@ from optuna.trial import TrialState as OptunaState
 from fashion_study.database_url import DatabaseUrl
 from fashion_study.store.postgres import open_storage
 from fashion_study.store.trials import MAX_RETRIES, TrialStorage
-from fashion_study.testing.storage import memory_storage
+from fashion_study.testing.memory import memory_storage
 from fashion_study.trial import FailReason, TrialResult, TrialState
 
 

@@ -22,9 +22,7 @@ from fashion_study.study.finalists import (
     rank_finalists,
 )
 from fashion_study.study.loop import Loop
-from fashion_study.testing.executor import MemoryExecutor
-from fashion_study.testing.observer import RecordingObserver
-from fashion_study.testing.tracker import MemoryTracker
+from fashion_study.testing.memory import MemoryExecutor, MemoryTracker, RecordingObserver
 from fashion_study.testing.training import Key, SimulatedOutcome, toy_accuracy
 from fashion_study.trial import ParamValue, Precision, TrialState, trial_seed
 from tests.support.executors import IntermittentExecutor, StoreFailureExecutor

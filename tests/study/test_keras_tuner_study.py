@@ -9,7 +9,7 @@ from mlflow.entities import Run
 from fashion_study.config import StudyConfig
 from fashion_study.store.trials import TrialRecord
 from fashion_study.study.run import run_study
-from fashion_study.testing.observer import RecordingObserver
+from fashion_study.testing.memory import RecordingObserver
 from fashion_study.trial import TrialState
 
 # It starts workers twice.

@@ -19,10 +19,7 @@ from fashion_study.store.trials import MAX_RETRIES, TrialStorage
 from fashion_study.study import loop as loop_module
 from fashion_study.study.loop import Loop
 from fashion_study.study.proposals import Proposals
-from fashion_study.testing.executor import MemoryExecutor
-from fashion_study.testing.observer import RecordingObserver
-from fashion_study.testing.storage import memory_storage
-from fashion_study.testing.tracker import MemoryTracker
+from fashion_study.testing.memory import MemoryExecutor, MemoryTracker, RecordingObserver, memory_storage
 from fashion_study.testing.training import Key, SimulatedOutcome, toy_accuracy, toy_report, toy_result
 from fashion_study.trial import (
     FailReason,

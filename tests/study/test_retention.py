@@ -16,7 +16,7 @@ from fashion_study.store.store import open_store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.retention import REMOVED, ModelKeeper
 from fashion_study.study.run import StudyResult
-from fashion_study.testing.observer import RecordingObserver
+from fashion_study.testing.memory import RecordingObserver
 from fashion_study.tracking.search import pending_models
 from fashion_study.trial import FailReason, TrialResult, TrialSpec, TrialState
 from tests.support.model_store import ModelStore, trained

@@ -1,10 +1,14 @@
-"""A toy objective in the place of training, and what can become of an attempt at it."""
+"""A toy objective in the place of training, what can become of an attempt at it, and a worker that trains it."""
 
 import math
-from collections.abc import Generator
+import sys
+from collections.abc import Callable, Generator
 from enum import StrEnum
+from types import ModuleType
+from typing import cast
 
 from fashion_study.trial import (
+    AttemptLost,
     EpochReport,
     FailReason,
     Hyperparameters,
@@ -13,6 +17,7 @@ from fashion_study.trial import (
     TrialResult,
     TrialSpec,
     TrialState,
+    WorkerSettings,
 )
 
 Key = tuple[int, int]
@@ -44,9 +49,8 @@ def toy_report(spec: TrialSpec, epoch: int) -> EpochReport:
 
 def toy_result(spec: TrialSpec, state: TrialState, epochs: int, reason: FailReason | None = None) -> TrialResult:
     """Return the result of toy training that ended after `epochs`."""
-    if state is not TrialState.COMPLETE:
-        return TrialResult(*spec.key, state, epochs, reason=reason, message="toy" if reason else "")
-    return TrialResult(*spec.key, state, epochs, objective=toy_accuracy(spec.hyperparameters, epochs))
+    objective = toy_accuracy(spec.hyperparameters, epochs) if state is TrialState.COMPLETE else None
+    return TrialResult(*spec.key, state, epochs, objective, reason, "toy" if reason else "")
 
 
 def toy_training(
@@ -63,3 +67,34 @@ def toy_training(
             case SimulatedOutcome.ERROR | SimulatedOutcome.DIVERGED | SimulatedOutcome.TIMEOUT | SimulatedOutcome.OOM:
                 return toy_result(spec, TrialState.FAILED, epoch, FailReason(outcome.value))
     return toy_result(spec, TrialState.COMPLETE, spec.hyperparameters.epochs)
+
+
+class ToyTrainer:
+    """In-memory twin of a worker's trainer: no TensorFlow and no data."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.settings = settings
+
+    def probe(self) -> ProbeResult:
+        """Return invented measurements."""
+        return PROBED
+
+    def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
+        """Train the toy objective until its last epoch, or until `go_on` says no."""
+        training = toy_training(spec, None)
+        prune = None
+        while True:
+            try:
+                prune = not go_on(training.send(prune))
+            except StopIteration as end:
+                return cast(TrialResult, end.value)
+
+
+def work_with(trainer: type[ToyTrainer]) -> None:
+    """Run this process as a worker with another trainer."""
+    from fashion_study.worker import process
+
+    module = ModuleType("fashion_study.worker.trainer")
+    module.Trainer = trainer  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
+    process.main()

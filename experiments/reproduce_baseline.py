@@ -8,6 +8,7 @@ from typer import Option
 
 from experiments._entry import DataFolder, DatasetName, StoreFolder, run
 from fashion_study.data.catalog import locate
+from fashion_study.store.store import open_store
 
 
 def main(
@@ -33,14 +34,13 @@ def main(
 
       python -m experiments.reproduce_baseline --seeds 3 --register
     """
-    source = locate(dataset, data_dir)
+    source, opened = locate(dataset, data_dir), open_store(store)
 
     # Imported here: it brings MLflow, and a refusal must not wait for that.
-    from fashion_study.baseline.reproduce import BaselineConfig, reproduce_baseline
-    from fashion_study.baseline.table import comparison
+    from fashion_study.baseline.reproduce import comparison, reproduce_baseline
 
     console = Console()
-    reproduction = reproduce_baseline(BaselineConfig(source, seeds, store, workers, register))
+    reproduction = reproduce_baseline(source, opened, seeds, workers, register=register)
     console.print(comparison(reproduction))
     console.print(
         "train accuracy: running mean of the last epoch; holdout: images that chose nothing\n"

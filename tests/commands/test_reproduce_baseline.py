@@ -10,8 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from rich.console import Console
 
-from fashion_study.baseline.reproduce import BaselineConfig, reproduce_baseline
-from fashion_study.baseline.table import Figures, Reproduction, comparison
+from fashion_study.baseline.reproduce import Figures, Reproduction, comparison, reproduce_baseline
 from fashion_study.data.catalog import describe, locate
 from fashion_study.store.store import open_store
 from fashion_study.tracking.aliases import promotion_lock
@@ -172,7 +171,7 @@ def test_beside_a_promotion_a_model_is_registered_not_promoted(
 ) -> None:
     monkeypatch.setattr("fashion_study.baseline.reproduce.PROMOTION_SECONDS", 0.0)
     with promotion_lock(tmp_path):
-        done = reproduce_baseline(BaselineConfig(locate("digits"), store=tmp_path, register=True))
+        done = reproduce_baseline(locate("digits"), open_store(tmp_path), register=True)
     assert done.version == "digits-cnn version 1 (not champion: a promotion or the doctor is at work there)"
     client, runs = runs_in(tmp_path)
     assert {run.info.status for run in runs} == {"FINISHED"}

@@ -42,13 +42,7 @@ def main(
       python -m experiments.promote --rollback
     """
     config = PromotionConfig(
-        study=study,
-        run=run_id,
-        version=version,
-        dry_run=dry_run,
-        force=force,
-        rollback=rollback,
-        data_dir=data_dir,
+        study=study, run=run_id, version=version, dry_run=dry_run, force=force, rollback=rollback, data_dir=data_dir
     )
     found = find_store(store)
 

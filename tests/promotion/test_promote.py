@@ -16,11 +16,10 @@ import pytest
 from fashion_study.data.dataset import Split
 from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import BadInputError, DamagedModelError, DataError, ExitCode, StoreError
-from fashion_study.promotion.contenders import NoReferenceModelError, choose_challenger
 from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
 from fashion_study.promotion.evidence import PREDICTIONS
 from fashion_study.promotion.gates import Gates
-from fashion_study.promotion.promote import promote
+from fashion_study.promotion.promote import NoReferenceModelError, choose_challenger, promote
 from fashion_study.store.store import find_store
 from fashion_study.tracking.aliases import ConcurrentUpdateError, NoPreviousChampionError
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, Version

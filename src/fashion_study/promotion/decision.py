@@ -48,15 +48,11 @@ class PromotionConfig(Frozen):
         named = [f"--{name}" for name in ("study", "run", "version") if getattr(self, name) is not None]
         if len(named) > 1:
             raise BadInputError(f"{' and '.join(named)} both name the challenger. Expected one of them.")
-        beside = {
-            "--force": self.force is not None,
-            "--dry-run": self.dry_run,
-            "--run": self.run is not None,
-            "--version": self.version is not None,
-        }
-        if self.rollback and (extra := next((option for option, is_given in beside.items() if is_given), None)):
+        others = ("force", "dry_run", "run", "version")
+        beside = [f"--{name.replace('_', '-')}" for name in others if getattr(self, name) not in (None, False)]
+        if self.rollback and beside:
             raise BadInputError(
-                f"--rollback goes one step back from the champion; {extra} does not go with it. "
+                f"--rollback goes one step back from the champion; {beside[0]} does not go with it. "
                 "Expected --rollback alone, or with --study to say of which data set."
             )
         if self.force is not None and self.dry_run:
@@ -96,6 +92,11 @@ class HoldoutReading(Frozen):
     read_now: bool
 
 
+def utc_now() -> str:
+    """Return the time of a decision, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 class Decision(BaseModel):
     """A decision with its evidence, as it is recorded in `decision.json`.
 
@@ -107,8 +108,8 @@ class Decision(BaseModel):
     # A file has the sentence too, which is computed anew when it is read.
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
 
-    outcome: Outcome
-    at: str
+    outcome: Outcome = Outcome.PENDING
+    at: str = Field(default_factory=utc_now)
     registered_model: str
     dataset: str
     challenger: Contender
@@ -171,8 +172,3 @@ class Decision(BaseModel):
         if self.reference is None:
             return ", the first one"
         return f", {'after' if self.forced else word} {self.reference}"
-
-
-def utc_now() -> str:
-    """Return the time of a decision, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

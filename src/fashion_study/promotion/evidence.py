@@ -1,7 +1,7 @@
 """The evidence about two models: the gates' results, from verified files and counted readings of the holdout."""
 
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from fashion_study.data.catalog import describe, load_dataset
-from fashion_study.data.dataset import Split
+from fashion_study.data.dataset import Dataset, Split
 from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import DamagedModelError, StoreError
 from fashion_study.promotion.decision import Contender, Decision, HoldoutReading
@@ -39,16 +39,14 @@ class _Predictions(Frozen):
     predicted: tuple[int, ...]
 
 
+@dataclass
 class Examiner:
-    """The comparison of contenders on one data set."""
+    """The comparison of contenders on one data set; the run `readings_run` counts the readings of its holdout."""
 
-    def __init__(self, registry: Registry, source: DataSource, gates: Gates, readings_run: str) -> None:
-        self._registry = registry
-        self._client = registry.client
-        self._source = source
-        self._gates = gates
-        self._readings_run = readings_run
-        self._class_names = describe(source.name).class_names
+    registry: Registry
+    source: DataSource
+    gates: Gates
+    readings_run: str
 
     def judge(self, decision: Decision) -> Decision:
         """Load both models, ask every gate, and return the decision with its evidence.
@@ -58,23 +56,26 @@ class Examiner:
         Raises:
             DamagedModelError: a file is not the registered one, or not one that this project saves.
         """
+        from fashion_study.training.evaluation import interleaved_ms
+
         challenger, reference = decision.challenger, decision.reference
         assert reference is not None
         ours, theirs = _model_ref(challenger), _model_ref(reference)
-        model, other = (load_verified(self._registry, one, self._source.name) for one in (ours, theirs))
-        signature = _signature(self._registry, ours, model, self._registry.signature(theirs))
-        latency = self._latency(model, other)
+        model, other = (load_verified(self.registry, one, self.source.name) for one in (ours, theirs))
+        signature = _signature(self.registry, ours, model, self.registry.signature(theirs))
+        # Validation images: the holdout is not read to look at a clock.
+        milliseconds = interleaved_ms((model, other), self._data.validation.images)
         paired, holdout = self._on_holdout([(challenger, model), (reference, other)])
         fidelity = self._fidelity(challenger, model, paired)
         counted = [int(one.count_params()) for one in (model, other)]
-        recalls = tuple(self._gates.class_recalls(paired, self._class_names))
+        recalls = tuple(self.gates.class_recalls(paired, self._data.class_names))
         right = [int((paired.labels == predicted).sum()) for predicted in (paired.challenger, paired.champion)]
         return decision.judged(
             (
-                self._gates.accuracy(paired, holdout.readings),
-                self._gates.recall(recalls),
-                self._gates.parameters(counted[0]),
-                latency,
+                self.gates.accuracy(paired, holdout.readings),
+                self.gates.recall(recalls),
+                self.gates.parameters(counted[0]),
+                self.gates.latency(*milliseconds),
                 fidelity,
                 signature,
             ),
@@ -84,37 +85,30 @@ class Examiner:
             holdout=holdout,
         )
 
-    def _latency(self, model: "keras.Model", other: "keras.Model") -> GateResult:
-        from fashion_study.training.evaluation import interleaved_ms
-
-        # Validation images: the holdout is not read to look at a clock.
-        challenger_ms, reference_ms = interleaved_ms((model, other), self._validation.images)
-        return self._gates.latency(challenger_ms, reference_ms)
-
     def _fidelity(self, challenger: Contender, model: "keras.Model", paired: Paired) -> GateResult:
         """Compare with the confusion matrix of the run: of validation images, or of the holdout for a baseline."""
         from sklearn.metrics import confusion_matrix
 
         logged = self._logged_confusion(challenger.run_id)
-        if self._client.get_run(challenger.run_id).data.tags.get("kind") != "baseline":
-            found = self._evaluate(model, self._validation).confusion
-            return self._gates.fidelity(logged, found, "validation")
-        found = confusion_matrix(paired.labels, paired.challenger, labels=range(len(self._class_names)))
-        answer = self._gates.fidelity(logged, found, "holdout")
+        if self.registry.client.get_run(challenger.run_id).data.tags.get("kind") != "baseline":
+            found = self._evaluate(model, self._data.validation).confusion
+            return self.gates.fidelity(logged, found, "validation")
+        found = confusion_matrix(paired.labels, paired.challenger, labels=range(len(self._data.class_names)))
+        answer = self.gates.fidelity(logged, found, "holdout")
         said = f"Validation images: not logged, since a baseline trains on them. Holdout: {answer.sentence}"
         return answer.model_copy(update={"sentence": said})
 
     def _evaluate(self, model: "keras.Model", split: Split) -> "Evaluation":
         from fashion_study.training.evaluation import evaluate
 
-        return evaluate(model, split, self._class_names)
+        return evaluate(model, split, self._data.class_names)
 
     @cached_property
-    def _validation(self) -> Split:
-        return load_dataset(self._source).validation
+    def _data(self) -> Dataset:
+        return load_dataset(self.source)
 
     def _logged_confusion(self, run_id: str) -> npt.NDArray[np.int64] | None:
-        content = read_artifact(self._client, run_id, "confusion_matrix.json")
+        content = read_artifact(self.registry.client, run_id, "confusion_matrix.json")
         try:
             counts = np.asarray(json.loads(content or "{}").get("counts"))
         except (ValueError, AttributeError):
@@ -123,32 +117,31 @@ class Examiner:
 
     def _on_holdout(self, models: list[tuple[Contender, "keras.Model"]]) -> tuple[Paired, HoldoutReading]:
         predictions = [self._kept(contender) for contender, _ in models]
-        readings, read_now = self._readings(), _labels(predictions) is None
+        labels = {None if one is None else one.labels for one in predictions}
+        readings, read_now = self._readings(), None in labels or len(labels) > 1
         if read_now:
             readings += 1
             # Counted before it is read, so that no reading escapes the count.
-            self._client.set_tag(self._readings_run, READINGS, readings)
-            holdout = load_holdout(self._source)
+            self.registry.client.set_tag(self.readings_run, READINGS, readings)
+            holdout = load_holdout(self.source)
             predictions = [
-                self._predict(contender, model, holdout)
-                if kept is None or _labels([kept]) != _tuple(holdout.labels)
-                else kept
+                kept if kept and kept.labels == tuple(holdout.labels) else self._predict(contender, model, holdout)
                 for kept, (contender, model) in zip(predictions, models, strict=True)
             ]
-        labels = np.asarray(_labels(predictions), dtype=np.int64)
-        challenger, champion = (np.asarray(found and found.predicted, dtype=np.int64) for found in predictions)
+        first, second = (one for one in predictions if one is not None)
+        paired = Paired(*(np.asarray(numbers) for numbers in (first.labels, first.predicted, second.predicted)))
         reading = HoldoutReading(
-            images=len(labels), readings=max(1, readings), counted_on_run=self._readings_run, read_now=read_now
+            images=len(first.labels), readings=max(1, readings), counted_on_run=self.readings_run, read_now=read_now
         )
-        return Paired(labels, challenger, champion), reading
+        return paired, reading
 
     def _readings(self) -> int:
         """Return how often the holdout was read for the study so far; a reproduction counts its own in a metric."""
-        data = self._client.get_run(self._readings_run).data
+        data = self.registry.client.get_run(self.readings_run).data
         counted = data.tags.get(READINGS, f"{data.metrics.get(READINGS, 0):.0f}")
         if not counted.isdecimal():
             raise StoreError(
-                f"The run {self._readings_run} has the tag {READINGS} = {counted!r}. Expected how often the holdout "
+                f"The run {self.readings_run} has the tag {READINGS} = {counted!r}. Expected how often the holdout "
                 "was read for the study. Set it right in MLflow: the limit of the accuracy gate depends on it."
             )
         return int(counted)
@@ -156,22 +149,23 @@ class Examiner:
     def _kept(self, contender: Contender) -> _Predictions | None:
         """Return the kept predictions of a model where they are of this very file and these very images."""
         try:
-            found = _Predictions.model_validate_json(read_artifact(self._client, contender.run_id, PREDICTIONS) or "")
+            text = read_artifact(self.registry.client, contender.run_id, PREDICTIONS)
+            found = _Predictions.model_validate_json(text or "")
         except ValidationError:
             return None
-        is_of_this = (found.model_sha256, found.data_digest) == (contender.sha256, self._source.digest)
+        is_of_this = (found.model_sha256, found.data_digest) == (contender.sha256, self.source.digest)
         is_whole = 0 < len(found.labels) == len(found.predicted)
-        classes = range(len(self._class_names))
-        return found if is_of_this and is_whole and {*found.labels, *found.predicted} <= {*classes} else None
+        classes = {*range(len(self._data.class_names))}
+        return found if is_of_this and is_whole and {*found.labels, *found.predicted} <= classes else None
 
     def _predict(self, contender: Contender, model: "keras.Model", holdout: Split) -> _Predictions:
         made = _Predictions(
             model_sha256=contender.sha256,
-            data_digest=self._source.digest,
-            labels=_tuple(holdout.labels),
-            predicted=_tuple(self._evaluate(model, holdout).predicted),
+            data_digest=self.source.digest,
+            labels=tuple(holdout.labels),
+            predicted=tuple(self._evaluate(model, holdout).predicted),
         )
-        self._client.log_text(contender.run_id, made.model_dump_json(), PREDICTIONS)
+        self.registry.client.log_text(contender.run_id, made.model_dump_json(), PREDICTIONS)
         return made
 
 
@@ -216,13 +210,3 @@ def _signature(registry: Registry, challenger: ModelRef, model: "keras.Model", e
     takes, gives = ((-1, *shape[1:]) for shape in (model.input_shape, model.output_shape))
     loaded = f"Tensor('float32', {takes}) -> Tensor('float32', {gives})"
     return Gates.signature(registry.signature(challenger), loaded, expected)
-
-
-def _labels(predictions: Sequence[_Predictions | None]) -> tuple[int, ...] | None:
-    """Return the labels that all predictions share, None where some are missing or differ."""
-    found = {None if one is None else one.labels for one in predictions}
-    return found.pop() if len(found) == 1 else None
-
-
-def _tuple(numbers: npt.NDArray[np.int64]) -> tuple[int, ...]:
-    return tuple(numbers.tolist())

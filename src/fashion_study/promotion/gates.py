@@ -127,8 +127,11 @@ class Gates(Frozen):
             lowest = min(recalls, key=lambda recall: recall.difference)
             said = f"no class falls by more than {margin} beyond its {confidence}; the lowest change: {_change(lowest)}"
         fewest = min(recall.images for recall in recalls)
-        unseen = f"{100 * self._smallest_visible_fall(fewest):.1f} points"
-        sentence = f"{said}. A fall of less than {unseen} goes unseen with {fewest:,} images of a class."
+        # The smallest fall that refuses where the challenger gains no image at all.
+        highs = (paired_interval(0, lost, fewest, self.recall_confidence)[1] for lost in range(1, fewest + 1))
+        unseen = next((lost for lost, high in enumerate(highs, 1) if high < -self.recall_margin), fewest)
+        points = f"{100 * unseen / fewest:.1f} points"
+        sentence = f"{said}. A fall of less than {points} goes unseen with {fewest:,} images of a class."
         name, limit = "recall per class", -self.recall_margin
         return GateResult(name=name, passed=not fallen, value=worst.high, limit=limit, sentence=sentence)
 
@@ -180,15 +183,6 @@ class Gates(Frozen):
             said = f"{logged}{', the same as the model compared with' if champion else ''}."
         passed = logged == loaded and champion in (None, logged)
         return GateResult(name="signature", passed=passed, value=logged, limit=champion or loaded, sentence=said)
-
-    def _smallest_visible_fall(self, images: int) -> float:
-        """Return the smallest fall in recall, as a share, that refuses where the challenger gains no image at all."""
-        lost = (
-            lost
-            for lost in range(1, images + 1)
-            if paired_interval(0, lost, images, self.recall_confidence)[1] < -self.recall_margin
-        )
-        return next(lost, images) / images
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:

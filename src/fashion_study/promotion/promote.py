@@ -1,24 +1,25 @@
 """The promotion: a challenger becomes champion when the evidence says so, and the decision is kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pydantic import ValidationError
 
 from fashion_study.data.catalog import KINDS, locate
-from fashion_study.errors import DamagedModelError, DataError
-from fashion_study.promotion.contenders import as_contender, baseline_of, choose_challenger, choose_model, parent_run
-from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig, utc_now
+from fashion_study.errors import BadInputError, DamagedModelError, DataError, ExitCode, StudyError
+from fashion_study.promotion.decision import Contender, Decision, Outcome, PromotionConfig
 from fashion_study.promotion.evidence import Examiner, judge_signature, load_verified
 from fashion_study.promotion.view import decision_page
 from fashion_study.stderr import stderr_into
 from fashion_study.store.failures import store_failures
-from fashion_study.store.mlflow_server import check_server_reachable
 from fashion_study.store.store import Store
+from fashion_study.text import shown, shown_list
 from fashion_study.tracking.aliases import (
     ConcurrentUpdateError,
     previous_champion,
@@ -27,14 +28,20 @@ from fashion_study.tracking.aliases import (
     set_champion,
     sync_alias,
 )
-from fashion_study.tracking.registry import CHALLENGER, CHAMPION, RegisteredModel, Registry, Version
+from fashion_study.tracking.registry import CHALLENGER, ModelRef, RegisteredModel, Registry, Version
 from fashion_study.tracking.search import read_artifact
-from fashion_study.trial import DataSource
+from fashion_study.trial import BASELINE_NUMBER, DataSource, TrialState
 
 # What a forced promotion does not ask.
 STATISTICS = ("accuracy", "recall per class", "parameters", "latency", "fidelity")
 
 PROMOTE_AGAIN = "What was decided before is recorded there; promote again when it answers."
+
+
+class NoReferenceModelError(StudyError):
+    """There is neither a champion nor a complete baseline trial."""
+
+    exit_code = ExitCode.ANSWER_IS_NO
 
 
 def promote(config: PromotionConfig, store: Store) -> Decision:
@@ -50,14 +57,13 @@ def promote(config: PromotionConfig, store: Store) -> Decision:
         DataError: the images are not those that the challenger was trained on.
         StudyError: there is no model to compare with or to go back to, or another command moved the alias.
     """
-    # Before the lock: where no server answers, nothing is made.
-    check_server_reachable(store.tracking_uri)
-    with store_failures(store, PROMOTE_AGAIN), promotion_lock(store.root):
+    with store_failures(store, PROMOTE_AGAIN):
+        # Before the lock: where no server answers, nothing is made.
         registry = Registry(store.client())
-        models = registry.models()
-        with stderr_into(store.root / "logs" / "promotion.log"):
+        with promotion_lock(store.root), stderr_into(store.root / "logs" / "promotion.log"):
+            models = registry.models()
             if config.rollback:
-                return _roll_back(registry, choose_model(models, config.study))
+                return _roll_back(registry, _choose_model(models, config.study))
             challenger = choose_challenger(models, config)
             model = next(model for model in models if model.name == challenger.name)
             return _promote(registry, model, challenger, config)
@@ -83,14 +89,14 @@ def _promote(registry: Registry, model: RegisteredModel, challenger: Version, co
 def _judge(registry: Registry, challenger: Version, champion: Version | None, config: PromotionConfig) -> Decision:
     """Decide by every gate."""
     source = _same_images(challenger, config.data_dir)
-    reference = baseline_of(registry.client, challenger) if champion is None else as_contender(champion, CHAMPION)
+    reference = _baseline_of(registry.client, challenger) if champion is None else _as_contender(champion, "champion")
     draft = _decision(challenger, reference=reference, limits=config.gates, dry_run=config.dry_run)
-    return Examiner(registry, source, config.gates, parent_run(registry.client, challenger)).judge(draft)
+    return Examiner(registry, source, config.gates, _parent_run(registry.client, challenger)).judge(draft)
 
 
 def _force(registry: Registry, challenger: Version, champion: Version | None, config: PromotionConfig) -> Decision:
     """Decide by what no force skips: checksum, safe loading and signature."""
-    reference = champion and as_contender(champion, CHAMPION)
+    reference = champion and _as_contender(champion, "champion")
     reason = (config.force or "").strip()
     draft = _decision(challenger, reference=reference, limits=config.gates, forced=reason, skipped=STATISTICS)
     return judge_signature(registry, draft)
@@ -102,7 +108,7 @@ def _roll_back(registry: Registry, model: RegisteredModel) -> Decision:
     previous = previous_champion(model)
     # A damaged file is not put back into use.
     load_verified(registry, previous, _dataset(previous))
-    reference = model.champion and as_contender(model.champion, CHAMPION)
+    reference = model.champion and _as_contender(model.champion, "champion")
     decision = _decision(previous, reference=reference, is_rollback=True)
     return _carry_out(registry, decision, previous, model.champion, lambda: rollback(registry, model))
 
@@ -122,8 +128,13 @@ def _carry_out(
 
 def _complete(registry: Registry, model: RegisteredModel, champion: Version) -> None:
     """Record how the champion's latest decision ended, where the command was killed after it had moved the alias."""
-    decision = _latest_decision(registry.client, champion)
-    if decision is not None and decision.outcome is Outcome.PENDING:
+    try:
+        folders = [str(entry.path) for entry in registry.client.list_artifacts(champion.run_id, "decisions")]
+        latest = read_artifact(registry.client, champion.run_id, f"{max(folders)}/decision.json") if folders else None
+        decision = latest and Decision.model_validate_json(latest)
+    except (MlflowException, OSError, ValidationError):
+        return  # None that can be read.
+    if decision and decision.outcome is Outcome.PENDING:
         replaced = model.version(decision.reference.version) if decision.reference else None
         _record(registry, _carried_out(decision), champion, replaced)
 
@@ -133,27 +144,15 @@ def _carried_out(decision: Decision) -> Decision:
     return decision.model_copy(update={"outcome": outcome})
 
 
-def _latest_decision(client: MlflowClient, version: Version) -> Decision | None:
-    """Read the latest decision about a version; None where there is none, or none that can be read."""
-    try:
-        folders = [str(entry.path) for entry in client.list_artifacts(version.run_id, "decisions")]
-        text = read_artifact(client, version.run_id, f"{max(folders)}/decision.json") if folders else None
-        return None if text is None else Decision.model_validate_json(text)
-    except (MlflowException, OSError, ValidationError):
-        return None
-
-
 def _decision(version: Version, **known: Any) -> Decision:
     """Return a decision about a version, pending as long as nothing else is known."""
-    draft = {
-        "outcome": Outcome.PENDING,
-        "at": utc_now(),
-        "registered_model": version.name,
-        "dataset": _dataset(version),
-        "challenger": as_contender(version, CHALLENGER),
-        "code_version": installed_version("fashion-study"),
-    }
-    return Decision.model_validate(draft | known)
+    return Decision(
+        registered_model=version.name,
+        dataset=_dataset(version),
+        challenger=_as_contender(version, "challenger"),
+        code_version=installed_version("fashion-study"),
+        **known,
+    )
 
 
 def _record(registry: Registry, decision: Decision, version: Version, champion: Version | None) -> Decision:
@@ -192,3 +191,120 @@ def _dataset(version: Version) -> str:
             "Run its study again, which registers it."
         )
     return str(name)
+
+
+def choose_challenger(models: Sequence[RegisteredModel], config: PromotionConfig) -> Version:
+    """Return the version that is asked for.
+
+    Raises:
+        BadInputError: there is none, or several fit.
+        DamagedModelError: it was not registered by this project.
+    """
+    chosen = _chosen([version for model in models for version in model.versions], config)
+    if "dataset" not in chosen.tags or not chosen.sha256:
+        raise DamagedModelError(
+            f"{chosen} has no tag 'dataset' or 'model_sha256'. Expected a version that this project registered, "
+            "with what it is to be checked against. Run its study again, which registers it."
+        )
+    return chosen
+
+
+def _choose_model(models: Sequence[RegisteredModel], study: str | None) -> RegisteredModel:
+    """Return the registered model to roll back: the only one with a champion, or that of a study.
+
+    Raises:
+        BadInputError: there is none, or several fit.
+    """
+    if study is not None:
+        name = _latest_of_study([version for model in models for version in model.versions], study).name
+        return next(model for model in models if model.name == name)
+    found = [model for model in models if model.champion is not None]
+    if len(found) > 1:
+        names = " and ".join(model.name for model in found)
+        raise BadInputError(f"{names} have a champion each. Name a study of one of them with --study.")
+    if not found:
+        raise BadInputError(
+            "No registered model has a champion. Expected one to go back from; promote a version first."
+        )
+    return found[0]
+
+
+def _as_contender(version: Version, role: Literal["challenger", "champion"]) -> Contender:
+    tags = {key: version.tags.get(key, "") for key in ("trial", "parameter_count")}
+    numbers = {key: int(number) for key, number in tags.items() if number.isdecimal()}
+    return _contender(role, version, version=version.number, study=version.study, **numbers)
+
+
+def _contender(role: str, model: ModelRef, **known: str | int | None) -> Contender:
+    own = {"role": role, "title": model.title, "run_id": model.run_id, "sha256": model.sha256, "model_uri": model.uri}
+    return Contender.model_validate(own | known)
+
+
+def _baseline_of(client: MlflowClient, challenger: Version) -> Contender:
+    """Return the baseline trial of the challenger's study, which a first champion has to beat.
+
+    Raises:
+        NoReferenceModelError: the challenger has no study, or its baseline trial is not complete.
+    """
+    study_run = _parent_run(client, challenger)
+    condition = (
+        f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{study_run}' and tags.kind = 'trial' "
+        f"and tags.trial = '{BASELINE_NUMBER}' and tags.state = '{TrialState.COMPLETE}'"
+    )
+    runs = client.search_runs([client.get_run(study_run).info.experiment_id], condition)
+    run = next((run for run in runs if "model_uri" in run.data.tags), None)
+    if run is None:
+        raise NoReferenceModelError(
+            f"There is no champion, and {challenger} comes from no study with a complete baseline trial. Expected one "
+            'of them to compare with. Promote it without a comparison: --force "the reason".'
+        )
+    study = run.data.tags["study"]
+    model = replace(ModelRef.of_run(run), title=f"the baseline trial of study {study}")
+    return _contender("baseline trial", model, study=study, trial=BASELINE_NUMBER)
+
+
+def _parent_run(client: MlflowClient, version: Version) -> str:
+    """Return the run above a version's run, its study's where it has one: readings of the holdout are counted there.
+
+    Raises:
+        DamagedModelError: the version's run is gone.
+    """
+    try:
+        tags = client.get_run(version.run_id).data.tags
+    except MlflowException as error:
+        raise DamagedModelError(
+            f"The run {version.run_id!r} of {version} is gone: {error}. Expected the evidence that it was registered "
+            "with. Register a fresh model, by running its study again."
+        ) from error
+    return str(tags.get(MLFLOW_PARENT_RUN_ID, version.run_id))
+
+
+def _chosen(versions: list[Version], config: PromotionConfig) -> Version:
+    if config.study is not None:
+        return _latest_of_study(versions, config.study)
+    if config.run is not None:
+        found = [version for version in versions if version.run_id == config.run]
+        nothing, option = f"No version was registered from the run {shown(config.run)}", "--version"
+    elif config.version is not None:
+        found = [version for version in versions if version.number == config.version]
+        nothing, option = f"No registered model has a version {config.version}", "--run"
+    else:
+        found = [version for version in versions if CHALLENGER in version.aliases]
+        nothing, option = "No version has the alias 'challenger'", "--study"
+    if not found:
+        raise BadInputError(f"{nothing}. Run a study first, whose end registers one, or name its store with --store.")
+    if len(found) > 1:
+        raise BadInputError(f"{' and '.join(map(str, found))} could be meant. Name the one with {option}.")
+    return found[0]
+
+
+def _latest_of_study(versions: list[Version], study: str) -> Version:
+    """Return the challenger of a study where it still is the challenger, else the study's latest version."""
+    own = [version for version in versions if version.study == study]
+    if not own:
+        studies = sorted({version.study for version in versions if version.study})
+        raise BadInputError(
+            f"No version comes from a study {shown(study)}. "
+            f"Expected one of {shown_list(tuple(studies)) or 'none: run a study'}."
+        )
+    return max(own, key=lambda version: (CHALLENGER in version.aliases, version.number))

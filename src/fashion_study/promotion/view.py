@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fashion_study.promotion.decision import Contender, Decision, Outcome
+from fashion_study.errors import ExitCode
+from fashion_study.promotion.decision import Contender, Decision
 from fashion_study.text import visible
 
-GOOD = (Outcome.PROMOTED, Outcome.ROLLED_BACK, Outcome.NOTHING_TO_DO, Outcome.PENDING)
 DRY_RUN = "A dry run: no alias was moved and no decision recorded. What it read of the holdout counts all the same."
 
 
@@ -21,7 +21,7 @@ def show_decision(decision: Decision, console: Console) -> None:
         console.print(_table(decision))
     for line in _remarks(decision):
         console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
-    style = "bold green" if decision.outcome in GOOD else "bold red"
+    style = "bold green" if decision.exit_code is ExitCode.DONE else "bold red"
     console.print(Text(visible(decision.sentence), style=style), soft_wrap=True)
     if decision.dry_run:
         console.print(DRY_RUN, markup=False, highlight=False, soft_wrap=True)
@@ -38,7 +38,7 @@ def decision_page(decision: Decision) -> str:
     )
     environment.filters |= {"points": lambda share: f"{100 * share:+.2f}", "short": _short}
     template = environment.get_template("decision.html.j2")
-    return template.render(decision=decision, is_good=decision.outcome in GOOD, remarks=_remarks(decision))
+    return template.render(decision=decision, is_good=decision.exit_code is ExitCode.DONE, remarks=_remarks(decision))
 
 
 def _table(decision: Decision) -> Table:
@@ -50,7 +50,6 @@ def _table(decision: Decision) -> Table:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        show_lines=False,
     )
     table.add_column("gate", no_wrap=True)
     table.add_column("answer", no_wrap=True)
@@ -68,12 +67,9 @@ def _remarks(decision: Decision) -> list[str]:
         return []
     study = decision.challenger.study
     whose = f"for the challengers of study {study}" if study else "for this model and those reproduced with it"
+    times = "once" if holdout.readings == 1 else f"{holdout.readings} times"
     now = "this time included" if holdout.read_now else "not this time: the predictions were kept"
-    return [f"Holdout: {holdout.images:,} images, read {_times(holdout.readings)} {whose} ({now})."]
-
-
-def _times(number: int) -> str:
-    return "once" if number == 1 else f"{number} times"
+    return [f"Holdout: {holdout.images:,} images, read {times} {whose} ({now})."]
 
 
 def _described(contender: Contender) -> str:

@@ -44,8 +44,21 @@ def run(main: Callable[..., None]) -> None:
 
     A user's mistake ends in one message and its exit code; a bug of ours in its traceback and 70.
     """
+
+    @functools.wraps(main)
+    def command(*args: Any, **options: Any) -> None:
+        # Here: typer would end a KeyboardInterrupt that reaches it without a word.
+        try:
+            expect_ctrl_c()
+            main(*args, **options)
+        except KeyboardInterrupt as stop:
+            print("Stopped at once.", file=sys.stderr)
+            sys.exit(ExitCode.TERMINATED if isinstance(stop, Terminated) else ExitCode.INTERRUPTED)
+
+    # Behind the first paragraph Typer keeps the ends of a docstring's lines, which a narrow terminal would break twice.
+    paragraphs = inspect.cleandoc(main.__doc__ or "").split("\n\n")
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    app.command(help=_help_of(main))(_saying_when_stopped(main))
+    app.command(help="\n\n".join(text.replace("\n", " ") for text in paragraphs))(command)
     try:
         app()
     except StudyError as error:
@@ -55,23 +68,3 @@ def run(main: Callable[..., None]) -> None:
         print(without_passwords(traceback.format_exc()), end="", file=sys.stderr)
         print("This is a bug of fashion-study; please report it with the lines above.", file=sys.stderr)
         sys.exit(ExitCode.BUG)
-
-
-def _help_of(main: Callable[..., None]) -> str:
-    # Behind the first paragraph Typer keeps the ends of a docstring's lines, which a narrow terminal would break twice.
-    paragraphs = inspect.cleandoc(main.__doc__ or "").split("\n\n")
-    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
-
-
-def _saying_when_stopped(main: Callable[..., None]) -> Callable[..., None]:
-    # Inside the command: typer would end a KeyboardInterrupt that reaches it without a word.
-    @functools.wraps(main)
-    def command(*args: Any, **options: Any) -> None:
-        try:
-            expect_ctrl_c()
-            main(*args, **options)
-        except KeyboardInterrupt as stop:
-            print("Stopped at once.", file=sys.stderr)
-            sys.exit(ExitCode.TERMINATED if isinstance(stop, Terminated) else ExitCode.INTERRUPTED)
-
-    return command

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from experiments._entry import StoreFolder, run
+from experiments._entry import DataFolder, StoreFolder, run
 from fashion_study.report.publish import publish_report
 
 
@@ -13,10 +13,7 @@ def main(
     study: Annotated[str, Argument(help="Name of the study, such as fashion-mnist-baseline.")],
     store: StoreFolder = Path("mlruns"),
     output: Annotated[Path | None, Option(help="File to write; default STUDY.html in the working directory.")] = None,
-    data_dir: Annotated[
-        Path | None,
-        Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files, for example images."),
-    ] = None,
+    data_dir: DataFolder = None,
 ) -> None:
     """Write the report of a study: one page of HTML that opens without a server.
 

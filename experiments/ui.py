@@ -3,7 +3,7 @@
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Exit, Option
 
@@ -41,7 +41,7 @@ def main(
     if found.tracking_uri.startswith("http"):
         _show(found.tracking_uri.rstrip("/"), pages)
         return
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
     if (free := choose_port(port)) != port:
         print(f"Port {port} is taken; the UI takes {free} instead.", flush=True)
     try:
@@ -60,10 +60,6 @@ def _show(address: str, pages: "Pages") -> None:
     else:
         print(f"Best trials of {pages.study}, side by side:\n  {address}{pages.comparison}")
     print(f"All runs:\n  {address}{pages.experiment}", flush=True)
-
-
-def _terminated(_number: int, _frame: object) -> NoReturn:
-    sys.exit(ExitCode.TERMINATED)
 
 
 if __name__ == "__main__":

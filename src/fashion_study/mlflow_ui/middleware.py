@@ -32,20 +32,17 @@ class SameOriginMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle an ASGI request."""
+        headers = scope.get("headers", ())
+        # Only browsers send an origin. MLflow checks that the host is this server's own.
+        own = {b"http://" + value for name, value in headers if name == b"host"}
+        is_foreign = any(name == b"origin" and value not in own for name, value in headers)
         if scope["type"] == "http" and ASSISTANT in scope["path"]:
             await PlainTextResponse(NO_ASSISTANT, status_code=403)(scope, receive, send)
-        elif scope["type"] != "http" or not _is_foreign(scope):
+        elif scope["type"] != "http" or not is_foreign:
             await self._app(scope, receive, send)
         elif scope["method"] in READING:
             # Without an origin MLflow's answer does not allow the page to see it, so the browser withholds it.
-            headers = [(name, value) for name, value in scope["headers"] if name != b"origin"]
-            await self._app({**scope, "headers": headers}, receive, send)
+            without = [(name, value) for name, value in headers if name != b"origin"]
+            await self._app({**scope, "headers": without}, receive, send)
         else:
             await PlainTextResponse(NOT_FROM_ELSEWHERE, status_code=403)(scope, receive, send)
-
-
-def _is_foreign(scope: Scope) -> bool:
-    """Return whether a page of another origin asks; only browsers send an origin."""
-    # MLflow checks that the host is this server's own.
-    own = {b"http://" + value for name, value in scope["headers"] if name == b"host"}
-    return any(name == b"origin" and value not in own for name, value in scope["headers"])

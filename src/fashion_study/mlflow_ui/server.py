@@ -124,19 +124,21 @@ def serve(store: Store, port: int) -> Iterator[Server]:
         _wait_until_healthy(process, port, log)
         yield Server(f"http://{HOST}:{port}", log, process)
     finally:
-        _end(process)
+        assert process.stdin is not None
+        process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        process.kill()
+        process.wait()
 
 
 def choose_port(wanted: int) -> int:
     """Return the wanted port if it is free on 127.0.0.1, else another free one."""
     for port in (wanted, 0):
-        with closing(socket.socket()) as candidate:
+        with closing(socket.socket()) as candidate, suppress(OSError):
             # As the server does: a port whose last connection was just closed is free.
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                candidate.bind((HOST, port))
-            except OSError:
-                continue
+            candidate.bind((HOST, port))
             return int(candidate.getsockname()[1])
     raise StoreError(f"No port is free on {HOST}. Expected one for the MLflow UI. End another server first.")
 
@@ -162,16 +164,16 @@ def _in_url(ids: list[str]) -> str:
 
 def _command(store: Store, port: int) -> list[str]:
     # One process is enough for one user. Artifacts are read from their folder, and none are uploaded.
-    options = {
-        "--host": HOST,
-        "--port": str(port),
-        "--workers": "1",
-        "--app-name": APP,
-        "--allowed-hosts": f"{HOST}:{port},localhost:{port}",
-        "--default-artifact-root": (store.root / "artifacts").as_uri(),
-    }
-    arguments = [argument for option in options.items() for argument in option]
-    return [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *arguments]
+    options = [
+        "--no-serve-artifacts",
+        f"--host={HOST}",
+        f"--port={port}",
+        "--workers=1",
+        f"--app-name={APP}",
+        f"--allowed-hosts={HOST}:{port},localhost:{port}",
+        f"--default-artifact-root={(store.root / 'artifacts').as_uri()}",
+    ]
+    return [sys.executable, "-m", "mlflow", "server", *options]
 
 
 def _environment(store: Store) -> dict[str, str]:
@@ -214,13 +216,3 @@ def _is_healthy(port: int) -> bool:
             return connection.getresponse().status == 200
         except (OSError, HTTPException):
             return False
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    assert process.stdin is not None
-    process.stdin.close()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

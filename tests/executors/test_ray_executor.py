@@ -185,7 +185,7 @@ class TestRayExecutor(ProcessContract):
     def test_the_time_between_two_attempts_is_charged_to_none(self, make: MakeProcesses) -> None:
         executor = make(1, {}, trial_timeout=1)
         executor.submit(spec(0))
-        end_of(executor)
+        assert end_of(executor) == toy_result(spec(0), TrialState.COMPLETE, 2)
         time.sleep(1.5)
         executor.submit(spec(1))
         assert end_of(executor) == toy_result(spec(1), TrialState.COMPLETE, 2)

@@ -128,16 +128,18 @@ def main(
       python -m experiments.run_study --trials 40 --try '{"learning_rate": 0.002}'
     """
     config = StudyConfig(**locals())  # Every option is the field of its name.
-    config.check()
 
-    # Imported here: they bring MLflow and Optuna, and a refusal must not wait for those.
+    # Imported here, the slow ones last: no help, and no refusal, waits for NumPy, MLflow or Optuna.
+    from fashion_study.study.plan import plan_study
+
+    plan = plan_study(config)
     from fashion_study.study.progress import PipeSafeConsole, watch
     from fashion_study.study.run import run_study
     from fashion_study.study.summary import summarise
 
     console = PipeSafeConsole()
     with watch(console) as observer:
-        result = run_study(config, observer)
+        result = run_study(plan, observer)
     summarise(result, console)
     if result.stopped_by is not None:
         raise Exit(128 + result.stopped_by)

@@ -71,8 +71,8 @@ class StudyResult:
         return next((r for r in self.records if r.number == BASELINE_NUMBER and r.objective is not None), None)
 
 
-def run_study(config: StudyConfig, observer: Observer | None = None, *, registers: bool = True) -> StudyResult:
-    """Run the study that `config` describes, or continue it to its total, and return where it stands.
+def run_study(config: StudyConfig | Plan, observer: Observer | None = None, *, registers: bool = True) -> StudyResult:
+    """Run the study that `config` or its plan describes, or continue it to its total, and return where it stands.
 
     Every trial is a trial of an Optuna study, and a run in MLflow below the study's run. In the end the best trials are
     trained again, and the model of the one that wins becomes the challenger in the registry, unless the study
@@ -85,7 +85,8 @@ def run_study(config: StudyConfig, observer: Observer | None = None, *, register
         StoreError: the store cannot be used or gives up, or another process runs this study.
     """
     observer = observer or NullObserver()
-    plan = plan_study(config)
+    plan = config if isinstance(config, Plan) else plan_study(config)
+    config = plan.config
     if plan.source.is_fallback:
         observer.warn(FALLBACK)
     store = open_store(config.store, study_db=config.study_db)

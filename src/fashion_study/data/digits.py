@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,7 @@ def _divided() -> tuple[Split, Split]:
     return digits.take(in_use), digits.take(rest)
 
 
+@cache
 def _all_digits() -> Split:
     from sklearn.datasets import load_digits
 

@@ -4,6 +4,7 @@ Started as `python -m fashion_study.worker.process FD`, where FD is its end of a
 """
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -34,9 +35,14 @@ def main() -> None:
     inbox: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
     try:
+        # Nothing of the libraries is garbage: a search of their half a million objects, of which an import makes many
+        # and Keras one before each trial, takes a quarter of a second.
+        gc.disable()
         # Imported when the listener already watches for the coordinator: TensorFlow takes seconds.
         from fashion_study.worker.trainer import Trainer
 
+        gc.freeze()
+        gc.enable()
         trainer = Trainer(settings)
     except StudyError as error:
         connection.send(WorkerFailed(error))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fashion_study.promotion.evidence import PREDICTIONS
 from fashion_study.promotion.gates import Gates
 from fashion_study.promotion.promote import NoReferenceModelError, choose_challenger, promote
 from fashion_study.store.store import find_store
-from fashion_study.tracking.aliases import ConcurrentUpdateError, NoPreviousChampionError
+from fashion_study.tracking.aliases import ConcurrentUpdateError, NoPreviousChampionError, set_champion
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, Version
 from fashion_study.trial import DataSource
 from tests.faults.table import RecordFault
@@ -47,20 +48,11 @@ except StudyError as error:
 """
 
 
-@pytest.fixture(scope="session")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make MLflow's database once: its migrations take seconds."""
-    root = tmp_path_factory.mktemp("empty") / "store"
-    models = ModelStore(root)
-    models.client.delete_experiment(models.experiment_id)
-    return Path(shutil.copy(root / "mlflow.db", root.with_name("mlflow.db")))
-
-
 class Scene(ModelStore):
     """A study with a poor baseline trial, and versions added as a test needs them."""
 
-    def __init__(self, root: Path, empty: Path) -> None:
-        super().__init__(root, empty)
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
         self.study_run = self.study("digits-tiny")
         self.baseline_run = self.trial(self.study_run, 0, trained(POOR))
 
@@ -69,14 +61,38 @@ class Scene(ModelStore):
         return self.register(self.trial(self.study_run, number, trained(epochs, seed)), **tags)
 
     def champion(self, epochs: int) -> Version:
+        """Add a champion about which no decision is recorded."""
+        version = self.challenger(epochs)
+        set_champion(self.registry, self.registry.model(version.name), version)
+        return version
+
+    def forced_champion(self, epochs: int) -> Version:
+        """Add a champion as a user makes one without a comparison."""
         version = self.challenger(epochs)
         self.promote(version=version.number, force="to begin with")
         return version
 
 
 @pytest.fixture
-def scene(tmp_path: Path, empty: Path) -> Scene:
-    return Scene(tmp_path / "store", empty)
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path / "store")
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A promotion of `new` in the place of `old`; no test changes its store."""
+
+    scene: Scene
+    old: Version
+    new: Version
+    decision: Decision
+
+
+@pytest.fixture(scope="module")
+def promotion(tmp_path_factory: pytest.TempPathFactory) -> Promotion:
+    scene = Scene(tmp_path_factory.mktemp("promotion") / "store")
+    old, new = scene.forced_champion(POOR), scene.challenger(GOOD)
+    return Promotion(scene, old, new, scene.promote())
 
 
 def test_a_first_champion_has_beaten_its_study_s_baseline_trial(scene: Scene) -> None:
@@ -104,13 +120,13 @@ def test_without_a_champion_the_baseline_trial_has_to_be_beaten(scene: Scene) ->
     assert scene.aliases() == {CHALLENGER: version.number}
 
 
-def test_a_better_challenger_makes_the_champion_the_previous_one(scene: Scene) -> None:
-    old, new = scene.champion(POOR), scene.challenger(GOOD)
-    decision = scene.promote()
+def test_a_better_challenger_makes_the_champion_the_previous_one(promotion: Promotion) -> None:
+    old, new, decision = promotion.old, promotion.new, promotion.decision
     assert decision.outcome is Outcome.PROMOTED
     assert decision.reference is not None
     assert (decision.reference.role, decision.reference.version) == ("champion", old.number)
-    assert scene.aliases() == {CHALLENGER: new.number, CHAMPION: new.number, PREVIOUS_CHAMPION: old.number}
+    aliases = promotion.scene.aliases()
+    assert aliases == {CHALLENGER: new.number, CHAMPION: new.number, PREVIOUS_CHAMPION: old.number}
 
 
 def test_a_worse_challenger_is_refused_and_that_is_recorded(scene: Scene) -> None:
@@ -127,9 +143,8 @@ def test_a_worse_challenger_is_refused_and_that_is_recorded(scene: Scene) -> Non
     assert (told["challenged_by"], told["challenge_outcome"]) == (str(challenger.number), "kept")
 
 
-def test_a_decision_is_recorded_with_everything_it_rests_on(scene: Scene) -> None:
-    old, new = scene.champion(POOR), scene.challenger(GOOD)
-    decision = scene.promote()
+def test_a_decision_is_recorded_with_everything_it_rests_on(promotion: Promotion) -> None:
+    scene, old, new, decision = promotion.scene, promotion.old, promotion.new, promotion.decision
     (recorded,) = scene.decisions(new.run_id)
     assert recorded == json.loads(decision.model_dump_json())
     assert Decision.model_validate(recorded) == decision
@@ -144,11 +159,9 @@ def test_a_decision_is_recorded_with_everything_it_rests_on(scene: Scene) -> Non
     assert scene.tags(old)["decision_reason"] == "to begin with", "its own decision is still told"
 
 
-def test_the_page_of_a_decision_shows_it_and_needs_nothing_else(scene: Scene) -> None:
-    scene.champion(POOR)
-    version = scene.challenger(GOOD)
-    decision = scene.promote()
-    page = scene.text(version.run_id, f"{decision.folder}/decision.html")
+def test_the_page_of_a_decision_shows_it_and_needs_nothing_else(promotion: Promotion) -> None:
+    decision = promotion.decision
+    page = promotion.scene.text(promotion.new.run_id, f"{decision.folder}/decision.html")
     assert decision.sentence in page
     assert all(gate.name in page for gate in decision.gates)
     assert "<svg" in page
@@ -206,24 +219,22 @@ def test_another_champion_is_compared_from_kept_predictions(scene: Scene) -> Non
     assert (decision.holdout.readings, decision.holdout.read_now) == (2, False)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "no JSON",
-        '{"model_sha256": "0", "data_digest": "DATA", "labels": [1], "predicted": [1]}',
-        '{"model_sha256": "SHA", "data_digest": "DATA", "labels": [1], "predicted": [10]}',
-        '{"model_sha256": "SHA", "data_digest": "DATA", "labels": [1], "predicted": [1]}',
-    ],
-)
-def test_kept_predictions_of_another_model_are_made_anew(scene: Scene, content: str) -> None:
+def test_kept_predictions_of_another_model_are_made_anew(scene: Scene) -> None:
     version = scene.challenger()
     first = scene.promote(dry_run=True)
-    content = content.replace("SHA", version.sha256).replace("DATA", digits().source.digest)
-    scene.client.log_text(version.run_id, content, PREDICTIONS)
-    second = scene.promote(dry_run=True)
-    assert second.holdout is not None
-    assert (second.holdout.readings, second.holdout.read_now) == (2, True)
-    assert [second.challenger.right, second.holdout.images] == [first.challenger.right, 359]
+    sha256, digest = version.sha256, digits().source.digest
+    kept = (
+        "no JSON",
+        json.dumps({"model_sha256": "0", "data_digest": digest, "labels": [1], "predicted": [1]}),
+        json.dumps({"model_sha256": sha256, "data_digest": digest, "labels": [1], "predicted": [10]}),
+        json.dumps({"model_sha256": sha256, "data_digest": digest, "labels": [1], "predicted": [1]}),
+    )
+    for readings, content in enumerate(kept, start=2):
+        scene.client.log_text(version.run_id, content, PREDICTIONS)
+        again = scene.promote(dry_run=True)
+        assert again.holdout is not None
+        assert (again.holdout.readings, again.holdout.read_now) == (readings, True), content
+        assert [again.challenger.right, again.holdout.images] == [first.challenger.right, 359], content
 
 
 def test_a_count_that_is_no_count_is_refused(scene: Scene) -> None:
@@ -252,21 +263,18 @@ def test_a_dry_run_that_would_be_refused_ends_as_a_refusal(scene: Scene) -> None
     assert (decision.outcome, decision.exit_code) == (Outcome.REFUSED, ExitCode.ANSWER_IS_NO)
 
 
-@pytest.mark.parametrize(
-    ("limits", "refusing"),
-    [
+def test_each_limit_refuses_alone(scene: Scene) -> None:
+    scene.challenger()
+    wide = {"max_latency_ratio": 1e9}
+    for limits, refusing in (
         ({"alpha": 1e-300}, "accuracy"),
         ({"max_parameters": 1707}, "parameters"),
         ({"max_latency_ratio": 1e-9}, "latency"),
-    ],
-)
-def test_each_limit_refuses_alone(scene: Scene, limits: dict[str, float], refusing: str) -> None:
-    scene.challenger()
-    wide = {"max_latency_ratio": 1e9}
-    decision = scene.promote(gates=Gates.model_validate(wide | limits))
-    assert decision.failed == (refusing,)
-    assert refusing in decision.sentence
-    assert CHAMPION not in scene.aliases()
+    ):
+        decision = scene.promote(gates=Gates.model_validate(wide | limits))
+        assert decision.failed == (refusing,)
+        assert refusing in decision.sentence
+        assert CHAMPION not in scene.aliases()
 
 
 def test_a_class_that_falls_refuses_a_challenger_better_overall(scene: Scene) -> None:
@@ -280,7 +288,7 @@ def test_a_class_that_falls_refuses_a_challenger_better_overall(scene: Scene) ->
     only_zeros = type(blind).from_config(blind.get_config())
     only_zeros.set_weights([weights * 0 for weights in blind.get_weights()])
     champion = scene.register(scene.trial(scene.study_run, 1, only_zeros))
-    scene.promote(version=champion.number, force="to begin with")
+    set_champion(scene.registry, scene.registry.model(champion.name), champion)
     scene.register(scene.trial(scene.study_run, 2, twin))
     decision = scene.promote(gates=Gates(max_latency_ratio=1e9))
     assert decision.failed == ("recall per class",)
@@ -295,13 +303,13 @@ def test_a_model_that_predicts_other_than_was_logged_is_refused(scene: Scene) ->
     assert scene.promote().failed == ("fidelity",)
 
 
-@pytest.mark.parametrize("table", [{"counts": [[0.5]]}, []])
-def test_a_confusion_matrix_that_is_none_counts_as_not_logged(scene: Scene, table: Any) -> None:
+def test_a_confusion_matrix_that_is_none_counts_as_not_logged(scene: Scene) -> None:
     version = scene.challenger()
-    scene.client.log_dict(version.run_id, table, "confusion_matrix.json")
-    decision = scene.promote()
-    assert decision.failed == ("fidelity",)
-    assert decision.gates[4].sentence.startswith("not logged")
+    for table in ('{"counts": [[0.5]]}', "[]"):
+        scene.client.log_text(version.run_id, table, "confusion_matrix.json")
+        decision = scene.promote()
+        assert decision.failed == ("fidelity",), table
+        assert decision.gates[4].sentence.startswith("not logged"), table
 
 
 def test_another_signature_is_refused_even_by_force(scene: Scene) -> None:
@@ -316,15 +324,15 @@ def test_another_signature_is_refused_even_by_force(scene: Scene) -> None:
     assert scene.aliases() == before
 
 
-@pytest.mark.parametrize("force", [None, "I know better"])
-def test_a_tampered_model_file_is_refused_before_it_is_loaded(scene: Scene, force: str | None) -> None:
+def test_a_tampered_model_file_is_refused_before_it_is_loaded(scene: Scene) -> None:
     scene.champion(POOR)
     version = scene.challenger()
     path = scene.model_file(version)
     path.write_bytes(path.read_bytes() + b"\0")
     before, readings = scene.aliases(), scene.readings(scene.study_run)
-    with pytest.raises(DamagedModelError, match="altered since"):
-        scene.promote(force=force)
+    for force in (None, "I know better"):
+        with pytest.raises(DamagedModelError, match="altered since"):
+            scene.promote(force=force)
     assert scene.aliases() == before
     assert scene.readings(scene.study_run) == readings
 
@@ -362,7 +370,7 @@ def test_force_skips_statistics_and_holdout_and_has_a_reason(scene: Scene) -> No
 
 
 def test_rollback_goes_one_step_back_and_is_recorded(scene: Scene) -> None:
-    old = scene.champion(POOR)
+    old = scene.forced_champion(POOR)
     new = scene.challenger()
     scene.promote()
     decision = scene.promote(rollback=True)
@@ -447,7 +455,7 @@ def test_a_kill_after_the_move_is_completed_by_the_next_command(scene: Scene, mo
 
 
 def test_a_rollback_killed_after_the_move_is_completed_too(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = scene.champion(POOR)
+    old = scene.forced_champion(POOR)
     scene.challenger()
     scene.promote()
     kill_before_recording(scene, monkeypatch, rollback=True)
@@ -514,7 +522,7 @@ def test_of_two_promotions_at_once_one_wins_and_tells_the_other(
 
 def test_a_reproduced_baseline_can_be_beaten(scene: Scene) -> None:
     baseline = scene.register(scene.baseline(trained(POOR)))
-    scene.promote(version=baseline.number, force="the first champion has something to beat")
+    set_champion(scene.registry, scene.registry.model(baseline.name), baseline)
     version = scene.challenger()
     decision = scene.promote()
     assert decision.outcome is Outcome.PROMOTED
@@ -576,6 +584,11 @@ def test_the_challenger_is_chosen_by_study_run_or_version(scene: Scene) -> None:
     assert chosen(study="digits-other") == third.number
 
 
+@pytest.fixture(scope="module")
+def unregistered(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+    return Scene(tmp_path_factory.mktemp("unregistered") / "store")
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -586,10 +599,10 @@ def test_the_challenger_is_chosen_by_study_run_or_version(scene: Scene) -> None:
         ({"rollback": True}, "No registered model has a champion"),
     ],
 )
-def test_what_is_not_there_is_bad_input(scene: Scene, asked: dict[str, object], message: str) -> None:
+def test_what_is_not_there_is_bad_input(unregistered: ModelStore, asked: dict[str, object], message: str) -> None:
     with pytest.raises(BadInputError, match=message):
-        scene.promote(**asked)
-    assert scene.registry.models() == []
+        unregistered.promote(**asked)
+    assert unregistered.registry.models() == []
 
 
 def test_of_the_challengers_of_two_data_sets_one_has_to_be_named(scene: Scene) -> None:

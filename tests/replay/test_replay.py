@@ -24,7 +24,7 @@ from fashion_study.replay.comparison import Replay, show_replay
 from fashion_study.replay.recorded import read_recorded
 from fashion_study.replay.replay import replay
 from fashion_study.replay.request import ReplayConfig
-from fashion_study.store.store import Store, open_store
+from fashion_study.store.store import Store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.plan import plan_study
 from fashion_study.study.progress import NullObserver
@@ -39,6 +39,7 @@ from fashion_study.trial import (
     TrialState,
     trial_seed,
 )
+from tests.support.empty_store import empty_store
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 3
@@ -115,7 +116,7 @@ class Desk:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return open_store(tmp_path_factory.mktemp("replay") / "store")
+    return empty_store(tmp_path_factory.mktemp("replay") / "store")
 
 
 @pytest.fixture

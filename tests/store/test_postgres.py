@@ -132,7 +132,7 @@ def test_several_processes_may_open_an_empty_database_at_once(postgres: Postgres
             text=True,
             env=environment,
         )
-        for number in range(4)
+        for number in range(3)
     ]
     ends = [(*process.communicate(timeout=200), process.returncode) for process in processes]
     assert {(out, code) for out, _, code in ends} == {("held\n", 0)}, ends

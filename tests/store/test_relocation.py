@@ -12,8 +12,8 @@ from fashion_study.store.relocation import COLUMNS, moves, rebase
 from fashion_study.store.store import open_store
 from tests.support.study_store import Studies
 
-STARTS = 4
-RUNS = 30
+STARTS = 2
+RUNS = 10
 
 
 def mend(root: Path, together: Barrier, copies: "Queue[list[Path | None]]") -> None:

@@ -3,6 +3,8 @@
 import os
 import socket
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,15 +18,34 @@ from optuna.storages import RDBStorage
 from fashion_study.errors import ExitCode, StoreError
 from fashion_study.store.store import Store, open_store
 
+OPEN = """
+import sys
+from fashion_study.store.store import open_store
+store = open_store(sys.argv[1])
+client = store.client()
+print(store.experiment_id(client, "digits"), len(store.open_optuna_storage().get_all_studies()))
+"""
 
-def test_several_processes_may_open_an_empty_store_at_once(store: Store) -> None:
-    client = store.client()
+
+@pytest.fixture(scope="module")
+def raced(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Give a store that three processes opened at once, when it was empty."""
+    root = tmp_path_factory.mktemp("raced") / "store"
+    command = [sys.executable, "-c", OPEN, str(root)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    ends = [(*process.communicate(timeout=200), process.returncode) for process in processes]
+    assert {(out, code) for out, _, code in ends} == {("1 0\n", 0)}, ends
+    return open_store(root)
+
+
+def test_several_processes_may_open_an_empty_store_at_once(raced: Store) -> None:
+    client = raced.client()
     assert [experiment.name for experiment in client.search_experiments()].count("digits") == 1
 
 
 @pytest.mark.parametrize("name", ["mlflow.db", "optuna.db"])
-def test_both_databases_allow_readers_beside_a_writer(name: str, store: Store) -> None:
-    with closing(sqlite3.connect(store.root / name)) as connection:
+def test_both_databases_allow_readers_beside_a_writer(name: str, raced: Store) -> None:
+    with closing(sqlite3.connect(raced.root / name)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 

@@ -1,7 +1,6 @@
 """A real MLflow store with small models in it, as studies leave them, without training a study."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -16,12 +15,12 @@ from fashion_study.data.dataset import Dataset
 from fashion_study.data.holdout import load_holdout
 from fashion_study.promotion.decision import Decision, PromotionConfig
 from fashion_study.promotion.promote import promote
-from fashion_study.store.store import open_store
 from fashion_study.tracking.registry import CHALLENGER, Registry, Version
 from fashion_study.training.evaluation import evaluate
 from fashion_study.training.model import build_model, to_float32
 from fashion_study.trial import Hyperparameters
 from fashion_study.worker.record import record_model
+from tests.support.empty_store import empty_store
 
 SMALL = Hyperparameters(
     filters_1=4, filters_2=6, filters_3=8, dense_units=12, learning_rate=0.01, batch_size=64, optimizer="adam"
@@ -44,15 +43,20 @@ def trained(epochs: int, seed: int = 0) -> keras.Model:
     return to_float32(model, SMALL)
 
 
+@cache
+def confusion(model: keras.Model, holdout: bool) -> list[list[int]]:
+    """Return the confusion matrix of the validation images or of the holdout, as a run has it."""
+    split = load_holdout(digits().source) if holdout else digits().validation
+    counts: list[list[int]] = evaluate(model, split, digits().class_names).confusion.tolist()
+    return counts
+
+
 class ModelStore:
     """A store to which runs, models and versions are added, and what a promotion left there."""
 
-    def __init__(self, root: Path, empty: Path | None = None) -> None:
-        if empty is not None:
-            root.mkdir()
-            shutil.copy(empty, root / "mlflow.db")
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self.store = open_store(root)
+        self.store = empty_store(root)
         self.client: MlflowClient = self.store.client()
         self.registry = Registry(self.client)
         self.experiment_id = self.store.experiment_id(self.client, "digits")
@@ -117,9 +121,7 @@ class ModelStore:
         run_id = str(run.info.run_id)
         params = [Param(name, str(value)) for name, value in SMALL.model_dump().items()]
         self.client.log_batch(run_id, params=params)
-        split = load_holdout(digits().source) if holdout else digits().validation
-        confusion = evaluate(model, split, digits().class_names).confusion
-        self.client.log_dict(run_id, {"counts": confusion.tolist()}, "confusion_matrix.json")
+        self.client.log_dict(run_id, {"counts": confusion(model, holdout)}, "confusion_matrix.json")
         logged = record_model(self.client, run_id, model, SMALL)
         for key, value in {"model_uri": logged.uri, "model_sha256": logged.sha256}.items():
             self.client.set_tag(run_id, key, value)

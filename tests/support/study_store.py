@@ -4,14 +4,14 @@ from pathlib import Path
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from fashion_study.store.store import open_store
+from tests.support.empty_store import empty_store
 
 
 class Studies:
     """A store to which studies are added as the tracker leaves them, without training."""
 
     def __init__(self, root: Path) -> None:
-        self.store = open_store(root)
+        self.store = empty_store(root)
         self.client = self.store.client()
         self.experiment = self.store.experiment_id(self.client, "digits")
 

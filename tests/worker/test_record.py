@@ -14,11 +14,11 @@ from mlflow.pyfunc.scoring_server import invocations
 from mlflow.utils import requirements_utils
 
 from fashion_study.data.dataset import Dataset
-from fashion_study.store.store import open_store
 from fashion_study.training.evaluation import Evaluation, evaluate
 from fashion_study.training.model import build_model, to_float32
 from fashion_study.trial import Hyperparameters, Precision
 from fashion_study.worker.record import record_evaluation, record_model
+from tests.support.empty_store import empty_store
 
 PARAMS = Hyperparameters(filters_1=4, filters_2=6, filters_3=8, dense_units=12, input_scale="unit")
 
@@ -27,7 +27,7 @@ class Recorded:
     """One run with everything a worker writes into it, in a store of its own."""
 
     def __init__(self, root: Path, data: Dataset) -> None:
-        store = open_store(root)
+        store = empty_store(root)
         self.tracking_uri = store.tracking_uri
         self.client: MlflowClient = store.client()
         self.run_id = self.client.create_run(store.experiment_id(self.client, "digits")).info.run_id

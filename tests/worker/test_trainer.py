@@ -1,7 +1,7 @@
 import math
 import resource
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from mlflow.entities import Param
 
 from fashion_study.data.catalog import locate
 from fashion_study.data.dataset import Dataset
-from fashion_study.store.store import open_store
 from fashion_study.training.fit import FitOutcome, fit
+from fashion_study.training.model import build_model, build_network
 from fashion_study.trial import (
     AttemptLost,
     Checkpoint,
@@ -31,18 +31,22 @@ from fashion_study.trial import (
     WorkerSettings,
 )
 from fashion_study.worker import trainer
+from fashion_study.worker.checkpoint import restore
+from fashion_study.worker.record import record_model
 from fashion_study.worker.trainer import Trainer
+from tests.support.empty_store import empty_store
 
 SMALL = Hyperparameters(
-    filters_1=8, filters_2=8, filters_3=8, dense_units=16, learning_rate=0.003, batch_size=32, epochs=3
+    filters_1=8, filters_2=8, filters_3=8, dense_units=16, learning_rate=0.003, batch_size=32, epochs=2
 )
+ONE_EPOCH = SMALL.model_copy(update={"epochs": 1})
 
 
 class Bench:
     """One worker's trainer at a real store, and the reports that a coordinator would have seen."""
 
     def __init__(self, root: Path) -> None:
-        store = open_store(root)
+        store = empty_store(root)
         self.client: MlflowClient = store.client()
         self._experiment_id = store.experiment_id(self.client, "digits")
         self.settings = WorkerSettings(locate("digits"), 200, 1, store.tracking_uri)
@@ -91,6 +95,27 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt that has ended, and what it reported."""
+
+    spec: TrialSpec
+    result: TrialResult
+    reports: list[EpochReport]
+
+
+@pytest.fixture(scope="module")
+def complete(bench: Bench) -> Attempt:
+    spec = bench.spec()
+    return Attempt(spec, *bench.train(spec))
+
+
+@pytest.fixture(scope="module")
+def pruned(bench: Bench) -> Attempt:
+    spec = bench.spec(SMALL.model_copy(update={"epochs": 3}))
+    return Attempt(spec, *bench.train(spec, go_on=lambda report: report.epoch < 2))
+
+
 def validation_accuracy(result: TrialResult, data: Dataset) -> float:
     model = mlflow.keras.load_model(result.tags["model_uri"], load_model_kwargs={"safe_mode": True})
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
@@ -98,19 +123,16 @@ def validation_accuracy(result: TrialResult, data: Dataset) -> float:
     return float(np.mean(predicted == data.validation.labels))
 
 
-def test_a_complete_trial_reports_epochs_and_logs_artifacts(bench: Bench, digits: Dataset) -> None:
-    spec = bench.spec()
-
-    result, reports = bench.train(spec)
-
+def test_a_complete_trial_reports_epochs_and_logs_artifacts(bench: Bench, complete: Attempt, digits: Dataset) -> None:
+    result, reports = complete.result, complete.reports
     assert result.state is TrialState.COMPLETE, result.message
-    assert (result.number, result.attempt, result.epochs_run) == (5, 1, 3)
-    assert [(report.number, report.attempt, report.epoch) for report in reports] == [(5, 1, 1), (5, 1, 2), (5, 1, 3)]
+    assert (result.number, result.attempt, result.epochs_run) == (5, 1, 2)
+    assert [(report.number, report.attempt, report.epoch) for report in reports] == [(5, 1, 1), (5, 1, 2)]
     assert result.objective == result.metrics["objective"] == validation_accuracy(result, digits)
     assert result.objective == pytest.approx(reports[-1].val_accuracy)
     assert result.metrics["best_val_accuracy"] == max(report.val_accuracy for report in reports)
     assert result.metrics["train_seconds"] == pytest.approx(sum(report.seconds for report in reports))
-    assert bench.artifacts(spec.run_id) == {
+    assert bench.artifacts(complete.spec.run_id) == {
         "confusion_matrix.png",
         "confusion_matrix.json",
         "classification_report.json",
@@ -119,21 +141,21 @@ def test_a_complete_trial_reports_epochs_and_logs_artifacts(bench: Bench, digits
     }
 
 
-def test_the_life_of_a_run_is_the_coordinators(bench: Bench) -> None:
-    spec = bench.spec(SMALL.model_copy(update={"epochs": 1}))
-    bench.train(spec)
-    run = bench.client.get_run(spec.run_id)
+def test_the_life_of_a_run_is_the_coordinators(bench: Bench, complete: Attempt) -> None:
+    run = bench.client.get_run(complete.spec.run_id)
     assert run.info.status == "RUNNING"
     assert run.data.metrics == {}
 
 
-def test_an_unrecorded_attempt_trains_the_same_and_logs_nothing(bench: Bench) -> None:
+def test_an_unrecorded_attempt_trains_the_same_and_logs_nothing(bench: Bench, complete: Attempt) -> None:
     unrecorded = bench.spec()
-    (first, curve), (other, _) = bench.train(bench.spec()), bench.train(replace(unrecorded, seed=4321))
+    trainer, first = Trainer(replace(bench.settings, records=False)), complete.result
+    other, _ = bench.train(replace(unrecorded, seed=4321), trainer=trainer)
 
-    again, same_curve = bench.train(unrecorded, trainer=Trainer(replace(bench.settings, records=False)))
+    again, same_curve = bench.train(unrecorded, trainer=trainer)
 
-    untimed = [[replace(report, seconds=0, images_per_second=0) for report in each] for each in (curve, same_curve)]
+    curves = (complete.reports, same_curve)
+    untimed = [[replace(report, seconds=0, images_per_second=0) for report in each] for each in curves]
     assert untimed[0] == untimed[1]
     timed = {"train_seconds": 0.0, "ms_per_image": 0.0}
     assert again.metrics | timed == first.metrics | timed
@@ -146,7 +168,7 @@ def test_an_unrecorded_attempt_trains_the_same_and_logs_nothing(bench: Bench) ->
 
 
 def test_on_all_images_a_model_is_logged_that_nothing_validated(bench: Bench, digits: Dataset) -> None:
-    spec = bench.spec(SMALL.model_copy(update={"epochs": 1}))
+    spec = bench.spec(ONE_EPOCH)
     pool = Trainer(replace(bench.settings, limit_train=None, pool=True))
 
     result, (report,) = bench.train(spec, trainer=pool)
@@ -158,11 +180,8 @@ def test_on_all_images_a_model_is_logged_that_nothing_validated(bench: Bench, di
     assert len(pool._train_images.labels) == len(digits.train.labels) + len(digits.validation.labels)
 
 
-def test_a_result_says_in_what_environment_it_was_reached(bench: Bench) -> None:
-    params = SMALL.model_copy(update={"epochs": 1})
-    pruned, _ = bench.train(bench.spec(params.model_copy(update={"epochs": 2})), go_on=lambda _: False)
-    complete, _ = bench.train(bench.spec(params))
-    for result in (pruned, complete):
+def test_a_result_says_in_what_environment_it_was_reached(pruned: Attempt, complete: Attempt) -> None:
+    for result in (pruned.result, complete.result):
         assert (result.tags["threads"], result.tags["device"]) == ("1", "CPU")
         assert result.tags["onednn"] in ("1", "TensorFlow's default")
         assert (result.tags["tensorflow"], result.tags["numpy"]) == (version("tensorflow"), version("numpy"))
@@ -171,16 +190,13 @@ def test_a_result_says_in_what_environment_it_was_reached(bench: Bench) -> None:
         assert len(result.tags["weights_sha256"]) == 64
 
 
-def test_a_trial_that_is_told_to_stop_ends_there_as_pruned(bench: Bench) -> None:
-    spec = bench.spec()
-
-    result, reports = bench.train(spec, go_on=lambda report: report.epoch < 2)
-
+def test_a_trial_that_is_told_to_stop_ends_there_as_pruned(bench: Bench, pruned: Attempt) -> None:
+    result = pruned.result
     assert (result.state, result.epochs_run, result.reason) == (TrialState.PRUNED, 2, None)
-    assert [report.epoch for report in reports] == [1, 2]
+    assert [report.epoch for report in pruned.reports] == [1, 2]
     assert result.objective is None
-    assert bench.artifacts(spec.run_id) == set()
-    outputs = bench.client.get_run(spec.run_id).outputs
+    assert bench.artifacts(pruned.spec.run_id) == set()
+    outputs = bench.client.get_run(pruned.spec.run_id).outputs
     assert outputs is not None
     assert outputs.model_outputs == []
 
@@ -206,39 +222,35 @@ def exhaust_python() -> None:
     bytearray(2**62)
 
 
-@pytest.mark.parametrize(
-    ("fault", "reason", "told"),
-    [
+def test_an_error_ends_the_trial_but_not_the_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults: tuple[tuple[Callable[[], object], FailReason, str], ...] = (
         (lambda: 1 / 0, FailReason.ERROR, "ZeroDivisionError"),
         (exhaust_python, FailReason.OOM, "MemoryError"),
         (exhaust_tensorflow, FailReason.OOM, "failed to allocate memory"),
-    ],
-)
-def test_an_error_ends_the_trial_but_not_the_worker(
-    fault: Callable[[], object], reason: FailReason, told: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "evaluate", lambda *_: fault())
-        result, reports = bench.train(bench.spec())
+    )
+    for fault, reason, told in faults:
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "evaluate", lambda *_, fault=fault: fault())
+            result, reports = bench.train(bench.spec(ONE_EPOCH))
 
-    assert (result.state, result.reason) == (TrialState.FAILED, reason)
-    assert "Traceback" in result.message
-    assert told in result.message
-    assert result.epochs_run == len(reports) == 3
-    assert bench.train(bench.spec())[0].state is TrialState.COMPLETE
+        assert (result.state, result.reason) == (TrialState.FAILED, reason)
+        assert "Traceback" in result.message
+        assert told in result.message
+        assert result.epochs_run == len(reports) == 1
+    assert bench.train(bench.spec(ONE_EPOCH))[0].state is TrialState.COMPLETE
 
 
 def test_a_run_that_is_gone_loses_the_attempt(bench: Bench) -> None:
-    lost, reports = bench.attempt(replace(bench.spec(), run_id="0" * 32))
+    lost, reports = bench.attempt(replace(bench.spec(ONE_EPOCH), run_id="0" * 32))
 
     assert isinstance(lost, AttemptLost)
     assert lost.cause.startswith("the store failed: MlflowException: ")
     assert "0" * 32 in lost.cause
-    assert len(reports) == 3
+    assert len(reports) == 1
 
 
 def test_a_store_that_fails_loses_the_attempt_not_the_trial(bench: Bench) -> None:
-    spec = bench.spec()
+    spec = bench.spec(ONE_EPOCH)
     # A real limit of this process: no file grows beyond it, as on a full disk.
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
@@ -250,21 +262,18 @@ def test_a_store_that_fails_loses_the_attempt_not_the_trial(bench: Bench) -> Non
     assert isinstance(lost, AttemptLost)
     assert (lost.number, lost.attempt) == (5, 1)
     assert lost.cause.startswith("the store failed: ")
-    assert bench.train(bench.spec())[0].state is TrialState.COMPLETE
+    assert bench.train(bench.spec(ONE_EPOCH))[0].state is TrialState.COMPLETE
 
 
 def test_a_bfloat16_trial_is_evaluated_as_its_float32_model(bench: Bench, digits: Dataset) -> None:
-    params = SMALL.model_copy(update={"epochs": 1})
+    params = ONE_EPOCH
     result, _ = bench.train(bench.spec(params, Precision.BFLOAT16))
     assert result.state is TrialState.COMPLETE, result.message
     assert result.objective == validation_accuracy(result, digits)
 
 
 def test_a_continued_trial_restores_weights_epochs_and_steps(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    rung = SMALL.model_copy(update={"epochs": 1})
-    first = bench.spec(rung)
-    earlier, _ = bench.train(first)
-    name_model(bench, first.run_id, earlier)
+    first, model_uri = earlier_trial(bench)
     began: list[tuple[list[np.ndarray], int]] = []
 
     def fit_and_look(model: keras.Model, *rest: Any) -> FitOutcome:
@@ -272,8 +281,9 @@ def test_a_continued_trial_restores_weights_epochs_and_steps(bench: Bench, monke
         return fit(model, *rest)
 
     monkeypatch.setattr(trainer, "fit", fit_and_look)
+    three = SMALL.model_copy(update={"epochs": 3})
 
-    result, reports = bench.train(replace(bench.spec(), number=6, continues=Checkpoint(5, first.run_id, 1)))
+    result, reports = bench.train(replace(bench.spec(three), number=6, continues=Checkpoint(5, first, 1)))
 
     assert result.state is TrialState.COMPLETE, result.message
     assert [report.epoch for report in reports] == [2, 3]
@@ -282,39 +292,44 @@ def test_a_continued_trial_restores_weights_epochs_and_steps(bench: Bench, monke
     (weights, steps) = began[0]
     # 200 images in batches of 32, some of them for validation.
     assert steps == -(-len(bench.trainer._train_images.labels) // 32)
-    left = mlflow.keras.load_model(earlier.tags["model_uri"], load_model_kwargs={"safe_mode": True}).get_weights()
+    left = mlflow.keras.load_model(model_uri, load_model_kwargs={"safe_mode": True}).get_weights()
     for ours, theirs in zip(weights, left, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("run_id", ["0" * 32, None])
-def test_without_the_earlier_run_training_begins_anew(bench: Bench, run_id: str | None) -> None:
-    result, reports = bench.train(replace(bench.spec(), continues=Checkpoint(5, run_id, 1)))
+def test_without_the_earlier_run_or_model_nothing_is_restored(bench: Bench) -> None:
+    (removed, model_uri), (altered, _) = earlier_trial(bench), earlier_trial(bench)
+    bench.client.delete_logged_model(model_uri.removeprefix("models:/"))
+    bench.client.set_tag(altered, "model_sha256", 64 * "0")
+    model = build_model(SMALL, (28, 28, 1), 10)
+    before = model.get_weights()
+
+    for run_id, cause in (("0" * 32, "its run is gone"), (None, "its run is gone"), (removed, ""), (altered, "")):
+        start = restore(bench.client, Checkpoint(5, run_id, 1), model, SMALL, 200)
+
+        assert (start.epochs, list(start.tags)) == (0, ["continuation_lost"]), run_id
+        assert start.tags["continuation_lost"].startswith(f"trial 005: {cause}"), run_id
+        for ours, theirs in zip(model.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_without_the_earlier_model_training_begins_anew(bench: Bench) -> None:
+    first, _ = earlier_trial(bench)
+    bench.client.set_tag(first, "model_sha256", 64 * "0")
+
+    result, reports = bench.train(replace(bench.spec(), continues=Checkpoint(5, first, 1)))
 
     assert result.state is TrialState.COMPLETE, result.message
-    assert [report.epoch for report in reports] == [1, 2, 3]
-    assert result.tags["continuation_lost"] == "trial 005: its run is gone"
-
-
-@pytest.mark.parametrize("how", ["taken away", "another file"])
-def test_without_the_earlier_model_training_begins_anew(bench: Bench, how: str) -> None:
-    first = bench.spec(SMALL.model_copy(update={"epochs": 1}))
-    earlier, _ = bench.train(first)
-    name_model(bench, first.run_id, earlier)
-    if how == "taken away":
-        bench.client.delete_logged_model(earlier.tags["model_uri"].removeprefix("models:/"))
-    else:
-        bench.client.set_tag(first.run_id, "model_sha256", 64 * "0")
-
-    result, reports = bench.train(replace(bench.spec(), continues=Checkpoint(5, first.run_id, 1)))
-
-    assert result.state is TrialState.COMPLETE, result.message
-    assert [report.epoch for report in reports] == [1, 2, 3]
+    assert [report.epoch for report in reports] == [1, 2]
     assert "trial 005" in result.tags["continuation_lost"]
     assert "continued_after_epoch" not in result.tags
 
 
-def name_model(bench: Bench, run_id: str, result: TrialResult) -> None:
-    """Write on a run where its model lies, as the coordinator does."""
-    for name in ("model_uri", "model_sha256"):
-        bench.client.set_tag(run_id, name, result.tags[name])
+def earlier_trial(bench: Bench) -> tuple[str, str]:
+    """Record a model, and return its run, which names it as the coordinator does, and its address."""
+    keras.utils.set_random_seed(1)
+    run_id = bench.spec(ONE_EPOCH).run_id
+    model = record_model(bench.client, run_id, build_network(ONE_EPOCH, (28, 28, 1), 10), ONE_EPOCH)
+    for name, value in {"model_uri": model.uri, "model_sha256": model.sha256}.items():
+        bench.client.set_tag(run_id, name, value)
+    return run_id, model.uri

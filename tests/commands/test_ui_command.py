@@ -12,7 +12,7 @@ from urllib.request import ProxyHandler, build_opener
 import psutil
 import pytest
 
-from fashion_study.mlflow_ui.server import choose_port, serve
+from fashion_study.mlflow_ui.server import choose_port
 from tests.support.study_store import Studies
 
 ROOT = Path(__file__).parents[2]
@@ -63,10 +63,18 @@ def started(*words: object) -> Iterator[tuple["subprocess.Popen[str]", str]]:
             process.kill()
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_it_prints_the_study_s_pages_and_a_signal_ends_all(
-    number: signal.Signals, exit_code: int, studies: Studies
-) -> None:
+def end(process: "subprocess.Popen[str]", number: signal.Signals) -> int:
+    """End the command with a signal, see that it leaves no process, and return its exit code."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    process.send_signal(number)
+    exit_code = process.wait(timeout=120)
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
+    return exit_code
+
+
+def test_it_prints_the_study_s_pages_and_ctrl_c_ends_all(studies: Studies) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         wanted = taken.getsockname()[1]
         with started("--store", studies.store.root, "--port", wanted) as (process, printed):
@@ -79,20 +87,18 @@ def test_it_prints_the_study_s_pages_and_a_signal_ends_all(
             ]
             with OPENER.open(addresses[0], timeout=60) as response:
                 assert response.status == 200
-            children = psutil.Process(process.pid).children(recursive=True)
-            assert len(children) >= 2
-            process.send_signal(number)
-            assert process.wait(timeout=120) == exit_code
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert alive == []
+            assert end(process, signal.SIGINT) == 130
+    assert choose_port(port) == port
 
 
 def test_a_named_server_s_pages_are_printed_and_none_is_started(studies: Studies, tmp_path: Path) -> None:
-    with serve(studies.store, choose_port(0)) as server:
-        done = ended("--store", tmp_path / "other", MLFLOW_TRACKING_URI=server.address)
+    with started("--store", studies.store.root, "--port", choose_port(0)) as (process, printed):
+        (address,) = set(re.findall(r"http://[^/\s]+", printed))
+        done = ended("--store", tmp_path / "other", MLFLOW_TRACKING_URI=address)
+        assert end(process, signal.SIGTERM) == 143
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"{server.address}/#/compare-runs?runs=" in done.stdout
-    assert f"{server.address}/#/experiments/{studies.experiment}/runs" in done.stdout
+    assert f"{address}/#/compare-runs?runs=" in done.stdout
+    assert f"{address}/#/experiments/{studies.experiment}/runs" in done.stdout
     assert "Ctrl-C" not in done.stdout
 
 

@@ -19,7 +19,8 @@ from mlflow.server.assistant.api import assistant_router
 
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.mlflow_ui.server import SAFE_SETTINGS, Server, choose_port, find_pages, serve
-from fashion_study.store.store import Store, open_store
+from fashion_study.store.store import Store
+from tests.support.empty_store import empty_store
 from tests.support.processes import has_ended
 from tests.support.study_store import Studies
 
@@ -99,7 +100,7 @@ def test_an_unknown_study_is_refused_with_those_that_are_there(studies: Studies)
 
 def test_a_store_without_a_study_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"experiments\.run_study"):
-        find_pages(open_store(tmp_path / "store"))
+        find_pages(empty_store(tmp_path / "store"))
 
 
 def test_a_wanted_port_is_taken_if_free_and_another_one_if_not() -> None:
@@ -248,15 +249,6 @@ def test_it_listens_on_this_machine_only(server: Server) -> None:
     }
 
 
-def test_the_end_leaves_no_process_and_a_free_port(studies: Studies) -> None:
-    port = choose_port(0)
-    with serve(studies.store, port) as server:
-        processes = family(server.process.pid)
-    assert len(processes) >= 2
-    until(lambda: all(map(has_ended, processes)))
-    assert choose_port(port) == port
-
-
 def test_a_server_that_ends_by_itself_is_reported(studies: Studies) -> None:
     with serve(studies.store, choose_port(0)) as server:
         for process in family(server.process.pid)[1:]:
@@ -286,7 +278,7 @@ class SomebodyElse(BaseHTTPRequestHandler):
 
 
 def test_another_server_on_the_port_is_not_shown_as_ours(tmp_path: Path) -> None:
-    store = open_store(tmp_path)
+    store = empty_store(tmp_path)
     with ThreadingHTTPServer(("127.0.0.1", 0), SomebodyElse) as other:
         threading.Thread(target=other.serve_forever).start()
         try:

@@ -11,7 +11,7 @@ import pytest
 # Before TensorFlow, as a worker imports it: the kernels that it enables decide what a seed trains to.
 import fashion_study.training  # noqa: F401
 
-pytest_plugins = ["tests.deploy.fixtures", "tests.faults.table", "tests.store.fixtures"]
+pytest_plugins = ["tests.deploy.fixtures", "tests.faults.table", "tests.store.fixtures", "tests.support.finished"]
 
 # The longest files, which are begun first: the others fill the time that one process takes longer than the other.
 LONGEST = (

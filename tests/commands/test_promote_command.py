@@ -10,8 +10,7 @@ import pytest
 
 from experiments._entry import run
 from experiments.promote import main
-from fashion_study.config import StudyConfig
-from fashion_study.study.run import run_study
+from tests.support.finished import copy_store
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
@@ -94,19 +93,14 @@ def test_a_damaged_database_is_refused_as_a_store(
 
 
 def test_every_command_of_the_tutorial_works_on_a_real_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = StudyConfig(
-        space="smoke", dataset="digits", trials=2, workers=1, precision="float32", store=tmp_path / "store"
-    )
-    result = run_study(config)
-    store = ["--store", str(config.store)]
+    store = ["--store", str(copy_store(finished_study, tmp_path / "store"))]
 
     def answers(*options: str) -> tuple[int, str]:
         code = call(monkeypatch, *store, *options)
         return code, words(capsys.readouterr().out)
 
-    capsys.readouterr()
     code, text = answers("--dry-run")
     assert code == (0 if "would become champion" in text else 1)
     assert "Holdout: 359 images, read once for the challengers of study digits-smoke (this time included)" in text
@@ -115,7 +109,7 @@ def test_every_command_of_the_tutorial_works_on_a_real_study(
         assert gate in text
     assert "0 of 359 validation images predicted otherwise than logged" in text
 
-    code, text = answers("--study", result.name, "--force", "first look")
+    code, text = answers("--study", "digits-smoke", "--force", "first look")
     assert code == 0
     assert "Promoted by force (first look): digits-cnn version 1 is champion now, the first one." in text
     code, text = answers()

@@ -15,7 +15,6 @@ from mlflow import MlflowClient
 
 from experiments._entry import run
 from experiments.report import main
-from fashion_study.config import StudyConfig
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.errors import StoreError
@@ -24,12 +23,12 @@ from fashion_study.report.page import render
 from fashion_study.report.publish import publish_report
 from fashion_study.space.file import load_space
 from fashion_study.store.locks import claim
-from fashion_study.store.store import open_store
+from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import TrialStorage
-from fashion_study.study.run import StudyResult, run_study
 from fashion_study.tracking.registry import CHAMPION, Registry
 from fashion_study.tracking.runs import StudyMetadata, StudyRuns
 from fashion_study.trial import TrialState
+from tests.support.finished import copy_store
 from tests.support.study_facts import CLASSES, facts, finals, model, record
 
 SMOKE = load_space("smoke")
@@ -150,20 +149,18 @@ def test_what_comes_from_a_store_is_shown_and_never_run() -> None:
     assert page.text.count("<script>") > 10
 
 
-def test_the_headline_says_how_sure_the_gain_is_and_from_what() -> None:
-    apart = Page(render(facts()))
-    assert "+3.80 points" in apart.text
-    assert "joins two Wilson intervals" in apart.text
+def test_the_headline_says_how_sure_the_gain_is_and_from_what(full: Page) -> None:
+    assert "+3.80 points" in full.text
+    assert "joins two Wilson intervals" in full.text
     best, baseline = model(2, 0.89, frozenset(range(1100))), model(0, 0.852, frozenset(range(500, 1980)))
     paired = Page(render(facts(best=best, baseline=baseline)))
     assert "paired, image by image (adjusted Wald): 880 images only the best model has right, 500 only" in paired.text
 
 
-def test_only_a_best_point_on_the_edge_is_warned_of() -> None:
+def test_only_a_best_point_on_the_edge_is_warned_of(full: Page) -> None:
     warning = "The best point lies on the edge of its range"
-    edge = Page(render(facts()))
-    assert warning in edge.text
-    assert "filters_1 = 48, at the highest end (48)" in edge.text
+    assert warning in full.text
+    assert "filters_1 = 48, at the highest end (48)" in full.text
     inside = record(2, TrialState.COMPLETE, [0.89], filters_1=40, epochs=12)
     assert warning not in Page(render(facts(records=(inside,)))).text
 
@@ -181,10 +178,10 @@ def test_a_long_study_shows_its_first_fifty_trials_and_says_so(full: Page) -> No
     assert "50 of 63 trials" in full.text
 
 
-def test_a_pruned_trial_above_the_best_is_pointed_out() -> None:
+def test_a_pruned_trial_above_the_best_is_pointed_out(full: Page) -> None:
     lucky = record(70, TrialState.PRUNED, [0.9], epochs=15)
     assert "the pruner may have cost more than it saved" in Page(render(facts(records=(*facts().records, lucky)))).text
-    assert "the pruner may have cost more than it saved" not in Page(render(facts())).text
+    assert "the pruner may have cost more than it saved" not in full.text
 
 
 def test_the_page_says_why_there_are_no_importances() -> None:
@@ -218,40 +215,29 @@ class Real:
     """A study that was run, with a report of it."""
 
     root: Path
-    store: Path
-    result: StudyResult
+    opened: Store
     client: MlflowClient
     trial_storage: TrialStorage
     page: Page
 
     @property
+    def store(self) -> Path:
+        return self.opened.root
+
+    @property
     def run_id(self) -> str:
         """Return the study's own run."""
-        assert self.result.run_id is not None
-        return self.result.run_id
+        return str(self.trial_storage.attrs["run_id"])
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
+def real(commanded_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Real:
     root = tmp_path_factory.mktemp("report")
-    store = root / "store"
-    result = run_study(
-        StudyConfig(
-            space="smoke",
-            dataset="digits",
-            trials=2,
-            workers=1,
-            precision="float32",
-            pruner="none",
-            store=store,
-            finalists=1,
-            repeats=2,
-        )
-    )
-    report = publish_report(STUDY, store, root / "page.html")
+    opened = open_store(copy_store(commanded_study / "store", root / "store"))
+    report = publish_report(STUDY, opened.root, root / "page.html")
     assert report.is_logged
-    trial_storage = TrialStorage(result.store.open_optuna_storage(), STUDY)
-    return Real(root, store, result, result.store.client(), trial_storage, Page(report.path.read_text()))
+    trial_storage = TrialStorage(opened.open_optuna_storage(), STUDY)
+    return Real(root, opened, opened.client(), trial_storage, Page(report.path.read_text()))
 
 
 def test_the_file_and_the_study_run_s_artifact_are_the_same(real: Real) -> None:
@@ -260,7 +246,7 @@ def test_the_file_and_the_study_run_s_artifact_are_the_same(real: Real) -> None:
 
 
 def test_a_real_page_says_what_its_runs_say(real: Real) -> None:
-    study = collect(real.trial_storage, real.result.store)
+    study = collect(real.trial_storage, real.opened)
     assert study.best is not None
     assert study.best.repeat in (1, 2)
     run_of_best = real.client.get_run(study.best.run_id)
@@ -272,7 +258,7 @@ def test_a_real_page_says_what_its_runs_say(real: Real) -> None:
 
 
 def test_the_examples_are_images_that_the_best_model_confuses(real: Real) -> None:
-    study, data = collect(real.trial_storage, real.result.store), load_dataset(locate("digits"))
+    study, data = collect(real.trial_storage, real.opened), load_dataset(locate("digits"))
     assert study.best is not None
     assert study.best.mistakes is not None
     assert study.pixels
@@ -289,24 +275,24 @@ def test_the_examples_are_images_that_the_best_model_confuses(real: Real) -> Non
 def test_the_matrix_is_compared_with_a_comparable_champion(
     real: Real,
 ) -> None:
-    study = collect(real.trial_storage, real.result.store)
+    study = collect(real.trial_storage, real.opened)
     assert study.best is not None
     assert study.reference is not None
     assert (study.reference.model.trial, study.reference.reason) == (0, "no model of this data set is the champion yet")
 
-    other = next(r for r in real.result.records if r.objective is not None and r.number != 0)
+    other = next(r for r in real.trial_storage.records() if r.objective is not None and r.number != 0)
     assert other.run_id is not None
     registry = Registry(real.client)
     version = registry.register("digits", real.client.get_run(other.run_id), {})
     registry.move_alias(version.name, CHAMPION, version.number)
-    against_champion = collect(real.trial_storage, real.result.store).reference
+    against_champion = collect(real.trial_storage, real.opened).reference
     assert against_champion is not None
     assert against_champion.model.run_id == other.run_id
     assert against_champion.name == f"the champion ({version})"
 
     # As a registered reproduction of the baseline has it: a matrix, but of the holdout.
     real.client.set_tag(other.run_id, "kind", "baseline")
-    against_baseline = collect(real.trial_storage, real.result.store).reference
+    against_baseline = collect(real.trial_storage, real.opened).reference
     real.client.set_tag(other.run_id, "kind", "trial")
     assert against_baseline is not None
     assert against_baseline.model.trial == 0
@@ -405,7 +391,7 @@ def test_a_study_whose_tags_were_altered_is_refused_as_a_store(
     ],
 )
 def test_a_study_with_altered_artifacts_is_refused(name: str, content: str, real: Real, tmp_path: Path) -> None:
-    best = collect(real.trial_storage, real.result.store).best
+    best = collect(real.trial_storage, real.opened).best
     assert best is not None
     path = next(real.store.joinpath("artifacts").rglob(f"{best.run_id}/artifacts/{name}"))
     before = path.read_bytes()
@@ -527,5 +513,5 @@ def test_the_command_writes_to_the_working_directory(
     path, contents = capsys.readouterr().out.splitlines()
     assert path == "digits-smoke.html"
     assert Page(Path(path).read_text()).having("h1")
-    assert re.match(r"digits-smoke: 2 of 2 trials done, best trial 00\d with 0\.\d{4} validation accuracy", contents)
+    assert re.match(r"digits-smoke: 4 of 4 trials done, best trial 00\d with 0\.\d{4} validation accuracy", contents)
     assert contents.endswith("also on the study's run as report.html")

@@ -49,13 +49,8 @@ def reproduction_on(dataset: str, seeds: int) -> Reproduction:
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    store = tmp_path_factory.mktemp("store")
-    done = subprocess.run(
-        command(store, "--register"), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return store, done.stdout
+def reproduced(reproduction: Path) -> tuple[Path, str]:
+    return reproduction / "demo", (reproduction / "printed").read_text(encoding="utf-8")
 
 
 def test_the_model_on_raw_pixels_becomes_the_first_champion(

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fashion_study.tracking.registry import CHAMPION
+from tests.support.commands import call_command
 from tests.support.model_store import ModelStore, digits, trained
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +59,8 @@ def test_a_folder_is_predicted_and_unreadable_files_are_named(models: ModelStore
 
 def test_json_is_all_that_a_program_reads(models: ModelStore, folder: Path) -> None:
     (folder / "broken.png").unlink()
-    done = command(folder / "c.png", folder, "--json", "--model", "models:/digits-cnn/1", "--store", models.root)
+    words = (folder / "c.png", folder, "--json", "--model", "models:/digits-cnn/1", "--store", models.root)
+    done = call_command("experiments.predict", *map(str, words))
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     assert [Path(one["picture"]).name for one in found] == ["c.png", "a.JPG", "b.jpeg", "c.png"]

@@ -104,15 +104,15 @@ def test_a_store_that_is_a_file_is_refused_as_a_store(
 
 
 @pytest.mark.parametrize("database", ["optuna.db", "mlflow.db"])
-def test_a_damaged_database_is_refused_as_a_store(database: str, tmp_path: Path) -> None:
+def test_a_damaged_database_is_refused_as_a_store(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / database).write_text("This was a database once; something else has been written over it.")
-    command = [sys.executable, "-m", "experiments.run_study", "--space", "smoke", "--dataset", "digits"]
-    done = subprocess.run(
-        [*command, "--workers", "1", "--store", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 3
-    assert database in done.stderr
-    assert "Traceback" not in done.stderr
+    fixed = ["--space", "smoke", "--dataset", "digits", "--workers", "1"]
+    assert call(monkeypatch, *fixed, "--store", str(tmp_path)) == 3
+    errors = capsys.readouterr().err
+    assert database in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("dataset", ["auto", "fashion-mnist"])

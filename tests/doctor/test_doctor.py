@@ -15,36 +15,20 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from optuna.trial import FrozenTrial, TrialState
 
-from fashion_study.config import StudyConfig
 from fashion_study.doctor.check import CheckReport, check_store
 from fashion_study.errors import StoreError
 from fashion_study.finding import Kind
 from fashion_study.store.locks import claim
-from fashion_study.store.relocation import local_path, moves, rebase
-from fashion_study.store.store import open_store
-from fashion_study.study.run import run_study
+from fashion_study.store.relocation import local_path
 from fashion_study.tracking.aliases import promotion_lock
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, registered_name
+from tests.support.finished import copy_store
 from tests.support.optuna_client import trials_of
 
 STUDY = "digits-smoke"
 NAME = registered_name("digits")
 GONE = "0" * 32
 Results = tuple[dict[int, Any], dict[str, dict[str, float]]]
-
-
-def config(store: Path, trials: int = 3) -> StudyConfig:
-    return StudyConfig(
-        space="smoke", dataset="digits", trials=trials, workers=1, store=store, precision="float32", finalists=0
-    )
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run a small study to its end."""
-    root = tmp_path_factory.mktemp("sound") / "store"
-    run_study(config(root))
-    return root
 
 
 class StoreUnderTest:
@@ -109,14 +93,8 @@ class StoreUnderTest:
 
 
 @pytest.fixture
-def case(sound: Path, tmp_path: Path) -> StoreUnderTest:
-    root = tmp_path / "store"
-    shutil.copytree(sound, root)
-    store = open_store(root)
-    for move in moves(store):
-        rebase(store, move)
-    shutil.rmtree(root / "backups")
-    return StoreUnderTest(root)
+def case(finished_study: Path, tmp_path: Path) -> StoreUnderTest:
+    return StoreUnderTest(copy_store(finished_study, tmp_path / "store"))
 
 
 def kinds(report_: CheckReport) -> list[Kind]:

@@ -36,6 +36,8 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 def copy_store(store: Path, root: Path) -> Path:
     """Copy the store of a study that has ended, with addresses of its own."""
+    from mlflow.tracking._tracking_service import utils
+
     from fashion_study.store.relocation import moves, rebase
     from fashion_study.store.store import open_store
 
@@ -45,6 +47,8 @@ def copy_store(store: Path, root: Path) -> Path:
     for move in moves(copied):
         rebase(copied, move)
     shutil.rmtree(root / "backups")
+    # MLflow keeps where a run's artifacts are for the whole process, by the run's id: another copy has the same runs.
+    utils._artifact_repos_cache.clear()
     return root
 
 

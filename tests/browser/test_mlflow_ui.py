@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +13,11 @@ from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
 from fashion_study.mlflow_ui.server import Pages, Server, choose_port, find_pages, serve
 from fashion_study.store.store import open_store
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, Registry
+from tests.support.finished import copy_store
 
 # A study and a server are started, each with a limit of its own.
 pytestmark = pytest.mark.timeout(900)
 
-ROOT = Path(__file__).parents[2]
 STUDY = "digits-smoke"
 # Not a measure of anything: how long a page may take on a busy machine before something must be wrong.
 PATIENCE_MS = 90_000
@@ -27,7 +25,7 @@ PATIENCE_MS = 90_000
 
 @dataclass(frozen=True)
 class Finished:
-    """A study of three trials, its best registered as champion and challenger, and the server on its store."""
+    """A study with three complete trials, the best registered as champion and challenger, and its server."""
 
     server: Server
     pages: Pages
@@ -42,26 +40,16 @@ class Finished:
 @pytest.fixture(scope="module")
 def finished(
     chromium: Browser,  # noqa: ARG001 - without it no study needs to be run
+    finished_study: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Finished]:
-    root = tmp_path_factory.mktemp("ui") / "store"
-    options = "--space smoke --dataset digits --precision float32 --pruner none --trials 3 --workers 1 --finalists 0"
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.run_study", *options.split(), "--store", str(root)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    store = open_store(root)
+    store = open_store(copy_store(finished_study, tmp_path_factory.mktemp("ui") / "store"))
     client = store.client()
     registry = Registry(client)
     (model,) = registry.models()
     for alias in (CHALLENGER, CHAMPION):
         registry.move_alias(model.name, alias, model.versions[0].number)
-    trials = client.search_runs(["1"], "tags.kind = 'trial'", order_by=["metrics.objective DESC"])
+    trials = client.search_runs(["1"], "tags.state = 'complete'", order_by=["metrics.objective DESC"])
     assert len(trials) == 3
     with serve(store, choose_port(0)) as server:
         yield Finished(server, find_pages(store), trials)

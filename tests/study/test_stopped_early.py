@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from fashion_study.errors import ExitCode, StoreError
 from fashion_study.executors.ray import Supervisor
 from fashion_study.store.store import open_store
 from fashion_study.study.progress import NullObserver
+from tests.support.commands import call_command
+from tests.support.finished import copy_store
 
 ROOT = Path(__file__).parents[2]
 # Not a measure of anything: how long a command on a busy machine may take before something must be wrong.
@@ -54,10 +56,10 @@ def stopped_by(number: signal.Signals, command: list[str], folder: Path) -> tupl
     return code, shown.read_text()
 
 
-def goes_on(store: Path, *more: str) -> None:
+def goes_on(store: Path, resume: Callable[[], "subprocess.CompletedProcess[str]"]) -> None:
     """Let the same command run to its total, with nothing left of the stop."""
     assert _runs(store) == []
-    done = run(words(store, *more))
+    done = resume()
     assert done.returncode == ExitCode.DONE, done.stdout + done.stderr
     assert "1 of 1 trials done, 1 of them now" in done.stdout
     assert sorted(each.info.status for each in _runs(store)) == ["FINISHED", "FINISHED"]
@@ -77,7 +79,7 @@ def test_a_signal_ends_it_cleanly_while_the_first_worker_starts(tmp_path: Path) 
     assert "Stopped by SIGTERM" in shown
     assert "Go on: " in shown
     assert "Report: " not in shown
-    goes_on(store)
+    goes_on(store, lambda: call_command(*words(store)[2:]))
 
 
 class StoppingAtTheStart(NullObserver):
@@ -88,11 +90,15 @@ class StoppingAtTheStart(NullObserver):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_a_stop_before_the_finalists_leaves_them_to_resume(tmp_path: Path) -> None:
-    fixed: dict[str, Any] = {"space": "smoke", "dataset": "digits", "precision": "float32", "trials": 1, "workers": 1}
-    trials = StudyConfig(**fixed, store=tmp_path / "store", finalists=0)
-    with_finalists = trials.model_copy(update={"finalists": 1, "repeats": 2})
-    run_study(trials)
+def goes_on_from(finished_study: Path, tmp_path: Path, **changed: int) -> StudyConfig:
+    """Ask for more of a copy of a study that has ended."""
+    asked = {"space": "smoke", "dataset": "digits", "precision": "float32", "trials": 4, "workers": 1}
+    store = copy_store(finished_study, tmp_path / "store")
+    return StudyConfig.model_validate({**asked, "finalists": 0, "store": store, **changed})
+
+
+def test_a_stop_before_the_finalists_leaves_them_to_resume(finished_study: Path, tmp_path: Path) -> None:
+    with_finalists = goes_on_from(finished_study, tmp_path, finalists=1, repeats=2)
 
     stopped = run_study(with_finalists, StoppingAtTheStart())
     gone_on = run_study(with_finalists)
@@ -102,23 +108,16 @@ def test_a_stop_before_the_finalists_leaves_them_to_resume(tmp_path: Path) -> No
     assert [len(finalist.run_ids) for finalist in gone_on.finalists] == [2]
 
 
-def test_a_study_whose_run_is_gone_is_refused_with_advice(tmp_path: Path) -> None:
-    fixed: dict[str, Any] = {
-        "space": "smoke",
-        "dataset": "digits",
-        "precision": "float32",
-        "workers": 1,
-        "finalists": 0,
-    }
-    first = StudyConfig(**fixed, store=tmp_path / "store", trials=1)
-    client = open_store(first.store).client()
-    client._tracking_client.store._hard_delete_run(run_study(first).run_id)
-    before = len(_runs(first.store))
+def test_a_study_whose_run_is_gone_is_refused_with_advice(finished_study: Path, tmp_path: Path) -> None:
+    more = goes_on_from(finished_study, tmp_path, trials=5)
+    (run_id,) = (run.info.run_id for run in _runs(more.store) if run.data.tags["kind"] == "study")
+    open_store(more.store).client()._tracking_client.store._hard_delete_run(run_id)
+    before = len(_runs(more.store))
 
     with pytest.raises(StoreError, match=r"The run \w+ of study .* is not at .*MLFLOW_TRACKING_URI.*--study"):
-        run_study(first.model_copy(update={"trials": 2}))
+        run_study(more)
 
-    assert len(_runs(first.store)) == before
+    assert len(_runs(more.store)) == before
 
 
 @pytest.fixture
@@ -147,4 +146,4 @@ def test_a_stop_is_clean_while_others_have_the_cluster(address: str, tmp_path: P
     assert "The time of --timeout is over" in late.stdout
     assert code == ExitCode.INTERRUPTED, shown
     assert "Stopped by Ctrl-C" in shown
-    goes_on(store, *on_ray)
+    goes_on(store, lambda: run(words(store, *on_ray)))

@@ -1,6 +1,5 @@
 import json
 import math
-import os
 import re
 import shlex
 import shutil
@@ -28,6 +27,8 @@ from optuna.trial import FrozenTrial, TrialState
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.space.file import load_space
 from tests.faults.table import RecordFault
+from tests.support.commands import call_command
+from tests.support.finished import copy_store
 from tests.support.optuna_client import trials_of
 
 ROOT = Path(__file__).parents[1]
@@ -115,44 +116,41 @@ class Start:
 
 
 def start(store: Path, copy_to: Path, *options: str) -> Start:
-    scratch = scratch_of(store)
-    scratch.mkdir(exist_ok=True)
+    """Start the command in a process of its own."""
     done = subprocess.run(
-        command(store, *options),
-        cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(scratch)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
+        command(store, *options), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
+    return look(store, copy_to, done)
+
+
+def start_here(store: Path, copy_to: Path, *options: str) -> Start:
+    """Start the command in this process, which has imported already what it needs."""
+    return look(store, copy_to, call_command(*command(store, *options)[2:]))
+
+
+def look(store: Path, copy_to: Path, done: subprocess.CompletedProcess[str]) -> Start:
     evidence = read_back(store)
     copy_to.mkdir()
     files = evidence.client.download_artifacts(evidence.parent.info.run_id, "", str(copy_to))
     return Start(store, done.returncode, done.stdout, done.stderr, evidence, Path(files))
 
 
-def scratch_of(store: Path) -> Path:
-    """Name the folder for temporary files that the starts with a store are given."""
-    return store.with_name("scratch")
-
-
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Start:
+def first(commanded_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
     root = tmp_path_factory.mktemp("study")
-    done = start(root / "store", root / "first", "--trials", "4", "--workers", "2", *FINALISTS)
-    assert done.exit_code == 0, done.output + done.errors
-    return done
+    printed = ((commanded_study / name).read_text(encoding="utf-8") for name in ("output", "errors"))
+    done = subprocess.CompletedProcess([], 0, *printed)
+    return look(copy_store(commanded_study / "store", root / "store"), root / "first", done)
 
 
 @pytest.fixture(scope="module")
 def again(first: Start) -> Start:
-    return start(first.store, first.store.parent / "again", "--trials", "4", "--workers", "2", *FINALISTS)
+    return start_here(first.store, first.store.parent / "again", "--trials", "4", "--workers", "2", *FINALISTS)
 
 
 @pytest.fixture(scope="module")
 def extended(again: Start) -> Start:
-    return start(again.store, again.store.parent / "extended", "--trials", "6", "--workers", "1")
+    return start_here(again.store, again.store.parent / "extended", "--trials", "6", "--workers", "1")
 
 
 @pytest.fixture
@@ -179,8 +177,8 @@ def test_a_study_runs_its_trials_and_names_the_best(first: Start) -> None:
     assert first.errors == ""
 
 
-def test_a_study_leaves_no_temporary_files(first: Start) -> None:
-    assert list(scratch_of(first.store).iterdir()) == []
+def test_a_study_leaves_no_temporary_files(commanded_study: Path) -> None:
+    assert list((commanded_study / "scratch").iterdir()) == []
 
 
 def test_trial_0_is_the_baseline_and_is_complete(first: Start) -> None:
@@ -444,20 +442,16 @@ def test_repeated_trainings_are_the_same_to_the_bit(first: Start, tmp_path: Path
         database.execute(change, (altered, run_id))
     before = rows(store, "select key, value, run_uuid, step from metrics order by 1, 2, 3, 4")
 
-    replays = [
-        subprocess.Popen(
-            [sys.executable, "-m", "experiments.replay", named, "--store", str(store)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for named in (str(trial), repeat.info.run_id[:8])
-    ]
-    (of_trial, trial_errors), (of_repeat, repeat_errors) = (each.communicate(timeout=PATIENCE) for each in replays)
+    replay = ("experiments.replay", "--store", str(store))
+    in_a_process = [sys.executable, "-m", *replay, str(trial)]
+    replays = (
+        subprocess.run(in_a_process, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False),
+        call_command(*replay, repeat.info.run_id[:8]),
+    )
+    of_trial, of_repeat = (each.stdout for each in replays)
 
-    assert [each.returncode for each in replays] == [1, 0], of_trial + trial_errors + of_repeat + repeat_errors
-    assert trial_errors == repeat_errors == ""
+    assert [each.returncode for each in replays] == [1, 0], of_trial + of_repeat + "".join(e.stderr for e in replays)
+    assert [each.stderr for each in replays] == ["", ""]
     same, figures = map(int, re.findall(r"is not the same: (\d+) of (\d+) figures are", of_trial)[0])
     assert same == figures - 1
     assert f"in epoch 1, is val_loss: {altered!r} recorded, {there!r} again." in of_trial
@@ -509,7 +503,7 @@ def test_a_higher_total_adds_only_what_is_missing(first: Start, extended: Start)
 
 
 def test_another_seed_is_refused_with_the_difference(extended: Start) -> None:
-    refused = start(extended.store, extended.store.parent / "refused", "--trials", "9", "--seed", "1")
+    refused = start_here(extended.store, extended.store.parent / "refused", "--trials", "9", "--seed", "1")
     assert refused.exit_code == 2
     assert "seed: stored 0, asked for 1" in refused.errors
     assert "--study" in refused.errors
@@ -703,14 +697,7 @@ def test_every_trial_has_one_current_run(finished: Start, record_fault: RecordFa
 def test_a_study_whose_trials_all_diverge_ends_with_1(tmp_path: Path) -> None:
     space = tmp_path / "doomed.yaml"
     space.write_text(DOOMED_SPACE)
-    done = subprocess.run(
-        command(tmp_path / "store", "--trials", "2", "--workers", "1", space=str(space)),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = call_command(*command(tmp_path / "store", "--trials", "2", "--workers", "1", space=str(space))[2:])
     assert done.returncode == 1, done.stdout + done.stderr
     assert "No trial is complete" in done.stdout
     evidence = read_back(tmp_path / "store", "digits-doomed")

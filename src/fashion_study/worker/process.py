@@ -15,14 +15,7 @@ from typing import Any
 
 from fashion_study.errors import StudyError
 from fashion_study.text import truncated_traceback
-from fashion_study.trial import (
-    EpochReport,
-    ProbeOrder,
-    TrialSpec,
-    WorkerFailed,
-    WorkerReady,
-    WorkerSettings,
-)
+from fashion_study.trial import EpochReport, ProbeOrder, TrialSpec, WorkerFailed, WorkerReady, WorkerSettings
 
 PR_SET_PDEATHSIG = 1  # From <sys/prctl.h>.
 
@@ -44,12 +37,9 @@ def main() -> None:
         gc.freeze()
         gc.enable()
         trainer = Trainer(settings)
-    except StudyError as error:
-        connection.send(WorkerFailed(error))
-        raise
-    except Exception:
+    except Exception as error:
         told = StudyError(f"A worker could not begin its work:\n{truncated_traceback()}")
-        connection.send(WorkerFailed(told))
+        connection.send(WorkerFailed(error if isinstance(error, StudyError) else told))
         raise
     connection.send(WorkerReady())
 

@@ -44,13 +44,9 @@ def record_evaluation(client: MlflowClient, run_id: str, evaluation: Evaluation,
         split.images, split.labels, evaluation.predicted, evaluation.probabilities, names, seed
     )
     figures = {"confusion_matrix.png": confusion_matrix_figure(confusion, names, title), "predictions.png": grid}
+    shape = {"classes": list(names), "rows": "true", "columns": "predicted"}
     tables = {
-        "confusion_matrix.json": {
-            "classes": list(names),
-            "rows": "true",
-            "columns": "predicted",
-            "counts": confusion.tolist(),
-        },
+        "confusion_matrix.json": {**shape, "counts": confusion.tolist()},
         "classification_report.json": evaluation.report,
         "most_confused.json": {
             "pairs": _most_confused(evaluation, split),
@@ -78,12 +74,8 @@ def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: 
         source_run_id=run_id,
         params={name: str(value) for name, value in params.model_dump().items()},
     )
-    metadata = Model(
-        artifact_path=logged.artifact_location,
-        run_id=run_id,
-        model_uuid=logged.model_id,
-        model_id=logged.model_id,
-    )
+    model_id = logged.model_id
+    metadata = Model(artifact_path=logged.artifact_location, run_id=run_id, model_uuid=model_id, model_id=model_id)
     with TemporaryDirectory() as folder, _without_package_scan():
         mlflow.keras.save_model(
             model,
@@ -94,10 +86,10 @@ def record_model(client: MlflowClient, run_id: str, model: keras.Model, params: 
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
         )
         sha256 = file_sha256(Path(folder, "model", MODEL_FILE))
-        client.log_model_artifacts(logged.model_id, f"{folder}/model")
-    client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    return ModelRef(f"models:/{logged.model_id}", sha256, run_id, f"run {run_id}")
+        client.log_model_artifacts(model_id, f"{folder}/model")
+    client.finalize_logged_model(model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    return ModelRef(f"models:/{model_id}", sha256, run_id, f"run {run_id}")
 
 
 def final_metrics(evaluation: Evaluation) -> dict[str, float]:
@@ -112,7 +104,8 @@ def final_metrics(evaluation: Evaluation) -> dict[str, float]:
 
 def by_class(figure: str, values: dict[str, float]) -> dict[str, float]:
     """Return a figure of each class as a metric: the recall of `Ankle boot` is `recall_ankle_boot`."""
-    return {f"{figure}_{_slug(name)}": value for name, value in values.items()}
+    slugs = (re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name in values)
+    return {f"{figure}_{slug}": value for slug, value in zip(slugs, values.values(), strict=True)}
 
 
 def _most_confused(evaluation: Evaluation, split: Split) -> list[dict[str, Any]]:
@@ -154,7 +147,3 @@ def _signature(model: keras.Model) -> ModelSignature:
     pixels = TensorSpec(np.dtype("float32"), (-1, *model.input_shape[1:]))
     probabilities = TensorSpec(np.dtype("float32"), (-1, *model.output_shape[1:]))
     return ModelSignature(inputs=Schema([pixels]), outputs=Schema([probabilities]))
-
-
-def _slug(class_name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", class_name.lower()).strip("_")

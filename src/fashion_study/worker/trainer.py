@@ -1,13 +1,19 @@
 """One attempt at a trial, from its images to its result."""
 
 import hashlib
+import math
+import os
+import platform
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import keras
 import mlflow
+import numpy as np
 import tensorflow as tf
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -15,11 +21,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fashion_study.data.catalog import describe, load_dataset, load_pool
 from fashion_study.data.dataset import Split
+from fashion_study.errors import DamagedModelError
 from fashion_study.text import truncated_traceback
+from fashion_study.tracking.registry import ModelRef, Registry
+from fashion_study.tracking.search import find_run
 from fashion_study.training.evaluation import Evaluation, evaluate
 from fashion_study.training.fit import FitOutcome, configure, fit, probe
 from fashion_study.training.model import build_model, to_float32
+from fashion_study.training.model_file import load_model_file
 from fashion_study.trial import (
+    CONTINUATION_LOST,
+    CONTINUED,
     AttemptLost,
     Epoch,
     EpochReport,
@@ -30,12 +42,12 @@ from fashion_study.trial import (
     TrialState,
     WorkerSettings,
 )
-from fashion_study.worker.checkpoint import WarmStart, restore
-from fashion_study.worker.environment import environment
 from fashion_study.worker.record import final_metrics, record_evaluation, record_model
 
 # A line on the terminal, and a tag.
 CAUSE_LENGTH = 300
+# The instruction sets for which TensorFlow and oneDNN have kernels of their own.
+INSTRUCTION_SETS = re.compile(r"avx\w*|amx\w*|fma|asimd|asimddp|sve\w*|bf16|i8mm")
 
 
 class Trainer:
@@ -47,8 +59,7 @@ class Trainer:
     def __init__(self, settings: WorkerSettings) -> None:
         configure(settings.threads)
         mlflow.set_tracking_uri(settings.tracking_uri)
-        self._tracking_uri = settings.tracking_uri
-        self._records = settings.records
+        self._settings = settings
         self._environment = environment(settings.threads)
         self._kind = describe(settings.source.name)
         self._validation: Split | None = None
@@ -61,7 +72,7 @@ class Trainer:
     @cached_property
     def _client(self) -> MlflowClient:
         # Opened with the first trial: by then the coordinator has made or migrated the database.
-        return MlflowClient(self._tracking_uri)
+        return MlflowClient(self._settings.tracking_uri)
 
     def probe(self) -> ProbeResult:
         """Measure which precision trains faster here."""
@@ -73,10 +84,6 @@ class Trainer:
         An error is a result too: it ends the trial as failed, with its traceback, and not the worker. A store that
         fails is not the trial's fault: the attempt is lost, and tried again. The tags of a result have its environment.
         """
-        end = self._attempt(spec, go_on)
-        return replace(end, tags=end.tags | self._environment) if isinstance(end, TrialResult) else end
-
-    def _attempt(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
         reached = 0
 
         def report(epoch: Epoch) -> bool:
@@ -85,65 +92,74 @@ class Trainer:
             return go_on(EpochReport(**vars(epoch), number=spec.number, attempt=spec.attempt))
 
         try:
-            return self._train(spec, report)
+            result = self._train(spec, report)
         except _StoreFailedError as error:
             return AttemptLost(*spec.key, str(error), by_store=True)
-        except (MemoryError, tf.errors.ResourceExhaustedError):
-            return _failed(spec, reached, FailReason.OOM)
-        except Exception:
-            return _failed(spec, reached, FailReason.ERROR)
+        except Exception as error:
+            out_of_memory = isinstance(error, MemoryError | tf.errors.ResourceExhaustedError)
+            reason = FailReason.OOM if out_of_memory else FailReason.ERROR
+            told = truncated_traceback()
+            result = TrialResult(*spec.key, TrialState.FAILED, reached, reason=reason, message=told)
+        return replace(result, tags=result.tags | self._environment)
 
     def _train(self, spec: TrialSpec, report: Callable[[Epoch], bool]) -> TrialResult:
         keras.utils.clear_session()
         keras.utils.set_random_seed(spec.seed)
         params = spec.hyperparameters
         model = build_model(params, self._kind.image_shape, len(self._kind.class_names), spec.precision)
-        start = self._start(spec, model)
-        outcome = fit(model, self._train_images, self._validation, params, spec.seed, report, start.epochs)
+        done, tags = self._restore(spec, model)
+        outcome = fit(model, self._train_images, self._validation, params, spec.seed, report, done)
         result = self._end(spec, outcome, model)
-        return replace(result, tags=result.tags | start.tags)
+        return replace(result, tags=result.tags | tags)
 
-    def _start(self, spec: TrialSpec, model: keras.Model) -> WarmStart:
-        if spec.continues is None:
-            return WarmStart()
+    def _restore(self, spec: TrialSpec, model: keras.Model) -> tuple[int, dict[str, str]]:
+        """Return after how many epochs the training begins, and the tags that say so where it continues another.
+
+        Then `model` gets the weights that the earlier run has logged, and its optimizer that number of steps; the
+        optimizer's own averages begin anew: models are stored without them. Where the earlier run or model is gone, or
+        the model is damaged, nothing is changed, and the training begins with its first epoch.
+        """
+        if (continues := spec.continues) is None:
+            return 0, {}
         with _as_store_error():
-            return restore(self._client, spec.continues, model, spec.hyperparameters, len(self._train_images.labels))
+            try:
+                run = None if continues.run_id is None else find_run(self._client, continues.run_id)
+                if run is None:
+                    raise DamagedModelError("its run is gone")
+                earlier = Registry(self._client).load(ModelRef.of_run(run), load_model_file)
+            except DamagedModelError as error:
+                return 0, {CONTINUATION_LOST: f"trial {continues.number:03d}: {error}"}
+        model.set_weights(earlier.get_weights())
+        model.optimizer.build(model.trainable_variables)
+        # The learning rate decays with the steps.
+        steps = math.ceil(len(self._train_images.labels) / spec.hyperparameters.batch_size)
+        model.optimizer.iterations.assign(continues.epochs * steps)
+        return continues.epochs, {CONTINUED: str(continues.epochs)}
 
     def _end(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
-        if outcome.state is TrialState.COMPLETE:
-            return self._record(spec, outcome, to_float32(model, spec.hyperparameters))
-        last, cost = outcome.epochs[-1], _cost(model, outcome)
+        last = outcome.epochs[-1]
+        seconds = sum(epoch.seconds for epoch in outcome.epochs)
+        metrics = {"parameter_count": model.count_params(), "train_seconds": seconds}
+        if outcome.state is TrialState.FAILED:
+            told = f"The loss became {last.train_loss} in epoch {last.epoch} (validation: {last.val_loss})."
+            failed, reason = TrialState.FAILED, FailReason.DIVERGED
+            return TrialResult(*spec.key, failed, last.epoch - 1, reason=reason, message=told, metrics=metrics)
         if outcome.state is TrialState.PRUNED:
-            return TrialResult(*spec.key, TrialState.PRUNED, last.epoch, metrics=cost, tags=_weights_digest(model))
-        return TrialResult(
-            *spec.key,
-            TrialState.FAILED,
-            epochs_run=last.epoch - 1,
-            reason=FailReason.DIVERGED,
-            metrics=cost,
-            message=f"The loss became {last.train_loss} in epoch {last.epoch} (validation: {last.val_loss}).",
-        )
-
-    def _record(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
+            tags = _weights_digest(model)
+            return TrialResult(*spec.key, TrialState.PRUNED, last.epoch, metrics=metrics, tags=tags)
         # What is measured from here on is the float32 model that is logged, whatever precision trained it.
-        objective, metrics, evaluation = None, _cost(model, outcome), None
+        model, objective, evaluation = to_float32(model, spec.hyperparameters), None, None
         if self._validation is not None:
             evaluation = evaluate(model, self._validation, self._kind.class_names)
             objective = evaluation.accuracy
             best = max(epoch.val_accuracy for epoch in outcome.epochs)
             metrics |= final_metrics(evaluation) | {"best_val_accuracy": best}
-        return TrialResult(
-            *spec.key,
-            TrialState.COMPLETE,
-            epochs_run=outcome.epochs[-1].epoch,
-            objective=objective,
-            metrics=metrics,
-            tags=self._log(spec, evaluation, model) | _weights_digest(model),
-        )
+        tags = self._log(spec, evaluation, model) | _weights_digest(model)
+        return TrialResult(*spec.key, TrialState.COMPLETE, last.epoch, objective, metrics=metrics, tags=tags)
 
     def _log(self, spec: TrialSpec, evaluation: Evaluation | None, model: keras.Model) -> dict[str, str]:
         """Log figures, tables and the model; return the tags with the model's address and the digests."""
-        if not self._records:
+        if not self._settings.records:
             return {}
         with _as_store_error():
             tags = {}
@@ -152,6 +168,37 @@ class Trainer:
                 tags["evidence_sha256"] = sums
             logged = record_model(self._client, spec.run_id, model, spec.hyperparameters)
         return tags | {"model_uri": logged.uri, "model_sha256": logged.sha256}
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Return the environment of a process that trains on `threads` threads, as tags of a run.
+
+    It decides a training's last bits besides parameters, seed and images.
+    """
+    cpu, instruction_sets = _processor()
+    gpus = tf.config.list_physical_devices("GPU")
+    details = tf.config.experimental.get_device_details(gpus[0]) if gpus else {"device_name": "CPU"}
+    return {
+        "threads": str(threads),
+        "cpu": cpu,
+        "instruction_sets": instruction_sets,
+        "device": str(details.get("device_name", "GPU")),
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "TensorFlow's default"),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _processor() -> tuple[str, str]:
+    """Return the model of the processor, and those of its instruction sets that matter here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # Linux only.
+        return platform.processor() or platform.machine(), "unknown"
+    attrs = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = attrs.get("flags", attrs.get("Features", "")).split()
+    return attrs.get("model name", platform.machine()), " ".join(sorted(filter(INSTRUCTION_SETS.fullmatch, flags)))
 
 
 class _StoreFailedError(Exception):
@@ -166,14 +213,6 @@ def _as_store_error() -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         line = next(iter(str(error).splitlines()), "")
         raise _StoreFailedError(f"the store failed: {type(error).__name__}: {line}"[:CAUSE_LENGTH]) from error
-
-
-def _failed(spec: TrialSpec, epochs: int, reason: FailReason) -> TrialResult:
-    return TrialResult(*spec.key, TrialState.FAILED, epochs, reason=reason, message=truncated_traceback())
-
-
-def _cost(model: keras.Model, outcome: FitOutcome) -> dict[str, float]:
-    return {"parameter_count": model.count_params(), "train_seconds": sum(epoch.seconds for epoch in outcome.epochs)}
 
 
 def _weights_digest(model: keras.Model) -> dict[str, str]:

@@ -25,7 +25,6 @@ from fashion_study.study.figures import (
     OTHER,
     PERCENT,
     STYLE,
-    labelled,
     legend_above,
     new_figure,
     shortened,
@@ -44,7 +43,8 @@ def recall_by_class(best: ModelFacts, baseline: ModelFacts) -> Figure:
     names = sorted(best.classes, key=lambda name: best.recall[name])
     rows = range(len(names))
     before, after = ([model.recall[name] for name in names] for model in (baseline, best))
-    figure, axes = new_figure(0.9 + 0.29 * len(names))
+    text = "Recall of each class, best model and baseline side by side; the table has the figures."
+    figure, axes = new_figure(0.9 + 0.29 * len(names), text)
     axes.hlines(rows, before, after, color=GRID, linewidth=3)
     axes.plot(before, rows, "s", color=BASELINE, markersize=6, label="baseline")
     axes.plot(after, rows, "o", color=BEST, markersize=7, label="best")
@@ -53,14 +53,15 @@ def recall_by_class(best: ModelFacts, baseline: ModelFacts) -> Figure:
     axes.set(xlabel="recall on validation images")
     axes.xaxis.set_major_formatter(PERCENT)
     legend_above(axes)
-    return labelled(figure, "Recall of each class, best model and baseline side by side; the table has the figures.")
+    return figure
 
 
 @mpl.rc_context(STYLE)
 def finalists(finals: Finals, facts: StudyFacts) -> Figure:
     """Draw each finalist's repeats, their mean with its 95 % interval, and the score that made it a finalist."""
     rows = [finalist for finalist in reversed(finals.finalists) if finalist.objectives]
-    figure, axes = new_figure(1.2 + 0.5 * len(rows))
+    text = f"Validation accuracy of the repeats of {len(rows)} finalists, with mean and interval."
+    figure, axes = new_figure(1.2 + 0.5 * len(rows), text)
     for row, finalist in enumerate(rows):
         wins = finalist.trial == finals.winner
         color = BEST if wins else OTHER
@@ -81,13 +82,14 @@ def finalists(finals: Finals, facts: StudyFacts) -> Figure:
     axes.set(xlabel="validation accuracy")
     axes.xaxis.set_major_formatter(PERCENT)
     legend_above(axes)
-    return labelled(figure, f"Validation accuracy of the repeats of {len(rows)} finalists, with mean and interval.")
+    return figure
 
 
 @mpl.rc_context(STYLE)
 def pruned_at(ended_at: Mapping[int, int], most_epochs: int) -> Figure:
     """Draw how many trials were pruned after which epoch."""
-    figure, axes = new_figure(2.5)
+    listed = ", ".join(f"{count} after epoch {epoch}" for epoch, count in ended_at.items())
+    figure, axes = new_figure(2.5, f"Pruned trials by their last epoch: {listed}.")
     bars = axes.bar(list(ended_at), list(ended_at.values()), color=COMPLETE, width=0.8)
     axes.bar_label(bars, padding=2)
     axes.set(xlabel="epoch after which the trial ended", ylabel="pruned trials", xlim=(0.3, most_epochs + 0.7))
@@ -95,8 +97,7 @@ def pruned_at(ended_at: Mapping[int, int], most_epochs: int) -> Figure:
     axes.grid(visible=False, axis="x")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    listed = ", ".join(f"{count} after epoch {epoch}" for epoch, count in ended_at.items())
-    return labelled(figure, f"Pruned trials by their last epoch: {listed}.")
+    return figure
 
 
 def strip(images: Sequence[npt.NDArray[np.uint8]]) -> bytes:

@@ -70,10 +70,11 @@ def study_figures(trial_storage: TrialStorage) -> Iterator[tuple[str, Figure]]:
 @mpl.rc_context(STYLE)
 def optimization_history(records: Sequence[TrialRecord], best: int | None) -> Figure:
     """Draw the value of each trial, in the order of the trials, and the best value so far; `best` stands out."""
-    figure, axes = new_figure(3.3)
     ended = sorted((record for record in records if record.curve), key=lambda record: record.number)
     complete = [record for record in ended if record.objective is not None]
     pruned = [record for record in ended if record.state is TrialState.PRUNED]
+    counts = f"{len(complete)} complete and {len(pruned)} pruned trials"
+    figure, axes = new_figure(3.3, f"Validation accuracy of {counts}, in their order.")
     axes.plot(*_points(pruned), "o", mfc="white", color=PRUNED, markersize=5, label="pruned: last value")
     axes.plot(*_points(complete), "o", color=COMPLETE, markersize=6, label="complete")
     numbers, values = _points(complete)
@@ -84,15 +85,15 @@ def optimization_history(records: Sequence[TrialRecord], best: int | None) -> Fi
     axes.set(xlabel="trial")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _scale_to_most(axes, [record.value or 0.0 for record in ended])
-    counts = f"{len(complete)} complete and {len(pruned)} pruned trials"
-    return labelled(figure, f"Validation accuracy of {counts}, in their order.")
+    return figure
 
 
 @mpl.rc_context(STYLE)
 def learning_curves(records: Sequence[TrialRecord], best: int | None) -> Figure:
     """Draw the validation accuracy of every trial after each epoch; `best` and the baseline stand out."""
-    figure, axes = new_figure(3.3)
     drawn = [record for record in records if record.curve]
+    text = f"Learning curves of {len(drawn)} trials: validation accuracy after each epoch."
+    figure, axes = new_figure(3.3, text)
     highlights = _highlights(records, best)
     ordinary = [record for record in drawn if record.number not in highlights]
     complete = [record for record in ordinary if record.objective is not None]
@@ -110,22 +111,22 @@ def learning_curves(records: Sequence[TrialRecord], best: int | None) -> Figure:
     axes.set(xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _scale_to_most(axes, [value for record in drawn for value in record.curve.values()])
-    return labelled(figure, f"Learning curves of {len(drawn)} trials: validation accuracy after each epoch.")
+    return figure
 
 
 @mpl.rc_context(STYLE)
 def parameter_importances(shares: Mapping[str, float]) -> Figure:
     """Draw the share of the objective's variation that each hyperparameter explains."""
     ranked = sorted(shares.items(), key=lambda item: item[1])
-    figure, axes = new_figure(0.7 + 0.32 * len(ranked))
+    listed = ", ".join(f"{name} {share:.0%}" for name, share in reversed(ranked))
+    figure, axes = new_figure(0.7 + 0.32 * len(ranked), f"Importance of each hyperparameter: {listed}.")
     names = [shortened(name.replace("_", " ")) for name, _ in ranked]
     bars = axes.barh(names, [share for _, share in ranked], color=BEST)
     axes.bar_label(bars, [f"{share:.0%}".replace("%", " %") for _, share in ranked], padding=4)
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.12)
     axes.xaxis.set_major_formatter(PERCENT)
-    listed = ", ".join(f"{name} {share:.0%}" for name, share in reversed(ranked))
-    return labelled(figure, f"Importance of each hyperparameter: {listed}.")
+    return figure
 
 
 def importances(trial_storage: TrialStorage) -> dict[str, float]:
@@ -139,16 +140,11 @@ def importances(trial_storage: TrialStorage) -> dict[str, float]:
         return optuna.importance.get_param_importances(trial_storage.study)
 
 
-def new_figure(height: float) -> tuple[Figure, Axes]:
-    """Return a figure of the usual width with its axes; `height` is in inches."""
+def new_figure(height: float, text: str) -> tuple[Figure, Axes]:
+    """Return a figure of the usual width with its axes: `height` in inches, `text` for readers who cannot see it."""
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
-    return figure, figure.subplots()
-
-
-def labelled(figure: Figure, text: str) -> Figure:
-    """Return a figure with the text for readers who cannot see it."""
     figure.set_label(text)
-    return figure
+    return figure, figure.subplots()
 
 
 def legend_above(axes: Axes) -> None:

@@ -26,7 +26,7 @@ from benchmarks.results import FOLDER, Line, publish
 from experiments._entry import run
 from fashion_study.config import StudyConfig
 from fashion_study.executors.local import ATTEMPTS_PER_WORKER, default_workers
-from fashion_study.study.progress import NullObserver
+from fashion_study.study.progress import Observer
 from fashion_study.trial import TrialResult, TrialSpec
 
 SAMPLE_SECONDS = 1.0
@@ -115,7 +115,7 @@ class Sample:
 
 
 @dataclass
-class Samples(NullObserver):
+class Samples(Observer):
     """An observer that counts a study's trials and samples the memory of every child process."""
 
     closed: int = 0

@@ -16,7 +16,7 @@ from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.loop import Loop, Tracker
 from fashion_study.study.plan import Plan, plan_study
-from fashion_study.study.progress import NullObserver
+from fashion_study.study.progress import Observer
 from fashion_study.study.proposals import Proposals
 from fashion_study.study.reconcile import reconcile
 from fashion_study.trial import Precision
@@ -42,7 +42,7 @@ class ToyStudy:
     def run(self, trials: int, executor: Executor, engine: Any = None, tracker: Any = None) -> None:
         """Run so many trials more; `engine` and `tracker` may stand between the coordinator and the study's own."""
         total = self.trial_storage.counted() + trials
-        observer = NullObserver()
+        observer = Observer()
         used = cast(Engine, engine or self.engine)
         proposals = Proposals(used, cast(Tracker, tracker or self.tracker), observer, PRECISION, total)
         Loop(proposals, executor, observer).run()

@@ -15,7 +15,7 @@ from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.space.space import SearchSpace
 from fashion_study.store.trials import TrialRecord, TrialStorage
 from fashion_study.study.loop import Loop
-from fashion_study.study.progress import NullObserver
+from fashion_study.study.progress import Observer
 from fashion_study.study.proposals import Proposals
 from fashion_study.testing.memory import MemoryTracker
 from fashion_study.trial import EpochReport, Precision, TrialResult, TrialState
@@ -106,7 +106,7 @@ def replay(
     def is_done() -> bool:
         return one_epoch is None and watch.best >= target and watch.default is not None
 
-    engine, observer = _engine(strategy, trial_storage, space, seed), NullObserver()
+    engine, observer = _engine(strategy, trial_storage, space, seed), Observer()
     proposals = Proposals(engine, tracker, observer, Precision.FLOAT32, trials)
     Loop(proposals, executor, observer, interrupted=is_done, after_result=watch.look).run()
     if one_epoch is not None:

@@ -1,19 +1,34 @@
-"""What a study on the servers of a team needs: its environment, and commands that are run to their end."""
+"""What a study on the servers of a team needs: its environment, and a command that is run to its end."""
 
-import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import patch
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from benchmarks.servers import Postgres, TeamMlflow
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 # Not a measure of anything: how long a command on a busy machine may take before something must be wrong.
 PATIENCE = 280
-NAMES_A_STORE = ("PG", "OPTUNA_", "MLFLOW_TRACKING_")
+
+
+@pytest.fixture(scope="session")
+def on_servers(postgres: "Postgres", team: "TeamMlflow") -> dict[str, str]:
+    """Give the environment of somebody who runs studies on both servers, passwords in both addresses."""
+    from benchmarks.servers import ROOT, clean_environment
+
+    trial_storage = postgres.address().replace("optuna@", f"optuna:{quoted(postgres.passwords['optuna'])}@")
+    return clean_environment() | {
+        "OPTUNA_STORAGE": trial_storage,
+        "MLFLOW_TRACKING_URI": team.address.replace("://", f"://{team.account}:{quoted(team.password)}@"),
+        "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
+        "COLUMNS": "400",
+    }
 
 
 @pytest.fixture(scope="session")
@@ -30,25 +45,8 @@ def run(on_servers: dict[str, str]) -> Command:
     return run
 
 
-@pytest.fixture
-def call(on_servers: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Give the function that does the same in this process, which has the slow libraries already."""
+def quoted(password: str) -> str:
+    """Write a password as it stands in an address."""
+    from urllib.parse import quote
 
-    def call(
-        name: str, *words: object, cwd: Path, environment: dict[str, str] | None = None
-    ) -> "subprocess.CompletedProcess[str]":
-        from experiments._entry import run
-
-        capsys.readouterr()
-        command = [name, *map(str, words)]
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(NAMES_A_STORE)}
-        variables = kept | on_servers | (environment or {})
-        # Afterwards they are as before: a command sets some for MLflow.
-        with monkeypatch.context() as patched, patch.dict(os.environ, variables, clear=True):
-            patched.setattr(sys, "argv", command)
-            patched.chdir(cwd)
-            with pytest.raises(SystemExit) as end:
-                run(importlib.import_module(f"experiments.{name}").main)
-        return subprocess.CompletedProcess(command, int(end.value.code or 0), *capsys.readouterr())
-
-    return call
+    return quote(password, safe="")

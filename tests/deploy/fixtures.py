@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import pytest
 
@@ -42,17 +41,3 @@ def team(postgres: "Postgres") -> "Iterator[TeamMlflow]":
         yield server
     finally:
         server.stop()
-
-
-@pytest.fixture(scope="session")
-def on_servers(postgres: "Postgres", team: "TeamMlflow") -> dict[str, str]:
-    """Give the environment of somebody who runs studies on both servers, passwords in both addresses."""
-    from benchmarks.servers import ROOT, clean_environment
-
-    trial_storage = postgres.address().replace("optuna@", f"optuna:{quote(postgres.passwords['optuna'], safe='')}@")
-    return clean_environment() | {
-        "OPTUNA_STORAGE": trial_storage,
-        "MLFLOW_TRACKING_URI": team.address.replace("://", f"://{team.account}:{quote(team.password, safe='')}@"),
-        "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
-        "COLUMNS": "400",
-    }

@@ -184,11 +184,10 @@ class TestRayExecutor(ProcessContract):
 
     def test_the_time_between_two_attempts_is_charged_to_none(self, make: MakeProcesses) -> None:
         executor = make(1, {}, trial_timeout=1)
-        executor.submit(spec(0))
-        assert end_of(executor) == toy_result(spec(0), TrialState.COMPLETE, 2)
-        time.sleep(1.5)
-        executor.submit(spec(1))
-        assert end_of(executor) == toy_result(spec(1), TrialState.COMPLETE, 2)
+        for number in (0, 1):
+            executor.submit(spec(number))
+            assert end_of(executor) == toy_result(spec(number), TrialState.COMPLETE, 2)
+            time.sleep(1.5)
 
     def test_secrets_reach_the_worker_but_no_process_list_or_log(
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch

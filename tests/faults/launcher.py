@@ -28,7 +28,6 @@ SLOW_IMPORTS = [
     "experiments.doctor",
     "experiments.promote",
     "experiments.run_study",
-    "fashion_study.study.finish",
     "fashion_study.doctor.context",
     "fashion_study.doctor.files",
     "fashion_study.doctor.studies",
@@ -60,7 +59,7 @@ PHASES = (
     ("fashion_study.tracking.runs:StudyRuns", "log_epoch", "epoch"),
     ("fashion_study.study.proposals:Proposals", "settle", "tell"),
     ("fashion_study.study.run", "train_finalists", "finalists"),
-    ("fashion_study.study.finish", "register_challenger", "registration"),
+    ("fashion_study.study.run", "register_challenger", "registration"),
     ("fashion_study.tracking.aliases", "_move", "alias"),
     ("fashion_study.promotion.promote", "_record", "decision"),
 )

@@ -27,7 +27,7 @@ from fashion_study.replay.request import ReplayConfig
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.plan import plan_study
-from fashion_study.study.progress import NullObserver
+from fashion_study.study.progress import Observer
 from fashion_study.testing.training import toy_report, toy_result
 from fashion_study.tracking.runs import StudyRuns
 from fashion_study.trial import (
@@ -91,7 +91,7 @@ class Desk:
         return spec
 
     def replay(self, trial: object, study: str | None = None) -> Replay:
-        return replay(ReplayConfig(str(trial), study), self.store, NullObserver())
+        return replay(ReplayConfig(str(trial), study), self.store, Observer())
 
     def alter(self, table: str, key: str, value: object, where: str = "") -> None:
         """Change what MLflow's database says of this study's runs."""

@@ -44,7 +44,7 @@ class Study:
     outcomes: Mapping[Key, SimulatedOutcome] = field(default_factory=dict)
     sampler: SamplerName = "random"
     pruner: PrunerName = "none"
-    deadline: float | None = None
+    deadline: float = math.inf
     epoch_budget: int | None = None
     storage: RDBStorage = field(default_factory=memory_storage)
     space: SearchSpace = SMOKE
@@ -416,7 +416,7 @@ def test_without_a_worker_a_finished_study_ends() -> None:
 
 @pytest.mark.parametrize("is_late", [False, True], ids=["interrupted", "after its deadline"])
 def test_without_a_worker_a_study_can_be_stopped(is_late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = with_workers_that_come_and_go(Study(trials=2, deadline=-3.5 if is_late else None))
+    study = with_workers_that_come_and_go(Study(trials=2, deadline=-3.5 if is_late else math.inf))
     # A second passes with each wait.
     clock = SimpleNamespace(monotonic=lambda: -study.executor.absent)  # type: ignore[attr-defined]
     monkeypatch.setattr(loop_module, "time", clock)

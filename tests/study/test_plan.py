@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from fashion_study.config import StudyConfig
 from fashion_study.errors import BadInputError
 from fashion_study.space.file import load_space
 from fashion_study.space.space import SearchSpace
-from fashion_study.study.plan import fingerprint_of, refuse_difference, with_defaults
+from fashion_study.study.plan import Plan, refuse_difference
 from fashion_study.trial import DataSource
 
 SMOKE = load_space("smoke")
@@ -17,8 +18,8 @@ DIGITS = DataSource("digits", None, "d" * 64)
 
 
 def fingerprint(**changes: Any) -> dict[str, str | int | None]:
-    usual: dict[str, Any] = {"space": SMOKE, "source": DIGITS, "seed": 0, "limit_train": None}
-    return fingerprint_of(**(usual | changes))
+    fixed = {"space": changes.pop("space", SMOKE), "source": changes.pop("source", DIGITS)}
+    return Plan(StudyConfig(**changes), points=(), name="mine", workers=1, **fixed).fingerprint
 
 
 def changed_space(**changes: Any) -> SearchSpace:
@@ -56,10 +57,10 @@ def test_a_hyperparameter_newer_than_the_study_has_its_default() -> None:
     del values["decay"]
     older = stored | {"baseline": json.dumps(values)}
 
-    refuse_difference("mine", with_defaults(older), fingerprint())
+    refuse_difference("mine", older, fingerprint())
     for altered in ("no JSON", json.dumps(values | {"decay": 2.0})):
         with pytest.raises(BadInputError, match="baseline"):
-            refuse_difference("mine", with_defaults(stored | {"baseline": altered}), fingerprint())
+            refuse_difference("mine", stored | {"baseline": altered}, fingerprint())
 
 
 def test_where_the_data_lies_may_change() -> None:

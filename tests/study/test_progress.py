@@ -11,7 +11,6 @@ from rich.progress import Task, TaskID
 
 from fashion_study.study.progress import (
     LiveDisplay,
-    NullObserver,
     Observer,
     PlainLines,
     _TimeLeft,
@@ -189,8 +188,8 @@ def test_a_warning_goes_to_standard_error(is_terminal: bool, capsys: pytest.Capt
 
 
 def test_a_library_shows_nothing_unless_it_is_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
-    act(NullObserver())
-    NullObserver().epoch_done(spec(1), toy_report(spec(1), 1))
+    act(Observer())
+    Observer().epoch_done(spec(1), toy_report(spec(1), 1))
 
     assert capsys.readouterr() == ("", "")
 

@@ -19,7 +19,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the study."""
     folder = tmp_path_factory.mktemp("ray") / "store"
     fixed = ["--space", "smoke", "--dataset", "digits", "--precision", "float32", "--finalists", "0"]
-    command = [sys.executable, "-m", "experiments.run_study", "--executor", "ray", "--workers", "2", "--trials", "2"]
+    command = [sys.executable, "-m", "experiments.run_study", "--executor", "ray", "--workers", "2", "--trials", "3"]
     command += ["--pruner", "none"]  # With two workers it depends on their order which trials it ends.
     done = subprocess.run(
         [*command, *fixed, "--store", str(folder)], cwd=ROOT, capture_output=True, text=True, check=False
@@ -36,11 +36,11 @@ def test_every_trial_is_in_optuna_and_a_run_in_mlflow(store: Path) -> None:
     client: MlflowClient = opened.client()
     runs = client.search_runs([study.user_attrs["experiment_id"]])
 
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert (parent.info.status, parent.data.tags["executor"], parent.data.tags["workers"]) == ("FINISHED", "ray", "2")
     children = [run for run in runs if run is not parent]
-    assert [run.info.status for run in children] == ["FINISHED"] * 2
+    assert [run.info.status for run in children] == ["FINISHED"] * 3
     assert all(client.list_artifacts(run.info.run_id) for run in children)
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
-from optuna.distributions import FloatDistribution
 
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import MAX_RETRIES, TrialStorage
@@ -54,7 +53,7 @@ class Killed:
 
     def begin(self, until_superseded: bool = True) -> tuple[int, str]:
         """Begin the next trial, as engine and coordinator do; return its number and its run."""
-        trial = self.trial_storage.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
+        trial = self.trial_storage.study.ask()
         attempt = int(trial.user_attrs.get("attempt", 0)) + 1
         run_id = self.runs.open_trial(trial.number, attempt, {}, {})
         self.trial_storage.begin_attempt(trial.number, attempt, run_id)
@@ -197,7 +196,7 @@ def test_killed_as_an_attempt_begins_its_number_is_not_reused(killed: Killed, mo
 
 
 def test_a_proposal_no_worker_had_begun_waits_without_attempt(killed: Killed) -> None:
-    killed.trial_storage.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
+    killed.trial_storage.study.ask()
 
     (line,) = reconcile(killed.trial_storage, killed.runs)
 
@@ -379,7 +378,7 @@ def wreck(killed: Killed) -> None:
         killed.close(begun, replace(result, number=begun[0]))
     killed.runs.open_trial(9, 1, {}, {})
     killed.runs.open_trial(1, 2, {}, {}, repeat=1)
-    killed.trial_storage.study.ask(fixed_distributions={"learning_rate": FloatDistribution(0.0, 1.0)})
+    killed.trial_storage.study.ask()
 
 
 def outcome(killed: Killed) -> object:

@@ -19,7 +19,7 @@ from fashion_study import StudyConfig, run_study
 from fashion_study.errors import ExitCode, StoreError
 from fashion_study.executors.ray import Supervisor
 from fashion_study.store.store import open_store
-from fashion_study.study.progress import NullObserver
+from fashion_study.study.progress import Observer
 from tests.support.commands import call_command
 from tests.support.finished import copy_store
 
@@ -82,7 +82,7 @@ def test_a_signal_ends_it_cleanly_while_the_first_worker_starts(tmp_path: Path) 
     goes_on(store, lambda: call_command(*words(store)[2:]))
 
 
-class StoppingAtTheStart(NullObserver):
+class StoppingAtTheStart(Observer):
     """Send Ctrl-C when the workers are being started."""
 
     def note(self, text: str) -> None:

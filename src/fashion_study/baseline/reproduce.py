@@ -24,7 +24,7 @@ from fashion_study.store.failures import store_failures
 from fashion_study.store.locks import claim
 from fashion_study.store.store import Store
 from fashion_study.study.loop import Loop, Source
-from fashion_study.study.progress import NullObserver
+from fashion_study.study.progress import Observer
 from fashion_study.tracking.aliases import ConcurrentUpdateError, PromotionRunningError, promotion_lock, set_champion
 from fashion_study.tracking.registry import ModelRef, Registry
 from fashion_study.tracking.runs import code_commit, code_digest, provenance
@@ -100,7 +100,7 @@ def reproduce_baseline(
         settings = WorkerSettings(source, None, threads_per_worker(workers), store.tracking_uri, pool=True)
         try:
             with closing(LocalExecutor(settings, workers, trainings.log_dir)) as executor:
-                Loop(trainings, executor, NullObserver()).run()
+                Loop(trainings, executor, Observer()).run()
         finally:
             # The runs of trainings that did not come to their end.
             below = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}' and attributes.status = 'RUNNING'"

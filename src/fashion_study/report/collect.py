@@ -24,7 +24,7 @@ from fashion_study.space.file import load_space
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.figures import importances
-from fashion_study.study.leaderboard import rank
+from fashion_study.study.finalists import rank
 from fashion_study.text import printable
 from fashion_study.tracking.registry import Registry, registered_name
 from fashion_study.trial import BASELINE_NUMBER

@@ -21,7 +21,7 @@ from fashion_study.study.figures import (
     optimization_history,
     parameter_importances,
 )
-from fashion_study.study.leaderboard import ORDER
+from fashion_study.study.finalists import ORDER
 from fashion_study.study.progress import duration
 from fashion_study.trial import ParamValue
 

@@ -1,27 +1,24 @@
-"""The finalists: the best trials trained again with other seeds, so that luck does not choose the model."""
+"""The ranked trials of a study, and its finalists: the best trained again, so that luck does not choose the model."""
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fashion_study.space.space import SearchSpace
 from fashion_study.statistics import student_interval, student_lower_bound
 from fashion_study.store.trials import MAX_RETRIES, TrialRecord
 from fashion_study.study.loop import TrackedSource, Tracker
 from fashion_study.tracking.attempt import Attempt
-from fashion_study.trial import (
-    AttemptLost,
-    ParamValue,
-    Precision,
-    TrialResult,
-    TrialSpec,
-    TrialState,
-    trial_seed,
-)
+from fashion_study.trial import AttemptLost, ParamValue, Precision, TrialResult, TrialSpec, TrialState, trial_seed
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Of the states in a ranking.
+ORDER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAILED)
 DEFAULT_FINALISTS = 3
 DEFAULT_REPEATS = 3
 # What MLflow calls the run of a repeat that is not trained again.
@@ -65,16 +62,7 @@ class Finalist:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        return {
-            "trial": self.trial,
-            "params": dict(self.params),
-            "objectives": list(self.objectives),
-            "run_ids": list(self.run_ids),
-            "mean": self.mean,
-            "sd": self.sd,
-            "lower_bound": self.lower_bound,
-            "interval": self.interval,
-        }
+        return asdict(self) | {name: getattr(self, name) for name in ("mean", "sd", "lower_bound", "interval")}
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> "Finalist":
@@ -96,50 +84,70 @@ class FinalistPlan:
         return len(self.trials) * self.repeats
 
 
-@dataclass(frozen=True)
-class Budget:
-    """The limits of the finalists: the epochs that the trials took, and those that the time left allows."""
+def rank(records: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """Sort trials: complete ones by objective, then pruned ones by how far and how well they went, then the rest."""
 
-    epochs: float = math.inf
-    epochs_in_time: float = math.inf
+    def key(record: TrialRecord) -> tuple[float, ...]:
+        reached = record.reached if record.objective is None else 0
+        return ORDER.index(record.state), -reached, -(record.value or 0.0), record.number
 
-    def allows(self, epochs: int, missing: int) -> bool:
-        """Return whether so many epochs fit, of which `missing` are still to be trained."""
-        return epochs <= self.epochs and missing <= self.epochs_in_time
+    return tuple(sorted(records, key=key))
+
+
+def table(ranked: Sequence[TrialRecord]) -> "pd.DataFrame":
+    """Turn ranked trials into a table, one row each, the hyperparameters as columns of their own."""
+    import pandas as pd
+
+    names = dict.fromkeys(name for record in ranked for name in record.params)
+    columns = {
+        "rank": range(1, len(ranked) + 1),
+        "trial": [record.number for record in ranked],
+        "state": [str(record.reason or record.state) for record in ranked],
+        "objective": [record.objective for record in ranked],
+        **{name: [record.params.get(name) for record in ranked] for name in names},
+        "epochs_run": [record.reached for record in ranked],
+        "seconds": [None if record.seconds is None else round(record.seconds, 1) for record in ranked],
+        "run_id": [record.run_id for record in ranked],
+    }
+    return pd.DataFrame(columns)
 
 
 def plan_finalists(
-    records: Sequence[TrialRecord], finalists: int, repeats: int, budget: Budget, known: Iterable[Attempt] = ()
+    records: Iterable[TrialRecord],
+    finalists: int,
+    repeats: int,
+    known: Iterable[Attempt] = (),
+    *,
+    epochs: float = math.inf,
+    epochs_in_time: float = math.inf,
 ) -> FinalistPlan:
-    """Choose the best complete trials to train again, as many and as often as the budget allows.
+    """Choose the best complete trials to train again, as many and as often as both limits allow.
 
-    Fewer trials come before fewer repeats: two repeats say next to nothing of their spread. `records` are ranked, the
-    best first; `known` are the repeats of earlier starts.
+    All repeats together have so many `epochs`, and those that are not in `known`, from earlier starts, no more than
+    `epochs_in_time`. Fewer trials come before fewer repeats: two repeats say next to nothing of their spread. `records`
+    are ranked, the best first.
     """
     done = {(run.trial, run.repeat) for run in known if run.status in ENDED}
-    complete = [record for record in records if record.state is TrialState.COMPLETE]
+    chosen = tuple(record for record in records if record.state is TrialState.COMPLETE)[:finalists]
     asked = f"{finalists} finalists with {repeats} repeats"
-    chosen = complete[:finalists]
     note = None if len(chosen) == finalists else f"{asked} were asked; {len(chosen)} trials are complete"
-    for fewer_repeats in range(repeats, min(repeats, 2) - 1, -1):
-        for count in range(len(chosen), 0, -1):
-            wanted = [(trial, repeat) for trial in chosen[:count] for repeat in range(1, fewer_repeats + 1)]
-            # A repeat trains what a trial has taken over, too.
-            missing = sum(trial.reached for trial, repeat in wanted if (trial.number, repeat) not in done)
-            if budget.allows(sum(trial.reached for trial, _ in wanted), missing):
-                if (count, fewer_repeats) != (len(chosen), repeats):
-                    note = _shortfall(asked, f"{count} with {fewer_repeats}", budget)
-                return FinalistPlan(tuple(chosen[:count]), fewer_repeats, note)
-    return FinalistPlan((), repeats, _shortfall(asked, "none", budget) if chosen else note)
-
-
-def _shortfall(asked: str, affordable: str, budget: Budget) -> str:
-    if budget.epochs_in_time < budget.epochs:
-        return f"{asked} do not fit the time left; {affordable} can be trained"
-    return (
-        f"{asked} would train more epochs than all trials did ({budget.epochs:.0f}); {affordable} fit. "
+    by_time = f"{asked} do not fit the time left; {{}} can be trained"
+    by_epochs = (
+        f"{asked} would train more epochs than all trials did ({epochs:.0f}); {{}} fit. "
         "Ask for more with --finalists and --repeats"
     )
+    shortfall = by_time if epochs_in_time < epochs else by_epochs
+    for fewer in range(repeats, min(repeats, 2) - 1, -1):
+        for count in range(len(chosen), 0, -1):
+            wanted = [(trial, repeat) for trial in chosen[:count] for repeat in range(1, fewer + 1)]
+            # A repeat trains what a trial has taken over, too.
+            missing = sum(trial.reached for trial, repeat in wanted if (trial.number, repeat) not in done)
+            if sum(trial.reached for trial, _ in wanted) <= epochs and missing <= epochs_in_time:
+                is_all = (count, fewer) == (len(chosen), repeats)
+                return FinalistPlan(
+                    chosen[:count], fewer, note if is_all else shortfall.format(f"{count} with {fewer}")
+                )
+    return FinalistPlan((), repeats, shortfall.format("none") if chosen else note)
 
 
 def choose(finalists: Iterable[Finalist]) -> Finalist | None:
@@ -154,41 +162,40 @@ def rank_finalists(finalists: Iterable[Finalist]) -> tuple[Finalist, ...]:
     """Sort finalists by the lower bound of their mean, then by the mean, the best first."""
 
     def key(finalist: Finalist) -> tuple[float, float, int]:
-        bound = -math.inf if finalist.lower_bound is None else finalist.lower_bound
-        average = -math.inf if finalist.mean is None else finalist.mean
+        bound, average = (-math.inf if each is None else each for each in (finalist.lower_bound, finalist.mean))
         return -bound, -average, finalist.trial
 
     return tuple(sorted(finalists, key=key))
 
 
+@dataclass(eq=False)
 class Repeats(TrackedSource):
     """The finalists' repeats that the tracking store does not have yet, as the work of a loop.
 
     They are no trials: nothing is pruned, and the engine learns nothing of them.
     """
 
-    def __init__(
-        self,
-        plan: FinalistPlan,
-        records: Iterable[TrialRecord],
-        tracker: Tracker,
-        space: SearchSpace,
-        seed: int,
-        precision: Precision,
-    ) -> None:
-        super().__init__(tracker)
-        self._plan = plan
-        self._records = {record.number: record for record in records}
-        self._space = space
-        self._seed = seed
-        self._precision = precision
+    plan: FinalistPlan
+    records: Iterable[TrialRecord]
+    tracker: Tracker
+    space: SearchSpace
+    seed: int
+    precision: Precision
+
+    def __post_init__(self) -> None:
+        self._params = {record.number: record.params for record in self.records}
         self._superseded: dict[tuple[int, int], str] = {}
         self._attempts: Counter[int] = Counter()
         self._lost: Counter[tuple[int, int]] = Counter()
-        ended = {key for run in tracker.repeats() if (key := self._count_attempt(run)) is not None}
-        planned = [record.number for record in plan.trials]
+        ended = set()
+        for run in self.tracker.repeats():
+            self._attempts[run.trial] = max(self._attempts[run.trial], run.number)
+            if run.status in ENDED:
+                ended.add((run.trial, run.repeat))
+            else:
+                self._superseded[run.trial, run.repeat] = run.run_id
         # Round by round, so that a study that is stopped has as many repeats of each finalist as it can.
-        wanted = [(number, repeat) for repeat in range(1, plan.repeats + 1) for number in planned]
+        wanted = ((each.number, repeat) for repeat in range(1, self.plan.repeats + 1) for each in self.plan.trials)
         self._open = [key for key in wanted if key not in ended]
 
     @property
@@ -201,12 +208,12 @@ class Repeats(TrackedSource):
 
         Those of earlier starts count too: what was measured stays, whatever came after it.
         """
-        finished = {(run.trial, run.repeat): run for run in self._tracker.repeats() if run.status == "FINISHED"}
+        finished = {(run.trial, run.repeat): run for run in self.tracker.repeats() if run.status == "FINISHED"}
         finalists = []
-        for number in {record.number for record in self._plan.trials} | {trial for trial, _ in finished}:
+        for number in {record.number for record in self.plan.trials} | {trial for trial, _ in finished}:
             own = [run for (trial, _), run in sorted(finished.items()) if trial == number]
             scores = tuple(run.objective for run in own if run.objective is not None)
-            finalists.append(Finalist(number, self._records[number].params, scores, tuple(run.run_id for run in own)))
+            finalists.append(Finalist(number, self._params[number], scores, tuple(run.run_id for run in own)))
         return rank_finalists(finalists)
 
     def next(self) -> TrialSpec | None:
@@ -214,11 +221,14 @@ class Repeats(TrackedSource):
         if not self._open:
             return None
         number, repeat = self._open.pop(0)
-        hyperparameters = self._space.hyperparameters(self._records[number].params)
-        seed = trial_seed(self._seed, number, repeat)
-        supersedes = self._superseded.get((number, repeat))
         return TrialSpec(
-            number, 0, hyperparameters, seed, precision=self._precision, repeat=repeat, supersedes=supersedes
+            number,
+            0,
+            self.space.hyperparameters(self._params[number]),
+            trial_seed(self.seed, number, repeat),
+            precision=self.precision,
+            repeat=repeat,
+            supersedes=self._superseded.get((number, repeat)),
         )
 
     def put_back(self, spec: TrialSpec) -> None:
@@ -232,7 +242,7 @@ class Repeats(TrackedSource):
 
     def settle(self, spec: TrialSpec, result: TrialResult) -> None:
         """Close the run."""
-        self._tracker.close_trial(spec, result)
+        self.tracker.close_trial(spec, result)
 
     def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:
         """Train the repeat again, or give it up after too many losses."""
@@ -245,14 +255,3 @@ class Repeats(TrackedSource):
         self._superseded[spec.number, spec.repeat] = spec.run_id
         self.put_back(spec)
         return TrialState.WAITING
-
-    def _count_attempt(self, run: Attempt) -> tuple[int, int] | None:
-        """Count an attempt of an earlier start, and end its run if it was killed; return the repeat if it has ended."""
-        key = run.trial, run.repeat
-        self._attempts[run.trial] = max(self._attempts[run.trial], run.number)
-        if run.status in ENDED:
-            return key
-        if run.status == "RUNNING":
-            self._tracker.interrupt_trial(run.trial, run.run_id, "the coordinator died", TrialState.WAITING)
-        self._superseded[key] = run.run_id
-        return None

@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fashion_study.errors import StudyError
@@ -63,36 +63,29 @@ class Source:
         """End the run of an attempt that was lost or stopped; `state` is where that leaves its trial."""
 
 
+@dataclass(eq=False)
 class Loop:
     """Every worker is kept busy until the source has nothing left, the time is over, or `interrupted` says stop.
 
-    After the `deadline`, or when attempts have trained so many `epochs`, none is begun; those that run come to their
-    end. A worker waits for what its answer rests on, and for nothing more: all else that goes to the stores waits in
-    `_later` until no message does. `after_result` is called when a result is written down.
+    After the `deadline`, or when no `epochs` are left, no attempt is begun; those that run come to their end. A worker
+    waits for what its answer rests on, and for nothing more: all else that goes to the stores waits in `_later` until
+    no message does. `after_result` is called when a result is written down.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        executor: Executor,
-        observer: Observer,
-        interrupted: Callable[[], bool] = lambda: False,
-        deadline: float | None = None,
-        epochs: float = math.inf,
-        after_result: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._source = source
-        self._executor = executor
-        self._observer = observer
-        self._interrupted = interrupted
-        self._deadline = deadline
-        self._epochs_left = epochs
-        self._after_result = after_result
+    source: Source
+    executor: Executor
+    observer: Observer
+    interrupted: Callable[[], bool] = lambda: False
+    deadline: float = math.inf
+    epochs: float = math.inf
+    after_result: Callable[[], None] = lambda: None
+    busy_seconds: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
         self._next: TrialSpec | None = None
         self._running: dict[tuple[int, int], TrialSpec] = {}
         self._later: deque[Callable[[], None]] = deque()
         self._store_failures = StoreFailurePolicy()
-        self.busy_seconds = 0.0
 
     def run(self) -> None:
         """Train until nothing is left to begin, then return with nothing running.
@@ -108,7 +101,7 @@ class Loop:
         self._wind_up(by_error=False)
 
     def _run(self) -> None:
-        while not self._interrupted():
+        while not self.interrupted():
             self._fill_slots()
             if self._later:
                 self._later.popleft()()
@@ -116,34 +109,33 @@ class Loop:
                 break
             if not self._later and self._next is None:
                 self._next = self._ask()
-            events = self._executor.wait(0 if self._later else TICK_SECONDS)
+            events = self.executor.wait(0 if self._later else TICK_SECONDS)
             # Losses last: one may end the study, and results that came with it would be trained again.
             for event in sorted(events, key=lambda event: isinstance(event, AttemptLost)):
                 self._handle(event)
 
     def _fill_slots(self) -> None:
-        while len(self._running) < self._executor.slots and not self._is_over():
+        while len(self._running) < self.executor.slots and not self._is_over():
             spec, self._next = self._next or self._ask(), None
             if spec is None:
                 return
-            spec = self._source.begin(spec)
+            spec = self.source.begin(spec)
             self._running[spec.key] = spec
-            self._executor.submit(spec)
-            self._observer.trial_started(spec)
+            self.executor.submit(spec)
+            self.observer.trial_started(spec)
 
     def _waits_for_a_slot(self) -> bool:
         """Return whether something is left to train and no worker is there: a cluster may have lost its last node."""
-        if self._executor.slots > 0 or self._is_over():
+        if self.executor.slots > 0 or self._is_over():
             return False
         self._next = self._next or self._ask()
         return self._next is not None
 
     def _ask(self) -> TrialSpec | None:
-        return None if self._is_over() else self._source.next()
+        return None if self._is_over() else self.source.next()
 
     def _is_over(self) -> bool:
-        is_late = self._deadline is not None and time.monotonic() >= self._deadline
-        return is_late or self._epochs_left <= 0
+        return time.monotonic() >= self.deadline or self.epochs <= 0
 
     def _handle(self, event: Event) -> None:
         spec = self._running.get((event.number, event.attempt))
@@ -152,13 +144,13 @@ class Loop:
         match event:
             case EpochReport():
                 # After the last epoch nothing is left to save: the attempt is complete.
-                prune = self._source.report(spec, event) and event.epoch < spec.hyperparameters.epochs
-                self._executor.answer(event, prune=prune)
-                self._epochs_left -= 1
-                self._later.append(lambda: self._source.log_epoch(spec, event))
-                self._observer.epoch_done(spec, event)
+                prune = self.source.report(spec, event) and event.epoch < spec.hyperparameters.epochs
+                self.executor.answer(event, prune=prune)
+                self.epochs -= 1
+                self._later.append(lambda: self.source.log_epoch(spec, event))
+                self.observer.epoch_done(spec, event)
             case TrialResult():
-                self._source.record(spec, event)
+                self.source.record(spec, event)
                 self.busy_seconds += event.seconds
                 del self._running[spec.key]
                 self._later.append(lambda: self._settle(spec, event))
@@ -166,28 +158,28 @@ class Loop:
                     self._store_failures.has_answered()
             case AttemptLost():
                 del self._running[spec.key]
-                self._end_run(spec, event.cause, self._source.lose(spec, event))
+                self._end_run(spec, event.cause, self.source.lose(spec, event))
                 if event.by_store:
                     self._store_failures.has_failed(spec.label, event.cause)
 
     def _settle(self, spec: TrialSpec, result: TrialResult) -> None:
-        best = self._source.settle(spec, result)
-        self._observer.trial_closed(spec, result, best)
-        self._after_result()
+        best = self.source.settle(spec, result)
+        self.observer.trial_closed(spec, result, best)
+        self.after_result()
 
     def _end_run(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
-        self._later.append(lambda: self._source.log_loss(spec, cause, state))
-        self._observer.trial_lost(spec, cause, state)
+        self._later.append(lambda: self.source.log_loss(spec, cause, state))
+        self.observer.trial_lost(spec, cause, state)
 
     def _wind_up(self, *, by_error: bool) -> None:
         """Take back whatever has not come to its end, and write down the rest."""
         if self._running:
-            self._executor.close()
+            self.executor.close()
         for spec in self._running.values():
-            self._end_run(spec, "the study was stopped", self._source.stop(spec, by_error=by_error))
+            self._end_run(spec, "the study was stopped", self.source.stop(spec, by_error=by_error))
         self._running.clear()
         if self._next is not None:
-            self._source.put_back(self._next)
+            self.source.put_back(self._next)
             self._next = None
         while self._later:
             self._later.popleft()()
@@ -200,42 +192,33 @@ class Tracker(Protocol):
         self, number: int, attempt: int, params: Mapping[str, object], tags: Mapping[str, str], repeat: int = 0
     ) -> str:
         """Open a run for an attempt at a trial or at a finalist's repeat, nested under the study's; return its id."""
-        ...
 
     def log_epoch(self, run_id: str, report: EpochReport) -> None:
         """Add one epoch to the curves of a run."""
-        ...
 
     def record_result(self, spec: TrialSpec, result: TrialResult) -> None:
         """Log the final metrics and how the attempt ended, at once: enough to take a result over after a kill."""
-        ...
 
     def close_trial(self, spec: TrialSpec, result: TrialResult) -> None:
         """Give the run its status and its readable name, and log the result where that is not done yet."""
-        ...
 
     def interrupt_trial(self, number: int, run_id: str, cause: str, state: TrialState) -> None:
         """End the run of an attempt that was stopped from outside; `state` is where that leaves the trial."""
-        ...
 
     def supersede(self, run_id: str, by: str) -> None:
         """Say on the run of an earlier attempt which run took its place."""
-        ...
 
     def log_best(self, counted: int, objective: float) -> None:
         """Add the best objective so far to the study's run; the step is the number of trials counted."""
-        ...
 
     def repeats(self) -> list[Attempt]:
         """Return the runs of every attempt at a finalist's repeat, the oldest first."""
-        ...
 
 
 class TrackedSource(Source):
     """Work whose runs a tracker keeps, nested under a study's run."""
 
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
+    tracker: Tracker
 
     def name_run(self, spec: TrialSpec) -> None:
         """Keep the run of an attempt that is about to begin."""
@@ -248,21 +231,21 @@ class TrackedSource(Source):
             if spec.continues.run_id is not None:
                 tags["continues_run"] = spec.continues.run_id
         params = spec.hyperparameters.model_dump()
-        run_id = self._tracker.open_trial(spec.number, spec.attempt, params, tags, spec.repeat)
+        run_id = self.tracker.open_trial(spec.number, spec.attempt, params, tags, spec.repeat)
         spec = replace(spec, run_id=run_id)
         self.name_run(spec)
         if spec.supersedes is not None:
-            self._tracker.supersede(spec.supersedes, run_id)
+            self.tracker.supersede(spec.supersedes, run_id)
         return spec
 
     def log_epoch(self, spec: TrialSpec, report: EpochReport) -> None:
         """Add an epoch to the run's curves."""
-        self._tracker.log_epoch(spec.run_id, report)
+        self.tracker.log_epoch(spec.run_id, report)
 
     def record(self, spec: TrialSpec, result: TrialResult) -> None:
         """Log the result in one batch, a quarter of what it takes to settle it."""
-        self._tracker.record_result(spec, result)
+        self.tracker.record_result(spec, result)
 
     def log_loss(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
         """End the run of an attempt that was lost or stopped."""
-        self._tracker.interrupt_trial(spec.number, spec.run_id, cause, state)
+        self.tracker.interrupt_trial(spec.number, spec.run_id, cause, state)

@@ -39,8 +39,18 @@ class Plan:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Return what must not change when the study is continued."""
-        return fingerprint_of(self.space, self.source, self.config.seed, self.config.limit_train)
+        """Return what must not change when the study is continued, by the name that a refusal gives it."""
+        parameters: Fingerprint = {
+            f"parameter {name}": spec.model_dump_json(exclude={"why", "grid"})
+            for name, spec in self.space.parameters.items()
+        }
+        return parameters | {
+            "baseline": self.space.baseline_point.model_dump_json(),
+            "data": f"{self.source.name} {self.source.digest}",
+            "seed": self.config.seed,
+            "limit on training images": self.config.limit_train,
+            "version of the training code": TRAINING_VERSION,
+        }
 
     @property
     def workers_in_words(self) -> str:
@@ -111,38 +121,18 @@ def plan_study(config: StudyConfig) -> Plan:
     return Plan(config, space, points, source, name, workers)
 
 
-def fingerprint_of(space: SearchSpace, source: DataSource, seed: int, limit_train: int | None) -> Fingerprint:
-    """Return what must not change while a study goes on, by the name that a refusal gives it."""
-    parameters: Fingerprint = {
-        f"parameter {name}": spec.model_dump_json(exclude={"why", "grid"}) for name, spec in space.parameters.items()
-    }
-    return parameters | {
-        "baseline": space.baseline_point.model_dump_json(),
-        "data": f"{source.name} {source.digest}",
-        "seed": seed,
-        "limit on training images": limit_train,
-        "version of the training code": TRAINING_VERSION,
-    }
-
-
-def with_defaults(stored: Mapping[str, object]) -> dict[str, object]:
-    """Return a stored fingerprint with the default of each hyperparameter that is newer than the study."""
-    completed = dict(stored)
-    with suppress(ValidationError):  # Altered: it differs as it is.
-        completed["baseline"] = Hyperparameters.model_validate_json(str(stored.get("baseline"))).model_dump_json()
-    return completed
-
-
 def refuse_difference(study_name: str, stored: Mapping[str, object], asked: Mapping[str, object]) -> None:
-    """Refuse to continue a study as another one.
+    """Refuse to continue a study as another one; a hyperparameter that is newer than the study has its default.
 
     Raises:
         BadInputError: something differs; the message lists it, stored beside asked.
     """
-    names = [*stored, *(name for name in asked if name not in stored)]
+    with suppress(ValidationError):  # Altered: it differs as it is.
+        baseline = Hyperparameters.model_validate_json(str(stored.get("baseline"))).model_dump_json()
+        stored = {**stored, "baseline": baseline}
     differences = [
         f"  {name}: stored {stored.get(name, 'nothing')}, asked for {asked.get(name, 'nothing')}"
-        for name in names
+        for name in {**stored, **asked}
         if stored.get(name) != asked.get(name)
     ]
     if differences:

@@ -38,10 +38,6 @@ class Observer:
         """Show that an attempt was stopped from outside: its trial waits again, or is given up as failed."""
 
 
-class NullObserver(Observer):
-    """An observer that shows nothing."""
-
-
 class PipeSafeConsole(Console):
     """Rich's console, except that a closed pipe, as behind `| head`, silences it instead of ending the process."""
 
@@ -119,15 +115,14 @@ class LiveDisplay(PlainLines):
             # On a terminal, warnings appear above the bars; elsewhere they go where the user has sent them.
             redirect_stderr=sys.stderr.isatty(),
         )
-        self._study_bar: TaskID | None = None
+        self._study_bar = self.bars.add_task("", total=None, visible=False)
         self._trial_bars: dict[tuple[int, int], TaskID] = {}
 
     def begin(self, title: str, counted: int, total: int, what: str = "trials") -> None:
         """Draw the study's bar, in the place of an earlier one."""
         self._counted, self._total = counted, total
         self.note(title)
-        if self._study_bar is not None:
-            self.bars.remove_task(self._study_bar)
+        self.bars.remove_task(self._study_bar)
         self._study_bar = self.bars.add_task(what, total=total, completed=counted, detail="", resumed_at=counted)
 
     def trial_started(self, spec: TrialSpec) -> None:
@@ -153,15 +148,13 @@ class LiveDisplay(PlainLines):
         self.bars.remove_task(self._trial_bars.pop(spec.key))
         nothing = "" if spec.repeat else "none complete yet"
         detail = f"best {best[1]:.4f} (trial {best[0]:03d})" if best else nothing
-        if self._study_bar is not None:
-            self.bars.update(self._study_bar, completed=self._counted, detail=detail)
+        self.bars.update(self._study_bar, completed=self._counted, detail=detail)
 
     def trial_lost(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
         """Remove the attempt's bar."""
         super().trial_lost(spec, cause, state)
         self.bars.remove_task(self._trial_bars.pop(spec.key))
-        if self._study_bar is not None:
-            self.bars.update(self._study_bar, completed=self._counted)
+        self.bars.update(self._study_bar, completed=self._counted)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ class Proposals(TrackedSource):
     """A study's trials, up to a total that counts those of earlier starts; `exhausted` says why there are no more."""
 
     def __init__(self, engine: Engine, tracker: Tracker, observer: Observer, precision: Precision, trials: int) -> None:
-        super().__init__(tracker)
+        self.tracker = tracker
         self._engine = engine
         self._trial_storage = engine.trial_storage
         self._observer = observer
@@ -59,13 +59,13 @@ class Proposals(TrackedSource):
 
     def settle(self, spec: TrialSpec, result: TrialResult) -> Best | None:
         """Close the run, then the trial: one that the trial storage calls complete always has its evidence."""
-        self._tracker.close_trial(spec, result)
+        self.tracker.close_trial(spec, result)
         self._engine.tell(result)
         self._in_flight -= 1
         self._counted += 1
         if result.objective is not None and (self._best is None or result.objective > self._best[1]):
             self._best = (result.number, result.objective)
-            self._tracker.log_best(self._counted, result.objective)
+            self.tracker.log_best(self._counted, result.objective)
         if (lost := result.tags.get(CONTINUATION_LOST)) is not None:
             self._observer.warn(f"{spec.label} was trained from its first epoch: {lost}")
         return self._best

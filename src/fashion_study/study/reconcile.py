@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fashion_study.finding import Finding, Kind, repairing
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 # An attribute of the study: the trials that ended and whose runs were deleted for good.
 LOST_RUNS = "lost_runs"
 CAUSE = "the coordinator died"
+# What becomes of a run without a trial.
+ORPHANS = "ends the run, marks it as an orphan"
+ORPHANED = "it is ended and marked as an orphan now"
 
 
 def reconcile(trial_storage: TrialStorage, runs: "StudyRuns") -> list[str]:
@@ -27,11 +31,13 @@ def reconcile(trial_storage: TrialStorage, runs: "StudyRuns") -> list[str]:
     runs that it superseded were marked before it was trained. So of most trials no run is read. `disagreements` finds
     what other causes may have done to those.
     """
-    unsettled = [record for record in trial_storage.records() if not _is_settled(record)]
+    records = trial_storage.records()
+    # A trial can be given up during a repair, before the runs of its earlier attempts are marked as superseded.
+    unsettled = [each for each in records if not each.state.is_ended or each.reason is FailReason.INTERRUPTED]
     attempts = runs.unsettled([record.number for record in unsettled if record.attempt > 1])
     numbers = {record.number for record in unsettled} | {attempt.trial for attempt in attempts if not attempt.repeat}
-    records = [record for record in trial_storage.records() if record.number in numbers]
-    return [*_repaired(_Comparison(trial_storage, runs).findings(records, attempts)), *fail_pending_models(runs)]
+    findings = _Comparison(trial_storage, runs).findings([each for each in records if each.number in numbers], attempts)
+    return [*_repaired(findings), *fail_pending_models(runs)]
 
 
 def fail_pending_models(runs: "StudyRuns") -> list[str]:
@@ -47,61 +53,59 @@ def disagreements(trial_storage: TrialStorage, runs: "StudyRuns") -> Iterator[Fi
     yield from _Comparison(trial_storage, runs).findings(trial_storage.records(), runs.attempts())
 
 
-def _is_settled(record: TrialRecord) -> bool:
-    # A trial can be given up during a repair, before the runs of its earlier attempts are marked as superseded.
-    return record.state.is_ended and record.reason is not FailReason.INTERRUPTED
-
-
 def _repaired(findings: Iterable[Finding]) -> list[str]:
     return [f"{found.where} {found.what}; {found.repair()}" for found in findings if found.repair]
 
 
+@dataclass(frozen=True)
 class _Comparison:
     """A study's trial storage compared with its runs."""
 
-    def __init__(self, trial_storage: TrialStorage, runs: "StudyRuns") -> None:
-        self._trial_storage = trial_storage
-        self._runs = runs
+    trials: TrialStorage
+    runs: "StudyRuns"
 
     def findings(self, records: Sequence[TrialRecord], attempts: Sequence[Attempt]) -> Iterator[Finding]:
         by_run = {attempt.run_id: attempt for attempt in attempts}
         for record in records:
-            attempt = (by_run.get(record.run_id) or self._runs.find(record.run_id)) if record.run_id else None
+            attempt = (by_run.get(record.run_id) or self.runs.find(record.run_id)) if record.run_id else None
             if attempt is not None and attempt.is_deleted and not record.state.is_ended:
-                yield self._deleted(attempt)
-                attempt = self._runs.find(attempt.run_id)
+                what = f"is not finished, and its run {attempt.run_id} is deleted in MLflow"
+                repair = repairing("it is restored now", self.runs.restore, attempt.run_id)
+                yield Finding(Kind.DELETED_RUN, attempt.label, what, "restores the run", repair)
+                attempt = self.runs.find(attempt.run_id)
             # A run that was deleted after its trial had ended stays deleted; the trial storage has the result.
             if attempt is None or not attempt.is_deleted:
                 yield from self._trial(record, attempt)
         yield from self._unlinked([attempt for attempt in attempts if not attempt.repeat])
         yield from self._repeats([attempt for attempt in attempts if attempt.repeat])
         yield from self._best()
-        for run_id in self._runs.unlinked(self._trial_storage.attrs.get(TOKEN)):
-            yield self._second_study_run(run_id)
-
-    def _deleted(self, attempt: Attempt) -> Finding:
-        what = f"is not finished, and its run {attempt.run_id} is deleted in MLflow"
-        repair = repairing("it is restored now", self._runs.restore, attempt.run_id)
-        return Finding(Kind.DELETED_RUN, attempt.label, what, "restores the run", repair)
+        for run_id in self.runs.unlinked(self.trials.attrs.get(TOKEN)):
+            what = "was opened for the study, which has another one"
+            repair = repairing(ORPHANED, self.runs.discard, run_id, CAUSE)
+            yield Finding(Kind.ORPHAN, f"run {run_id}", what, ORPHANS, repair)
 
     def _trial(self, record: TrialRecord, attempt: Attempt | None) -> Iterator[Finding]:
         """Compare a trial with its run."""
-        is_ended = record.state.is_ended
+        is_ended, expected = record.state.is_ended, (RUN_STATUS.get(record.state), record.state)
         if attempt is None and (is_ended or record.run_id is not None):
             yield from self._lost_run(record)
-        elif attempt is not None and is_ended and (attempt.status, attempt.state) != _expected(record):
-            yield self._status_mismatch(record, attempt)
+        elif attempt is not None and is_ended and (attempt.status, attempt.state) != expected:
+            status = RUN_STATUS[record.state]
+            what = f"is {record.state}, and its run is {attempt.status} with state {attempt.state or 'none'}"
+            result = record.state, record.objective, record.reason
+            repair = repairing(f"its run is {status} now", self.runs.correct, attempt, *result)
+            yield Finding(Kind.STATUS_MISMATCH, _name(record), what, f"sets the run to {status}", repair)
         elif attempt is not None and not is_ended and attempt.outcome is not None:
             yield self._unrecorded_result(record, attempt, attempt.outcome)
         elif attempt is not None and not is_ended and attempt.status == "RUNNING":
             yield self._abandoned_attempt(record, attempt)
         elif record.state is TrialState.RUNNING:
             what = "was proposed, and no worker had begun it"
-            repair = repairing("it is waiting now", self._trial_storage.requeue_unstarted, record.number)
+            repair = repairing("it is waiting now", self.trials.requeue_unstarted, record.number)
             yield Finding(Kind.ZOMBIE_TRIAL, _name(record), what, "sends the trial back to waiting", repair)
 
     def _lost_run(self, record: TrialRecord) -> Iterator[Finding]:
-        trials, what = self._trial_storage, f"is {record.state}, and its run {record.run_id} is gone"
+        trials, what = self.trials, f"is {record.state}, and its run {record.run_id} is gone"
         known = trials.attrs.get(LOST_RUNS, [])
         if not record.state.is_ended:
             repair = repairing("it waits for a new one now", trials.unlink_run, record.number)
@@ -115,24 +119,16 @@ class _Comparison:
             remedy = "notes it in the trial storage, which keeps the result"
             yield Finding(Kind.LOST_RUN, _name(record), what, remedy, note)
 
-    def _status_mismatch(self, record: TrialRecord, attempt: Attempt) -> Finding:
-        status, _ = _expected(record)
-        what = f"is {record.state}, and its run is {attempt.status} with state {attempt.state or 'none'}"
-        arguments = attempt, record.state, record.objective, record.reason
-        repair = repairing(f"its run is {status} now", self._runs.correct, *arguments)
-        return Finding(Kind.STATUS_MISMATCH, _name(record), what, f"sets the run to {status}", repair)
-
     def _unrecorded_result(self, record: TrialRecord, attempt: Attempt, outcome: TrialState) -> Finding:
         """Adopt a result whose run was closed before it was in the trial storage."""
 
         def repair() -> str:
-            values = {TrialState.COMPLETE: attempt.objective, TrialState.PRUNED: record.curve.get(attempt.epochs_run)}
             objective = attempt.objective if outcome is TrialState.COMPLETE else None
-            self._runs.correct(attempt, outcome, objective, attempt.reason)
+            self.runs.correct(attempt, outcome, objective, attempt.reason)
+            epoch = attempt.epochs_run
+            value = record.curve.get(epoch) if outcome is TrialState.PRUNED else objective
             reason = attempt.reason if outcome is TrialState.FAILED else None
-            self._trial_storage.adopt_result(
-                record.number, outcome, attempt.epochs_run, attempt.seconds, values.get(outcome), reason
-            )
+            self.trials.adopt_result(record.number, outcome, epoch, attempt.seconds, value, reason)
             return f"it is {outcome} now, as its run says"
 
         what = f"ended in attempt {attempt.number}, and its result is not in the trial storage"
@@ -145,8 +141,8 @@ class _Comparison:
         def repair() -> str:
             # The trial storage first: an open run of a trial that waits is found again; a running trial without an open
             # run would look as if no worker had begun it.
-            state = self._trial_storage.requeue(record.number) if is_running else record.state
-            self._runs.interrupt_trial(attempt.trial, attempt.run_id, CAUSE, state)
+            state = self.trials.requeue(record.number) if is_running else record.state
+            self.runs.interrupt_trial(attempt.trial, attempt.run_id, CAUSE, state)
             return f"it is {state} now"
 
         gives_up = is_running and record.counted_attempts > MAX_RETRIES
@@ -156,36 +152,30 @@ class _Comparison:
 
     def _unlinked(self, attempts: list[Attempt]) -> Iterator[Finding]:
         """Find the runs that no trial refers to and that are not marked as superseded or as orphans."""
-        current = {record.number: record.run_id for record in self._trial_storage.records()}
+        current = {record.number: record.run_id for record in self.trials.records()}
         owners = {run_id: number for number, run_id in current.items() if run_id is not None}
         for attempt in attempts:
             is_open, successor = attempt.status == "RUNNING", current.get(attempt.trial)
             if (owner := owners.get(attempt.run_id, attempt.trial)) != attempt.trial:
-                yield self._wrong_trial(attempt, owner)
+                what = f"is tagged as a run of {attempt.label}, and belongs to trial {owner:03d}"
+                done, remedy = f"it is tagged as a run of trial {owner:03d} now", f"tags the run with trial {owner:03d}"
+                repair = repairing(done, self.runs.assign, attempt.run_id, owner)
+                yield Finding(Kind.STATUS_MISMATCH, f"run {attempt.run_id}", what, remedy, repair)
             elif attempt.run_id == successor or attempt.is_deleted:
                 continue
             elif is_open and attempt.superseded_by is not None:
                 yield self._open_run(attempt)  # The next attempt had begun before the end of this one was recorded.
             elif is_open or (attempt.is_current and successor is None):
-                yield self._orphan(attempt)
+                where = f"run {attempt.run_id} of {attempt.label}"
+                repair = repairing(ORPHANED, self.runs.mark_orphan, attempt)
+                yield Finding(Kind.ORPHAN, where, "belongs to no attempt", ORPHANS, repair)
             elif attempt.is_current:
                 yield self._duplicate_current(attempt, _successor(attempt, attempts) or str(successor))
-
-    def _wrong_trial(self, attempt: Attempt, owner: int) -> Finding:
-        what = f"is tagged as a run of {attempt.label}, and belongs to trial {owner:03d}"
-        repair = repairing(f"it is tagged as a run of trial {owner:03d} now", self._runs.assign, attempt.run_id, owner)
-        remedy = f"tags the run with trial {owner:03d}"
-        return Finding(Kind.STATUS_MISMATCH, f"run {attempt.run_id}", what, remedy, repair)
-
-    def _orphan(self, attempt: Attempt) -> Finding:
-        where, remedy = f"run {attempt.run_id} of {attempt.label}", "ends the run, marks it as an orphan"
-        repair = repairing("it is ended and marked as an orphan now", self._runs.mark_orphan, attempt)
-        return Finding(Kind.ORPHAN, where, "belongs to no attempt", remedy, repair)
 
     def _duplicate_current(self, attempt: Attempt, successor: str) -> Finding:
         where, remedy = f"run {attempt.run_id} of {attempt.label}", f"marks it as superseded by {successor}"
         done = f"it is marked as superseded by {successor} now"
-        repair = repairing(done, self._runs.supersede, attempt.run_id, successor)
+        repair = repairing(done, self.runs.supersede, attempt.run_id, successor)
         what = "is not the current one, and not marked as superseded"
         return Finding(Kind.DUPLICATE_CURRENT_RUN, where, what, remedy, repair)
 
@@ -205,45 +195,29 @@ class _Comparison:
     def _open_run(self, attempt: Attempt) -> Finding:
         def repair() -> str:
             if (outcome := attempt.outcome) is None:
-                self._runs.interrupt_trial(attempt.trial, attempt.run_id, CAUSE, TrialState.WAITING, attempt.repeat)
+                self.runs.interrupt_trial(attempt.trial, attempt.run_id, CAUSE, TrialState.WAITING, attempt.repeat)
                 return "its run is ended now"
-            self._runs.correct(attempt, outcome, attempt.objective, attempt.reason)
+            self.runs.correct(attempt, outcome, attempt.objective, attempt.reason)
             return f"its run ended as {outcome}, and is closed now"
 
         what = f"was interrupted in attempt {attempt.number}"
         return Finding(Kind.ZOMBIE_RUN, attempt.label, what, "ends its run", repair)
 
     def _best(self) -> Iterator[Finding]:
-        best, shown = self._trial_storage.best(), self._runs.best_objective()
+        best, shown = self.trials.best(), self.runs.best_objective()
         if best is None or best.objective is None or (shown is not None and shown >= best.objective):
             return
         what = f"shows {'nothing' if shown is None else f'{shown:.4f}'} as its best objective"
-        done, arguments = f"it shows {best.objective:.4f} now", (self._trial_storage.counted(), best.objective)
-        repair = repairing(done, self._runs.log_best, *arguments)
+        done = f"it shows {best.objective:.4f} now"
+        repair = repairing(done, self.runs.log_best, self.trials.counted(), best.objective)
         yield Finding(Kind.STALE_BEST, "the study's run", what, f"logs {best.objective:.4f}", repair)
-
-    def _second_study_run(self, run_id: str) -> Finding:
-        what, remedy = "was opened for the study, which has another one", "ends the run, marks it as an orphan"
-        repair = repairing("it is ended and marked as an orphan now", self._runs.discard, run_id, CAUSE)
-        return Finding(Kind.ORPHAN, f"run {run_id}", what, remedy, repair)
-
-
-def _expected(record: TrialRecord) -> tuple[str, str]:
-    return RUN_STATUS[record.state], record.state.value
 
 
 def _successor(attempt: Attempt, attempts: list[Attempt]) -> str | None:
     """Return the run of the next attempt, as the loop would have recorded it; None where there is none."""
-    return next(
-        (
-            other.run_id
-            for other in attempts
-            if (other.trial, other.number) == (attempt.trial, attempt.number + 1)
-            and other.status != "RUNNING"
-            and not other.is_orphan
-        ),
-        None,
-    )
+    following = attempt.trial, attempt.number + 1
+    ended = (other for other in attempts if other.status != "RUNNING" and not other.is_orphan)
+    return next((other.run_id for other in ended if (other.trial, other.number) == following), None)
 
 
 def _name(record: TrialRecord) -> str:

@@ -1,29 +1,43 @@
-"""Run a study from a config to its last figure: the table of contents of the main job."""
+"""A study from its config to its last figure: the table of contents of the main job."""
 
 import math
 import time
 from dataclasses import dataclass
 from signal import Signals
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from fashion_study.config import KerasTunerSampler, SamplerName, StudyConfig
 from fashion_study.data.catalog import FALLBACK
 from fashion_study.engines.engine import Engine
 from fashion_study.engines.optuna_engine import OptunaEngine
+from fashion_study.errors import StoreError, StudyError
 from fashion_study.signals import StopSignals
+from fashion_study.statistics import CONFIDENCE, wilson_interval
 from fashion_study.store.failures import store_failures
 from fashion_study.store.locks import sole_coordinator
 from fashion_study.store.mlflow_server import RetryNotifier
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import TrialRecord, TrialStorage
-from fashion_study.study.finalists import Finalist
-from fashion_study.study.finish import is_published, publish, train_finalists
-from fashion_study.study.leaderboard import rank
-from fashion_study.study.plan import Plan, plan_study
-from fashion_study.study.progress import NullObserver, Observer
+from fashion_study.study.finalists import (
+    DEFAULT_FINALISTS,
+    DEFAULT_REPEATS,
+    Finalist,
+    FinalistPlan,
+    Repeats,
+    choose,
+    plan_finalists,
+    rank,
+    table,
+)
+from fashion_study.study.plan import plan_study
+from fashion_study.study.progress import Observer
 from fashion_study.study.proposals import Proposals
-from fashion_study.study.session import OwnedStudy, Session, closing_its_run, open_executor, open_session
-from fashion_study.trial import BASELINE_NUMBER, DataSource, Precision
+from fashion_study.study.reconcile import fail_pending_models
+from fashion_study.study.session import OwnedStudy, Session, open_executor, open_session
+from fashion_study.trial import BASELINE_NUMBER, DataSource, ParamValue, Precision
+
+if TYPE_CHECKING:
+    from fashion_study.tracking.registry import Version
 
 GOES_ON = "Every result that was shown is kept. Free space, or see to the store; the same command goes on."
 
@@ -84,7 +98,7 @@ def run_study(config: StudyConfig | Plan, observer: Observer | None = None, *, r
         DataError: the images are missing or damaged.
         StoreError: the store cannot be used or gives up, or another process runs this study.
     """
-    observer = observer or NullObserver()
+    observer = observer or Observer()
     plan = config if isinstance(config, Plan) else plan_study(config)
     config = plan.config
     if plan.source.is_fallback:
@@ -103,7 +117,7 @@ def run_study(config: StudyConfig | Plan, observer: Observer | None = None, *, r
         study.refuse_another()
         began_with = trial_storage.counted()
         exhausted, busy_share = None, None
-        if began_with < config.trials or not is_published(study):
+        if began_with < config.trials or trial_storage.attrs.get("published") != _publication(study):
             exhausted, busy_share = _run(study)
         elif config.keep_models is not None:
             study.model_keeper(store.client()).sweep()
@@ -124,7 +138,7 @@ def run_study(config: StudyConfig | Plan, observer: Observer | None = None, *, r
             stopped_by=stop_signals.received,
             finalists=tuple(Finalist.from_dict(entry) for entry in attrs.get("finalists") or ()),
             repeats_left=int(attrs.get("repeats_left") or 0),
-            version=(attrs["version"][0], attrs["version"][1]) if attrs.get("version") else None,
+            version=tuple(attrs["version"]) if attrs.get("version") else None,
         )
 
 
@@ -134,17 +148,22 @@ def _run(study: OwnedStudy) -> tuple[str | None, float | None]:
         session = open_session(study, executor)
         if session is None:
             return None, None
-        with closing_its_run(session):
-            began = time.monotonic()
+        began = time.monotonic()
+        try:
             exhausted = _search(session)
-            final = train_finalists(session)
-            available = executor.slots * (time.monotonic() - began)
+            repeats = train_finalists(session)
+        except StoreError:
+            raise  # The next start ends the study's run.
+        except StudyError:
+            session.tracker.close_study("FAILED", {})
+            raise
+        available = executor.slots * (time.monotonic() - began)
     study.observer.note("writing the study's figures")
     busy_share = None
     if session.busy_seconds and available:
         busy_share = min(1.0, session.busy_seconds / available)
         session.tracker.log_busy_share(study.trial_storage.counted(), busy_share)
-    publish(session, final)
+    publish(session, repeats)
     return exhausted, busy_share
 
 
@@ -155,21 +174,149 @@ def _search(session: Session) -> str | None:
     keeper = study.model_keeper(session.client)
     keeper.sweep()
     study.observer.begin(plan.title(session.precision), trial_storage.counted(), config.trials)
-    engine = _engine(plan, trial_storage)
+    engine: Engine
+    if config.engine == "optuna":
+        sampler = cast(SamplerName, config.sampler)
+        engine = OptunaEngine(trial_storage, plan.space, sampler, config.pruner, config.seed, plan.points)
+    else:
+        # Imported where needed: it brings TensorFlow.
+        from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
+
+        own_sampler = cast(KerasTunerSampler, config.sampler)
+        engine = KerasTunerEngine(trial_storage, plan.space, own_sampler, config.seed, plan.points)
     proposals = Proposals(engine, session.tracker, study.observer, session.precision, config.trials)
     epochs = (config.epoch_budget or math.inf) - trial_storage.epochs_trained()
     session.train(proposals, epochs, keeper.sweep)
     return proposals.exhausted
 
 
-def _engine(plan: Plan, trial_storage: TrialStorage) -> Engine:
-    config = plan.config
-    if config.engine == "optuna":
-        sampler = cast(SamplerName, config.sampler)
-        return OptunaEngine(trial_storage, plan.space, sampler, config.pruner, config.seed, plan.points)
-    # Imported where needed: it brings TensorFlow.
-    from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
+def train_finalists(session: Session) -> Repeats:
+    """Train the best trials again, as far as the budget goes; return what was and what was not trained."""
+    study, config = session.study, session.study.plan.config
+    records = rank(study.trial_storage.records())
+    plan = FinalistPlan((), 0)
+    # Of a study whose trials are done also where it is to be stopped: what is left is to be known then.
+    is_stopped = study.is_interrupted() and study.trial_storage.counted() < config.trials
+    if not is_stopped and config.finalists != 0:
+        plan = plan_finalists(
+            records,
+            DEFAULT_FINALISTS if config.finalists is None else config.finalists,
+            DEFAULT_REPEATS if config.repeats is None else config.repeats,
+            session.tracker.repeats(),
+            **_limits(session),
+        )
+    if plan.note:
+        study.observer.note(f"finalists: {plan.note}")
+    repeats = Repeats(plan, records, session.tracker, study.plan.space, config.seed, session.precision)
+    if repeats.left:
+        title = f"finalists: the best {len(plan.trials)} trained again, {plan.repeats} times each"
+        study.observer.begin(title, plan.total - repeats.left, plan.total, "repeats")
+    session.train(repeats)
+    return repeats
 
-    return KerasTunerEngine(
-        trial_storage, plan.space, cast(KerasTunerSampler, config.sampler), config.seed, plan.points
-    )
+
+def publish(session: Session, repeats: Repeats) -> None:
+    """Write the leaderboard and the figures, register the challenger, and end the study's run."""
+    # Imported here: Matplotlib takes a while, and a study begins without it.
+    from fashion_study.study.figures import study_figures
+
+    study, trial_storage, tracker = session.study, session.study.trial_storage, session.tracker
+    tracker.log_leaderboard(table(rank(trial_storage.records())))
+    for name, figure in study_figures(trial_storage):
+        tracker.log_figure(figure, name)
+    tags = {"trials_counted": str(trial_storage.counted())}
+    if study.waits.count:
+        tags["server_waits"] = str(study.waits.count)
+    if (best := trial_storage.best()) is not None and best.run_id is not None:
+        tags |= {"best_trial": str(best.number), "best_run": best.run_id}
+    if not study.is_interrupted():
+        tags |= _conclude(session, repeats)
+    # No worker is left that could finalize a model.
+    for line in fail_pending_models(tracker):
+        study.observer.note(line)
+    finished = not study.is_interrupted() or (trial_storage.counted() >= study.plan.config.trials and not repeats.left)
+    tracker.close_study("FINISHED" if finished else "KILLED", tags)
+    trial_storage.set_attrs(repeats_left=repeats.left)
+    if time.monotonic() < session.deadline and not study.is_interrupted():
+        trial_storage.set_attrs(published=_publication(study))
+
+
+def _limits(session: Session) -> dict[str, float]:
+    """Return the epochs that the trials took, unless the user asks for more, and those that the time left allows."""
+    config, records = session.study.plan.config, session.study.trial_storage.records()
+    trained = session.study.trial_storage.epochs_trained()
+    seconds = sum(record.seconds or 0.0 for record in records) / max(trained, 1)
+    left = max(0.0, session.deadline - time.monotonic()) * max(1, session.executor.slots)
+    epochs = float(trained) if config.finalists is None and config.repeats is None else math.inf
+    return {"epochs": epochs, "epochs_in_time": left / max(seconds, 1e-9)}
+
+
+def _conclude(session: Session, repeats: Repeats) -> dict[str, str]:
+    """Log the finalists and register the challenger, where the study does; return what the study's run says of it."""
+    trial_storage, finalists = session.study.trial_storage, repeats.results()
+    winner = choose(finalists)
+    version = register_challenger(session, winner) if session.study.registers else None
+    if finalists:
+        session.tracker.log_finalists(
+            {
+                "planned": [len(repeats.plan.trials), repeats.plan.repeats],
+                "note": repeats.plan.note,
+                "winner": winner.trial if winner else None,
+                "version_run": version.run_id if version else None,
+                "finalists": [finalist.as_dict() for finalist in finalists],
+            }
+        )
+    named = (version.name, version.number) if version else None
+    trial_storage.set_attrs(finalists=[finalist.as_dict() for finalist in finalists], version=named)
+    return {"challenger": str(version)} if version else {}
+
+
+def register_challenger(session: Session, winner: Finalist | None) -> "Version | None":
+    """Register the model of the finalist that wins, and let the alias `challenger` point to it.
+
+    Without one it is the best trial's own model, whose single score is above what it is worth: it was
+    chosen for it. None where no trial is complete. What is registered already is not registered twice.
+
+    Raises:
+        DamagedModelError: the model's logging was cut off.
+    """
+    from fashion_study.tracking.registry import CHALLENGER, Registry
+
+    plan, best = session.study.plan, session.study.trial_storage.best()
+    if winner is not None and winner.median_run is not None and winner.mean is not None:
+        trial, run_id, objective, interval = winner.trial, winner.median_run, winner.mean, winner.interval
+        kind = f"Student t over {len(winner.objectives)} repeats"
+    elif best is not None and best.run_id is not None and best.objective is not None:
+        trial, run_id, objective, images = best.number, best.run_id, best.objective, session.validation_images
+        interval, kind = wilson_interval(round(objective * images), images), "Wilson, one training"
+    else:
+        return None
+    run = session.client.get_run(run_id)
+    low, high = interval or (None, None)
+    tags: dict[str, ParamValue | None] = {
+        "study": plan.name,
+        "study_run": run.data.tags["mlflow.parentRunId"],
+        "trial": trial,
+        "run": run_id,
+        "objective": objective,
+        "objective_low": low,
+        "objective_high": high,
+        "interval": f"{CONFIDENCE:.0%}, {kind}",
+        "repeats": len(winner.objectives) if winner else 0,
+        "dataset": plan.source.name,
+        "data_digest": plan.source.digest,
+        # Of what trained it, which need not be what registers it.
+        "code_digest": run.data.tags.get("code_digest"),
+        "git_commit": run.data.tags.get("mlflow.source.git.commit"),
+        "parameter_count": int(run.data.metrics["parameter_count"]),
+    }
+    registry = Registry(session.client)
+    known = {key: value for key, value in tags.items() if value is not None}
+    version = registry.register(plan.source.name, run, known)
+    registry.move_alias(version.name, CHALLENGER, version.number)
+    return version
+
+
+def _publication(study: OwnedStudy) -> list[int | None]:
+    """Return what a study shows once it is published: where that is asked for again, nothing is left to do."""
+    return [study.trial_storage.counted(), study.plan.config.finalists, study.plan.config.repeats]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import fashion_study.executors.local as local
 from fashion_study.data.catalog import load_dataset
-from fashion_study.errors import StoreError, StudyError
+from fashion_study.errors import StoreError
 from fashion_study.executors.executor import Executor
 from fashion_study.executors.local import BYTES_PER_WORKER, LocalExecutor, threads_per_worker
 from fashion_study.signals import StopSignals
@@ -19,7 +19,7 @@ from fashion_study.store.relocation import moves, rebase
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TRACKED_AT, TrialStorage
 from fashion_study.study.loop import Loop, Source
-from fashion_study.study.plan import Plan, refuse_difference, with_defaults
+from fashion_study.study.plan import Plan, refuse_difference
 from fashion_study.study.progress import Observer
 from fashion_study.study.reconcile import reconcile
 from fashion_study.trial import Precision, WorkerSettings
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from fashion_study.study.retention import ModelKeeper
     from fashion_study.tracking.runs import StudyRuns
-
-# Environment variables that a worker on another machine needs: MLflow's settings, its credentials among them.
-TRAVELS = "MLFLOW_"
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class OwnedStudy:
             BadInputError: they differ.
         """
         config, asked = self.plan.config, self.plan.fingerprint
-        stored = with_defaults(self.trial_storage.attrs.get("identity", asked))
+        stored = dict(self.trial_storage.attrs.get("identity", asked))
         if config.precision != "auto" and "precision" in self.trial_storage.attrs:
             stored["precision"], asked["precision"] = self.trial_storage.attrs["precision"], config.precision
         refuse_difference(self.plan.name, stored, asked)
@@ -86,7 +83,7 @@ class Session:
     executor: Executor
     precision: Precision
     validation_images: int
-    deadline: float | None
+    deadline: float
     busy_seconds: float = 0.0
 
     def train(self, source: Source, epochs: float = math.inf, after_result: Callable[[], None] = lambda: None) -> None:
@@ -125,7 +122,8 @@ def open_executor(plan: Plan, store: Store, observer: Observer) -> Iterator[Exec
         resources = Resources(cpus, gpus, config.worker_memory or int(BYTES_PER_WORKER))
         cluster.check_room(resources, plan.workers)
         observer.note(starting)  # Not before: a cluster that cannot be used starts nothing.
-        environment = {name: value for name, value in os.environ.items() if name.startswith(TRAVELS)}
+        # What a worker on another machine needs: MLflow's settings, its credentials among them.
+        environment = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
         if not gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of them visible.
         settings = WorkerSettings(plan.source, config.limit_train, max(1, int(cpus)), store.tracking_uri, *limits)
@@ -151,7 +149,7 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
     client = store.client()
     _follow_a_move(store, observer)
     experiment_id = store.experiment_id(client, plan.source.name)
-    deadline = None if plan.config.timeout is None else time.monotonic() + plan.config.timeout
+    deadline = time.monotonic() + (plan.config.timeout or math.inf)
     precision = _precision(study, executor, deadline)
     if precision is None:
         return None
@@ -170,18 +168,6 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
     for line in reconcile(trial_storage, tracker):
         observer.note(line)
     return Session(study, client, tracker, executor, precision, len(data.validation.labels), deadline)
-
-
-@contextmanager
-def closing_its_run(session: Session) -> Iterator[None]:
-    """End the study's run after an error; where the store has failed, the next start does."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except StudyError:
-        session.tracker.close_study("FAILED", {})
-        raise
 
 
 def _follow_a_move(store: Store, observer: Observer) -> None:
@@ -206,11 +192,11 @@ def _refuse_a_missing_run(name: str, run_id: str, trial_storage: TrialStorage, s
     )
 
 
-def _precision(study: OwnedStudy, executor: Executor, deadline: float | None) -> Precision | None:
+def _precision(study: OwnedStudy, executor: Executor, deadline: float) -> Precision | None:
     """Return the study's precision: the stored one, the one asked for, or the faster one on this machine."""
 
     def is_over() -> bool:
-        return study.is_interrupted() or (deadline is not None and time.monotonic() >= deadline)
+        return study.is_interrupted() or time.monotonic() >= deadline
 
     config, trial_storage = study.plan.config, study.trial_storage
     if "precision" not in trial_storage.attrs:

@@ -12,10 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fashion_study.config import StudyConfig
 from fashion_study.data.catalog import PREFERRED
 from fashion_study.database_url import VARIABLE
-from fashion_study.store.trials import TrialRecord
 from fashion_study.study.finalists import choose
 from fashion_study.study.progress import duration
 from fashion_study.study.run import StudyResult
@@ -51,7 +49,7 @@ def _ranking(result: StudyResult) -> Table:
             _score(record.value),
             str(record.reason or record.state),
             *values,
-            _epochs(record),
+            f"{record.reached}" + (f" of {record.params['epochs']}" if "epochs" in record.params else ""),
             "" if record.seconds is None else duration(record.seconds),
         )
         table.add_row(*row, style="bold" if record is result.best else None)
@@ -86,9 +84,8 @@ def _registered(result: StudyResult) -> list[str]:
     if result.version is None:
         return []
     name, number = result.version
-    winner = choose(result.finalists)
     whose = f"trial {result.best.number:03d}, not trained again" if result.best else "an earlier trial"
-    if winner is not None and winner.mean is not None:
+    if (winner := choose(result.finalists)) is not None:
         whose = f"trial {winner.trial:03d}, mean {winner.mean:.4f}"
     return [f"Registered: {name} version {number} is the challenger ({whose})."]
 
@@ -100,11 +97,6 @@ def _columns(names: Iterable[str]) -> dict[str, list[str]]:
         if name != "epochs":
             columns.setdefault(re.sub(r"_\d+$", "", name).replace("_", " "), []).append(name)
     return columns
-
-
-def _epochs(record: TrialRecord) -> str:
-    asked = record.params.get("epochs")
-    return f"{record.reached}" if asked is None else f"{record.reached} of {asked}"
 
 
 def _score(value: float | None) -> str:
@@ -161,16 +153,12 @@ def _where_next(result: StudyResult) -> list[str]:
     lines = [f"{label:<13} {step}" for label, step in next_steps.items()]
     if result.exhausted is None:
         is_done = result.counted >= result.config.trials and not result.repeats_left
-        total = result.config.trials + MORE_TRIALS if is_done else result.config.trials
-        command = _named_once(result.config).model_copy(update={"trials": total}).command(_interpreter())
+        changes: dict[str, object] = {"trials": result.config.trials + MORE_TRIALS} if is_done else {}
+        if result.config.data_dir is not None and str(result.config.data_dir) == os.environ.get("FASHION_MNIST_DIR"):
+            changes["data_dir"] = None  # The environment names it.
+        command = result.config.model_copy(update=changes).command(_interpreter())
         lines.append(f"{'More trials:' if is_done else 'Go on:':<13} {command}")
     return lines
-
-
-def _named_once(config: StudyConfig) -> StudyConfig:
-    """Leave out the images' folder where the environment names it."""
-    is_known = config.data_dir is not None and str(config.data_dir) == os.environ.get("FASHION_MNIST_DIR")
-    return config.model_copy(update={"data_dir": None}) if is_known else config
 
 
 def _command(result: StudyResult, name: str, *arguments: str) -> str:

@@ -34,10 +34,15 @@ def search_runs(client: MlflowClient, experiments: list[str], condition: str = "
 
 def find_run(client: MlflowClient, run_id: str) -> Run | None:
     """Return a run, deleted or not; None where there is no such run."""
+    return find(client.get_run, run_id)
+
+
+def find(get: Callable[[str], T], name: str) -> T | None:
+    """Return what MLflow has under an id or a name; None where it has nothing there."""
     try:
-        return client.get_run(run_id)
+        return get(name)
     except MlflowException as error:
-        if is_missing(error):
+        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
             return None
         raise
 
@@ -52,11 +57,6 @@ def read_artifact(client: MlflowClient, run_id: str, name: str) -> str | None:
             return Path(client.download_artifacts(run_id, name, target)).read_text(encoding="utf-8")
         except (MlflowException, OSError, UnicodeDecodeError):
             return None
-
-
-def is_missing(error: MlflowException) -> bool:
-    """Return whether MLflow found nothing under an id or a name."""
-    return bool(error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST))
 
 
 def pending_models(

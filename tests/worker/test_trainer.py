@@ -31,7 +31,6 @@ from fashion_study.trial import (
     WorkerSettings,
 )
 from fashion_study.worker import trainer
-from fashion_study.worker.checkpoint import restore
 from fashion_study.worker.record import record_model
 from fashion_study.worker.trainer import Trainer
 from tests.support.empty_store import empty_store
@@ -305,10 +304,10 @@ def test_without_the_earlier_run_or_model_nothing_is_restored(bench: Bench) -> N
     before = model.get_weights()
 
     for run_id, cause in (("0" * 32, "its run is gone"), (None, "its run is gone"), (removed, ""), (altered, "")):
-        start = restore(bench.client, Checkpoint(5, run_id, 1), model, SMALL, 200)
+        epochs, tags = bench.trainer.restore(replace(bench.spec(), continues=Checkpoint(5, run_id, 1)), model)
 
-        assert (start.epochs, list(start.tags)) == (0, ["continuation_lost"]), run_id
-        assert start.tags["continuation_lost"].startswith(f"trial 005: {cause}"), run_id
+        assert (epochs, list(tags)) == (0, ["continuation_lost"]), run_id
+        assert tags["continuation_lost"].startswith(f"trial 005: {cause}"), run_id
         for ours, theirs in zip(model.get_weights(), before, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 

@@ -29,7 +29,7 @@ from fashion_study.study.finalists import (
     rank,
     table,
 )
-from fashion_study.study.plan import plan_study
+from fashion_study.study.plan import Plan, plan_study
 from fashion_study.study.progress import Observer
 from fashion_study.study.proposals import Proposals
 from fashion_study.study.reconcile import fail_pending_models

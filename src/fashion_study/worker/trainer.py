@@ -107,12 +107,12 @@ class Trainer:
         keras.utils.set_random_seed(spec.seed)
         params = spec.hyperparameters
         model = build_model(params, self._kind.image_shape, len(self._kind.class_names), spec.precision)
-        done, tags = self._restore(spec, model)
+        done, tags = self.restore(spec, model)
         outcome = fit(model, self._train_images, self._validation, params, spec.seed, report, done)
         result = self._end(spec, outcome, model)
         return replace(result, tags=result.tags | tags)
 
-    def _restore(self, spec: TrialSpec, model: keras.Model) -> tuple[int, dict[str, str]]:
+    def restore(self, spec: TrialSpec, model: keras.Model) -> tuple[int, dict[str, str]]:
         """Return after how many epochs the training begins, and the tags that say so where it continues another.
 
         Then `model` gets the weights that the earlier run has logged, and its optimizer that number of steps; the

@@ -16,7 +16,8 @@ def on_every_commit(before: Callable[[], None], after: Callable[[], None] = lamb
     commit: Callable[..., None] = DefaultDialect.do_commit
 
     def watched(dialect: DefaultDialect, connection: Any) -> None:
-        if not connection.in_transaction:  # Nothing was written.
+        # Nothing was written, or to a database on a server.
+        if not getattr(connection, "in_transaction", False):
             commit(dialect, connection)
             return
         before()

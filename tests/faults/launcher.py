@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.faults.commits import on_every_commit
 from tests.faults.journal import JOURNAL, Entry, Journal, phase_at_the_end, read
-from tests.faults.recording_worker import MODEL, STEP
+from tests.faults.recording_worker import EVIDENCE, MODEL, STEP
 
 ROOT = Path(__file__).parents[2]
 SLOW_IMPORTS = [
@@ -161,12 +161,14 @@ def _shown(place: Path) -> str:
 def _live(command: str, words: list[str], place: Path, plan: Plan, environment: Mapping[str, str]) -> None:
     """Be the process of a command."""
     from experiments._entry import run
+    from fashion_study.doctor import files
     from fashion_study.executors import local
 
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(place / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
     # Wide enough for a table's cells to stay in one line each.
     os.environ |= {**environment, STEP: str(plan.step or 0), "PYTHONPATH": str(ROOT), "COLUMNS": "400"}
+    os.environ[EVIDENCE] = " ".join(files.EVIDENCE)
     journal = Journal(place / "journal", "coordinator")
     local.WORKER_MODULE = environment[WORKER]
     if environment[WORKER] == RECORDING_WORKER:

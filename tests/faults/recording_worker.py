@@ -1,8 +1,8 @@
 """The toy worker, leaving what a real one leaves: the artifacts of a complete trial, and a real model.
 
-`FAULTS_MODEL` names the folder of that model. `FAULTS_STEP` is the step of the worker's at which its coordinator dies;
-a step is a file or a commit that the worker is about to write. With `FAULTS_OUTLIVES` the kernel does not end the
-worker with its coordinator, as it does not on other systems than Linux.
+`FAULTS_MODEL` names the folder of that model, `FAULTS_EVIDENCE` the artifacts. `FAULTS_STEP` is the step of the
+worker's at which its coordinator dies; a step is a file or a commit that the worker is about to write. With
+`FAULTS_OUTLIVES` the kernel does not end the worker with its coordinator, as it does not on other systems than Linux.
 """
 
 import hashlib
@@ -19,6 +19,8 @@ from tests.executors.toy_worker import ToyTrainer
 from tests.faults.journal import JOURNAL, Journal
 
 MODEL = "FAULTS_MODEL"
+# Not imported from the doctor: it brings Optuna into every worker.
+EVIDENCE = "FAULTS_EVIDENCE"
 STEP = "FAULTS_STEP"
 OUTLIVES = "FAULTS_OUTLIVES"
 
@@ -49,9 +51,7 @@ class RecordingTrainer(ToyTrainer):
         return replace(result, metrics=metrics, tags=tags)
 
     def _record_evaluation(self, spec: TrialSpec) -> None:
-        from fashion_study.doctor.files import EVIDENCE
-
-        for name in EVIDENCE:
+        for name in os.environ[EVIDENCE].split():
             self._step()
             self._client.log_text(spec.run_id, f"{name} of {spec.label}", name)
 

@@ -17,7 +17,7 @@ def test_killed_at_any_commit_it_ends_as_if_it_had_not_been(
     whole: tuple[Life, object], launch: Launch, new_store: NewStore, record_fault: RecordFault, is_full: bool
 ) -> None:
     phases: Counter[str] = Counter()
-    numbers = sample(6, whole[0].commits, 1, is_full)
+    numbers = sample(4, whole[0].commits, 1, is_full)
 
     for number in numbers:
         root = new_store()
@@ -37,7 +37,7 @@ def test_with_two_workers_a_kill_costs_two_attempts_at_most(
     words = (*FIXED, "--trials", "5", "--workers", "2", "--finalists", "0")
     commits = launch().start("run_study", *words, "--store", new_store()).commits
     phases: Counter[str] = Counter()
-    numbers = range(10, commits - 10, 6) if is_full else sample(4, commits - 10, 8, is_full)
+    numbers = range(10, commits - 10, 6) if is_full else sample(2, commits - 10, 8, is_full)
 
     for number in numbers:
         launcher, root = launch(), new_store()

@@ -34,7 +34,7 @@ def test_killed_while_its_worker_writes_it_ends_the_same(
     whole: tuple[Life, object], launch: Launch, new_store: NewStore, record_fault: RecordFault, is_full: bool
 ) -> None:
     phases: Counter[str] = Counter()
-    numbers = sample(4, whole[0].steps, 2, is_full)
+    numbers = sample(3, whole[0].steps, 2, is_full)
 
     for number in numbers:
         root = new_store()
@@ -60,7 +60,7 @@ def test_killed_repeatedly_it_ends_with_the_same_trials(
     launcher, root = launch(**EPOCH), new_store()
     lives: list[Life] = []
 
-    while sum(phases.values()) < (20 if is_full else 10):
+    while sum(phases.values()) < (20 if is_full else 5):
         plan = Plan(seconds=moments.uniform(0.0, 0.5), attempt=2 if is_about_to_be_given_up(root) else 1)
         lives.append(launcher.start("run_study", *LONG, "--store", root, plan=plan))
         assert lives[-1].was_killed, lives[-1].shown
@@ -90,7 +90,7 @@ def test_after_a_kill_doctor_mends_all_and_the_study_goes_on(
     phases: Counter[str] = Counter()
     # From where there is a study; before that the doctor has nothing to say.
     started = range(20, whole[0].commits, 6)
-    numbers = started if is_full else random.Random(4).sample(started, 3)
+    numbers = started if is_full else random.Random(4).sample(started, 2)
 
     for number in numbers:
         launcher, root = launch(), new_store()

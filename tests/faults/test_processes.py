@@ -38,7 +38,8 @@ from tests.support.processes import descendants_running
 pytestmark = pytest.mark.faults
 
 STUDY = "digits-smoke"
-FIXED = ("--space", "smoke", "--dataset", "digits", "--precision", "float32", "--finalists", "0")
+# Without pruning: no trial may end before it meets its fate.
+FIXED = ("--space", "smoke", "--dataset", "digits", "--precision", "float32", "--finalists", "0", "--pruner", "none")
 WORKER = "tests.faults.recording_worker"
 PATIENCE = 120
 
@@ -64,16 +65,18 @@ def workers_of(pid: int | None) -> list[psutil.Process]:
 
 
 @contextmanager
-def stuck(launcher: Launcher, root: Path, trials: int) -> Iterator[tuple[BaseProcess, Callable[[], Life]]]:
-    """Give a study that is in the middle of an attempt that does not come to an end."""
+def stuck(
+    launcher: Launcher, root: Path, trials: int, trial: int = 0
+) -> Iterator[tuple[BaseProcess, Callable[[], Life]]]:
+    """Give a study that is in the middle of an attempt at `trial` that does not come to an end."""
     words = (*FIXED, "--trials", trials, "--workers", 1, "--store", root)
     with launcher.living("run_study", *words) as (process, life):
-        until(lambda: "epoch 1 of" in life().shown, process)
+        until(lambda: f"trial {trial:03d} epoch 1 of" in life().shown, process)
         yield process, life
 
 
-def finish(launcher: Launcher, root: Path, trials: int, *options: str) -> Life:
-    return launcher.start("run_study", *FIXED, "--trials", trials, "--workers", 1, *options, "--store", root)
+def finish(launcher: Launcher, root: Path, trials: int) -> Life:
+    return launcher.start("run_study", *FIXED, "--trials", trials, "--workers", 1, "--store", root)
 
 
 def test_a_worker_s_death_costs_an_attempt_and_a_limit_the_trial(
@@ -82,7 +85,7 @@ def test_a_worker_s_death_costs_an_attempt_and_a_limit_the_trial(
     root = new_store()
     launcher = launch(**fates(t1a1="lost", t2a1="segfault", t3a1="exit", t4a1="stuck", t5a1="hungry", t6a1="diverged"))
     limits = ("--trial-timeout", "15s", "--worker-memory", "400M")
-    words = (*FIXED, *limits, "--trials", 8, "--workers", 2, "--pruner", "none", "--store", root)
+    words = (*FIXED, *limits, "--trials", 8, "--workers", 2, "--store", root)
 
     life = launcher.start("run_study", *words)
 
@@ -103,8 +106,9 @@ def test_a_worker_s_death_costs_an_attempt_and_a_limit_the_trial(
 def test_a_worker_is_gone_within_two_seconds_of_its_coordinator(
     launch: Launch, new_store: NewStore, record_fault: RecordFault
 ) -> None:
-    for fate in ("stuck", "native", "stopped"):
-        root, launcher = new_store(), launch(**fates(t0a1=fate))
+    root, launcher = new_store(), launch(**fates(t0a1="stuck", t0a2="native", t0a3="stopped"))
+    lives = []
+    for _ in range(3):
         with stuck(launcher, root, trials=1) as (process, life):
             (worker,) = workers_of(process.pid)
             process.kill()
@@ -112,8 +116,8 @@ def test_a_worker_is_gone_within_two_seconds_of_its_coordinator(
             _, alive = psutil.wait_procs([worker], timeout=2)
             assert alive == []
             process.join()
-            lives = [life(), finish(launcher, root, trials=1)]
-        check(Found(root, STUDY), lives, 1)
+            lives.append(life())
+    check(Found(root, STUDY), [*lives, finish(launcher, root, trials=1)], 1)
     record_fault("coordinator killed: its worker ends within 2 s", "I1 I2 I3 I5 I6 I7 I8", 3, {"epoch": 3})
 
 
@@ -141,34 +145,35 @@ def test_a_worker_resumed_without_a_coordinator_changes_nothing(
     record_fault("worker stopped, its coordinator killed, continued", "I1 I2 I3 I5 I6 I7 I8", phases={"epoch": 1})
 
 
-@pytest.mark.parametrize(
-    ("signals", "code", "name"),
-    [
-        ([signal.SIGTERM], 143, "SIGTERM"),
-        ([signal.SIGTERM, signal.SIGTERM], 143, "SIGTERM twice"),
-        ([signal.SIGINT], 130, "Ctrl-C once"),
-        ([signal.SIGINT, signal.SIGINT], 130, "Ctrl-C twice"),
-    ],
-    ids=["SIGTERM", "SIGTERM twice", "Ctrl-C once", "Ctrl-C twice"],
-)
-def test_a_study_that_is_asked_to_stop_goes_on_the_next_time(
-    signals: list[signal.Signals], code: int, name: str, launch: Launch, new_store: NewStore, record_fault: RecordFault
-) -> None:
-    root, launcher = new_store(), launch(**fates(t0a1="stuck"))
-    with stuck(launcher, root, trials=2) as (process, life):
-        (worker,) = workers_of(process.pid)
-        for number in signals:
-            os.kill(process.pid or 0, number)
-            # Two that come before the first is taken note of are one to the kernel.
-            until(lambda: "stopping:" in life().shown, process)
-        process.join()
-        lives = [life(), finish(launcher, root, trials=2)]
+STOPS = {
+    "SIGTERM": ([signal.SIGTERM], 143),
+    "SIGTERM twice": ([signal.SIGTERM, signal.SIGTERM], 143),
+    "Ctrl-C once": ([signal.SIGINT], 130),
+    "Ctrl-C twice": ([signal.SIGINT, signal.SIGINT], 130),
+}
 
-    assert lives[0].exit_code == code
-    assert "Traceback" not in lives[0].shown
-    assert not worker.is_running()
-    check(Found(root, STUDY), lives, 2)
-    record_fault(name, "I1 I2 I3 I5 I6 I7 I8", phases={"epoch": 1})
+
+def test_a_study_that_is_asked_to_stop_goes_on_the_next_time(
+    launch: Launch, new_store: NewStore, record_fault: RecordFault
+) -> None:
+    root, launcher = new_store(), launch(**fates(t0a1="stuck", t0a2="stuck", t1a1="stuck", t1a2="stuck"))
+    lives = list[Life]()
+    for trial, (signals, code) in zip((0, 0, 1, 1), STOPS.values(), strict=True):
+        with stuck(launcher, root, 2, trial) as (process, life):
+            (worker,) = workers_of(process.pid)
+            for number in signals:
+                os.kill(process.pid or 0, number)
+                # Two that come before the first is taken note of are one to the kernel.
+                until(lambda life=life: "stopping:" in life().shown, process)  # type: ignore[misc]
+            process.join()
+            lives.append(life())
+        assert lives[-1].exit_code == code, lives[-1].shown
+        assert "Traceback" not in lives[-1].shown
+        assert not worker.is_running()
+
+    check(Found(root, STUDY), [*lives, finish(launcher, root, 2)], 2)
+    for name in STOPS:
+        record_fault(name, "I1 I2 I3 I5 I6 I7 I8", phases={"epoch": 1})
 
 
 def test_a_second_coordinator_is_refused_and_changes_nothing(
@@ -210,7 +215,7 @@ def test_a_study_of_which_every_trial_diverges_says_so(
 ) -> None:
     root = new_store()
     launcher = launch(**fates(t0a1="diverged", t1a1="diverged"))
-    life = finish(launcher, root, 2, "--pruner", "none")  # No trial may end before it diverges.
+    life = finish(launcher, root, trials=2)
 
     assert life.exit_code == 1
     assert "No trial is complete" in life.shown

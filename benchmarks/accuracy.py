@@ -20,9 +20,8 @@ from benchmarks.results import FOLDER, Line, publish, table_of
 from experiments._entry import run
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.data.dataset import ImageShape
-from fashion_study.executors.local import MALLOC
+from fashion_study.libraries import MALLOC, import_without_stderr
 from fashion_study.statistics import CONFIDENCE, student_interval
-from fashion_study.stderr import import_without_stderr
 from fashion_study.trial import DataSource, Hyperparameters, Precision, trial_seed
 
 if TYPE_CHECKING:

@@ -36,7 +36,8 @@ from experiments._entry import run
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.data.dataset import Dataset
 from fashion_study.errors import BadInputError
-from fashion_study.executors.local import MALLOC, default_workers
+from fashion_study.executors.local import default_workers
+from fashion_study.libraries import MALLOC
 from fashion_study.space.file import load_space
 from fashion_study.space.space import Categorical, Float, Int, Parameter, SearchSpace
 from fashion_study.trial import TRAINING_VERSION, DataSource, Epoch, Hyperparameters, ParamValue, Precision, trial_seed
@@ -207,7 +208,7 @@ def _end_with_the_recorder(recorder: int) -> None:
 
 def _train(order: Order) -> Curve:
     """Train one configuration as a worker of a study does, on one thread."""
-    from fashion_study.stderr import import_without_stderr
+    from fashion_study.libraries import import_without_stderr
 
     import_without_stderr("fashion_study.training.fit")
     import keras

@@ -23,8 +23,7 @@ import typer
 from benchmarks.processes import in_a_fresh_process
 from benchmarks.results import FOLDER, Line, publish, table_of
 from experiments._entry import run
-from fashion_study.executors.local import MALLOC
-from fashion_study.stderr import import_without_stderr
+from fashion_study.libraries import MALLOC, import_without_stderr
 from fashion_study.trial import Epoch, Hyperparameters, Precision
 
 BATCHES = (64, 128, 256, 512, 1024)

@@ -13,6 +13,7 @@ import typer
 from experiments import expect_ctrl_c
 from fashion_study.data.catalog import AUTO, KINDS, PREFERRED
 from fashion_study.errors import BadInputError, ExitCode, StudyError
+from fashion_study.libraries import fix_command
 from fashion_study.signals import Terminated
 from fashion_study.text import without_passwords
 
@@ -50,6 +51,7 @@ def run(main: Callable[..., None]) -> None:
         # Here: typer would end a KeyboardInterrupt that reaches it without a word.
         try:
             expect_ctrl_c()
+            fix_command()
             main(*args, **options)
         except KeyboardInterrupt as stop:
             print("Stopped at once.", file=sys.stderr)

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fashion_study.libraries import fix_environment
+
 if TYPE_CHECKING:
     from fashion_study.config import StudyConfig
     from fashion_study.data.catalog import load_dataset, locate
@@ -24,6 +26,10 @@ MODULES = {
     "table": "study.finalists",
     "watch": "study.progress",
 }
+
+
+# Before anything here imports a library that reads its environment.
+fix_environment()
 
 
 def __getattr__(name: str) -> Any:

@@ -572,15 +572,54 @@ def orphaned(folder: Path, environment: dict[str, str], until: str) -> list[psut
     return workers
 
 
-def test_workers_default_to_one_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
-    assert visible_gpus() == ["0", "2"]
-    assert default_workers() == 2
+@pytest.fixture
+def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a machine's list of its GPUs before this machine's: three, the last one shared out."""
+    listed = tmp_path / "nvidia-smi"
+    listed.write_text(
+        "#!/bin/sh\ncat <<END\n"
+        "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5fa0)\n"
+        "GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-77b1)\n"
+        "GPU 2: NVIDIA A100-SXM4-40GB (UUID: GPU-91c2)\n"
+        "  MIG 1g.5gb     Device  0: (UUID: MIG-c6d4)\n"
+        "END\n"
+    )
+    listed.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-@pytest.mark.parametrize("hidden", ["", "-1"])
-def test_without_a_gpu_workers_default_to_the_usable_cores(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+@pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize(
+    ("named", "counted"),
+    [
+        (None, ["0", "1", "2"]),
+        ("0,2", ["0", "2"]),
+        ("0, 1", ["0", "1"]),
+        ("GPU-77", ["GPU-77"]),
+        ("MIG-c6d4", ["MIG-c6d4"]),
+        ("1,7,0", ["1"]),
+        ("0,1,2,3", ["0", "1", "2"]),
+        ("3", []),
+        ("-1", []),
+        ("", []),
+    ],
+)
+def test_workers_default_to_one_per_gpu_that_is_there(
+    named: str | None, counted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == counted
+    assert not counted or default_workers() == len(counted)
+
+
+@pytest.mark.parametrize("named", ["", "-1", "0", "0,1,2,3", "GPU-5fa0"])
+def test_without_a_gpu_workers_default_to_the_usable_cores(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     assert visible_gpus() == []
     assert 1 <= default_workers() <= len(os.sched_getaffinity(0))
 

@@ -171,4 +171,4 @@ def test_the_project_calls_nothing_that_runs_code_from_a_file() -> None:
                     case ast.ImportFrom(module=str(module)) if module in UNPICKLERS:
                         found.add((path.name, module))
     # What is imported by name there is named by this project itself.
-    assert found == {("__init__.py", "import_module"), ("stderr.py", "import_module")}
+    assert found == {("__init__.py", "import_module"), ("libraries.py", "import_module")}

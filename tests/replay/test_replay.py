@@ -230,13 +230,14 @@ def test_a_number_means_the_latest_study_unless_one_is_named(desk: Desk, name: s
 
 def test_differences_and_what_was_not_recorded_are_listed(desk: Desk) -> None:
     spec = desk.begin()
-    desk.end(spec, tags={"threads": "4", "cpu": "a better one"})
+    desk.end(spec, tags={"threads": "4", "cpu": "a better one", "library_variables": "TF_XLA_FLAGS=--a"})
     desk.client.set_tag(spec.run_id, "host", "elsewhere")
 
     said = shown(desk.replay(0))
 
     assert "Different here: host, elsewhere then, " in said
     assert "Different here: processor, a better one then, unknown now." in said
+    assert "Different here: variables that TensorFlow and its libraries read, TF_XLA_FLAGS=--a then, " in said
     assert "commit of the code" not in said
     assert "is the same to the bit" in said
 

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import optuna
 import pytest
@@ -120,6 +121,12 @@ def test_every_picture_says_in_words_what_it_shows(full: Page) -> None:
     drawings = full.having("svg")
     assert len(drawings) == 6
     assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings)
+
+
+def test_pictures_look_the_same_whatever_a_matplotlibrc_has(full: Page) -> None:
+    theirs = {"font.size": 20, "axes.facecolor": "black", "image.origin": "lower", "lines.antialiased": False}
+    with mpl.rc_context({**theirs, "savefig.bbox": "tight", "axes.xmargin": 0.4}):
+        assert render(facts()) == full.html
 
 
 def test_the_text_of_a_figure_stays_text(full: Page) -> None:

@@ -16,6 +16,17 @@ ROOT = Path(__file__).parents[2]
 # The first command of the tutorial.
 REPRODUCE = "python -m experiments.reproduce_baseline --dataset digits --workers 1 --register --store demo"
 
+# What a shell, a notebook or a home folder may hold, each of which would end a study or train to something else.
+HOSTILE = {
+    "KERAS_BACKEND": "torch",
+    "KERAS_MAX_STEPS_PER_EPOCH": "1",
+    "MLFLOW_ACTIVE_MODEL_ID": "m-123",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "true",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    "PYTHONWARNINGS": "error",
+}
+KERAS_JSON = '{"floatx": "float64", "image_data_format": "channels_first"}'
+
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """Return the folder `name` of this run of the tests, filled by the first process that needs it."""
@@ -67,16 +78,21 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def commanded_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run a study with finalists as a command: `store`, what it prints in `output` and `errors`, `scratch` for it."""
+    """Run a study with finalists as a command: `store`, what it prints in `output` and `errors`, `scratch` for it.
+
+    In an environment that is none of its own: what it trains to is replayed without.
+    """
 
     def make(folder: Path) -> None:
-        scratch = folder / "scratch"
+        scratch, keras_home = folder / "scratch", folder / "keras"
         scratch.mkdir()
+        keras_home.mkdir()
+        (keras_home / "keras.json").write_text(KERAS_JSON, encoding="utf-8")
         options = "--space smoke --dataset digits --precision float32 --trials 4 --workers 2 --finalists 2 --repeats 2"
         done = subprocess.run(
             [sys.executable, "-m", "experiments.run_study", *options.split(), "--store", str(folder / "store")],
             cwd=ROOT,
-            env=os.environ | {"TMPDIR": str(scratch)},
+            env=os.environ | HOSTILE | {"TMPDIR": str(scratch), "KERAS_HOME": str(keras_home)},
             capture_output=True,
             text=True,
             timeout=280,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fashion_study.data.dataset import ImageShape
-from fashion_study.errors import DamagedModelError
+from fashion_study.errors import BadInputError, DamagedModelError
 from fashion_study.training import model as model_module
 from fashion_study.training.model import build_model, build_network, to_float32
 from fashion_study.training.model_file import load_model_file
@@ -44,6 +44,27 @@ def packed(path: Path, members: Members, compression: int = zipfile.ZIP_STORED) 
         for name, content in members.items():
             archive.writestr(name, content)
     return path
+
+
+@pytest.mark.parametrize(
+    ("setting", "theirs"),
+    [("floatx", "float64"), ("image_data_format", "channels_first"), ("epsilon", 1e-3), ("max_steps_per_epoch", 1)],
+)
+def test_a_notebook_s_other_setting_of_keras_is_refused(setting: str, theirs: object, saved: Path) -> None:
+    change = getattr(keras.config, f"set_{setting}")
+    before = getattr(keras.config, setting)()
+    change(theirs)
+    try:
+        with pytest.raises(BadInputError, match=rf"its {setting} is {theirs!r}\. .* Call keras.config.set_{setting}"):
+            load_model_file(saved)
+    finally:
+        change(before)
+
+
+def test_a_notebook_with_another_backend_of_keras_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras.config, "backend", lambda: "torch")
+    with pytest.raises(BadInputError, match=r"its backend is 'torch'.* Set KERAS_BACKEND=tensorflow"):
+        load_model_file(saved)
 
 
 def refusal(path: Path) -> str:

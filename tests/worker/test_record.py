@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import matplotlib as mpl
 import mlflow
 import numpy as np
 import pytest
@@ -54,6 +55,13 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Recor
 @pytest.fixture
 def default_store(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", recorded.tracking_uri)
+
+
+def test_figures_are_the_same_bytes_whatever_a_matplotlibrc_has(recorded: Recorded, digits: Dataset) -> None:
+    theirs = {"savefig.dpi": 30, "savefig.facecolor": "black", "font.size": 20, "image.origin": "lower"}
+    with mpl.rc_context(theirs):
+        sums = record_evaluation(recorded.client, recorded.run_id, recorded.evaluation, digits.validation, seed=0)
+    assert sums == recorded.sums
 
 
 def test_the_run_goes_on_and_no_run_becomes_the_active_one(recorded: Recorded) -> None:

@@ -186,6 +186,7 @@ def test_a_result_says_in_what_environment_it_was_reached(pruned: Attempt, compl
         assert (result.tags["tensorflow"], result.tags["numpy"]) == (version("tensorflow"), version("numpy"))
         assert result.tags["keras"] == version("keras")
         assert result.tags["cpu"]
+        assert result.tags["library_variables"]
         assert len(result.tags["weights_sha256"]) == 64
 
 

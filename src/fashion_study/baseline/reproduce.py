@@ -19,7 +19,7 @@ from fashion_study.data.dataset import PublishedFigures
 from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import StoreError, StudyError
 from fashion_study.executors.local import LocalExecutor, default_workers, threads_per_worker
-from fashion_study.stderr import import_without_stderr, stderr_into
+from fashion_study.libraries import import_without_stderr, stderr_into
 from fashion_study.store.failures import store_failures
 from fashion_study.store.locks import claim
 from fashion_study.store.store import Store

@@ -20,9 +20,9 @@ from threadpoolctl import ThreadpoolController
 
 from fashion_study.config import KerasTunerSampler
 from fashion_study.engines.engine import CONTINUES, Candidate, Engine, Exhausted, Wait
+from fashion_study.libraries import import_without_stderr
 from fashion_study.space.keras_tuner import declare, of_one_type, values_within
 from fashion_study.space.space import SearchSpace
-from fashion_study.stderr import import_without_stderr
 from fashion_study.store.trials import TrialStorage
 from fashion_study.trial import ParamValue
 

@@ -1,6 +1,7 @@
 """Workers as child processes of the coordinator, on this machine."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -19,6 +21,7 @@ from joblib import cpu_count
 from fashion_study.errors import BadInputError, StudyError
 from fashion_study.executors.executor import Event
 from fashion_study.executors.memory import OomWatch, available_memory
+from fashion_study.libraries import worker_environment
 from fashion_study.trial import (
     AttemptLost,
     EpochReport,
@@ -36,9 +39,6 @@ from fashion_study.trial import (
 # Started by its name, so that TensorFlow is never imported here.
 WORKER_MODULE = "fashion_study.worker.process"
 
-# The process keeps freed tensors: with glibc's defaults every step maps and unmaps its activations anew, which costs
-# 5 to 10 % of a step. No effect on other allocators.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 STOP_SECONDS = 5.0
 FAILED_STARTS = 3
 FAILED_PROBES = 3
@@ -58,6 +58,8 @@ NEAR_THE_LIMIT = 0.9
 LEFT_OVER = 0.5
 # Out of memory, the kernel should end a worker before the coordinator or another process of the user's.
 OOM_SCORE = "500"
+# The index of a GPU, empty for a part of one, and its UUID, as nvidia-smi lists them.
+GPU = re.compile(r"^(?:GPU (\d+)| +MIG).*\(UUID: (\S+)\)", re.MULTILINE)
 
 
 @dataclass(eq=False)
@@ -197,7 +199,7 @@ class LocalExecutor:
 
     def _start(self, slot: int, attempts: int = ATTEMPTS_PER_WORKER) -> _Worker:
         ours, theirs = Pipe()
-        environment = os.environ | MALLOC | {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")}
+        environment = worker_environment()
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         log = self._log_dir / f"worker-{slot}.log"
@@ -333,12 +335,19 @@ def threads_per_worker(workers: int) -> int:
 
 
 def visible_gpus() -> list[str]:
-    """Return the NVIDIA GPUs that this process may use, without importing TensorFlow."""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [gpu for gpu in chosen.split(",") if gpu.strip() not in ("", "-1")]
-    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    """Return the NVIDIA GPUs that are there and that this process may use, without importing TensorFlow."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):  # Without an NVIDIA GPU there is no such program.
         return []
-    return answer.stdout.split() if answer.returncode == 0 else []
+    there = GPU.findall(answer.stdout) if answer.returncode == 0 else []
+    if chosen is None:
+        return [index for index, _ in there if index]
+
+    def is_there(name: str) -> bool:
+        begins = name.startswith(("GPU-", "MIG-"))
+        return any(name == index or (begins and uuid.startswith(name)) for index, uuid in there)
+
+    # CUDA sees those before the first name that is of none.
+    return list(takewhile(is_there, (name.strip() for name in chosen.split(",") if name.strip())))

@@ -172,7 +172,7 @@ def _logged(client: MlflowClient, uri: ModelUri, model_id: str) -> tuple[ModelRe
 
 def _probabilities(registry: Registry, model: ModelRef, images: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:
     """Return the probability of each class, (n, classes)."""
-    from fashion_study.stderr import import_without_stderr
+    from fashion_study.libraries import import_without_stderr
     from fashion_study.training.model_file import load_model_file
 
     import_without_stderr("tensorflow")

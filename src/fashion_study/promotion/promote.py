@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from fashion_study.data.catalog import KINDS, locate
 from fashion_study.errors import BadInputError, DamagedModelError, DataError, ExitCode, StudyError
+from fashion_study.libraries import stderr_into
 from fashion_study.promotion.decision import Contender, Decision, Outcome, PromotionConfig
 from fashion_study.promotion.evidence import Examiner, judge_signature, load_verified
 from fashion_study.promotion.view import decision_page
-from fashion_study.stderr import stderr_into
 from fashion_study.store.failures import store_failures
 from fashion_study.store.store import Store
 from fashion_study.text import shown, shown_list

@@ -30,6 +30,7 @@ ENVIRONMENT = {
     "threads": "threads",
     "instruction_sets": "instruction sets",
     "onednn": "oneDNN's kernels",
+    "library_variables": "variables that TensorFlow and its libraries read",
     "cpu": "processor",
     "host": "host",
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.image
+import matplotlib.style
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -37,7 +38,7 @@ MINUS = "\N{MINUS SIGN}"
 SCALE = LinearSegmentedColormap.from_list("change", [BASELINE, "#ffffff", "#005288"])
 
 
-@mpl.rc_context(STYLE)
+@mpl.style.context(STYLE)
 def recall_by_class(best: ModelFacts, baseline: ModelFacts) -> Figure:
     """Draw the recall of each class for the best model and the baseline, joined by a line."""
     names = sorted(best.classes, key=lambda name: best.recall[name])
@@ -56,7 +57,7 @@ def recall_by_class(best: ModelFacts, baseline: ModelFacts) -> Figure:
     return figure
 
 
-@mpl.rc_context(STYLE)
+@mpl.style.context(STYLE)
 def finalists(finals: Finals, facts: StudyFacts) -> Figure:
     """Draw each finalist's repeats, their mean with its 95 % interval, and the score that made it a finalist."""
     rows = [finalist for finalist in reversed(finals.finalists) if finalist.objectives]
@@ -85,7 +86,7 @@ def finalists(finals: Finals, facts: StudyFacts) -> Figure:
     return figure
 
 
-@mpl.rc_context(STYLE)
+@mpl.style.context(STYLE)
 def pruned_at(ended_at: Mapping[int, int], most_epochs: int) -> Figure:
     """Draw how many trials were pruned after which epoch."""
     listed = ", ".join(f"{count} after epoch {epoch}" for epoch, count in ended_at.items())
@@ -100,6 +101,7 @@ def pruned_at(ended_at: Mapping[int, int], most_epochs: int) -> Figure:
     return figure
 
 
+@mpl.style.context("default")
 def strip(images: Sequence[npt.NDArray[np.uint8]]) -> bytes:
     """Lay images (each (height, width, channels), uint8) side by side as a PNG; grey ones dark on light."""
     height, _, channels = images[0].shape
@@ -134,7 +136,7 @@ def svg(figure: Figure) -> str:
     """Return a figure as an element of a page; its text stays text and takes the page's font."""
     buffer, label = StringIO(), str(figure.get_label())
     # Names within one figure must not meet those of another on the same page.
-    with mpl.rc_context(STYLE | {"svg.hashsalt": label}):
+    with mpl.style.context([*STYLE, {"svg.hashsalt": label}]):
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", dpi=100, transparent=True, metadata=no_metadata)
     drawing = buffer.getvalue().partition("<svg")[2]

@@ -21,16 +21,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from optuna.storages import RDBStorage
 
-# What MLflow would otherwise do unasked in every process that imports it.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# A request to a server that is gone is repeated after 0, 2, 4, ... 64 s, for 126 s in all: long enough for a restart.
-# One that takes a request and never answers, or whose machine is off, is given up after six minutes instead of twenty.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-
 RUNS, TRIALS = "mlflow.db", "optuna.db"
 
 

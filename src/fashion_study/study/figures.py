@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import optuna
 from matplotlib import pyplot as plt
@@ -14,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from matplotlib.typing import RcKeyType
 
 from fashion_study.store.trials import TrialRecord, TrialStorage
 from fashion_study.trial import BASELINE_NUMBER, TrialState
@@ -34,22 +34,26 @@ MOST_LINES = 200
 LONGEST_NAME = 30
 COMPLETE_STYLE: dict[str, Any] = {"color": COMPLETE, "linewidth": 1.2, "alpha": 0.9}
 OTHERS_STYLE: dict[str, Any] = {"color": PRUNED, "linewidth": 1, "alpha": 0.8}
-STYLE: dict[RcKeyType, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": PRUNED,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "xtick.color": TICKS,
-    "ytick.color": TICKS,
-    "legend.frameon": False,
-    "text.parse_math": False,
-}
+# After Matplotlib's own style: a matplotlibrc or a notebook may have set another.
+STYLE: list[str | dict[str, Any]] = [
+    "default",
+    {
+        "svg.fonttype": "none",
+        "font.size": 10,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": PRUNED,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": GRID,
+        "xtick.color": TICKS,
+        "ytick.color": TICKS,
+        "legend.frameon": False,
+        "text.parse_math": False,
+    },
+]
 
 
 def study_figures(trial_storage: TrialStorage) -> Iterator[tuple[str, Figure]]:
@@ -57,17 +61,18 @@ def study_figures(trial_storage: TrialStorage) -> Iterator[tuple[str, Figure]]:
     records, best = trial_storage.records(), trial_storage.best()
     number = None if best is None else best.number
     # Matplotlib reads the style when it creates a figure and, for the ticks, when it saves it.
-    with mpl.rc_context(STYLE):
+    with mpl.style.context(STYLE):
         if any(record.curve for record in records):
             yield "learning_curves", learning_curves(records, number)
         if best is not None:
             yield "optimization_history", optimization_history(records, number)
         if shares := importances(trial_storage):
             yield "parameter_importances", parameter_importances(shares)
-    yield from _figures_by_optuna(trial_storage.study)
+    with mpl.style.context("default"):
+        yield from _figures_by_optuna(trial_storage.study)
 
 
-@mpl.rc_context(STYLE)
+@mpl.style.context(STYLE)
 def optimization_history(records: Sequence[TrialRecord], best: int | None) -> Figure:
     """Draw the value of each trial, in the order of the trials, and the best value so far; `best` stands out."""
     ended = sorted((record for record in records if record.curve), key=lambda record: record.number)
@@ -88,7 +93,7 @@ def optimization_history(records: Sequence[TrialRecord], best: int | None) -> Fi
     return figure
 
 
-@mpl.rc_context(STYLE)
+@mpl.style.context(STYLE)
 def learning_curves(records: Sequence[TrialRecord], best: int | None) -> Figure:
     """Draw the validation accuracy of every trial after each epoch; `best` and the baseline stand out."""
     drawn = [record for record in records if record.curve]
@@ -114,7 +119,7 @@ def learning_curves(records: Sequence[TrialRecord], best: int | None) -> Figure:
     return figure
 
 
-@mpl.rc_context(STYLE)
+@mpl.style.context(STYLE)
 def parameter_importances(shares: Mapping[str, float]) -> Figure:
     """Draw the share of the objective's variation that each hyperparameter explains."""
     ranked = sorted(shares.items(), key=lambda item: item[1])

@@ -4,21 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import numpy.typing as npt
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.typing import RcKeyType
 from sklearn.metrics import ConfusionMatrixDisplay
 
 # The images of a side of the grid; the side of a tile and the height of its caption, in sides of an image.
 SIDE, TILE, CAPTION = 5, 10 / 7, 5 / 14
 RIGHT, WRONG = "#1b6e3c", "#b3261e"
-# A dollar sign in a class name is not the beginning of a formula.
-PLAIN: dict[RcKeyType, Any] = {"text.parse_math": False}
+# Matplotlib's own style, whatever a matplotlibrc has; a dollar sign in a class name is not the beginning of a formula.
+PLAIN: list[str | dict[str, Any]] = ["default", {"text.parse_math": False}]
 
 
-@mpl.rc_context(PLAIN)
+@mpl.style.context(PLAIN)
 def confusion_matrix_figure(confusion: npt.NDArray[np.int64], class_names: Sequence[str], title: str) -> Figure:
     """Draw counts as a heatmap: rows are the true classes, columns the predicted ones."""
     figure = Figure(figsize=(8.6, 7.6), layout="constrained")
@@ -34,7 +34,7 @@ def confusion_matrix_figure(confusion: npt.NDArray[np.int64], class_names: Seque
     return figure
 
 
-@mpl.rc_context(PLAIN)
+@mpl.style.context(PLAIN)
 def prediction_grid_figure(
     images: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int64],

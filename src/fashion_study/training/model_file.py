@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from pydantic import Field, ValidationError
 
 from fashion_study.errors import BadInputError, DamagedModelError
-from fashion_study.stderr import import_without_stderr
+from fashion_study.libraries import import_without_stderr
 from fashion_study.text import shown
 from fashion_study.trial import Hyperparameters
 

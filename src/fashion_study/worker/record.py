@@ -10,6 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import keras
+import matplotlib as mpl
+import matplotlib.style
 import mlflow.keras
 import numpy as np
 from mlflow import MlflowClient
@@ -21,7 +23,7 @@ from mlflow.utils import requirements_utils
 from fashion_study.data.dataset import Split
 from fashion_study.tracking.registry import MODEL_FILE, ModelRef, file_sha256
 from fashion_study.training.evaluation import Evaluation
-from fashion_study.training.figures import confusion_matrix_figure, prediction_grid_figure
+from fashion_study.training.figures import PLAIN, confusion_matrix_figure, prediction_grid_figure
 from fashion_study.trial import Hyperparameters
 
 MODEL_NAME = "model"
@@ -54,8 +56,9 @@ def record_evaluation(client: MlflowClient, run_id: str, evaluation: Evaluation,
         },
     }
     with TemporaryDirectory() as folder:
-        for name, figure in figures.items():
-            figure.savefig(Path(folder, name))
+        with mpl.style.context(PLAIN):
+            for name, figure in figures.items():
+                figure.savefig(Path(folder, name))
         for name, table in tables.items():
             Path(folder, name).write_text(json.dumps(table, indent=2), encoding="utf-8")
         client.log_artifacts(run_id, folder)

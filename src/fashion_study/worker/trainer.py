@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fashion_study.data.catalog import describe, load_dataset, load_pool
 from fashion_study.data.dataset import Split
 from fashion_study.errors import DamagedModelError
+from fashion_study.libraries import ONEDNN, left_to_the_user
 from fashion_study.text import truncated_traceback
 from fashion_study.tracking.registry import ModelRef, Registry
 from fashion_study.tracking.search import find_run
@@ -183,7 +184,8 @@ def environment(threads: int) -> dict[str, str]:
         "cpu": cpu,
         "instruction_sets": instruction_sets,
         "device": str(details.get("device_name", "GPU")),
-        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "TensorFlow's default"),
+        "onednn": os.environ.get(ONEDNN, "TensorFlow's default"),
+        "library_variables": left_to_the_user(),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "numpy": np.__version__,

@@ -13,7 +13,7 @@ import typer
 from experiments import expect_ctrl_c
 from fashion_study.data.catalog import AUTO, KINDS, PREFERRED
 from fashion_study.errors import BadInputError, ExitCode, StudyError
-from fashion_study.libraries import fix_command
+from fashion_study.libraries import fix_command, variable_behind
 from fashion_study.signals import Terminated
 from fashion_study.text import without_passwords
 
@@ -66,7 +66,11 @@ def run(main: Callable[..., None]) -> None:
     except StudyError as error:
         print(f"Error: {without_passwords(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except Exception:
+    except Exception as error:
+        if (name := variable_behind(error)) is not None:
+            told = f"MLflow does not take {name}: {error}. Expected a value that it takes. Set another one, or none."
+            print(f"Error: {without_passwords(told)}", file=sys.stderr)
+            sys.exit(ExitCode.BAD_INPUT)
         print(without_passwords(traceback.format_exc()), end="", file=sys.stderr)
         print("This is a bug of fashion-study; please report it with the lines above.", file=sys.stderr)
         sys.exit(ExitCode.BUG)

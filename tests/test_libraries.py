@@ -21,15 +21,16 @@ from fashion_study.libraries import (
 def test_variables_that_decide_a_training_are_fixed() -> None:
     theirs = {
         "KERAS_BACKEND": "torch",
-        "TF2_BEHAVIOR": "0",
+        "KERAS_NNX_ENABLED": "true",
         "MLFLOW_LOGGING_LEVEL": "verbose",
+        "LOKY_MAX_CPU_COUNT": "",
         "MLFLOW_TRACKING_URI": "x",
     }
     with mock.patch.dict(os.environ, dict.fromkeys(LEFT_OUT, "1") | theirs):
         fix_environment()
         fixed = dict(os.environ)
-    assert (fixed["KERAS_BACKEND"], fixed["TF2_BEHAVIOR"]) == ("tensorflow", "1")
-    assert not fixed.keys() & {*LEFT_OUT, "MLFLOW_LOGGING_LEVEL"}
+    assert (fixed["KERAS_BACKEND"], fixed["KERAS_NNX_ENABLED"]) == ("tensorflow", "0")
+    assert not fixed.keys() & {*LEFT_OUT, "MLFLOW_LOGGING_LEVEL", "LOKY_MAX_CPU_COUNT"}
     assert fixed["MLFLOW_TRACKING_URI"] == "x"
 
 

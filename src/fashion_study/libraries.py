@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from fashion_study.errors import BadInputError
 
 # With others a seed would train to something else, or to nothing.
-FIXED = {"KERAS_BACKEND": "tensorflow", "KERAS_NNX_ENABLED": "0", "TF2_BEHAVIOR": "1", "TF_USE_LEGACY_KERAS": "0"}
+FIXED = {"KERAS_BACKEND": "tensorflow", "KERAS_NNX_ENABLED": "0"}
 LEFT_OUT = (
     # They end a training early.
     "KERAS_MAX_EPOCHS",
@@ -54,7 +55,7 @@ DECIDES_BITS = (
     *("CUBLAS_", "CUDNN_", "DNNL_", "EIGEN_", "MKL_", "NPY_", "NVIDIA_TF32", "OMP_", "ONEDNN_", "OPENBLAS_"),
     *("TF_", "XLA_"),
 )
-NAMED_ELSEWHERE = {*FIXED, ONEDNN, LOG_LEVEL, "TF_FORCE_GPU_ALLOW_GROWTH"}
+NAMED_ELSEWHERE = {ONEDNN, LOG_LEVEL, "TF_FORCE_GPU_ALLOW_GROWTH"}
 # The process keeps freed tensors: with glibc's defaults every step maps and unmaps its activations anew, which costs
 # 5 to 10 % of a step. No effect on other allocators.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
@@ -71,7 +72,7 @@ KERAS = {
     "max_epochs": None,
     "max_steps_per_epoch": None,
 }
-WARNINGS, MLFLOW_LEVEL = "PYTHONWARNINGS", "MLFLOW_LOGGING_LEVEL"
+WARNINGS, MLFLOW_LEVEL, CORES = "PYTHONWARNINGS", "MLFLOW_LOGGING_LEVEL", "LOKY_MAX_CPU_COUNT"
 
 
 def fix_environment() -> None:
@@ -82,9 +83,11 @@ def fix_environment() -> None:
     for name, value in (DEFAULTS | kernels).items():
         os.environ.setdefault(name, value)
     os.environ.update(FIXED)
-    # MLflow ends a process in which this is no level.
+    # MLflow and joblib end a process in which these are no level and no number.
     if os.environ.get(MLFLOW_LEVEL, "INFO").upper() not in logging.getLevelNamesMapping():
         del os.environ[MLFLOW_LEVEL]
+    if not os.environ.get(CORES, "1").strip().isdigit():
+        del os.environ[CORES]
 
 
 def fix_command() -> None:
@@ -96,6 +99,12 @@ def fix_command() -> None:
         warnings.resetwarnings()
         for ignored in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", ignored)
+
+
+def variable_behind(error: Exception) -> str | None:
+    """Return the variable of MLflow's that is set to what MLflow does not take, where `error` is about that."""
+    words = re.findall(r"\w+", str(error)) if isinstance(error, ValueError) else []
+    return next((word for word in words if word.startswith("MLFLOW_") and word in os.environ), None)
 
 
 def worker_environment() -> dict[str, str]:

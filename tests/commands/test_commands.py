@@ -9,7 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from mlflow import environment_variables
 
+from experiments import _entry as entry
 from tests.support.study_store import Studies
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +68,20 @@ def test_the_help_breaks_no_line_of_a_narrow_terminal_twice(
     assert len(lines) > 4
     for line, following in pairwise(lines):
         assert not line or not following or len(f"{line} {following.split()[0]}") >= 80, about
+
+
+@pytest.mark.parametrize(("variable", "value"), [("HTTP_REQUEST_TIMEOUT", "30s"), ("DISABLE_TELEMETRY", "yes")])
+def test_a_value_that_mlflow_does_not_take_ends_with_2(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(f"MLFLOW_{variable}", value)
+    monkeypatch.setattr(sys, "argv", ["a command"])
+    with pytest.raises(SystemExit) as ended:
+        entry.run(lambda: getattr(environment_variables, f"MLFLOW_{variable}").get())
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"Error: MLflow does not take MLFLOW_{variable}: ")
+    assert value in said
 
 
 @pytest.mark.parametrize("name", NEED_A_STORE)

@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 
 # Before TensorFlow, as a worker imports it: the kernels that it enables decide what a seed trains to.
-import fashion_study.training  # noqa: F401
+import fashion_study  # noqa: F401
 
 pytest_plugins = ["tests.deploy.fixtures", "tests.faults.table", "tests.store.fixtures", "tests.support.finished"]
 

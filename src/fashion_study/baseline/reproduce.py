@@ -204,7 +204,7 @@ class _Trainings(Source):
 
     def _evaluate(self, spec: TrialSpec, result: TrialResult) -> "Evaluation":
         """Evaluate the model that the worker has logged, and log metrics, figures and tables."""
-        # Imported here, and by its package, which chooses TensorFlow's kernels before that is imported.
+        # Imported here: TensorFlow takes seconds.
         import_without_stderr("fashion_study.training.evaluation")
         from fashion_study.training.evaluation import evaluate
         from fashion_study.training.model_file import load_model_file

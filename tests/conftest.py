@@ -8,8 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# Before TensorFlow, as a worker imports it: the kernels that it enables decide what a seed trains to.
-import fashion_study  # noqa: F401
+from fashion_study.libraries import fix_environment
 
 pytest_plugins = ["tests.deploy.fixtures", "tests.faults.table", "tests.store.fixtures", "tests.support.finished"]
 
@@ -49,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "MPLCONFIGDIR": str(Path(home.name) / "matplotlib"),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
+    fix_environment()
 
 
 def pytest_collectstart() -> None:

@@ -91,7 +91,7 @@ def fix_environment() -> None:
 
 
 def fix_command() -> None:
-    """Fix what a process reads that is a command's: a notebook's own figures and warnings are not touched."""
+    """Fix Matplotlib's backend and Python's warnings in a command's process; a notebook keeps its own."""
     os.environ.update(MATPLOTLIB)
     if any("error" in option for option in sys.warnoptions):
         # Libraries warn where they are imported. These are Python's own filters.

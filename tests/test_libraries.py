@@ -67,6 +67,7 @@ def test_what_can_change_the_last_bits_is_named() -> None:
             del os.environ[name]
         assert left_to_the_user() == "none"
         os.environ |= {"TF_XLA_FLAGS": "--a=1 --b", "ONEDNN_MAX_CPU_ISA": "AVX2", "TF_CPP_MIN_LOG_LEVEL": "0"}
+        os.environ |= {"TF_ENABLE_ONEDNN_OPTS": "1", "TF_VAR_password": "of Terraform"}
         assert left_to_the_user() == "ONEDNN_MAX_CPU_ISA=AVX2 TF_XLA_FLAGS=--a=1 --b"
 
 

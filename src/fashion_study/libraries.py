@@ -52,30 +52,9 @@ ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 # What chooses the kernels and threads of TensorFlow and of the libraries below it: the last bits, and how fast. Not all
 # of TF_: Terraform's variables begin so too, and hold passwords.
-DECIDES_BITS = (
-    *("CUBLAS_", "CUDNN_", "DNNL_", "EIGEN_", "MKL_", "NPY_", "NVIDIA_TF32", "OMP_", "ONEDNN_", "OPENBLAS_"),
-    *(
-        "TF_AUTO",
-        "TF_CONV2D_",
-        "TF_CUDNN_",
-        "TF_DETERMINISTIC_",
-        "TF_DISABLE_",
-        "TF_ENABLE_",
-        "TF_FP16_",
-        "TF_FUNCTION_",
-    ),
-    *(
-        "TF_GPU_",
-        "TF_GRAPPLER_",
-        "TF_MATMUL_",
-        "TF_MKL_",
-        "TF_NUM_",
-        "TF_ONEDNN_",
-        "TF_OVERRIDE_",
-        "TF_USE_",
-        "TF_XLA_",
-    ),
-    "XLA_FLAGS",
+DECIDES_BITS = re.compile(
+    r"(?:CUBLAS|CUDNN|DNNL|EIGEN|MKL|NPY|OMP|ONEDNN|OPENBLAS|XLA)_|NVIDIA_TF32|"
+    r"TF_(?:AUTO|CONV2D|CUDNN|DETERMINISTIC|DISABLE|ENABLE|FP16|FUNCTION|GPU|MATMUL|MKL|NUM|ONEDNN|OVERRIDE|USE|XLA)"
 )
 # The process keeps freed tensors: with glibc's defaults every step maps and unmaps its activations anew, which costs
 # 5 to 10 % of a step. No effect on other allocators.
@@ -136,7 +115,7 @@ def worker_environment() -> dict[str, str]:
 
 def left_to_the_user() -> str:
     """Return the variables that are set here and can change the last bits of a training, as `NAME=value ...`."""
-    found = sorted(name for name in os.environ if name.startswith(DECIDES_BITS) and name != ONEDNN)
+    found = sorted(name for name in os.environ if DECIDES_BITS.match(name) and name != ONEDNN)
     return " ".join(f"{name}={os.environ[name]}" for name in found) or "none"
 
 

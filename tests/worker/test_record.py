@@ -58,8 +58,7 @@ def default_store(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_figures_are_the_same_bytes_whatever_a_matplotlibrc_has(recorded: Recorded, digits: Dataset) -> None:
-    theirs = {"savefig.dpi": 30, "savefig.facecolor": "black", "font.size": 20, "image.origin": "lower"}
-    with mpl.rc_context(theirs):
+    with mpl.rc_context({"savefig.dpi": 30, "savefig.facecolor": "black", "font.size": 20, "image.origin": "lower"}):
         sums = record_evaluation(recorded.client, recorded.run_id, recorded.evaluation, digits.validation, seed=0)
     assert sums == recorded.sums
 

@@ -70,7 +70,7 @@ def test_the_help_breaks_no_line_of_a_narrow_terminal_twice(
         assert not line or not following or len(f"{line} {following.split()[0]}") >= 80, about
 
 
-@pytest.mark.parametrize(("variable", "value"), [("HTTP_REQUEST_TIMEOUT", "30s"), ("DISABLE_TELEMETRY", "yes")])
+@pytest.mark.parametrize(("variable", "value"), [("HTTP_REQUEST_TIMEOUT", "30s"), ("SQLALCHEMYSTORE_ECHO", "yes")])
 def test_a_value_that_mlflow_does_not_take_ends_with_2(
     variable: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

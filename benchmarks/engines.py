@@ -325,9 +325,11 @@ def main(
     config.check()
 
     # Imported here: a refusal must not wait for Rich, MLflow and Optuna.
-    from fashion_study.study.progress import PipeSafeConsole, watch
+    from rich.console import Console
 
-    console = PipeSafeConsole()
+    from fashion_study.study.progress import watch
+
+    console = Console()
     with watch(console) as observer:
         comparison = compare_engines(config, observer)
     for title, found in (("random", comparison.against_random), (comparison.winner, comparison.against_winner)):

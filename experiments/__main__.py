@@ -4,6 +4,8 @@ import argparse
 import ast
 from pathlib import Path
 
+from experiments._streams import keep_streams
+
 
 def main() -> None:
     """Print each entry point's command with the first line of its docstring, importing none of them."""
@@ -15,6 +17,7 @@ def main() -> None:
         description="\n".join(f"python -m experiments.{path.stem:<{width}}  {_summary(path)}" for path in modules),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    keep_streams()
     parser.parse_args()
     print(parser.description)
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from experiments import expect_ctrl_c
+from experiments import expect_signals
+from experiments._streams import keep_streams
 from fashion_study.data.catalog import AUTO, KINDS, PREFERRED
 from fashion_study.errors import BadInputError, ExitCode, StudyError
 from fashion_study.libraries import fix_command, variable_behind
-from fashion_study.signals import Terminated
+from fashion_study.signals import exit_code_of
 from fashion_study.text import without_passwords
 
 
@@ -50,15 +51,16 @@ def run(main: Callable[..., None]) -> None:
     def command(*args: Any, **options: Any) -> None:
         # Here: typer would end a KeyboardInterrupt that reaches it without a word.
         try:
-            expect_ctrl_c()
+            expect_signals()
             fix_command()
             main(*args, **options)
         except KeyboardInterrupt as stop:
             print("Stopped at once.", file=sys.stderr)
-            sys.exit(ExitCode.TERMINATED if isinstance(stop, Terminated) else ExitCode.INTERRUPTED)
+            sys.exit(exit_code_of(stop))
 
     # Behind the first paragraph Typer keeps the ends of a docstring's lines, which a narrow terminal would break twice.
     paragraphs = inspect.cleandoc(main.__doc__ or "").split("\n\n")
+    keep_streams()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
     app.command(help="\n\n".join(text.replace("\n", " ") for text in paragraphs))(command)
     try:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+from rich.console import Console
 from typer import Argument, Exit, Option
 
 from experiments._entry import DataFolder, StoreFolder, run
@@ -38,9 +39,9 @@ def main(
     # Imported here: they bring MLflow and Optuna, and a refusal must not wait for those.
     from fashion_study.replay.comparison import show_replay
     from fashion_study.replay.replay import replay
-    from fashion_study.study.progress import PipeSafeConsole, watch
+    from fashion_study.study.progress import watch
 
-    console = PipeSafeConsole()
+    console = Console()
     with watch(console) as observer:
         result = replay(config, found, observer)
     show_replay(result, console)

@@ -133,11 +133,13 @@ def main(
     from fashion_study.study.plan import plan_study
 
     plan = plan_study(config)
-    from fashion_study.study.progress import PipeSafeConsole, watch
+    from rich.console import Console
+
+    from fashion_study.study.progress import watch
     from fashion_study.study.run import run_study
     from fashion_study.study.summary import summarise
 
-    console = PipeSafeConsole()
+    console = Console()
     with watch(console) as observer:
         result = run_study(plan, observer)
     summarise(result, console)

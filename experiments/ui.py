@@ -1,14 +1,12 @@
 """Open the MLflow UI on the store, with a study's trials side by side."""
 
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Exit, Option
 
 from experiments._entry import StoreFolder, run
-from fashion_study.errors import ExitCode
+from fashion_study.signals import exit_code_of
 from fashion_study.store.store import find_store
 
 if TYPE_CHECKING:
@@ -41,7 +39,6 @@ def main(
     if found.tracking_uri.startswith("http"):
         _show(found.tracking_uri.rstrip("/"), pages)
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
     if (free := choose_port(port)) != port:
         print(f"Port {port} is taken; the UI takes {free} instead.", flush=True)
     try:
@@ -49,9 +46,9 @@ def main(
             _show(server.address, pages)
             print("Ctrl-C ends it.", flush=True)
             server.wait()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("The MLflow UI has ended.")
-        raise Exit(ExitCode.INTERRUPTED) from None
+        raise Exit(exit_code_of(stop)) from None
 
 
 def _show(address: str, pages: "Pages") -> None:

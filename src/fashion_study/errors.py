@@ -12,6 +12,7 @@ class ExitCode(IntEnum):
     STORE = 3
     DATA = 4
     BUG = 70
+    HUNG_UP = 129
     INTERRUPTED = 130
     TERMINATED = 143
 

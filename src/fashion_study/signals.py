@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one ends a study cleanly, the second one at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first one ends a study cleanly, a second Ctrl-C or SIGTERM at once."""
 
 import signal
 import threading
@@ -6,18 +6,31 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Self
 
+from fashion_study.errors import ExitCode
+
 
 class Terminated(KeyboardInterrupt):
-    """The end of a process by SIGTERM, told from one by Ctrl-C."""
+    """The end of a process by SIGTERM, or by SIGHUP when its terminal was closed, told from one by Ctrl-C."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.exit_code = ExitCode(128 + number)
+
+
+def exit_code_of(stop: KeyboardInterrupt) -> ExitCode:
+    """Return the exit code of a command that a signal has ended."""
+    return stop.exit_code if isinstance(stop, Terminated) else ExitCode.INTERRUPTED
 
 
 class StopSignals:
-    """Signal handlers that note the first SIGINT or SIGTERM and raise KeyboardInterrupt on the second.
+    """Signal handlers that note the first SIGINT, SIGTERM or SIGHUP, and raise KeyboardInterrupt on the second.
 
-    Outside the main thread (a notebook server's, say) signals cannot be handled, and nothing is changed.
+    SIGHUP is never the second: a terminal that closes sends it twice (the shell, then the kernel), and systemd right
+    behind SIGTERM. Where it is ignored, as behind nohup, it stays so. Outside the main thread (a notebook server's,
+    say) signals cannot be handled, and nothing is changed.
     """
 
-    HANDLED = (signal.SIGINT, signal.SIGTERM)
+    HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
         self._say = say
@@ -28,7 +41,9 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in self.HANDLED}
+            is_detached = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            handled = self.HANDLED[:-1] if is_detached else self.HANDLED
+            self._previous = {number: signal.signal(number, self._note) for number in handled}
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -49,7 +64,8 @@ class StopSignals:
         return self.received is not None
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received = signal.Signals(number)
+        elif number != signal.SIGHUP:
             self._second = signal.Signals(number)
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-        self.received = signal.Signals(number)

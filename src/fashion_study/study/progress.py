@@ -1,6 +1,5 @@
 """What a person sees while a study runs: a live display on a terminal, plain lines elsewhere."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,17 +35,6 @@ class Observer:
 
     def trial_lost(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
         """Show that an attempt was stopped from outside: its trial waits again, or is given up as failed."""
-
-
-class PipeSafeConsole(Console):
-    """Rich's console, except that a closed pipe, as behind `| head`, silences it instead of ending the process."""
-
-    def on_broken_pipe(self) -> None:
-        """Continue without a reader."""
-        self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 class PlainLines(Observer):

@@ -20,7 +20,7 @@ from fashion_study.study.run import StudyResult
 
 SHOWN = 12
 MORE_TRIALS = 20
-STOPPED_BY = {Signals.SIGINT: "Ctrl-C", Signals.SIGTERM: "SIGTERM"}
+STOPPED_BY = {Signals.SIGINT: "Ctrl-C", Signals.SIGTERM: "SIGTERM", Signals.SIGHUP: "SIGHUP, a closed terminal"}
 
 
 def summarise(result: StudyResult, console: Console) -> None:

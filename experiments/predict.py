@@ -57,7 +57,8 @@ def main(
     if as_json:
         print(json.dumps(prediction.as_json(found), indent=2))
     elif found.model is not None:
-        Console().print(prediction.table(found))
+        console = Console()
+        console.print(prediction.table(found, console.width))
     if found.errors:
         raise Exit(ExitCode.ANSWER_IS_NO)
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -31,6 +32,8 @@ LONGEST = (
     "test_reproduce_baseline.py",
 )
 
+# What a shell may have ignored for what it starts: a script's background SIGINT, nohup SIGHUP.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OWN_SETTINGS = ("MLFLOW_", "OPTUNA_", "KERAS_", "PG", "RAY_")
 
 
@@ -41,6 +44,10 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("patient")
     for name in [name for name in os.environ if name.startswith(OWN_SETTINGS)]:
         del os.environ[name]
+    for number in STOPPING:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            # A handler ends with this process, what is ignored is handed on: this process alone goes on ignoring.
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else _ignore)
     home = tempfile.TemporaryDirectory(prefix="fashion-study-tests-", ignore_cleanup_errors=True)
     config.add_cleanup(home.cleanup)
     os.environ |= {
@@ -49,6 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
     fix_environment()
+
+
+def _ignore(_number: int, _frame: object) -> None: ...
 
 
 def pytest_collectstart() -> None:

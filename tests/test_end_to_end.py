@@ -30,6 +30,7 @@ from tests.faults.table import RecordFault
 from tests.support.commands import call_command
 from tests.support.finished import copy_store
 from tests.support.optuna_client import trials_of
+from tests.support.processes import started_process
 
 ROOT = Path(__file__).parents[1]
 STUDY = "digits-smoke"
@@ -533,7 +534,7 @@ class Ending:
 def end_with(store: Path, *signals: signal.Signals) -> Ending:
     """Send a study the first signal when a trial is complete, a second one when it says that it stops."""
     options = ("--trials", "500", "--workers", "1")
-    with subprocess.Popen(
+    with started_process(
         command(store, *options), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         workers: list[psutil.Process] = []
@@ -715,9 +716,7 @@ def test_a_study_whose_trials_all_diverge_ends_with_1(tmp_path: Path) -> None:
 @pytest.mark.faults
 def test_killed_among_finalists_the_missing_repeat_is_trained(tmp_path: Path, record_fault: RecordFault) -> None:
     options = ("--trials", "1", "--workers", "1", "--finalists", "1", "--repeats", "2")
-    with subprocess.Popen(
-        command(tmp_path / "store", *options), cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as process:
+    with started_process(command(tmp_path / "store", *options), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         read_up_to("trial 000 repeat 2 started", process)
         process.kill()
         process.communicate(timeout=PATIENCE)

@@ -1,4 +1,4 @@
-"""The promises of Ctrl-C: once ends cleanly, twice ends at once, and the handlers are handed back."""
+"""The promises of Ctrl-C, SIGTERM and SIGHUP: a clean end, or one at once, and the handlers are handed back."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ import pytest
 from fashion_study.signals import StopSignals, Terminated
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_is_noted_and_the_second_ends_at_once(number: signal.Signals) -> None:
     with StopSignals() as stop_signals:
         seen = [stop_signals.received]
@@ -19,6 +19,28 @@ def test_the_first_signal_is_noted_and_the_second_ends_at_once(number: signal.Si
 
     assert seen == [None, number]
     assert stop_signals.received is number
+
+
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_sighup_is_never_the_second_signal(first: signal.Signals) -> None:
+    with StopSignals() as stop_signals:
+        signal.raise_signal(first)
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+
+    assert stop_signals.received is first
+
+
+def test_sighup_stays_ignored_where_it_is_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop_signals:
+            signal.raise_signal(signal.SIGHUP)
+            seen = signal.getsignal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    assert (stop_signals.received, seen) == (None, signal.SIG_IGN)
 
 
 def test_the_user_is_told_once_what_the_first_signal_does() -> None:

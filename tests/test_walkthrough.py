@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.commands import call_command
 from tests.support.finished import REPRODUCE, copy_store
+from tests.support.processes import started_process
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -141,7 +142,7 @@ def open_and_close(step: Step, folder: Path) -> None:
     """Start the MLflow UI, wait for its address, end it with Ctrl-C."""
     command = [sys.executable, *step.arguments[1:], "--port", "5051"]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as ui:
+    with started_process(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as ui:
         assert ui.stdout is not None
         printed = ""
         for line in ui.stdout:

@@ -12,6 +12,7 @@ from benchmarks.curves import append_session, read_table
 from benchmarks.record_curves import design_points, last_precision
 from fashion_study.space.file import load_space
 from fashion_study.trial import Precision
+from tests.support.processes import started_process
 
 COMMAND = [sys.executable, "-m", "benchmarks.record_curves", "--dataset", "digits", "--images", "100"]
 
@@ -57,7 +58,7 @@ def test_a_recording_goes_on_in_the_precision_of_the_last_one(tmp_path: Path) ->
 def test_a_killed_recording_resumes_and_leaves_no_process(tmp_path: Path) -> None:
     table = tmp_path / "curves.jsonl.gz"
     command = [*COMMAND, "--configurations", "3", "--workers", "2", "--output", str(table)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as recorder:
+    with started_process(command, stdout=subprocess.PIPE, text=True) as recorder:
         assert recorder.stdout is not None
         assert "0 of 4 recorded" in recorder.stdout.readline()
         assert recorder.stdout.readline().startswith("00")

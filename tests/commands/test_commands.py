@@ -12,6 +12,7 @@ import pytest
 from mlflow import environment_variables
 
 from experiments import _entry as entry
+from tests.support.processes import started_process
 from tests.support.study_store import Studies
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +110,7 @@ def interrupted(words: Sequence[str], module: str) -> tuple[int, str]:
     """Send SIGINT when Python has just imported a module; return the exit code and what was said besides imports."""
     said = []
     # So small a pipe that the command waits in the middle of its imports for what is read here.
-    with subprocess.Popen(
+    with started_process(
         words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, pipesize=4096
     ) as process:
         assert process.stderr is not None

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tests.faults.table import RecordFault
 from tests.support.optuna_client import trials_of
+from tests.support.processes import started_process
 
 ROOT = Path(__file__).parents[2]
 STUDY = "digits-smoke"
@@ -59,7 +60,7 @@ def statuses(store: Path) -> list[str]:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Kill a study in the middle of its second trial."""
     store = tmp_path_factory.mktemp("killed") / "store"
-    with subprocess.Popen(
+    with started_process(
         study(store), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None

@@ -16,6 +16,7 @@ from fashion_study.store.store import open_store
 from fashion_study.tracking.aliases import promotion_lock
 from fashion_study.trial import DataSource, Hyperparameters
 from tests.faults.table import RecordFault
+from tests.support.processes import started_process
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,7 +134,7 @@ def test_several_seeds_are_shown_as_mean_and_standard_deviation() -> None:
 
 @pytest.mark.faults
 def test_ctrl_c_ends_the_trainings_and_leaves_no_run_open(tmp_path: Path, record_fault: RecordFault) -> None:
-    with subprocess.Popen(
+    with started_process(
         command(tmp_path, "--seeds", "50"),
         cwd=ROOT,
         stdout=subprocess.PIPE,

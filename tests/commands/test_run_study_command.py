@@ -14,6 +14,7 @@ import pytest
 from experiments._entry import run
 from experiments.run_study import main
 from fashion_study.data.fashion_mnist import OFFICIAL_FILES
+from tests.support.processes import started_process
 
 ROOT = Path(__file__).parents[2]
 SLOW_LIBRARIES = {"tensorflow", "keras", "keras_tuner", "mlflow", "optuna", "sklearn", "pandas", "matplotlib"}
@@ -205,7 +206,7 @@ def on_a_terminal(command: list[str]) -> tuple[int, str]:
                 drawn.append(piece)
 
     reader = threading.Thread(target=read)
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+    with started_process(command, cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         reader.start()
         exit_code = process.wait(timeout=280)

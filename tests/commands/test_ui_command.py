@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from fashion_study.mlflow_ui.server import choose_port
+from tests.support.processes import started_process
 from tests.support.study_store import Studies
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Studies:
 @contextmanager
 def started(*words: object) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """Start the command, and give it with all that it printed until it waits for Ctrl-C."""
-    with subprocess.Popen(
+    with started_process(
         command(*words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None

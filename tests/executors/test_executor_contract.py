@@ -34,7 +34,7 @@ from fashion_study.trial import (
     TrialState,
     WorkerSettings,
 )
-from tests.support.processes import descendants_running, has_ended
+from tests.support.processes import descendants_running, has_ended, started_process
 
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
 TOY = "tests.executors.toy_worker"
@@ -563,7 +563,7 @@ def orphaned(folder: Path, environment: dict[str, str], until: str) -> list[psut
     """
     command = [sys.executable, "-c", re.sub(r"^ {8}", "", code, flags=re.MULTILINE), str(folder)]
     surroundings = os.environ | {"PYTHONPATH": PYTHONPATH} | environment
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=surroundings, text=True) as coordinator:
+    with started_process(command, stdout=subprocess.PIPE, env=surroundings, text=True) as coordinator:
         assert coordinator.stdout is not None
         assert coordinator.stdout.readline() == "busy\n"
         workers = workers_of(coordinator.pid)

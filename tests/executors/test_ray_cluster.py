@@ -26,7 +26,7 @@ from fashion_study.trial import Precision, TrialState
 from tests.executors.test_executor_contract import PATIENCE, PYTHONPATH, workers_of
 from tests.executors.test_ray_executor import SMALL, await_slots, supervisors, worker_context
 from tests.study.test_loop import smoke_with
-from tests.support.processes import unless_gone
+from tests.support.processes import started_process, unless_gone
 
 pytestmark = pytest.mark.faults
 
@@ -178,7 +178,7 @@ def test_no_process_is_left_when_the_coordinator_is_killed(tmp_path: Path) -> No
     """
     command = [sys.executable, "-c", re.sub(r"^ {8}", "", code, flags=re.MULTILINE), str(tmp_path)]
     surroundings = os.environ | {"PYTHONPATH": PYTHONPATH}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=surroundings, text=True) as coordinator:
+    with started_process(command, stdout=subprocess.PIPE, env=surroundings, text=True) as coordinator:
         assert coordinator.stdout is not None
         assert coordinator.stdout.readline() == "busy\n"
         started = psutil.Process(coordinator.pid).children(recursive=True)

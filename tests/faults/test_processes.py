@@ -146,6 +146,7 @@ def test_a_worker_resumed_without_a_coordinator_changes_nothing(
 
 
 STOPS = {
+    "SIGHUP twice, as of a closed terminal": ([signal.SIGHUP, signal.SIGHUP], 129),
     "SIGTERM": ([signal.SIGTERM], 143),
     "SIGTERM twice": ([signal.SIGTERM, signal.SIGTERM], 143),
     "Ctrl-C once": ([signal.SIGINT], 130),
@@ -156,9 +157,9 @@ STOPS = {
 def test_a_study_that_is_asked_to_stop_goes_on_the_next_time(
     launch: Launch, new_store: NewStore, record_fault: RecordFault
 ) -> None:
-    root, launcher = new_store(), launch(**fates(t0a1="stuck", t0a2="stuck", t1a1="stuck", t1a2="stuck"))
+    root, launcher = new_store(), launch(**fates(t0a1="stuck", t0a2="stuck", t0a3="stuck", t1a1="stuck", t1a2="stuck"))
     lives = list[Life]()
-    for trial, (signals, code) in zip((0, 0, 1, 1), STOPS.values(), strict=True):
+    for trial, (signals, code) in zip((0, 0, 0, 1, 1), STOPS.values(), strict=True):
         with stuck(launcher, root, 2, trial) as (process, life):
             (worker,) = workers_of(process.pid)
             for number in signals:

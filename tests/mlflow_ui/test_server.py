@@ -21,7 +21,7 @@ from fashion_study.errors import BadInputError, StoreError
 from fashion_study.mlflow_ui.server import SAFE_SETTINGS, Server, choose_port, find_pages, serve
 from fashion_study.store.store import Store
 from tests.support.empty_store import empty_store
-from tests.support.processes import has_ended
+from tests.support.processes import has_ended, started_process
 from tests.support.study_store import Studies
 
 # What a user may have set for other servers, and what would open this one.
@@ -292,7 +292,7 @@ def test_another_server_on_the_port_is_not_shown_as_ours(tmp_path: Path) -> None
 def test_the_server_ends_with_its_owner_though_that_is_killed(studies: Studies) -> None:
     port = choose_port(0)
     words = [sys.executable, "-c", OWNER, str(studies.store.root), str(port)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as owner:
+    with started_process(words, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "serving\n"
         processes = family(owner.pid)[1:]

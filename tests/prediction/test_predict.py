@@ -184,9 +184,9 @@ def test_what_is_no_address_of_a_model_is_refused(text: str) -> None:
         ModelUri.parse(text)
 
 
-def shown(found: Predictions) -> Sequence[str]:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(table(found))
+def shown(found: Predictions, width: int = 120) -> Sequence[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table(found, width))
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined, no-any-return]
 
 
@@ -198,6 +198,18 @@ def test_a_table_shows_the_model_names_and_probabilities(shelf: Shelf, pictures:
     best = found.pictures[0].classes[0]
     assert row.split()[-9:-6] == [best.name, f"{100 * best.probability:.1f}", "%"]
     assert "missing" not in "".join(lines)
+
+
+@pytest.mark.parametrize("width", [60, 40])
+def test_on_a_narrow_terminal_each_class_has_a_row(width: int) -> None:
+    classes = tuple(map(ClassProbability, ("Ankle boot", "T-shirt/top", "Bag"), (1.0, 0.123, 0.056)))
+    found = Predictions("a model", (Prediction(Path("docs/samples/a-long-name-of-a-picture.jpg"), classes),))
+
+    lines = shown(found, width)
+
+    shares = [" ".join(line.split()[-3:]) for line in lines if "%" in line]
+    assert [share.rpartition(" ")[0].split()[-1] for share in shares] == ["100.0", "12.3", "5.6"]
+    assert all(any(each.name in line for line in lines) for each in classes)
 
 
 def test_a_name_that_would_move_the_cursor_is_shown_harmless() -> None:

@@ -16,6 +16,7 @@ from fashion_study.errors import StoreError
 from fashion_study.store.locks import claim, sole_coordinator
 from fashion_study.store.store import Store, open_store
 from fashion_study.testing.memory import memory_storage
+from tests.support.processes import started_process
 
 HOLD = """
 import sys
@@ -42,7 +43,7 @@ def storage() -> RDBStorage:
 def held(root: Path, study: str) -> Iterator[subprocess.Popen[str]]:
     """Let another process own the study while the block runs."""
     command = [sys.executable, "-c", HOLD, str(root), study]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with started_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             assert process.stdout.readline() == "held\n"

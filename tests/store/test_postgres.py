@@ -16,6 +16,7 @@ from fashion_study.errors import ExitCode, StoreError
 from fashion_study.store.locks import claim_study, sole_coordinator
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import TrialStorage
+from tests.support.processes import started_process
 
 HOLD = """
 import sys
@@ -50,9 +51,7 @@ def held(store: Store, study: str) -> Iterator[subprocess.Popen[str]]:
     assert store.database is not None
     command = [sys.executable, "-c", HOLD, str(store.root.with_name("there")), study]
     environment = os.environ | {"OPTUNA_STORAGE": store.database.uri}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with started_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         try:
             assert process.stdout.readline() == "held\n"

@@ -1,8 +1,5 @@
 """What a person sees while a study runs."""
 
-import shlex
-import subprocess
-import sys
 from io import StringIO
 
 import pytest
@@ -208,18 +205,3 @@ def test_a_library_shows_nothing_unless_it_is_asked_to(capsys: pytest.CaptureFix
 )
 def test_a_duration_is_written_for_a_person(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-def test_a_study_continues_when_its_pipe_is_closed() -> None:
-    program = (
-        "from fashion_study.study.progress import PipeSafeConsole, PlainLines\n"
-        "import sys\n"
-        "lines = PlainLines(PipeSafeConsole())\n"
-        "for number in range(10_000):\n"
-        "    lines.note(f'line {number}')\n"
-        "print('at its end', file=sys.stderr)\n"
-    )
-    reader = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} | head -2"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", reader], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "line 0\nline 1\n"), done.stderr
-    assert done.stderr == "at its end\n"

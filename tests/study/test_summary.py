@@ -1,9 +1,10 @@
 """The promises of a study's summary: who won, against what, and what to type next."""
 
+import re
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
-from signal import SIGINT, SIGTERM
+from signal import SIGHUP, SIGINT, SIGTERM
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from rich.console import Console
 from fashion_study.config import StudyConfig
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TrialRecord
-from fashion_study.study.finalists import rank
+from fashion_study.study.finalists import Finalist, rank
 from fashion_study.study.run import StudyResult
 from fashion_study.study.summary import SHOWN, summarise
 from fashion_study.trial import DataSource, FailReason, Precision, TrialState
@@ -52,9 +53,9 @@ def result(*records: TrialRecord, config: StudyConfig | None = None, **fields: A
     return StudyResult(records=rank(records), **(usual | fields))
 
 
-def shown(of: StudyResult) -> str:
+def shown(of: StudyResult, width: int = 80) -> str:
     out = StringIO()
-    summarise(of, Console(file=out, width=80))
+    summarise(of, Console(file=out, width=width))
     return out.getvalue()
 
 
@@ -82,6 +83,47 @@ def test_the_ranking_shows_each_trial_with_what_it_reached() -> None:
         ["3", "001", "0.2500", "pruned", "8-64", "0.00123", "1", "of", "3", "12", "s"],
         ["4", "003", "diverged", "8-64", "0.00123", "0", "of", "3"],
     ]
+
+
+MANY: dict[str, int | float | str] = {
+    "filters_1": 32,
+    "filters_2": 64,
+    "filters_3": 96,
+    "learning_rate": 0.000123456,
+    "batch_size": 1024,
+    "augmentation": "flip-shift",
+    "dropout": 0.25,
+    "epochs": 20,
+}
+
+
+COMMON = ["8-64", "0.00123", "3", "of", "3"]
+
+
+@pytest.mark.parametrize("width", [100, 80, 60, 40])
+def test_a_narrow_terminal_cuts_no_number(width: int) -> None:
+    finalist = Finalist(123, {}, tuple(0.70001 + 0.01 * n for n in range(5)), ("run",) * 5)
+    best = trial(123, objective=0.75, curve={19: 0.7, 20: 0.75}, params=MANY, seconds=7100)
+    failed = trial(7, TrialState.FAILED, reason=FailReason.INTERRUPTED, params=MANY)
+
+    text = shown(result(best, failed, finalists=(finalist,)), width).partition("Best: ")[0]
+
+    numbers = ["123", "007", "0.7500", "32-64-96", "0.000123", "1024", "flip-shift", "0.25", "20 of 20"]
+    for number in (*numbers, "0.7000", "0.7400", "0.7200"):
+        assert number in text, text
+    assert not re.search(r"\d…", text), text
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+def test_time_state_and_headings_give_way_first() -> None:
+    trials = result(complete(0, 0.5), complete(1, 0.75))
+    wide, narrow, narrowest = (shown(trials, width).partition("Best: ")[0] for width in (80, 60, 40))
+
+    assert rows(wide)[0] == rows(narrow)[0] == ["1", "001", "0.7500", "complete", *COMMON, "12", "s"]
+    assert rows(narrowest)[0] == ["1", "001", "0.7500", *COMMON[:2]]
+    assert "3 of 3" in narrowest
+    assert "learning" in wide
+    assert "learning" not in narrow
 
 
 def test_a_trial_that_was_never_begun_is_shown_too() -> None:
@@ -139,8 +181,12 @@ FOUR_ASKED = StudyConfig(space="smoke", trials=4)
             lambda: result(*TWO, config=FOUR_ASKED, stopped_by=SIGTERM),
             "Stopped by SIGTERM; the unfinished trials wait.",
         ),
+        (
+            lambda: result(*TWO, config=FOUR_ASKED, stopped_by=SIGHUP),
+            "Stopped by SIGHUP, a closed terminal; the unfinished trials wait.",
+        ),
     ],
-    ids=["done", "nothing left", "not done", "late", "exhausted", "Ctrl-C", "SIGTERM"],
+    ids=["done", "nothing left", "not done", "late", "exhausted", "Ctrl-C", "SIGTERM", "SIGHUP"],
 )
 def test_how_the_study_ended_is_said(make: Callable[[], StudyResult], line: str) -> None:
     assert line in shown(make())

@@ -1,16 +1,34 @@
 """Processes that tests look for and ask; any of them may end meanwhile."""
 
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
 Answer = TypeVar("Answer")
 Other = TypeVar("Other")
+
+
+@contextmanager
+def started_process(command: Sequence[str | Path], **options: Any) -> Iterator["subprocess.Popen[Any]"]:
+    """Start a process and wait for its end with the block's; if the block fails, kill it with all that it started."""
+    process = subprocess.Popen(command, **options)
+    try:
+        yield process
+        process.__exit__(None, None, None)  # It waits, and a test's timeout ends that.
+    except BaseException:
+        with process:
+            if process.poll() is None:
+                for each in (*psutil.Process(process.pid).children(recursive=True), process):
+                    unless_gone(each.kill, None)
+        raise
 
 
 class ProcessList:

@@ -4,7 +4,6 @@ import os
 import pickle
 import random
 import signal
-import subprocess
 import sys
 import time
 from multiprocessing import Pipe
@@ -14,6 +13,7 @@ import pytest
 
 from fashion_study.text import MAX_TRACEBACK, truncated_traceback
 from fashion_study.trial import FailReason, TrialResult, TrialState
+from tests.support.processes import started_process
 
 STOPS = 200
 # A worker that fails again and again, at such a length as a trainer can send.
@@ -59,7 +59,7 @@ def test_a_long_traceback_is_cut_to_fit_into_one_write(letter: str) -> None:
 def test_a_worker_stopped_in_a_write_leaves_no_half_message() -> None:
     ours, theirs = Pipe()
     words = [sys.executable, "-c", FAILING, str(theirs.fileno())]
-    with subprocess.Popen(words, pass_fds=[theirs.fileno()]) as worker, theirs:
+    with started_process(words, pass_fds=[theirs.fileno()]) as worker, theirs:
         assert ours.poll(60)
         for _ in range(STOPS):
             received = read_for_a_moment(ours)

@@ -306,14 +306,14 @@ def comparison(reproduction: Reproduction) -> Table:
     )
     table.add_column("accuracy", no_wrap=True)
     for heading in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
     for label, attribute in (("train", "train_accuracy"), ("holdout", "holdout_accuracy")):
         table.add_row(label, *(_percent([getattr(one, attribute) for one in many]) for many in columns.values()))
     table.add_section()
     table.add_row("by class", *[f"{'precision':>9} {'recall':>9}"] * len(columns), style="dim")
     for name in kind.class_names:
         pairs = (zip(*(one.by_class[name] for one in many), strict=True) for many in columns.values())
-        table.add_row(name, *(" ".join(f"{_share(values):>9}" for values in pair) for pair in pairs))
+        table.add_row(name, *("{} {:>9}".format(*map(_share, pair)) for pair in pairs))
     return table
 
 

@@ -25,6 +25,9 @@ from fashion_study.tracking.registry import CHAMPION, ModelRef, Registry, Versio
 
 # Of the classes, the most probable ones are shown.
 SHOWN = 3
+# Their columns on a terminal: a picture's path, which can be broken, and a share with the space around it.
+SHORTEST_PATH = 12
+SHARE = 11
 BATCH = 1000
 
 
@@ -90,19 +93,23 @@ def predict(pictures: Sequence[Path], store: Store, model_uri: ModelUri | None =
     return Predictions(model.title, tuple(found))
 
 
-def table(predictions: Predictions) -> Table:
-    """Return predictions as a table, a row for each picture that could be read."""
+def table(predictions: Predictions, width: int) -> Table:
+    """Return predictions as a table: each picture that could be read has a row, on a narrow terminal one per class."""
+    longest = max((len(each.name) for one in predictions.pictures for each in one.classes), default=0)
+    in_a_row = 3 if SHORTEST_PATH + 3 * (longest + SHARE) <= width else 1
     laid = Table(
         title=f"by {predictions.model}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
     laid.add_column("picture", overflow="fold")
-    for heading in ("best", "second", "third"):
+    for heading in ("best", "second", "third")[:in_a_row]:
         laid.add_column(heading, no_wrap=True)
         laid.add_column("", justify="right", no_wrap=True)
     for one in predictions.pictures:
         if one.classes:
             cells = [cell for each in one.classes for cell in (each.name, f"{100 * each.probability:.1f} %")]
-            laid.add_row(Text(printable(str(one.picture))), *cells)
+            laid.add_row(Text(printable(str(one.picture))), *cells[: 2 * in_a_row])
+            for further in range(2 * in_a_row, len(cells), 2):
+                laid.add_row("", *cells[further : further + 2])
     return laid
 
 

@@ -4,13 +4,14 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from signal import Signals
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fashion_study.data.catalog import PREFERRED
 from fashion_study.database_url import VARIABLE
@@ -20,27 +21,28 @@ from fashion_study.study.run import StudyResult
 
 SHOWN = 12
 MORE_TRIALS = 20
+# So much of a heading is always shown.
+SHORTEST_HEADING = 4
 STOPPED_BY = {Signals.SIGINT: "Ctrl-C", Signals.SIGTERM: "SIGTERM", Signals.SIGHUP: "SIGHUP, a closed terminal"}
 
 
 def summarise(result: StudyResult, console: Console) -> None:
     """Print the summary of a study."""
     console.print()
-    console.print(_ranking(result))
+    for table in (*_ranking(result, console.width), *_finalists(result, console.width)):
+        console.print(table)
     if result.finalists:
-        console.print(_finalists(result))
         console.print("lower bound of the mean: one-sided 95 %, Student's t; the highest one wins\n", highlight=False)
     for line in (*_comparison(result), *_ending(result), *_registered(result), *_where_next(result)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _ranking(result: StudyResult) -> Table:
+def _ranking(result: StudyResult, width: int) -> list[Table]:
     fallback = f"  (FALLBACK, not {PREFERRED.title})" if result.source.is_fallback else ""
     left_out = len(result.records) - SHOWN
     columns = _columns(result.records[0].params if result.records else ())
     headings = ("rank", "trial", "val accuracy", "state", *columns, "epochs", "time")
-    table = _table(f"{result.name} on {result.source.name}{fallback}", headings)
-    table.caption = f"and {left_out} more in the MLflow UI" if left_out > 0 else None
+    rows = []
     for rank, record in enumerate(result.records[:SHOWN], start=1):
         values = ["-".join(_short(record.params.get(name, "")) for name in names) for names in columns.values()]
         row = (
@@ -52,13 +54,17 @@ def _ranking(result: StudyResult) -> Table:
             f"{record.reached}" + (f" of {record.params['epochs']}" if "epochs" in record.params else ""),
             "" if record.seconds is None else duration(record.seconds),
         )
-        table.add_row(*row, style="bold" if record is result.best else None)
-    return table
+        rows.append((row, record is result.best))
+    tables = _tables(f"{result.name} on {result.source.name}{fallback}", headings, rows, width)
+    tables[-1].caption = f"and {left_out} more in the MLflow UI" if left_out > 0 else None
+    return tables
 
 
-def _finalists(result: StudyResult) -> Table:
+def _finalists(result: StudyResult, width: int) -> list[Table]:
+    if not result.finalists:
+        return []
     headings = ("trial", "first score", "repeats", "mean", "lower bound")
-    table = _table("finalists, trained again with other seeds", headings)
+    rows = []
     first = {record.number: record.objective for record in result.records}
     winner = choose(result.finalists)
     for finalist in result.finalists:
@@ -69,15 +75,60 @@ def _finalists(result: StudyResult) -> Table:
             _score(finalist.mean),
             _score(finalist.lower_bound),
         )
-        table.add_row(*row, style="bold" if finalist is winner else None)
-    return table
+        rows.append((row, finalist is winner))
+    return _tables("finalists, trained again with other seeds", headings, rows, width)
 
 
-def _table(title: str, headings: Iterable[str]) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in headings:
-        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
-    return table
+def _tables(title: str, headings: Sequence[str], rows: Sequence[tuple[Sequence[str], bool]], width: int) -> list[Table]:
+    """Lay out rows, each with whether it is the best one, so that no number is cut where the terminal is narrow."""
+    blocks, widths = _layout(headings, [cells for cells, _ in rows], width)
+    tables = []
+    for block in blocks:
+        table = Table(title=None if tables else title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.title_justify = table.caption_justify = "left"
+        for index in block:
+            heading = Text(headings[index].replace(" ", "\n"), no_wrap=True, overflow="ellipsis")
+            table.add_column(heading, justify="right", width=widths[index])
+        for cells, is_best in rows:
+            table.add_row(*(cells[index] for index in block), style="bold" if is_best else None)
+        tables.append(table)
+    return tables
+
+
+def _layout(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> tuple[list[list[int]], list[int]]:
+    """Return the columns of each table, and every column's width.
+
+    Headings are cut first, then the time and the state are left out; what is still too wide goes on in another table.
+    """
+    cells = [[row[index] for row in rows] for index in range(len(headings))]
+    whole = [max(map(len, (*heading.split(), *column))) for heading, column in zip(headings, cells, strict=True)]
+    shown = list(range(len(headings)))
+    if _fits(shown, whole, width):
+        return [shown], whole
+    # Between two numbers of a cell there are two spaces, at which it can be broken.
+    least = [max((len(part) for cell in column for part in cell.split("  ")), default=0) for column in cells]
+    least = [max(needed, min(SHORTEST_HEADING, most)) for needed, most in zip(least, whole, strict=True)]
+    for name in ("time", "state"):
+        if name in headings and not _fits(shown, least, width):
+            shown.remove(headings.index(name))
+    blocks: list[list[int]] = [[]]
+    for index in shown:
+        if blocks[-1] and not _fits([*blocks[-1], index], least, width):
+            blocks.append([headings.index("trial")])
+        blocks[-1].append(index)
+    for index in shown:
+        while least[index] < whole[index] and all(_fits(block, _wider(least, index), width) for block in blocks):
+            least = _wider(least, index)
+    return blocks, least
+
+
+def _fits(columns: Sequence[int], widths: Sequence[int], width: int) -> bool:
+    """Return whether a table fits: each column has a space and a divider behind it, and the table two edges."""
+    return sum(widths[index] + 2 for index in columns) + 1 <= width
+
+
+def _wider(widths: Sequence[int], index: int) -> list[int]:
+    return [one + (place == index) for place, one in enumerate(widths)]
 
 
 def _registered(result: StudyResult) -> list[str]:

@@ -26,7 +26,7 @@ def started_process(command: Sequence[str | Path], **options: Any) -> Iterator["
     except BaseException:
         with process:
             if process.poll() is None:
-                for each in (*psutil.Process(process.pid).children(recursive=True), process):
+                for each in (*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)):
                     unless_gone(each.kill, None)
         raise
 

@@ -96,7 +96,8 @@ class LiveDisplay(PlainLines):
             MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
             # On a short line only the details are cut.
             TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
-            _TimeLeft(table_column=Column(no_wrap=True, min_width=11)),
+            # On a narrow terminal the validation accuracy needs its place.
+            *([_TimeLeft(table_column=Column(no_wrap=True, min_width=11))] if console.width > 70 else []),
             console=console,
             expand=True,
             refresh_per_second=4,

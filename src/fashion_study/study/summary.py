@@ -82,7 +82,7 @@ def _finalists(result: StudyResult, width: int) -> list[Table]:
 def _tables(title: str, headings: Sequence[str], rows: Sequence[tuple[Sequence[str], bool]], width: int) -> list[Table]:
     """Lay out rows, each with whether it is the best one, so that no number is cut where the terminal is narrow."""
     blocks, widths = _layout(headings, [cells for cells, _ in rows], width)
-    tables = []
+    tables: list[Table] = []
     for block in blocks:
         table = Table(title=None if tables else title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.title_justify = table.caption_justify = "left"

@@ -106,8 +106,8 @@ def test_a_file_is_no_store_and_a_tilde_is_the_user_s_home(name: str, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def interrupted(words: Sequence[str], module: str) -> tuple[int, str]:
-    """Send SIGINT when Python has just imported a module; return the exit code and what was said besides imports."""
+def interrupted(words: Sequence[str], module: str, number: signal.Signals = signal.SIGINT) -> tuple[int, str]:
+    """Send a signal when Python has just imported a module; return the exit code and what was said besides imports."""
     said = []
     # So small a pipe that the command waits in the middle of its imports for what is read here.
     with started_process(
@@ -118,7 +118,7 @@ def interrupted(words: Sequence[str], module: str) -> tuple[int, str]:
             if not line.startswith("import time:"):
                 said.append(line)
             elif line.rpartition("|")[2].strip() == module:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(number)
     return process.returncode, "".join(said)
 
 
@@ -127,6 +127,35 @@ def interrupted(words: Sequence[str], module: str) -> tuple[int, str]:
 def test_ctrl_c_during_a_command_s_import_shows_no_traceback(name: str, module: str, tmp_path: Path) -> None:
     words = command(name, "--store", str(tmp_path / "nothing"), python=("-X", "importtime"))
     assert interrupted(words, module) == (130, "Stopped at once.\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_end_a_command_as_ctrl_c_does(number: signal.Signals, tmp_path: Path) -> None:
+    words = command("doctor", "--store", str(tmp_path / "nothing"), python=("-X", "importtime"))
+    assert interrupted(words, "typer", number) == (128 + number, "Stopped at once.\n")
+
+
+CLEANING_UP = """
+import os, signal, sys
+sys.argv = ["-m"]  # As Python has it while it looks for an entry point.
+from experiments._entry import run
+
+def main() -> None:
+    try:
+        os.kill(os.getpid(), signal.{})
+    finally:
+        os.kill(os.getpid(), signal.SIGHUP)
+        print("cleaned up")
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize(("name", "exit_code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_closing_terminal_interrupts_no_cleaning_up(name: str, exit_code: int) -> None:
+    program = CLEANING_UP.format(name)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (exit_code, "cleaned up\n", "Stopped at once.\n")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A trial as coordinator and workers speak of it: what a worker is asked to train, and its answers."""
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fashion_study.errors import StudyError
+from fashion_study.text import visible, without_passwords
 
 # Raised when the same seed and parameters train to something else: part of a study's fingerprint.
 TRAINING_VERSION = 2
@@ -16,6 +18,11 @@ TRAINING_VERSION = 2
 BASELINE_NUMBER = 0
 
 ParamValue = int | float | str
+
+# A frame of a traceback with its lines of code. Some exceptions of TensorFlow's have frames of their own, and say after
+# those what is wrong.
+LAST_FRAME = re.compile(r"^  File \".*\n(?:    .*\n)*", re.MULTILINE)
+CAUSE_LENGTH = 200
 
 # Tags of a result: after which epoch it went on from an earlier trial's model, or why it could not.
 CONTINUED = "continued_after_epoch"
@@ -164,6 +171,12 @@ class TrialResult:
     metrics: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def cause(self) -> str:
+        """Return the message in a line: of a traceback, the exception after its last frame."""
+        line = " ".join(LAST_FRAME.split(without_passwords(self.message))[-1].split()).rstrip(".")
+        return visible(line if len(line) <= CAUSE_LENGTH else f"{line[: CAUSE_LENGTH - 1]}…")
 
 
 @dataclass(frozen=True)

@@ -95,9 +95,10 @@ def test_a_pruned_trial_counts_and_has_no_objective(trial_storage: TrialStorage)
 def test_a_failed_trial_counts_and_keeps_its_reason(reason: FailReason, trial_storage: TrialStorage) -> None:
     number = begin(trial_storage)
 
-    trial_storage.close(TrialResult(number, 1, TrialState.FAILED, 0, reason=reason))
+    trial_storage.close(TrialResult(number, 1, TrialState.FAILED, 0, reason=reason, message="It\nbroke."))
 
     (record,) = trial_storage.records()
+    assert record.cause == "It broke"
     assert (record.state, record.reason, record.objective) == (TrialState.FAILED, reason, None)
     assert trial_storage.counted() == 1
 
@@ -128,11 +129,13 @@ def test_a_requeued_trial_keeps_its_number_and_values(trial_storage: TrialStorag
 
 
 def test_a_trial_fails_after_its_retries(trial_storage: TrialStorage) -> None:
-    states = [trial_storage.requeue(begin(trial_storage)) for _ in range(MAX_RETRIES + 1)]
+    cause = "signal SIGSEGV"
+    states = [trial_storage.requeue(begin(trial_storage), cause=cause) for _ in range(MAX_RETRIES + 1)]
 
     assert states == [TrialState.WAITING] * 3 + [TrialState.FAILED]
     (record,) = trial_storage.records()
     assert (record.state, record.reason, record.attempt) == (TrialState.FAILED, FailReason.INTERRUPTED, 4)
+    assert record.cause == cause
     assert trial_storage.counted() == 1
 
 

@@ -50,7 +50,7 @@ def act(observer: Observer) -> None:
 LINES = """\
 trial 001 complete: 0.8750; 2 of 5 done; best 0.8750 (trial 001)
 trial 002 pruned at epoch 3; 3 of 5 done; best 0.8750 (trial 001)
-trial 003 failed: diverged; 4 of 5 done; best 0.8750 (trial 001)
+trial 003 failed: diverged: toy; 4 of 5 done; best 0.8750 (trial 001)
 trial 004 stopped from outside (signal SIGKILL); it goes back to waiting
 trial 004 stopped from outside (exit code 1); it is given up after attempt 2; 5 of 5 done
 """.splitlines()
@@ -72,6 +72,15 @@ def test_without_a_terminal_every_event_is_a_plain_line() -> None:
         f"trial 004 started (attempt 2): {tried}",
         LINES[4],
     ]
+
+
+def test_the_line_of_a_failed_trial_says_what_it_failed_of() -> None:
+    out = StringIO()
+    failed = TrialResult(3, 1, TrialState.FAILED, 1, reason=FailReason.ERROR, message="Trace\nback: \x1b[31mboom.\n")
+
+    PlainLines(Console(file=out)).trial_closed(spec(3), failed, None)
+
+    assert out.getvalue() == "trial 003 failed: error: Trace back: \\x1b[31mboom; 1 of 0 done\n"
 
 
 def test_before_a_trial_is_complete_no_best_is_shown() -> None:

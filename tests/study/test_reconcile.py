@@ -128,6 +128,7 @@ def test_after_three_retries_an_attempt_cut_off_is_the_last(killed: Killed) -> N
 
     (record,) = killed.trial_storage.records()
     assert (record.state, record.reason) == (TrialState.FAILED, FailReason.INTERRUPTED)
+    assert record.cause == "the coordinator died"
     assert "failed" in line
     assert killed.status(str(record.run_id)) == ("FAILED", "failed")
     assert [attempt.status for attempt in killed.runs.attempts()] == ["KILLED"] * MAX_RETRIES + ["FAILED"]
@@ -221,6 +222,7 @@ def test_an_unrecorded_result_is_not_trained_twice(killed: Killed, is_ended: boo
     assert [record.state for record in records] == [result.state for result in ENDINGS]
     assert [record.objective for record in records] == [0.5, None, None]
     assert [record.reason for record in records] == [None, None, FailReason.DIVERGED]
+    assert [record.cause for record in records] == ["", "", ENDINGS[2].cause]
     assert [record.run_id for record in records] == runs
     assert all(record.seconds is not None for record in records)
     assert killed.trial_storage.trial(1).value == 0.25

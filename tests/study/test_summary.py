@@ -133,6 +133,18 @@ def test_a_trial_that_was_never_begun_is_shown_too() -> None:
     assert "waiting" in text
 
 
+def test_what_trials_failed_of_is_said_once_with_the_log() -> None:
+    full = {"reason": FailReason.ERROR, "cause": "OSError: no room"}
+    failed = (trial(number, TrialState.FAILED, **full) for number in (3, 1))
+    lost = trial(2, TrialState.FAILED, reason=FailReason.INTERRUPTED)
+
+    text = shown(result(complete(0, 0.5), *failed, lost))
+
+    assert "Failed (001, 003): error: OSError: no room\nFailed (002): interrupted\n" in text
+    assert f"failure.txt on a trial's run; what the workers printed is in {ROOT}/logs/digits-smoke." in text
+    assert "failure.txt" not in shown(result(complete(0, 0.5)))
+
+
 def test_a_long_ranking_is_cut_and_says_so() -> None:
     text = shown(result(*(complete(number, 0.5) for number in range(SHOWN + 3))))
 

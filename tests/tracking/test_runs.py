@@ -201,7 +201,7 @@ def test_a_failed_trial_shows_its_reason_and_its_traceback(bench: Bench, name: s
     run = bench.run(spec.run_id)
 
     assert (run.info.run_name, run.info.status) == ("005  error", "FAILED")
-    assert (run.data.tags["state"], run.data.tags["reason"]) == ("failed", "error")
+    assert [run.data.tags[name] for name in ("state", "reason", "cause")] == ["failed", "error", "Traceback: boom"]
     assert bench.text(spec.run_id, "failure.txt") == "Traceback: boom"
 
 

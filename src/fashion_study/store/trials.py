@@ -52,6 +52,7 @@ class TrialRecord:
     reason: FailReason | None = None
     seconds: float | None = None
     uncounted_attempts: int = 0
+    cause: str = ""
 
     @property
     def reached(self) -> int:
@@ -172,7 +173,7 @@ class TrialStorage:
         """Record that the trial is pruned after `epoch`, in whichever attempt."""
         self._set_attr(number, "pruned_at", epoch)
 
-    def requeue(self, number: int, *, counted: bool = True) -> TrialState:
+    def requeue(self, number: int, *, counted: bool = True, cause: str = "") -> TrialState:
         """Let a trial that was stopped from outside wait again; fail it where it has used up its retries.
 
         An attempt that the store failed, or that no worker began, is not `counted` against the trial.
@@ -182,6 +183,7 @@ class TrialStorage:
             self._set_attr(number, "spared", record.uncounted_attempts + 1)
         elif record.counted_attempts > MAX_RETRIES:
             self._set_attr(number, "reason", FailReason.INTERRUPTED.value)
+            self._set_attr(number, "cause", cause)
             self._set_state(number, OptunaState.FAIL)
             return TrialState.FAILED
         self._set_state(number, OptunaState.WAITING)
@@ -204,13 +206,15 @@ class TrialStorage:
         seconds: float | None,
         value: float | None,
         reason: FailReason | None,
+        cause: str = "",
     ) -> None:
         """Record how a trial ended, whether it is running or was left waiting by a kill.
 
         `value` is the objective of a complete trial, and the last value of a pruned one. `seconds` is not Optuna's
         duration, which begins with the proposal.
         """
-        attrs = {"seconds": seconds, "epochs_run": epochs_run, "reason": reason and reason.value}
+        why = {"reason": reason.value, "cause": cause} if reason else {}
+        attrs = {"seconds": seconds, "epochs_run": epochs_run, **why}
         for key, attr in attrs.items():
             if attr is not None:
                 self._set_attr(number, key, attr)
@@ -223,7 +227,8 @@ class TrialStorage:
         if result.state is TrialState.PRUNED:
             trial = self.trial(result.number)
             value = None if trial.last_step is None else trial.intermediate_values[trial.last_step]
-        self.adopt_result(result.number, result.state, result.epochs_run, result.seconds, value, result.reason)
+        end = result.epochs_run, result.seconds, value, result.reason, result.cause
+        self.adopt_result(result.number, result.state, *end)
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
         """Return a trial's record, made anew where the trial has changed, which makes it another object."""
@@ -291,6 +296,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         reason=FailReason(reason) if reason else None,
         seconds=end.get("seconds"),
         uncounted_attempts=_whole(trial.user_attrs.get("spared")),
+        cause=str(end.get("cause", "")) if reason else "",
     )
 
 

@@ -183,7 +183,7 @@ def outcome(result: TrialResult) -> str:
         case TrialState.PRUNED:
             return f"pruned at epoch {result.epochs_run}"
         case _:
-            return f"failed: {result.reason}"
+            return f"failed: {result.reason}" + (f": {result.cause}" if result.cause else "")
 
 
 def duration(seconds: float) -> str:

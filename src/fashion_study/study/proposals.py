@@ -72,14 +72,14 @@ class Proposals(TrackedSource):
 
     def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:
         """Send the trial back to waiting, or give it up; what the store has failed does not count."""
-        return self._release(spec, counted=not lost.by_store)
+        return self._release(spec, counted=not lost.by_store, cause=lost.cause)
 
     def stop(self, spec: TrialSpec, *, by_error: bool) -> TrialState:
         """Send the trial back to waiting, or give it up; what an error has stopped does not count."""
         return self._release(spec, counted=not by_error)
 
-    def _release(self, spec: TrialSpec, *, counted: bool) -> TrialState:
-        state = self._trial_storage.requeue(spec.number, counted=counted)
+    def _release(self, spec: TrialSpec, *, counted: bool, cause: str = "") -> TrialState:
+        state = self._trial_storage.requeue(spec.number, counted=counted, cause=cause)
         self._in_flight -= 1
         if state is TrialState.FAILED:
             self._counted += 1

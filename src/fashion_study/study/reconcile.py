@@ -128,7 +128,8 @@ class _Comparison:
             epoch = attempt.epochs_run
             value = record.curve.get(epoch) if outcome is TrialState.PRUNED else objective
             reason = attempt.reason if outcome is TrialState.FAILED else None
-            self.trials.adopt_result(record.number, outcome, epoch, attempt.seconds, value, reason)
+            end = epoch, attempt.seconds, value, reason, attempt.cause
+            self.trials.adopt_result(record.number, outcome, *end)
             return f"it is {outcome} now, as its run says"
 
         what = f"ended in attempt {attempt.number}, and its result is not in the trial storage"
@@ -141,7 +142,7 @@ class _Comparison:
         def repair() -> str:
             # The trial storage first: an open run of a trial that waits is found again; a running trial without an open
             # run would look as if no worker had begun it.
-            state = self.trials.requeue(record.number) if is_running else record.state
+            state = self.trials.requeue(record.number, cause=CAUSE) if is_running else record.state
             self.runs.interrupt_trial(attempt.trial, attempt.run_id, CAUSE, state)
             return f"it is {state} now"
 

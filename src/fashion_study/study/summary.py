@@ -18,6 +18,7 @@ from fashion_study.database_url import VARIABLE
 from fashion_study.study.finalists import choose
 from fashion_study.study.progress import duration
 from fashion_study.study.run import StudyResult
+from fashion_study.text import printable
 
 SHOWN = 12
 MORE_TRIALS = 20
@@ -33,7 +34,8 @@ def summarise(result: StudyResult, console: Console) -> None:
         console.print(table)
     if result.finalists:
         console.print("lower bound of the mean: one-sided 95 %, Student's t; the highest one wins\n", highlight=False)
-    for line in (*_comparison(result), *_ending(result), *_registered(result), *_where_next(result)):
+    told = (_failed, _comparison, _ending, _registered, _where_next)
+    for line in (line for tell in told for line in tell(result)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -129,6 +131,23 @@ def _fits(columns: Sequence[int], widths: Sequence[int], width: int) -> bool:
 
 def _wider(widths: Sequence[int], index: int) -> list[int]:
     return [one + (place == index) for place, one in enumerate(widths)]
+
+
+def _failed(result: StudyResult) -> list[str]:
+    """Return each cause with the trials that failed of it, and where the rest is."""
+    failed: dict[str, list[str]] = {}
+    for record in sorted(result.records, key=lambda record: record.number):
+        if record.reason is not None:
+            why = f"{record.reason}: {printable(record.cause)}" if record.cause else str(record.reason)
+            failed.setdefault(why, []).append(f"{record.number:03d}")
+    lines = [
+        f"Failed ({', '.join(numbers[:SHOWN])}{', …' if len(numbers) > SHOWN else ''}): {why}"
+        for why, numbers in list(failed.items())[:SHOWN]
+    ]
+    if lines:
+        log = result.store.root / "logs" / result.name
+        lines.append(f"The whole message is failure.txt on a trial's run; what the workers printed is in {log}.")
+    return lines
 
 
 def _registered(result: StudyResult) -> list[str]:

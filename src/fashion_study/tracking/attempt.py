@@ -36,6 +36,7 @@ class Attempt:
     epochs_run: int = 0
     objective: float | None = None
     reason: FailReason | None = None
+    cause: str = ""
     superseded_by: str | None = None
     is_orphan: bool = False
     is_deleted: bool = False
@@ -76,6 +77,7 @@ def read_attempt(run: "Run") -> Attempt:
         epochs_run=_number(tags.get("epochs_run")),
         objective=run.data.metrics.get("objective"),
         reason=FailReason(reason) if reason in set(FailReason) else None,
+        cause=tags.get("cause", ""),
         superseded_by=tags.get("superseded_by"),
         is_orphan=ORPHAN in tags,
         is_deleted=info.lifecycle_stage != "active",

@@ -122,6 +122,7 @@ class StudyRuns:
         if result.reason is not None:
             tags["reason"] = result.reason.value
         if result.message:
+            tags["cause"] = result.cause
             self._client.log_text(spec.run_id, without_passwords(result.message), "failure.txt")
         # MLflow writes the tags after the metrics: a run whose tags say that it ended has everything.
         self._log(spec.run_id, tags, result.metrics, step=result.epochs_run)

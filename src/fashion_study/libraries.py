@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from fashion_study.errors import BadInputError
+from fashion_study.paths import expanded
 
 # With others a seed would train to something else, or to nothing.
 FIXED = {"KERAS_BACKEND": "tensorflow", "KERAS_NNX_ENABLED": "0"}
@@ -83,6 +84,9 @@ def fix_environment() -> None:
     for name, value in (DEFAULTS | kernels).items():
         os.environ.setdefault(name, value)
     os.environ.update(FIXED)
+    # An account without a home, such as a number that a container was given: MLflow cannot be imported without one.
+    if str(expanded("~")) == "~":
+        os.environ["HOME"] = "/nonexistent"
     # MLflow and joblib end a process in which these are no level and no number.
     if os.environ.get(MLFLOW_LEVEL, "INFO").upper() not in logging.getLevelNamesMapping():
         del os.environ[MLFLOW_LEVEL]

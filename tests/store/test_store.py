@@ -212,3 +212,17 @@ def test_a_path_that_would_break_a_line_is_refused(tmp_path: Path) -> None:
         open_store(tmp_path / "two\nlines")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_account_without_a_home_can_use_mlflow() -> None:
+    # As in a container that is run as a user of no name.
+    program = """
+import os, pwd, sys
+def unknown(who):
+    raise KeyError(who)
+pwd.getpwuid = pwd.getpwnam = unknown
+os.environ.pop("HOME", None)
+import fashion_study
+import mlflow.environment_variables
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from fashion_study.config import StudyConfig
-from fashion_study.errors import BadInputError
+from fashion_study.errors import BadInputError, StoreError
 from fashion_study.space.file import load_space
 from fashion_study.space.space import SearchSpace
-from fashion_study.study.plan import Plan, refuse_difference
+from fashion_study.study.plan import Plan, plan_study, refuse_difference
 from fashion_study.trial import DataSource
 
 SMOKE = load_space("smoke")
@@ -108,3 +108,10 @@ def test_every_difference_is_listed() -> None:
         refuse_difference("mine", fingerprint(), fingerprint(seed=1, limit_train=9))
     assert "seed" in str(caught.value)
     assert "limit on training images" in str(caught.value)
+
+
+def test_a_server_that_is_not_there_is_refused_in_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9 does not answer: Connection refused"):
+        plan_study(StudyConfig(space="smoke", dataset="digits", store=tmp_path / "store"))
+    assert list(tmp_path.iterdir()) == []

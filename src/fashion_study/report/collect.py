@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.errors import BadInputError, DataError, StoreError
+from fashion_study.paths import check_temporary_folder
 from fashion_study.report.facts import ConfusedPair, Finals, ModelFacts, Reference, StudyFacts
 from fashion_study.space.file import load_space
 from fashion_study.store.store import Store
@@ -83,6 +84,7 @@ def _reading(study: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
+        check_temporary_folder()
         reason = printable(next(iter(str(error).splitlines()), repr(error)).rstrip("."))
         raise StoreError(
             f"The runs of study {study!r} cannot be read: {reason}. Expected every run and artifact that its trials "

@@ -6,9 +6,11 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from fashion_study.errors import StoreError, StudyError
+from fashion_study.paths import check_temporary_folder
 from fashion_study.store.mlflow_server import login_refused
 from fashion_study.text import without_passwords
 
@@ -28,14 +30,15 @@ EXPECTED = (
     "Expected a store that this library made itself. "
     "Free space if it is full, restore it from a copy, or name another one with --store or MLFLOW_TRACKING_URI."
 )
+EXPECTED_ELSEWHERE = "Expected MLflow's own answer. See to the server and its log, or correct MLFLOW_TRACKING_URI."
 
 
 @contextmanager
-def opening(library: str, uri: str, *more: type[Exception], advice: str = EXPECTED) -> Iterator[None]:
+def opening(library: str, uri: str, *more: type[Exception], advice: str | None = None) -> Iterator[None]:
     """Turn any error of a database that cannot be opened into one message.
 
     Raises:
-        StoreError: with `advice`, or with what to do about a refused log-in.
+        StoreError: with `advice`, by default what fits the address, or with what to do about a refused log-in.
     """
     from alembic.util import CommandError
     from sqlalchemy.exc import SQLAlchemyError
@@ -48,6 +51,8 @@ def opening(library: str, uri: str, *more: type[Exception], advice: str = EXPECT
         if getattr(error, "error_code", None) in REFUSALS:
             raise login_refused(uri, str(error)) from error
         place = without_passwords(uri)
+        if advice is None:
+            advice = EXPECTED if uri.startswith("sqlite:") else EXPECTED_ELSEWHERE
         raise StoreError(f"{library} cannot open its store at {place}: {_first_line(error)}. {advice}") from error
 
 
@@ -65,6 +70,7 @@ def store_failures(store: "Store", advice: str) -> Iterator[None]:
     except Exception as error:
         if (cause := _root_cause(error, store.root)) is None:
             raise
+        check_temporary_folder()
         raise StoreError(
             f"The store {_place(error, store)} gave up: {_reason(cause)}. Expected it to take what is written. {advice}"
         ) from error
@@ -91,6 +97,7 @@ class StoreFailurePolicy:
         self._is_failing = True
         self._failed.add(label)
         if is_lasting:
+            check_temporary_folder()
             raise StoreError(
                 f"The workers cannot write down what they have trained: {cause}. Expected the store to take it. "
                 "No trial has lost an attempt by it. Free space, or see to the store; the same command goes on."
@@ -134,7 +141,9 @@ def _is_of_store(error: OSError, root: Path) -> bool:
 
     if isinstance(error, RequestException | Timeout) or error.errno in DISK_ERRORS:
         return True
-    return isinstance(error.filename, str | Path) and Path(error.filename).is_relative_to(root)
+    if not isinstance(error.filename, str | Path):
+        return False
+    return any(Path(error.filename).is_relative_to(folder) for folder in (root, gettempdir()))
 
 
 def _reason(cause: BaseException) -> str:

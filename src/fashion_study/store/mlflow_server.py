@@ -7,15 +7,20 @@ from collections.abc import Callable
 from configparser import ConfigParser
 from configparser import Error as ConfigError
 from http.client import HTTPException
+from importlib.util import find_spec
+from socket import gaierror
 from ssl import SSLError
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener, getproxies, proxy_bypass
 
 from fashion_study.errors import StoreError
 from fashion_study.paths import expanded
 from fashion_study.text import printable, without_passwords
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
 
 # MLflow itself repeats a request to a server that is gone for minutes, without a message.
 ANSWER_SECONDS = 10
@@ -24,7 +29,6 @@ CHEAP_REQUEST = "/api/2.0/mlflow/experiments/search?max_results=1"
 NAME, PASSWORD, TOKEN = (f"MLFLOW_TRACKING_{what}" for what in ("USERNAME", "PASSWORD", "TOKEN"))
 # Where one of these is set, MLflow logs in by other means.
 OTHER_WAYS = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4")
-REFUSED = (401, 403)
 SHOWN = 200
 
 
@@ -59,37 +63,28 @@ class RetryNotifier(logging.Filter):
 
 
 def check_server_reachable(uri: str) -> None:
-    """Send one request to the server at `uri` with the user's log-in; an address of anything else is not checked.
+    """Send one request to the server at `uri` with the user's log-in.
 
     Raises:
-        StoreError: it does not answer, or refuses the log-in.
+        StoreError: it does not answer, answers as no MLflow server does, or refuses the log-in.
     """
-    if not uri.startswith(("http://", "https://")):
-        return
     address = uri.rstrip("/")
     request = Request(address + CHEAP_REQUEST)
     if (login := _login()) is not None:
         # A redirection must not carry it elsewhere.
         request.add_unredirected_header("Authorization", login)
-    try:
-        with urlopen(request, timeout=ANSWER_SECONDS):
-            return
-    except HTTPError as error:
-        with error:
-            if error.code in REFUSED and error.url == request.full_url and not any(map(os.environ.get, OTHER_WAYS)):
-                raise login_refused(address, f"{error.code} ({error.reason}): {_said(error)}") from None
-            if error.code < 500:
-                return
-            reason = f"it answers with {error.code} ({error.reason})"
-    except (OSError, HTTPException, ValueError) as error:
-        cause = error.reason if isinstance(error, URLError) else error
-        if isinstance(cause, SSLError):
-            # MLflow has settings of its own for certificates.
-            return
-        reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    proxy = _proxy(address)
+    if proxy is not None and proxy.startswith("socks") and find_spec("socks") is not None:
+        return  # MLflow's client reaches it with PySocks; urllib cannot.
+    if (failure := _failure(request, proxy)) is None:
+        return
+    reason, advice = failure
+    if proxy is not None:
+        reason += f" (asked through the proxy {without_passwords(proxy)})"
+        advice = f"Add {urlsplit(uri).hostname} to NO_PROXY if it needs no proxy, or correct HTTP_PROXY or ALL_PROXY"
     raise StoreError(
         f"The MLflow server at {address} does not answer: {reason}. Expected an answer within {ANSWER_SECONDS} s. "
-        "Start it, or correct MLFLOW_TRACKING_URI; without that variable the store's own database is used."
+        f"{advice}; without MLFLOW_TRACKING_URI the store's own database is used."
     )
 
 
@@ -137,10 +132,65 @@ def _account() -> tuple[str | None, str | None]:
     return name, password
 
 
-def _said(error: HTTPError) -> str:
-    """Return the first line of an answer that is no markup."""
+def _proxy(address: str) -> str | None:
+    """Return the proxy of the environment through which MLflow reaches an address."""
+    server, proxies = urlsplit(address), getproxies()
+    proxy = proxies.get(server.scheme) or proxies.get("all")
+    return None if proxy is None or proxy_bypass(server.hostname or "") else proxy
+
+
+def _failure(request: Request, proxy: str | None) -> tuple[str, str] | None:
+    """Return what is wrong with the answer to a request, and what to do about it; None where nothing is."""
+    # As MLflow's client takes it, which knows ALL_PROXY as well.
+    opener = build_opener(ProxyHandler({} if proxy is None else {request.type: proxy}))
     try:
-        lines = error.read(10_000).decode(errors="replace").splitlines()
+        with opener.open(request, timeout=ANSWER_SECONDS) as answer:
+            is_right = _has_other_ways() or _is_mlflow(_read(answer))
+            return None if is_right else ("a web page answers, and no MLflow server", "Correct the address")
+    except HTTPError as error:
+        with error:
+            return _refusal(request, error, proxy)
+    except (OSError, HTTPException, ValueError) as error:
+        cause = error.reason if isinstance(error, URLError) else error
+        if isinstance(cause, SSLError):
+            # MLflow has settings of its own for certificates.
+            return None
+        reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+        return reason, "Correct the host's name" if isinstance(cause, gaierror) else "Start it, or correct the address"
+
+
+def _refusal(request: Request, error: HTTPError, proxy: str | None) -> tuple[str, str] | None:
+    said, is_final = _read(error), error.url == request.full_url and not _has_other_ways()
+    answered = f"{error.code} ({error.reason})"
+    reason = f"it answers with {answered}"
+    if "Host header" in said:
+        return f"{reason}: {_first_line(said)}", f"Start it with --allowed-hosts {request.host}"
+    # A proxy refuses with 403, too.
+    if is_final and (error.code == 401 or (error.code == 403 and proxy is None)):
+        raise login_refused(request.full_url.removesuffix(CHEAP_REQUEST), f"{answered}: {_first_line(said)}")
+    if error.code < 500 and (not is_final or _is_mlflow(said)):
+        return None
+    return reason, "Correct the path in its address" if error.code == 404 else "Start it, or correct the address"
+
+
+def _has_other_ways() -> bool:
+    return any(map(os.environ.get, OTHER_WAYS))
+
+
+def _read(answer: "HTTPResponse | HTTPError") -> str:
+    """Return the beginning of an answer's text."""
+    try:
+        return answer.read(10_000).decode(errors="replace").strip()
     except (OSError, HTTPException):
-        lines = []
-    return printable(next((line for line in lines if line and not line.startswith("<")), "no reason given")[:SHOWN])
+        return ""
+
+
+def _is_mlflow(said: str) -> bool:
+    """Return whether an answer may be MLflow's, which is a JSON object; so is an error of other servers'."""
+    return not said or (said.startswith("{") and not said.startswith('{"detail"'))
+
+
+def _first_line(said: str) -> str:
+    """Return the first line of an answer that is no markup."""
+    lines = (line for line in said.splitlines() if line and not line.startswith("<"))
+    return printable(next(lines, "no reason given")[:SHOWN])

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Literal
 
 from fashion_study.database_url import VARIABLE, DatabaseUrl, trials_database_url
 from fashion_study.errors import StoreError
-from fashion_study.paths import expanded
+from fashion_study.paths import check_temporary_folder, expanded
 from fashion_study.store.failures import opening
-from fashion_study.store.mlflow_server import check_server_reachable, hide_login
+from fashion_study.store.mlflow_server import hide_login
 from fashion_study.store.postgres import open_storage
 from fashion_study.store.sqlite import BUSY_SECONDS, absolute_uri, mounts, open_database, refuse_network, sqlite_uri
+from fashion_study.store.tracking_uri import check_address, check_reachable
 from fashion_study.text import printable, without_passwords
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Store:
         Raises:
             StoreError: the database cannot be used, or the user's server does not answer or refuses the log-in.
         """
-        check_server_reachable(self.tracking_uri)
+        check_reachable(self.tracking_uri)
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
@@ -125,8 +126,8 @@ def open_store(root: Path | str, *, study_db: str | None = None, makes_folder: b
 
     Raises:
         BadInputError: `study_db` or `OPTUNA_STORAGE` is not the address of such a database.
-        StoreError: the folder cannot be made or written, or lies on a network file system; the server does not
-            answer, or refuses the log-in.
+        StoreError: the folder cannot be made or written, or lies on a network file system; the server or database of
+            `MLFLOW_TRACKING_URI` cannot be used; there is no room for temporary files.
     """
     folder = expanded(root).resolve()
     if any(character in "?%" or not character.isprintable() for character in str(folder)):
@@ -136,12 +137,15 @@ def open_store(root: Path | str, *, study_db: str | None = None, makes_folder: b
             "folder with --store."
         )
     refuse_network(folder, mounts())
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        check_address(uri)
     hide_login()
+    check_temporary_folder()
     tracking_uri = absolute_uri(os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder / RUNS))
     store = Store(folder, tracking_uri, trials_database_url(study_db))
     if makes_folder:
         # Before the folder: where no server answers, nothing is made.
-        check_server_reachable(tracking_uri)
+        check_reachable(tracking_uri)
         _make(folder)
     return store
 

@@ -12,6 +12,8 @@ from fashion_study.data.catalog import PREFERRED, check_limit, locate
 from fashion_study.errors import BadInputError
 from fashion_study.executors.local import default_workers
 from fashion_study.space.space import SearchSpace
+from fashion_study.store.store import open_store
+from fashion_study.store.tracking_uri import check_reachable
 from fashion_study.trial import TRAINING_VERSION, DataSource, Hyperparameters, ParamValue, Precision
 
 if TYPE_CHECKING:
@@ -109,8 +111,10 @@ def plan_study(config: StudyConfig) -> Plan:
     Raises:
         BadInputError: the config does not fit.
         DataError: the images are missing or damaged.
+        StoreError: no store can be at that place or address; nothing is made yet.
     """
     space, points = config.check()
+    check_reachable(open_store(config.store, study_db=config.study_db, makes_folder=False).tracking_uri)
     source = locate(config.dataset, config.data_dir)
     check_limit(source, config.limit_train)
     name = config.study or f"{source.name}-{space.name}"

@@ -16,6 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from fashion_study.errors import DamagedModelError
+from fashion_study.paths import check_temporary_folder
 from fashion_study.text import printable
 from fashion_study.tracking.attempt import hyperparameters_of
 from fashion_study.tracking.search import all_pages, find_run
@@ -235,6 +236,7 @@ class Registry:
             if path.is_file():
                 return path
         except (MlflowException, OSError) as error:
+            check_temporary_folder()
             reason = printable(" ".join(str(error).split()))
         raise DamagedModelError(
             f"The model file of {model} cannot be read: {reason}. Expected {name} at {model.uri}. "

@@ -12,6 +12,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.store.entities import PagedList
 
 from fashion_study.finding import Finding, Kind, repairing
+from fashion_study.paths import check_temporary_folder
 
 T = TypeVar("T")
 
@@ -56,6 +57,7 @@ def read_artifact(client: MlflowClient, run_id: str, name: str) -> str | None:
         try:
             return Path(client.download_artifacts(run_id, name, target)).read_text(encoding="utf-8")
         except (MlflowException, OSError, UnicodeDecodeError):
+            check_temporary_folder()
             return None
 
 

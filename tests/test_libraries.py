@@ -12,6 +12,7 @@ from fashion_study.libraries import (
     LEFT_OUT,
     fix_command,
     fix_environment,
+    import_without_stderr,
     left_to_the_user,
     stderr_into,
     worker_environment,
@@ -59,6 +60,21 @@ def test_a_worker_of_a_notebook_has_nothing_of_the_notebook() -> None:
         assert theirs.items() <= os.environ.items()
     assert (found["MPLBACKEND"], found["KERAS_HOME"]) == ("agg", os.devnull)
     assert "PYTHONWARNINGS" not in found
+
+
+@pytest.mark.parametrize("theirs", [{}, {"KERAS_HOME": "/home/theirs"}])
+def test_keras_is_imported_without_the_user_s_keras_json(
+    theirs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"reads_keras_home_{len(theirs)}"
+    (tmp_path / f"{name}.py").write_text('import os\nHOME = os.environ["KERAS_HOME"]\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    with mock.patch.dict(os.environ):
+        os.environ.pop("KERAS_HOME", None)
+        os.environ.update(theirs)
+        import_without_stderr(name)
+        assert {key: value for key, value in os.environ.items() if key == "KERAS_HOME"} == theirs
+    assert sys.modules[name].HOME == os.devnull
 
 
 def test_what_can_change_the_last_bits_is_named() -> None:

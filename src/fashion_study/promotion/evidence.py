@@ -56,12 +56,13 @@ class Examiner:
         Raises:
             DamagedModelError: a file is not the registered one, or not one that this project saves.
         """
-        from fashion_study.training.evaluation import interleaved_ms
-
         challenger, reference = decision.challenger, decision.reference
         assert reference is not None
         ours, theirs = _model_ref(challenger), _model_ref(reference)
         model, other = (load_verified(self.registry, one, self.source.name) for one in (ours, theirs))
+        # Not before a model is loaded, which imports Keras without the user's settings of it.
+        from fashion_study.training.evaluation import interleaved_ms
+
         signature = _signature(self.registry, ours, model, self.registry.signature(theirs))
         # Validation images: the holdout is not read to look at a clock.
         milliseconds = interleaved_ms((model, other), self._data.validation.images)

@@ -67,14 +67,14 @@ def test_keras_is_imported_without_the_user_s_keras_json(
     theirs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"reads_keras_home_{len(theirs)}"
-    (tmp_path / f"{name}.py").write_text('import os\nHOME = os.environ["KERAS_HOME"]\n')
+    (tmp_path / f"{name}.py").write_text('import os\nhome = os.environ["KERAS_HOME"]\n')
     monkeypatch.syspath_prepend(tmp_path)
     with mock.patch.dict(os.environ):
         os.environ.pop("KERAS_HOME", None)
         os.environ.update(theirs)
         import_without_stderr(name)
         assert {key: value for key, value in os.environ.items() if key == "KERAS_HOME"} == theirs
-    assert sys.modules[name].HOME == os.devnull
+    assert sys.modules[name].home == os.devnull
 
 
 def test_what_can_change_the_last_bits_is_named() -> None:

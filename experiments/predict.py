@@ -18,7 +18,7 @@ from fashion_study.text import printable
 
 def main(
     images: Annotated[
-        list[Path] | None, Argument(help="PNG or JPEG files, or folders of them.", show_default=False)
+        list[Path] | None, Argument(help="Pictures (JPEG, PNG, WebP, ...), or folders of them.", show_default=False)
     ] = None,
     model: Annotated[
         str | None, Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-ID; default the champion.")

@@ -11,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from fashion_study.data.catalog import load_dataset, load_pool, locate
 from fashion_study.data.dataset import Split
+from fashion_study.errors import BadInputError
 from fashion_study.prediction.pictures import PictureError, find_pictures, fit_picture, read_picture
 
 BLUE = (20, 40, 160)
@@ -214,11 +215,82 @@ def test_a_picture_that_was_cut_off_is_refused(suffix: str, tmp_path: Path) -> N
     assert "cannot be read" in refusal(path)
 
 
-@pytest.mark.parametrize("kind", ["gif", "tiff", "bmp", "webp", "ppm"])
-def test_only_png_and_jpeg_are_decoded_whatever_a_file_is_called(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
+@pytest.mark.parametrize("kind", ["webp", "avif", "bmp", "gif", "tiff", "mpo"])
+def test_the_content_of_a_picture_decides_not_its_name(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpg"
     drawn("white", "black").save(path, format=kind)
-    assert "cannot be read" in refusal(path)
+    assert np.abs(image_of(path).astype(int) - BAR).mean() < 12
+
+
+@pytest.mark.parametrize("kind", ["webp", "avif", "gif", "tiff"])
+def test_transparency_and_more_frames_are_no_hindrance(kind: str, tmp_path: Path) -> None:
+    bar = drawn((0, 0, 0, 0), "black", mode="RGBA")
+    path = saved(bar, tmp_path / f"bar.{kind}", save_all=True, append_images=[bar.rotate(90)])
+    assert np.abs(image_of(path).astype(int) - BAR).mean() < 12
+
+
+@pytest.mark.parametrize("kind", ["webp", "avif", "tiff"])
+def test_every_format_stands_as_its_camera_says(kind: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = drawn("white", "black").transpose(Image.Transpose.ROTATE_90)
+    image = image_of(saved(turned, tmp_path / f"bar.{kind}", exif=exif))
+    assert np.abs(image.astype(int) - BAR).mean() < 12
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_a_tiff_of_floats_is_read_in_either_scale(white: int, tmp_path: Path) -> None:
+    levels = np.asarray(drawn("white", "black", mode="L"), dtype=np.float32) / 255 * white
+    assert_is_the_bar(image_of(saved(Image.fromarray(levels), tmp_path / "bar.tif")))
+
+
+OTHER_FORMATS = {
+    b"\0\0\0\x24ftypheic\0\0\0\0mif1heic": "it is HEIC",
+    b"\0\0\0\x24ftypmif1\0\0\0\0mif1heic": "it is HEIC",
+    b"\0\0\0\x20ftypisom": "it is a video",
+    b"\x1aE\xdf\xa3": "it is a video",
+    b"\0\0\0\x18ftypcrx ": "a camera's raw file",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
+    b"8BPS\0\1": "Photoshop",
+    b"%PDF-1.7\n": "PDF",
+    b"PK\3\4": "ZIP",
+    b"\n<!DOCTYPE HTML><html>": "a web page",
+    b"<?xml version='1.0'?><svg/>": "SVG",
+    b"\0\5\x16\7\0\2\0\0Mac OS X": "macOS's notes",
+    b"version https://git-lfs.github.com/spec/v1\n": "git lfs pull",
+    b"P6\n1 1\n255\nabc": "PPM",
+    b"": "empty",
+    b"no picture": "none of the formats that are read, or damaged",
+}
+
+
+@pytest.mark.parametrize("content", OTHER_FORMATS)
+def test_any_other_format_is_named_with_what_to_do(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(content and content + bytes(99))
+    said = refusal(path)
+    assert OTHER_FORMATS[content] in said
+    assert said.endswith("Expected a picture: JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF. Save it anew as one of these.")
+
+
+def test_a_folder_is_descended_and_hidden_files_are_skipped(tmp_path: Path) -> None:
+    given = ["bag/a.PNG", "bag/new/b.webp", "shoe/c.jfif", "d.tif", "e.HEIC"]
+    others = ["._d.tif", "bag/.ipynb_checkpoints/a.png", "__MACOSX/._a.png", "@eaDir/d.tif/thumb.jpg", "bag/notes.txt"]
+    for name in given + others:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "bag" / "above").symlink_to(tmp_path)
+
+    assert find_pictures([tmp_path]) == sorted(tmp_path / name for name in given)
+
+
+def test_folders_without_a_picture_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "notes.txt").touch()
+    with pytest.raises(BadInputError, match=r"has no picture, nor have the folders in it\. Expected .*\.webp"):
+        find_pictures([tmp_path])
 
 
 def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:

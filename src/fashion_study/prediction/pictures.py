@@ -1,9 +1,11 @@
-"""Pictures of a user: PNG or JPEG files, turned into the images a model was trained on."""
+"""Pictures of a user, turned into the images a model was trained on."""
 
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,34 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fashion_study.data.dataset import ImageShape
 from fashion_study.errors import BadInputError, DataError
 
-# The files that are taken from a folder, and the only decoders that ever see a file of a user.
-SUFFIXES = (".jpeg", ".jpg", ".png")
-FORMATS = ("JPEG", "PNG")
+# The only decoders that ever see a file of a user; the content decides, not the name.
+FORMATS = ("JPEG", "PNG", "WebP", "AVIF", "BMP", "GIF", "TIFF")
+EXPECTED = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+# The files that are taken from a folder. The last four cannot be read: each is named, instead of left out unnoticed.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".heic", ".heif", ".jxl", ".jp2"),
+)
+# Other tools' folders and files beside pictures: hidden ones, and the previews that Synology's disks keep.
+SKIPPED = (".", "@eaDir")
+# What else is saved under a picture's name, by how it begins.
+OTHER_FORMATS = {
+    "HEIC": rb"....ftyp(?:hei|hev|mif1|msf1)",
+    "a camera's raw file": rb"....ftypcrx |II\*\0....CR|IIU\0|IIR[OS]|FUJIFILM",
+    "a video": rb"....ftyp(?!avi)|\x1aE\xdf\xa3|RIFF....AVI ",
+    "JPEG XL": rb"\xff\x0a|....JXL ",
+    "JPEG 2000": rb"....jP  |\xff\x4f\xff\x51",
+    "a Photoshop file": rb"8BPS",
+    "an icon": rb"\x00\x00[\x01\x02]\x00|icns",
+    "PPM": rb"P[1-6]\s",
+    "PDF": rb"%PDF",
+    "a ZIP archive": rb"PK\x03\x04",
+    "a web page": rb"(?i:\s*<(?:!doctype html|html))",
+    "SVG": rb"\s*<(?:svg|\?xml|!--)",
+    "macOS's notes on another file": rb"\x00\x05\x16\x07",
+    "a pointer of Git LFS, which git lfs pull replaces": rb"version https://git-lfs",
+    "empty": rb"\Z",
+}
 # An edge is trimmed while its pixels are closer to the background's colour than a twentieth of black to white.
 CLOSENESS = 0.05 * 255 * 3**0.5
 # The background is the colour of the corners, each this share of the picture's sides.
@@ -30,10 +57,10 @@ class PictureError(DataError):
 
 
 def find_pictures(given: Iterable[Path]) -> list[Path]:
-    """Return the files given; a folder is replaced by its PNG and JPEG files, sorted by name.
+    """Return the files given; a folder is replaced by the pictures in it and in its folders, sorted by path.
 
     Raises:
-        BadInputError: nothing is given, or a folder has no such file.
+        BadInputError: nothing is given, or a folder has no picture or cannot be read.
     """
     found: list[Path] = []
     for path in given:
@@ -41,11 +68,12 @@ def find_pictures(given: Iterable[Path]) -> list[Path]:
         inside = _inside(path) if os.path.isdir(path) else [path]  # noqa: PTH112
         if not inside:
             raise BadInputError(
-                f"The folder {path} has no picture. Expected files that end in {', '.join(SUFFIXES)}. Name another one."
+                f"The folder {path} has no picture, nor have the folders in it. Expected files that end in "
+                f"{', '.join(SUFFIXES)}. Name another one."
             )
         found += inside
     if not found:
-        raise BadInputError("No picture is given. Expected PNG or JPEG files, or a folder of them.")
+        raise BadInputError(f"No picture is given. Expected {EXPECTED} files, or a folder of them.")
     return found
 
 
@@ -58,10 +86,10 @@ class Picture:
 
 
 def read_picture(path: Path) -> Picture:
-    """Read a PNG or JPEG file.
+    """Read a picture, of a moving one its first frame.
 
     Raises:
-        PictureError: no PNG or JPEG, damaged, beyond Pillow's limit of 89 million pixels, or of one colour only.
+        PictureError: another format, damaged, beyond Pillow's limit of 89 million pixels, or of one colour only.
     """
     colours = _opaque(_decoded(path))
     if colours.getcolors(maxcolors=1) is not None:
@@ -101,20 +129,34 @@ def fit_picture(picture: Picture, image_shape: ImageShape) -> NDArray[np.uint8]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    except OSError as error:
-        raise BadInputError(
-            f"The folder {folder} cannot be read: {error.strerror}. Expected one that may be. Change its permissions."
-        ) from error
+    found, walked = [], set()
+    for parent, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+        walked.add(realpath(parent))
+        # A link may lead back to a folder above it.
+        folders[:] = [name for name in folders if _is_shown(name) and realpath(Path(parent, name)) not in walked]
+        found += [Path(parent, name) for name in files if _is_shown(name) and name.lower().endswith(SUFFIXES)]
+    return sorted(found)
+
+
+def _is_shown(name: str) -> bool:
+    return not name.startswith(SKIPPED)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise BadInputError(
+        f"The folder {error.filename} cannot be read: {error.strerror}. "
+        "Expected one that may be. Change its permissions."
+    ) from error
 
 
 def _decoded(path: Path) -> Image.Image:
     try:
         if not path.is_file():
-            raise PictureError(f"{path} is no file. Expected a PNG or JPEG picture.")
+            raise PictureError(f"{path} is no file. Expected a picture: {EXPECTED}.")
+        with path.open("rb") as file:
+            beginning = file.read(512)
     except OSError as error:
-        raise PictureError(f"{path} cannot be read: {error.strerror}. Expected a PNG or JPEG picture.") from error
+        raise PictureError(f"{path} cannot be read: {error.strerror}. Expected a picture: {EXPECTED}.") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -124,9 +166,19 @@ def _decoded(path: Path) -> Image.Image:
                 return ImageOps.exif_transpose(picture)
     # A decoder may raise anything on hostile bytes.
     except Exception as error:
-        is_unknown = isinstance(error, UnidentifiedImageError)
-        reason = "it is neither of both, or damaged" if is_unknown else str(error).rstrip(".") or type(error).__name__
-        raise PictureError(f"{path} cannot be read: {reason}. Expected a PNG or JPEG picture.") from error
+        raise PictureError(
+            f"{path} cannot be read: {_reason(beginning, error)}. Expected a picture: {EXPECTED}. "
+            "Save it anew as one of these."
+        ) from error
+
+
+def _reason(beginning: bytes, error: Exception) -> str:
+    for name, pattern in OTHER_FORMATS.items():
+        if re.match(pattern, beginning, re.DOTALL):
+            return f"it is {name}"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is none of the formats that are read, or damaged"
+    return str(error).rstrip(".") or type(error).__name__
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
@@ -134,6 +186,9 @@ def _opaque(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         # 16 bits of grey, which Pillow would cut at 255 when it turns them into another mode.
         return picture.convert("I").convert("F").point(lambda level: level * (1 / 256)).convert("RGB")
+    if picture.mode == "F" and np.asarray(picture).max() <= 1:
+        # Numbers from 0 to 1, as programs save them, which Pillow would round.
+        return picture.point(lambda level: level * WHITE).convert("RGB")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     layers = _reduced(picture.convert("RGBA"))

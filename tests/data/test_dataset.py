@@ -70,6 +70,7 @@ def official(files: dict[str, bytes]) -> dict[str, OfficialFile]:
 def put(folder: Path, files: dict[str, bytes]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
 
@@ -143,6 +144,7 @@ def empty_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pyte
     monkeypatch.delenv("FASHION_MNIST_DIR", raising=False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setattr(fashion_mnist, "BASE_URL", NOWHERE)
+    monkeypatch.setattr(fashion_mnist, "PACKAGE_FOLDER", tmp_path / "package")
 
 
 @pytest.fixture
@@ -354,7 +356,22 @@ def unpacked(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name.removesuffix(".gz"): gzip.decompress(content) for name, content in files.items()}
 
 
-@pytest.mark.parametrize("stored", [packed_anew, unpacked], ids=["packed anew", "unpacked"])
+def unpacked_under_the_old_names(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: gzip.decompress(content) for name, content in files.items()}
+
+
+def dotted(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name.replace("-idx", ".idx"): content for name, content in unpacked(files).items()}
+
+
+def wrapped(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {f"{name}/{name}": content for name, content in unpacked(files).items()}
+
+
+FORMS = [packed_anew, unpacked, unpacked_under_the_old_names, dotted, wrapped]
+
+
+@pytest.mark.parametrize("stored", FORMS)
 def test_files_are_verified_by_what_they_unpack_to(
     stored: Callable[[dict[str, bytes]], dict[str, bytes]], tmp_path: Path, small_official: dict[str, bytes]
 ) -> None:
@@ -404,6 +421,47 @@ def test_a_cache_of_unpacked_files_needs_no_download(small_official: dict[str, b
     assert catalog.locate("fashion-mnist").directory == cache
 
 
+@pytest.mark.parametrize("inside", ["raw", "FashionMNIST/raw", "data/fashion"])
+def test_the_files_are_found_below_a_folder(
+    inside: str, tmp_path: Path, small_official: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "files" / "EMNIST" / "raw", small_official | {TRAIN[1]: idx(np.zeros(240))})
+    folder = put(tmp_path / "files" / inside, unpacked(small_official))
+
+    monkeypatch.setenv("FASHION_MNIST_DIR", str(tmp_path / "files"))
+
+    assert catalog.locate("auto").directory == folder
+
+
+def test_a_damaged_file_below_a_folder_is_named(tmp_path: Path, small_official: dict[str, bytes]) -> None:
+    folder = put(tmp_path / "files" / "raw", small_official | {TRAIN[1]: HTML})
+
+    with pytest.raises(DataError, match=f"{folder / TRAIN[1]}: found SHA-256"):
+        catalog.locate("fashion-mnist", tmp_path / "files")
+
+
+def test_files_of_another_data_set_are_called_so(tmp_path: Path, small_official: dict[str, bytes]) -> None:
+    folder = put(tmp_path / "files", small_official | {TRAIN[1]: idx(np.zeros(240))})
+
+    with pytest.raises(DataError, match=r"MNIST, for one, has files of the same names\), expected the official file"):
+        catalog.locate("fashion-mnist", folder)
+
+
+def test_an_archive_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
+    archive = put(tmp_path, {"archive.zip": b"PK"}) / "archive.zip"
+
+    with pytest.raises(DataError, match=r"archive\.zip is a file\. Expected the folder of the four"):
+        catalog.locate("auto", archive)
+
+
+@pytest.mark.parametrize("dataset", ["auto", "fashion-mnist"])
+def test_debian_s_package_is_used_before_the_network(dataset: str, small_official: dict[str, bytes]) -> None:
+    package = put(fashion_mnist.PACKAGE_FOLDER, packed_anew(small_official))
+    put(fashion_mnist.keras_cache(), {TRAIN[0]: b"cut short"})
+
+    assert catalog.locate(dataset).directory == package
+
+
 def test_an_unknown_data_set_is_refused_with_the_known_ones() -> None:
     with pytest.raises(BadInputError, match=r"'cifar'.*fashion-mnist, digits"):
         catalog.locate("cifar")
@@ -436,13 +494,14 @@ def test_without_files_and_network_only_auto_falls_back(
     cached: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     put(fashion_mnist.keras_cache(), cached)
-    with pytest.raises(DownloadError, match=r"missing.*127\.0\.0\.1.*--dataset digits"):
+    with pytest.raises(DownloadError, match=r"missing.*127\.0\.0\.1.*apt-get install dataset-fashion-mnist.*digits"):
         catalog.locate("fashion-mnist")
     with caplog.at_level(logging.WARNING):
         source = catalog.locate("auto")
 
     assert (source.name, source.is_fallback) == ("digits", True)
     assert "Falling back to the embedded digits" in caplog.text
+    assert "apt-get install dataset-fashion-mnist" in catalog.FALLBACK
     assert source.digest == catalog.locate("digits").digest
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fashion_study.data.dataset import Dataset, DatasetKind, DownloadError, Split, divide
 from fashion_study.data.digits import DIGITS
-from fashion_study.data.fashion_mnist import FASHION_MNIST
+from fashion_study.data.fashion_mnist import FASHION_MNIST, PACKAGE
 from fashion_study.errors import BadInputError
 from fashion_study.trial import DataSource
 
@@ -16,7 +16,8 @@ AUTO = "auto"
 PREFERRED, EMBEDDED = FASHION_MNIST, DIGITS
 FALLBACK = (
     f"{PREFERRED.title} is neither on disk nor can it be downloaded: FALLING BACK to {EMBEDDED.title}. "
-    f"These results say nothing about {PREFERRED.title}. Name its folder with --data-dir or FASHION_MNIST_DIR."
+    f"These results say nothing about {PREFERRED.title}. On Debian and Ubuntu, "
+    f"apt-get install {PACKAGE} has it; or name its folder with --data-dir or FASHION_MNIST_DIR."
 )
 
 _log = logging.getLogger(__name__)

@@ -31,6 +31,8 @@ class OfficialFile:
     unpacked: str
 
 
+# Where the package of Debian and Ubuntu puts the files.
+PACKAGE, PACKAGE_FOLDER = "dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist")
 BASE_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 OFFICIAL_FILES: Mapping[str, OfficialFile] = {
     "train-images-idx3-ubyte.gz": OfficialFile(
@@ -60,15 +62,33 @@ TIMEOUT = (4.0, 20.0)
 
 
 def locate(data_dir: Path | None, may_download: bool) -> DataSource:
-    """Find verified files in `data_dir` or FASHION_MNIST_DIR, else in Keras's cache, else by downloading."""
+    """Find verified files in `data_dir` or FASHION_MNIST_DIR, else in Keras's cache, in Debian's package, or online."""
     named = data_dir or os.environ.get("FASHION_MNIST_DIR")
-    folder = expanded(named).resolve() if named else keras_cache()
-    if may_download and not named:
+    folder = _named_folder(expanded(named).resolve()) if named else _own_folder(may_download)
+    return DataSource(FASHION_MNIST.name, folder, DATA_DIGEST)
+
+
+def _named_folder(named: Path) -> Path:
+    """Return the folder with the official files: `named`, or one up to two levels below, as torchvision lays them."""
+    if named.is_file():
+        raise DataError(f"{named} is a file. Expected the folder of the four {FASHION_MNIST.title} files. Name that.")
+    inside = [folder for level in ("*/", "*/*/") for folder in sorted(named.glob(level)) if _has_files(folder)]
+    # MNIST's files, perhaps in a folder beside, have the same names: the digests decide.
+    if official := next(filter(_has_official, (named, *inside)), None):
+        return official
+    _verify_all(next(filter(_has_files, (named, *inside)), named))
+    return named
+
+
+def _own_folder(may_download: bool) -> Path:
+    folder = keras_cache()
+    if found := next(filter(_has_official, (folder, PACKAGE_FOLDER)), None):
+        return found
+    if may_download:
         download(folder, BASE_URL, OFFICIAL_FILES)
     else:
-        for name, official in OFFICIAL_FILES.items():
-            verify(folder / name, official)
-    return DataSource(FASHION_MNIST.name, folder, DATA_DIGEST)
+        _verify_all(folder)
+    return folder
 
 
 def read_pool(source: DataSource) -> Split:
@@ -109,12 +129,12 @@ def download(folder: Path, base_url: str, files: Mapping[str, OfficialFile]) -> 
             raise (DataError if damaged else DownloadError)(
                 f"{folder / name}: found it {state}, and no download from {base_url} ({_reason(error)}); "
                 f"expected the official file with SHA-256 {files[name].packed}. Go online, name a folder that has "
-                "the files (--data-dir or FASHION_MNIST_DIR), or use --dataset digits."
+                f"the files (--data-dir or FASHION_MNIST_DIR), apt-get install {PACKAGE}, or use --dataset digits."
             ) from error
 
 
 def verify(path: Path, official: OfficialFile) -> None:
-    """Refuse a file, packed or beside its name unpacked, that has not the official content."""
+    """Refuse a file that has not the official content, packed or unpacked."""
     found, stored = _stored(path, official)
     # Packed as Keras packs it, it need not be unpacked here, which takes four times as long.
     if hashlib.sha256(stored).hexdigest() != official.packed:
@@ -153,11 +173,19 @@ def _read_idx(path: Path, official: OfficialFile, dimensions: int) -> NDArray[np
     return values.reshape(shape)
 
 
+def _form(path: Path) -> Path:
+    """Return where a file lies: under its own name, or unpacked, or as Kaggle names it or wraps it in a folder."""
+    plain = path.with_suffix("")
+    dotted = plain.with_name(plain.name.replace("-idx", ".idx"))
+    others = (plain, dotted, dotted.with_name(f"{dotted.name}.gz"), plain / plain.name)
+    # Path.exists would raise an error for a folder that may not be read: opening the file reports that.
+    return path if os.path.exists(path) else next(filter(os.path.isfile, others), path)  # noqa: PTH110
+
+
 def _stored(path: Path, official: OfficialFile) -> tuple[Path, bytes]:
-    """Read a file as it is stored, or the unpacked one beside its name; return which, and its bytes."""
+    """Read a file as it is stored, in whatever form; return which, and its bytes."""
     try:
-        if not path.exists() and path.with_suffix("").is_file():
-            path = path.with_suffix("")
+        path = _form(path)
         if path.is_file():
             with path.open("rb") as file:
                 return path, file.read(MAX_BYTES)
@@ -171,15 +199,29 @@ def _content(path: Path, stored: bytes, official: OfficialFile) -> bytes:
     """Unpack what was read from `path`, and refuse anything but the official content."""
     digest = hashlib.sha256(stored).hexdigest()
     content = stored
-    if path.suffix == ".gz":
+    # A browser may have unpacked it and kept its name.
+    if path.suffix == ".gz" and digest != official.unpacked:
         try:
             with gzip.open(io.BytesIO(stored)) as unpacked:
                 content = unpacked.read(MAX_BYTES)
         except (OSError, EOFError, zlib.error) as error:
             raise _unusable(path, f"SHA-256 {digest}, no readable gzip ({_reason(error)})", official) from error
     if digest != official.packed and hashlib.sha256(content).hexdigest() != official.unpacked:
-        raise _unusable(path, f"SHA-256 {digest}", official)
+        raise _unusable(path, f"SHA-256 {digest} (MNIST, for one, has files of the same names)", official)
     return content
+
+
+def _verify_all(folder: Path) -> None:
+    for name, official in OFFICIAL_FILES.items():
+        verify(folder / name, official)
+
+
+def _has_files(folder: Path) -> bool:
+    return any(os.path.exists(_form(folder / name)) for name in OFFICIAL_FILES)  # noqa: PTH110
+
+
+def _has_official(folder: Path) -> bool:
+    return all(_is_official(folder / name, official) for name, official in OFFICIAL_FILES.items())
 
 
 def _is_official(path: Path, official: OfficialFile) -> bool:

@@ -1,10 +1,12 @@
 """The promises of search spaces: what loads means what it says, what does not is refused in one message."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +246,96 @@ def test_all_that_is_wrong_with_a_space_is_said_at_once(tmp_path: Path) -> None:
     assert "fixed.epochs" in message
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (
+            "parameters/learning_rate/low",
+            "1e-4",
+            "found '1e-4', a text (a number has no quotes, commas or underscores)",
+        ),
+        ("parameters/filters_1/high", "1_6", "found '1_6', a text (a number has no quotes"),
+        ("baseline/filters_1", "8", "found '8', a text (a number has no quotes"),
+        ("fixed/decay", "0,1", "found '0,1', a text (a number has no quotes"),
+        ("parameters/learning_rate/log", "yes", "learning_rate.log: found 'yes', a text; allowed: true or false"),
+        ("parameters/learning_rate/log", "true", "learning_rate.log: found 'true', a text; allowed: true or false"),
+        ("parameters/learning_rate/log", 1, "learning_rate.log: found 1; allowed: true or false"),
+    ],
+)
+def test_a_text_in_place_of_a_number_is_called_a_text(place: str, value: object, said: str, tmp_path: Path) -> None:
+    # JSON is YAML in which every text has quotes.
+    assert said in refusal(tmp_path, json.dumps(changed(place, value)))
+
+
+def test_faults_of_every_check_are_told_together(tmp_path: Path) -> None:
+    content = changed("parameters/learning_rate", {"type": "float", "low": "1e-4", "high": 1e-2, "why": "?"})
+    content["parameters"]["filters_1"] |= {"step": 3, "log": True, "grid": [4, 4]}
+    content["parameters"]["optimiser"] = {"type": "int", "low": 1, "high": 2, "why": "?"}
+    content["baseline"]["batch_size"] = 9
+    content["fixed"] |= {"epochs": 0, "decay": None}
+    del content["purpose"], content["fixed"]["dense_units"]
+
+    lines = refusal(tmp_path, json.dumps(content)[:-1] + ', "name": "twice"}').splitlines()
+
+    expected = [
+        "name: found twice",
+        "purpose: missing",
+        "parameters.filters_1: found log with step 3",
+        "parameters.filters_1: found a value twice in grid",
+        "parameters.learning_rate.low: found '1e-4'",
+        "fixed.decay: found None",
+        "parameters.optimiser: unknown parameter",
+        "dense_units: missing",
+        "fixed.epochs: found 0",
+        "baseline.batch_size: found 9",
+        "baseline.optimiser: missing",
+    ]
+    assert [sum(said in line for line in lines) for said in expected] == [1] * len(expected), lines
+    assert len(lines) == len(expected)
+
+
+def test_every_fault_of_a_point_is_told() -> None:
+    with pytest.raises(BadInputError, match=r"(?s)filters_1: found '8'.*epochs is fixed.*unknown parameter 'momentum'"):
+        SearchSpace(**plain_space()).complete({"filters_1": "8", "epochs": 5, "momentum": 0.9})
+
+
+OTHERS = {
+    "a sweep of Weights & Biases": "program: train.py\nmethod: bayes\nparameters:\n  lr: {min: 0.001, max: 0.1}\n",
+    "an experiment of Katib": "apiVersion: kubeflow.org/v1beta1\nkind: Experiment\nspec: " + "{a: " * 9 + "1" + "}" * 9,
+    "a configuration of Hydra": "defaults:\n  - override hydra/sweeper: optuna\nlr: 0.1\n",
+    "a search space of Ray Tune": "lr:\n  grid_search: [0.1, 0.01]\n",
+    "a study of Optuna": "def objective(trial):\n    lr = trial.suggest_float('lr', 1e-5, 1e-1, log=True)\n",
+    "a search space of KerasTuner": '{"space": [{"class_name": "Float", "config": {"name": "lr"}}]}',
+    "a search space of Hyperopt": "space = {'lr': hp.loguniform('lr', -5, 0)}\n",
+    "a search space of NNI": '{"lr": {"_type": "loguniform", "_value": [0.0001, 0.1]}}',
+    "an experiment of Determined": "hyperparameters:\n  lr: {type: log, minval: -5, maxval: 0}\n",
+    "a tuning job of SageMaker": '{"ParameterRanges": {"ContinuousParameterRanges": []}}',
+    "a study of Vizier": "studySpec:\n  metrics: []\n",
+    "an experiment of Ax or SigOpt": "parameters:\n- {name: lr, type: double, bounds: {min: 0, max: 1}}\n",
+    "found unknown names only ('lr', 'momentum')": "lr: [0.1, 0.01]\nmomentum: 0.9\n",
+}
+
+
+@pytest.mark.parametrize("tool", OTHERS)
+def test_another_tool_s_file_is_named_and_a_space_shown(tool: str, tmp_path: Path) -> None:
+    said = refusal(tmp_path, OTHERS[tool])
+
+    assert f"{tool}; allowed: a search space of this project." in said
+    assert "missing" not in said
+    example = said[said.index("  name: mine") :]
+    assert load_space(write(tmp_path, textwrap.dedent(example))).baseline_point == Hyperparameters(learning_rate=1e-3)
+
+
+def test_a_file_without_a_yaml_suffix_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sweep.json").write_text(OTHERS["a search space of NNI"])
+
+    with pytest.raises(BadInputError, match="found a search space of NNI"):
+        load_space("sweep.json")
+    with pytest.raises(BadInputError, match=r"allowed: the path of a YAML file, or a name: baseline, smoke"):
+        load_space("smoke.yaml")
+
+
 HOSTILE = {
     "an alias bomb": ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "anchor or alias (a) in line 1"),
     "a python object": ("name: !!python/object/apply:os.system ['true']\n", "found a tag"),
@@ -455,6 +547,17 @@ def test_a_grid_has_listed_values_or_a_small_integer_range() -> None:
         "batch_size": (32, 64),
     }
     assert SearchSpace(**listed).grid["filters_1"] == (5, 7)
+
+
+def test_one_value_and_few_steps_are_a_grid_of_their_own() -> None:
+    one = changed("parameters/learning_rate", {"type": "float", "low": 1e-3, "high": 1e-3, "why": "?"})
+    steps = changed("parameters/learning_rate", {"type": "float", "low": 1e-3, "high": 5e-3, "step": 1e-3, "why": "?"})
+    many = changed("parameters/learning_rate", {"type": "float", "low": 1e-3, "high": 1, "step": 1e-3, "why": "?"})
+
+    assert SearchSpace(**one).grid["learning_rate"] == (1e-3,)
+    assert SearchSpace(**steps).grid["learning_rate"] == (1e-3, 2e-3, 3e-3, 4e-3, 5e-3)
+    with pytest.raises(BadInputError, match=r"learning_rate: found 1000 numbers; at most 16"):
+        _ = SearchSpace(**many).grid
 
 
 def test_a_parameter_without_grid_values_is_named() -> None:

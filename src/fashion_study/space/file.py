@@ -9,12 +9,13 @@ from pydantic import ValidationError
 
 from fashion_study.errors import BadInputError
 from fashion_study.space.space import SearchSpace, problems_of
-from fashion_study.text import did_you_mean, printable, shown
+from fashion_study.text import did_you_mean, printable, shown, shown_list
+from fashion_study.trial import Hyperparameters
 
 # PyYAML takes half a second for the worst text of this length, and the project's own files have a tenth of it.
 MAX_BYTES = 16_384
 MAX_DEPTH = 8
-MAX_PROBLEMS_SHOWN = 8
+MAX_PROBLEMS_SHOWN = 24
 # Numbers as in YAML 1.2: `3e-5` is a number; `1:30` and `yes` are text.
 INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
@@ -23,6 +24,31 @@ WORDS: dict[str, bool | None] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
+# Files of other tools, by what stands in them.
+OTHER_TOOLS = {
+    "an experiment of Katib": r"kubeflow\.org/",
+    "a configuration of Hydra": r"^(?:hydra|defaults)\s*:|hydra/",
+    "a search space of Ray Tune": r"grid_search|\btune\.[a-z]+\(|^[ \t]+run[ \t]*:",
+    "a study of Optuna": r"suggest_(?:int|float|cat)|(?:Int|Float|cal)Distribution|^(?:study_name|n_trials)\b",
+    "a search space of KerasTuner": r"\bhp\.[A-Z]|class_name",
+    "a search space of Hyperopt": r"\bhp\.[a-z]",
+    "a search space of NNI": r"\b_type\b|^searchSpace",
+    "an experiment of Determined": r"^searcher\s*:|\bminval\b",
+    "a tuning job of SageMaker": r"ParameterRanges",
+    "a study of Vizier": r"parameter_?specs|studySpec",
+    "an experiment of Ax or SigOpt": r"\bbounds\b",
+    "a sweep of Weights & Biases": r"^[ {\"]*method\b|\bdistribution\b",
+}
+OWN_SECTION = r"^[ {\"]*(?:baseline|fixed)[ \"]*:"
+FIXED = ", ".join(f"{name}: {value}" for name, value in Hyperparameters() if name != "learning_rate")
+EXAMPLE = f"""
+  name: mine
+  purpose: What the study is to find out.
+  baseline: {{learning_rate: 1e-3}}
+  parameters:
+    learning_rate: {{type: float, low: 1e-4, high: 1e-2, log: true, why: The reason for this range.}}
+  fixed: {{{FIXED}}}
+"""
 # Control characters would reach a terminal, and bidirectional marks show a text that is not there.
 INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
@@ -34,22 +60,27 @@ def load_space(name_or_file: str) -> SearchSpace:
     Raise BadInputError with one message: the file, the parameter, what was found and what is allowed.
     """
     path = Path(name_or_file)
-    if path.name == name_or_file and path.suffix.lower() not in {".yaml", ".yml"}:
+    if path.name == name_or_file and not path.suffix:
         path = _own_file(name_or_file)
     try:
         text = _read_text(path)
-        space = _space_from(_parse(text))
+        _refuse_other_tools(text)
+        space = _space_from(*_parse(text))
     except BadInputError as error:
         raise BadInputError(f"Search space {printable(str(path))}: {error}") from None
     space._source_text = text
     return space
 
 
-def _own_file(name: str) -> Path:
+def _own_files() -> dict[str, Path]:
     # An installed wheel has the folder beside the package; a checkout has it beside `src`.
     here = Path(__file__).resolve()
     folders = (here.parents[2] / "search_spaces", here.parents[3] / "search_spaces")
-    own = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def _own_file(name: str) -> Path:
+    own = _own_files()
     if name not in own:
         raise BadInputError(
             f"There is no search space named {shown(name)}{did_you_mean(name, own)}. "
@@ -61,7 +92,8 @@ def _own_file(name: str) -> Path:
 def _read_text(path: Path) -> str:
     try:
         if not path.is_file():
-            raise BadInputError("found no regular file there; allowed: the path of a YAML file")
+            own = ", ".join(_own_files())
+            raise BadInputError(f"found no regular file there; allowed: the path of a YAML file, or a name: {own}")
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
@@ -74,8 +106,20 @@ def _read_text(path: Path) -> str:
         raise BadInputError(f"found a byte that is not UTF-8 at offset {error.start}; allowed: UTF-8 text") from error
 
 
-def _parse(text: str) -> object:
-    """Turn YAML into mappings, lists, numbers, booleans and text.
+def _refuse_other_tools(text: str) -> None:
+    if re.search(OWN_SECTION, text, re.MULTILINE):
+        return
+    for tool, pattern in OTHER_TOOLS.items():
+        if re.search(pattern, text, re.MULTILINE):
+            raise BadInputError(f"found {tool}; allowed: {_own_form()}")
+
+
+def _own_form() -> str:
+    return f"a search space of this project. Write one like this (docs/spaces.md explains it):{EXAMPLE}"
+
+
+def _parse(text: str) -> tuple[object, list[str]]:
+    """Turn YAML into mappings, lists, numbers, booleans and text; return it, and the faults of its names.
 
     Anything that can hide things in a file is refused: tags, anchors, aliases, duplicate names, invisible characters.
     """
@@ -86,7 +130,8 @@ def _parse(text: str) -> object:
         # Not only errors of YAML: PyYAML lets chr() and int() fail on absurd escapes and version numbers.
         line, problem = _line(getattr(error, "problem_mark", None)), getattr(error, "problem", None) or error
         raise BadInputError(f"found invalid YAML{line}: {printable(str(problem))}") from error
-    return None if node is None else _plain(node, "")
+    faults: list[str] = []
+    return None if node is None else _plain(node, "", faults), faults
 
 
 class _Loader(yaml.BaseLoader):
@@ -109,22 +154,23 @@ class _Loader(yaml.BaseLoader):
         return node
 
 
-def _plain(node: yaml.Node, place: str) -> object:
+def _plain(node: yaml.Node, place: str, faults: list[str]) -> object:
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, place) for item in node.value]
+        return [_plain(item, place, faults) for item in node.value]
     if isinstance(node, yaml.ScalarNode):
         _require_visible(node.value, place or "the file")
         return node.value if node.style else _unquoted(node.value)
     plain: dict[str, object] = {}
     for key_node, value_node in node.value:
-        key = _plain(key_node, place)
+        key = _plain(key_node, place, faults)
         line = _line(key_node.start_mark)
         if not isinstance(key, str):
-            raise BadInputError(f"{place or 'top level'}: found {shown(key)} as a name{line}; allowed: a text")
+            faults.append(f"{place or 'top level'}: found {shown(key)} as a name{line}; allowed: a text")
+            continue
         inner = f"{place}.{printable(key)}" if place else printable(key)
         if key in plain:
-            raise BadInputError(f"{inner}: found twice{line}; allowed: once")
-        plain[key] = _plain(value_node, inner)
+            faults.append(f"{inner}: found twice{line}; allowed: once")
+        plain[key] = _plain(value_node, inner, faults)
     return plain
 
 
@@ -147,13 +193,18 @@ def _line(mark: object) -> str:
     return f" in line {mark.line + 1}" if isinstance(mark, yaml.Mark) else ""
 
 
-def _space_from(data: object) -> SearchSpace:
-    if not isinstance(data, dict):
-        raise BadInputError(f"found {shown(data)}; allowed: {', '.join(SearchSpace.model_fields)}, each with its value")
+def _space_from(data: object, faults: list[str]) -> SearchSpace:
     try:
-        return SearchSpace.model_validate(data)
+        if not isinstance(data, dict):
+            raise BadInputError(f"found {shown(data)}; allowed: {_own_form()}")
+        if not data.keys() & SearchSpace.model_fields.keys():
+            names = "\n  ".join([f"found unknown names only ({shown_list(data)})", *faults])
+            raise BadInputError(f"{names}; allowed: {_own_form()}")
+        space = SearchSpace.model_validate(data)
     except ValidationError as error:
-        problems = problems_of(error)
-    more = len(problems) - MAX_PROBLEMS_SHOWN
+        faults += problems_of(error)
+    if not faults:
+        return space
+    more = len(faults) - MAX_PROBLEMS_SHOWN
     rest = [f"and {more} more"] if more > 0 else []
-    raise BadInputError("\n  ".join([*problems[:MAX_PROBLEMS_SHOWN], *rest]))
+    raise BadInputError("\n  ".join([*faults[:MAX_PROBLEMS_SHOWN], *rest]))

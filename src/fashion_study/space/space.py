@@ -3,7 +3,9 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -12,9 +14,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     PlainValidator,
     PrivateAttr,
     StrictBool,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -25,6 +29,9 @@ from fashion_study.trial import Hyperparameters, ParamValue
 
 MAX_VALUES = 1_000
 MAX_ENUMERATED = 16
+# Texts that are meant as numbers or, as YAML 1.1 had it, as booleans.
+MISTAKEN_NUMBER = re.compile(r"[-+]?[.\d][\d_,.]*(?:e[-+]?\d+)?", re.IGNORECASE)
+MISTAKEN_BOOLEAN = re.compile(r"y|yes|no?|on|off|true|false", re.IGNORECASE)
 
 
 def _require_plain(value: object) -> ParamValue:
@@ -113,29 +120,35 @@ class Categorical(_Declaration):
 
 
 def _checked(parameter: Int | Float | Categorical) -> Int | Float | Categorical:
-    if isinstance(parameter, Categorical):
-        _require_distinct("choices", parameter.choices)
-        return parameter
-    if parameter.low > parameter.high:
-        raise ValueError(f"found low {parameter.low} above high {parameter.high}; allowed: low at or below high")
-    if parameter.log and parameter.low <= 0:
-        raise ValueError(f"found log with low {parameter.low}; allowed: log with low above 0")
-    stepped = parameter.step is not None and not (isinstance(parameter, Int) and parameter.step == 1)
-    if parameter.log and stepped:
-        raise ValueError(f"found log with step {parameter.step}; allowed: log or step, not both")
-    if not parameter.contains(parameter.high):
-        raise ValueError(
-            f"found high {parameter.high}, which is not low {parameter.low} plus steps of {parameter.step}; "
-            "allowed: low plus a whole number of steps"
-        )
-    _require_distinct("grid", parameter.grid or ())
-    for value in parameter.grid or ():
-        if not parameter.contains(value):
-            raise ValueError(f"found grid value {value}; allowed: {parameter.allowed}")
+    if faults := list(_faults(parameter)):
+        raise ValueError("\n".join(faults))
     return parameter
 
 
+def _faults(parameter: Int | Float | Categorical) -> Iterator[str]:
+    if isinstance(parameter, Categorical):
+        yield from _repeated("choices", parameter.choices)
+        return
+    if parameter.low > parameter.high:
+        yield f"found low {parameter.low} above high {parameter.high}; allowed: low at or below high"
+        return
+    if parameter.log and parameter.low <= 0:
+        yield f"found log with low {parameter.low}; allowed: log with low above 0"
+    if parameter.log and parameter.step is not None and not (isinstance(parameter, Int) and parameter.step == 1):
+        yield f"found log with step {parameter.step}; allowed: log or step, not both"
+    if not parameter.contains(parameter.high):
+        yield (
+            f"found high {parameter.high}, which is not low {parameter.low} plus steps of {parameter.step}; "
+            "allowed: low plus a whole number of steps"
+        )
+    yield from _repeated("grid", parameter.grid or ())
+    for value in parameter.grid or ():
+        if not parameter.contains(value):
+            yield f"found grid value {value}; allowed: {parameter.allowed}"
+
+
 Parameter = Annotated[Int | Float | Categorical, Field(discriminator="type"), AfterValidator(_checked)]
+_PARAMETER: TypeAdapter[Parameter] = TypeAdapter(Parameter)
 
 
 class SearchSpace(BaseModel):
@@ -154,12 +167,20 @@ class SearchSpace(BaseModel):
     fixed: Annotated[dict[str, Value], BeforeValidator(lambda value: {} if value is None else value)]
     _source_text: str = PrivateAttr("")
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        problems = [*_misplaced(self), *_impossible(self), *_off_baseline(self)]
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            space = handler(data)
+            problems = list(_conflicts(space))
+        except ValidationError as error:
+            problems = problems_of(error)
+            # What can be read is checked all the same: a user is told everything at once, and nothing twice.
+            places = {problem.partition(": ")[0] for problem in problems}
+            problems += [each for each in _conflicts_of_readable(data) if each.partition(": ")[0] not in places]
         if problems:
             raise ValueError("\n".join(problems))
-        return self
+        return space
 
     def __eq__(self, other: object) -> bool:
         # Pydantic would compare the private text too: comments and spacing are no part of a space.
@@ -217,25 +238,28 @@ class SearchSpace(BaseModel):
 
     def complete(self, partial: Mapping[str, ParamValue]) -> dict[str, ParamValue]:
         """Fill a partial point from the baseline; raise BadInputError for anything outside the space."""
-        for name, value in partial.items():
-            if name in self.fixed:
-                raise BadInputError(
-                    f"{name} is fixed at {self.fixed[name]!r} in space {self.name!r}; "
-                    "to search it, move it from `fixed` to `parameters` and to `baseline`"
-                )
-            if name not in self.parameters:
-                raise BadInputError(
-                    f"unknown parameter {shown(name)}{did_you_mean(name, self.parameters)}; "
-                    f"allowed: {shown_list(self.parameters)}"
-                )
-            if not self.parameters[name].contains(value):
-                raise BadInputError(f"{name}: found {shown(value)}; allowed: {self.parameters[name].allowed}")
+        if problems := list(_off_space(partial, self)):
+            raise BadInputError("\n".join(problems))
         return {**self.baseline, **partial}
 
 
-def _require_distinct(field: str, values: tuple[ParamValue, ...]) -> None:
+def _repeated(field: str, values: tuple[ParamValue, ...]) -> Iterator[str]:
     if len(set(values)) < len(values):
-        raise ValueError(f"found a value twice in {field} ({shown_list(values)}); allowed: each once")
+        yield f"found a value twice in {field} ({shown_list(values)}); allowed: each once"
+
+
+def _off_space(partial: Mapping[str, ParamValue], space: SearchSpace) -> Iterator[str]:
+    for name, value in partial.items():
+        if name in space.fixed:
+            yield (
+                f"{name} is fixed at {space.fixed[name]!r} in space {space.name!r}; "
+                "to search it, move it from `fixed` to `parameters` and to `baseline`"
+            )
+        elif name not in space.parameters:
+            hint = did_you_mean(name, space.parameters)
+            yield f"unknown parameter {shown(name)}{hint}; allowed: {shown_list(space.parameters)}"
+        elif not space.parameters[name].contains(value):
+            yield f"{name}: {_found(value)}; allowed: {space.parameters[name].allowed}"
 
 
 def _values_for_grid(name: str, parameter: Parameter) -> tuple[ParamValue, ...]:
@@ -243,13 +267,41 @@ def _values_for_grid(name: str, parameter: Parameter) -> tuple[ParamValue, ...]:
         return parameter.choices
     if parameter.grid is not None:
         return parameter.grid
-    found = "a range of numbers, which has no grid of its own"
-    if isinstance(parameter, Int):
-        values = range(parameter.low, parameter.high + 1, parameter.step)
-        if len(values) <= MAX_ENUMERATED:
-            return tuple(values)
-        found = f"{len(values)} whole numbers; at most {MAX_ENUMERATED} are listed by themselves"
+    if parameter.low == parameter.high:
+        return (parameter.low,)
+    if parameter.step is None:
+        found = "a range of numbers, which has no grid of its own"
+    elif (steps := round((parameter.high - parameter.low) / parameter.step)) < MAX_ENUMERATED:
+        # As decimals: 0.1 plus twice 0.1 is to be 0.3.
+        low, step = Decimal(str(parameter.low)), Decimal(str(parameter.step))
+        return tuple(type(parameter.low)(low + step * index) for index in range(steps + 1))
+    else:
+        kind = "whole numbers" if isinstance(parameter, Int) else "numbers"
+        found = f"{steps + 1} {kind}; at most {MAX_ENUMERATED} are listed by themselves"
     raise BadInputError(f"{name}: found {found}; allowed in a grid search: a parameter with `grid: [...]`")
+
+
+def _conflicts(space: SearchSpace) -> Iterator[str]:
+    yield from _misplaced(space)
+    yield from _impossible(space)
+    yield from _off_baseline(space)
+
+
+def _conflicts_of_readable(data: object) -> Iterator[str]:
+    """Check a space that has faults, as far as its sections can be read."""
+    sections = [data.get(name) for name in ("baseline", "parameters", "fixed")] if isinstance(data, dict) else [None]
+    if not all(isinstance(section, dict) and all(isinstance(name, str) for name in section) for section in sections):
+        return
+    baseline, parameters, fixed = sections
+    readable = {name: _readable(parameter) for name, parameter in parameters.items()}
+    yield from _conflicts(SearchSpace.model_construct(baseline=baseline, parameters=readable, fixed=fixed))
+
+
+def _readable(parameter: object) -> Parameter | None:
+    try:
+        return _PARAMETER.validate_python(parameter)
+    except ValidationError:
+        return None
 
 
 def _misplaced(space: SearchSpace) -> Iterator[str]:
@@ -267,7 +319,7 @@ def _misplaced(space: SearchSpace) -> Iterator[str]:
 
 def _impossible(space: SearchSpace) -> Iterator[str]:
     found = [(f"fixed.{name}", name, value) for name, value in space.fixed.items()]
-    for name, parameter in space.parameters.items():
+    for name, parameter in _read(space):
         values = parameter.choices if isinstance(parameter, Categorical) else (parameter.low, parameter.high)
         found += [(f"parameters.{name}", name, value) for value in values]
     for place, name, value in found:
@@ -276,18 +328,23 @@ def _impossible(space: SearchSpace) -> Iterator[str]:
         try:
             Hyperparameters.model_validate({name: value})
         except ValidationError as error:
-            yield f"{place}: found {shown(value)}; allowed: {_rule(error.errors()[0]['msg'])}"
+            yield f"{place}: {_found(value)}; allowed: {_rule(error.errors()[0]['msg'])}"
 
 
 def _off_baseline(space: SearchSpace) -> Iterator[str]:
     searched = printable(", ".join(map(printable, space.parameters)))
     for name in sorted(space.baseline.keys() - space.parameters.keys()):
         yield f"baseline.{printable(name)}: not searched; allowed: {searched}"
-    for name, parameter in space.parameters.items():
+    for name, parameter in _read(space):
         if name not in space.baseline:
             yield f"baseline.{printable(name)}: missing; allowed: {parameter.allowed}"
         elif not parameter.contains(space.baseline[name]):
-            yield f"baseline.{printable(name)}: found {shown(space.baseline[name])}; allowed: {parameter.allowed}"
+            yield f"baseline.{printable(name)}: {_found(space.baseline[name])}; allowed: {parameter.allowed}"
+
+
+def _read(space: SearchSpace) -> Iterator[tuple[str, Parameter]]:
+    # Of a space with faults, a parameter that cannot be read is None.
+    return ((name, parameter) for name, parameter in space.parameters.items() if parameter is not None)
 
 
 def problems_of(error: ValidationError) -> list[str]:
@@ -298,7 +355,7 @@ def problems_of(error: ValidationError) -> list[str]:
         steps = [step for depth, step in enumerate(item["loc"]) if not (depth == 2 and item["loc"][0] == "parameters")]
         place = printable(".".join(str(step) for step in steps))
         prefix = f"{place}: " if place else ""
-        found = "" if item["type"] in {"missing", "value_error"} else f"found {shown(item['input'])}; "
+        found = "" if item["type"] in {"missing", "value_error"} else f"{_found(item['input'])}; "
         problems += [f"{prefix}{found}{line}" for line in _allowed(item["type"], item["loc"], item["msg"]).split("\n")]
     return problems
 
@@ -317,5 +374,14 @@ def _allowed(kind: str, place: tuple[int | str, ...], message: str) -> str:
     return f"allowed: {_rule(message)}"
 
 
+def _found(value: object) -> str:
+    """Describe what was found; of a text that is meant as something else, say that it is one."""
+    if isinstance(value, str) and MISTAKEN_NUMBER.fullmatch(value):
+        return f"found {shown(value)}, a text (a number has no quotes, commas or underscores)"
+    return f"found {shown(value)}" + (
+        ", a text" if isinstance(value, str) and MISTAKEN_BOOLEAN.fullmatch(value) else ""
+    )
+
+
 def _rule(message: str) -> str:
-    return message.removeprefix("Input should be ")
+    return message.removeprefix("Input should be ").replace("a valid boolean", "true or false")

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from pydantic_core.core_schema import no_info_before_validator_function
 
 from experiments import expect_signals
 from experiments._streams import keep_streams
+from fashion_study.config import whole
 from fashion_study.data.catalog import AUTO, KINDS, PREFERRED
 from fashion_study.errors import BadInputError, ExitCode, StudyError
 from fashion_study.libraries import fix_command, variable_behind
@@ -39,6 +41,20 @@ else:  # The choices are those of the catalog, which no type checker can read.
 DataFolder = Annotated[
     Path | None, typer.Option(envvar="FASHION_MNIST_DIR", help="Folder with the four Fashion-MNIST files.")
 ]
+
+
+if TYPE_CHECKING:
+    Whole = int
+else:
+
+    class Whole(int):
+        """A whole number as it is typed: Typer would take 20.0 for one."""
+
+        @classmethod
+        def __get_pydantic_core_schema__(cls, _: object, handler: Any) -> Any:
+            return no_info_before_validator_function(whole, handler.generate_schema(int))
+
+    Whole.__name__ = "int"  # Help shows it.
 
 
 def run(main: Callable[..., None]) -> None:

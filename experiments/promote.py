@@ -6,7 +6,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Exit, Option
 
-from experiments._entry import DataFolder, StoreFolder, run
+from experiments._entry import DataFolder, StoreFolder, Whole, run
 from fashion_study.errors import ExitCode
 from fashion_study.promotion.decision import PromotionConfig
 from fashion_study.store.store import find_store
@@ -15,7 +15,7 @@ from fashion_study.store.store import find_store
 def main(
     study: Annotated[str | None, Option(help="The latest version of this study.")] = None,
     run_id: Annotated[str | None, Option("--run", metavar="ID", help="The version of this MLflow run.")] = None,
-    version: Annotated[int | None, Option(min=1, help="The version of this number.")] = None,
+    version: Annotated[Whole | None, Option(min=1, help="The version of this number.")] = None,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Show the evidence, move nothing. What it reads of the holdout counts.")
     ] = False,

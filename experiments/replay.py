@@ -34,7 +34,7 @@ def main(
       python -m experiments.replay 9f5fd225
     """
     config = ReplayConfig(trial, study, data_dir)
-    found = find_store(store)
+    found = find_store(store, needs="runs" if config.number is None else "both")
 
     # Imported here: they bring MLflow and Optuna, and a refusal must not wait for those.
     from fashion_study.replay.comparison import show_replay

@@ -6,13 +6,13 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
-from experiments._entry import DataFolder, DatasetName, StoreFolder, run
+from experiments._entry import DataFolder, DatasetName, StoreFolder, Whole, run
 from fashion_study.data.catalog import locate
 from fashion_study.store.store import open_store
 
 
 def main(
-    seeds: Annotated[int, Option(min=1, help="Trainings per input scale; more than one shows the spread.")] = 1,
+    seeds: Annotated[Whole, Option(min=1, help="Trainings per input scale; more than one shows the spread.")] = 1,
     dataset: DatasetName = "auto",
     data_dir: DataFolder = None,
     store: StoreFolder = Path("mlruns"),
@@ -34,7 +34,7 @@ def main(
 
       python -m experiments.reproduce_baseline --seeds 3 --register
     """
-    source, opened = locate(dataset, data_dir), open_store(store)
+    source, opened = locate(dataset, data_dir), open_store(store, has_trials=False)
 
     # Imported here: it brings MLflow, and a refusal must not wait for that.
     from fashion_study.baseline.reproduce import comparison, reproduce_baseline

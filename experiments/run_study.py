@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from typer import Exit, Option
 
-from experiments._entry import DataFolder, DatasetName, StoreFolder, run
+from experiments._entry import DataFolder, DatasetName, StoreFolder, Whole, run
 from fashion_study.config import (
     AnySampler,
     EngineName,
@@ -38,9 +38,9 @@ def main(
     space: Annotated[str, Option(help="A name from search_spaces/, or a YAML file.")] = "baseline",
     dataset: DatasetName = "auto",
     data_dir: DataFolder = None,
-    trials: Annotated[int, Option(help="Total number of trials, those of earlier runs included.")] = 20,
+    trials: Annotated[Whole, Option(help="Total number of trials, those of earlier runs included.")] = 20,
     epoch_budget: Annotated[
-        int | None, Option(help="Start no trial when all of them have taken so many epochs.")
+        Whole | None, Option(help="Start no trial when all of them have taken so many epochs.")
     ] = None,
     timeout: Annotated[
         float | None,
@@ -51,7 +51,7 @@ def main(
         Option(parser=_trial_timeout, metavar="DURATION", help="Fail a trial that takes longer: 90s, 10m."),
     ] = None,
     workers: Annotated[
-        int | None,
+        Whole | None,
         Option(
             help="Processes that train; default one per GPU, else per core, as memory allows; on Ray, as many as fit."
         ),
@@ -81,7 +81,7 @@ def main(
         PrunerName | None,
         Option(help="What stops hopeless trials: successive-halving by default; keras-tuner has none."),
     ] = None,
-    seed: Annotated[int, Option(help="Every other seed derives from this one.")] = 0,
+    seed: Annotated[Whole, Option(help="Every other seed derives from this one.")] = 0,
     study: Annotated[str | None, Option(help="Name of the study; default DATASET-SPACE.")] = None,
     store: StoreFolder = Path("mlruns"),
     study_db: Annotated[
@@ -93,16 +93,16 @@ def main(
         ),
     ] = None,
     precision: Annotated[PrecisionChoice, Option(help="auto: the faster one on this machine.")] = "auto",
-    limit_train: Annotated[int | None, Option(help="Train on this many images only.")] = None,
+    limit_train: Annotated[Whole | None, Option(help="Train on this many images only.")] = None,
     finalists: Annotated[
-        int | None,
+        Whole | None,
         Option(
             help="Train the best K trials again; 0: none. Default 3, or fewer that cost no more than the trials did."
         ),
     ] = None,
-    repeats: Annotated[int | None, Option(help="How often, with other seeds; default 3.")] = None,
+    repeats: Annotated[Whole | None, Option(help="How often, with other seeds; default 3.")] = None,
     keep_models: Annotated[
-        int | None,
+        Whole | None,
         Option(help="Keep the model files of the best K trials, baseline, finalists and registered ones; default all."),
     ] = None,
     try_points: Annotated[

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Exit, Option
 
-from experiments._entry import StoreFolder, run
+from experiments._entry import StoreFolder, Whole, run
 from fashion_study.signals import exit_code_of
 from fashion_study.store.store import find_store
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def main(
     store: StoreFolder = Path("mlruns"),
-    port: Annotated[int, Option(min=1024, max=65535, help="Another free one is taken where this is not free.")] = 5000,
+    port: Annotated[
+        Whole, Option(min=1024, max=65535, help="Another free one is taken where this is not free.")
+    ] = 5000,
     study: Annotated[str | None, Option(help="Name of the study; default the latest.", show_default=False)] = None,
 ) -> None:
     """Start the MLflow server on the store, for this machine only, until Ctrl-C.

@@ -27,14 +27,19 @@ def options_of(command: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("45s", 45), ("30m", 1800), ("1h30m", 5400), ("2d", 172_800), ("1d2h3m4s", 93_784), (" 5M ", 300)],
+    [
+        *[("90", 90), ("45s", 45), ("30m", 1800), ("1h30m", 5400), ("2d", 172_800), ("1d2h3m4s", 93_784)],
+        *[(" 5M ", 300), ("1.5h", 5400), ("90min", 5400), ("01:30:00", 5400), ("2 h", 7200), ("2 days", 172_800)],
+        *[("1 hour 30 minutes", 5400), ("PT1H30M", 5400), ("1-12:00:00", 129_600), ("0.5", 0.5)],
+    ],
 )
 def test_a_duration_is_read_as_written(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "0s", "-5", "1.5h", "soon", "5 m", "30m1h", "9" * 30, "9" * 5000, "inf", "1h30"]
+    "text",
+    ["", "0", "0s", "-5", "1,5h", "soon", "5 x", "30m1h", "9" * 30, "9" * 5000, "inf", "1h30", "1:30", "pt", "500ms"],
 )
 def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(BadInputError, match="1h30m"):
@@ -53,6 +58,7 @@ def test_a_refused_duration_is_named_by_its_option() -> None:
         ("4G", 4 * 2**30),
         ("1.5g", 3 * 2**29),
         (" 900M ", 900 * 2**20),
+        ("4 GB", 4 * 2**30),
         ("900MB", 900 * 2**20),
         ("2GiB", 2**31),
         ("1T", 2**40),
@@ -62,7 +68,9 @@ def test_a_size_is_read_as_written(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "0G", "-1G", "G", "4X", "4 G", "1e9", "nan", "9" * 30, "9" * 5000, "0.0001"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "0G", "-1G", "G", "4X", "4 G G", "1e9", "nan", "9" * 30, "9" * 5000, "0.0001"]
+)
 def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(BadInputError, match="is no amount of memory"):
         parse_size(text)
@@ -79,6 +87,11 @@ def test_a_size_is_written_so_that_it_is_read_back(size: int) -> None:
     [
         ("trials", 0, "greater than or equal to 1"),
         ("trials", "many", "valid integer"),
+        ("trials", 20.0, "valid integer"),
+        ("trials", "20.0", "valid integer"),
+        ("trials", True, "valid integer"),
+        ("seed", 1.0, "valid integer"),
+        ("finalists", False, "valid integer"),
         ("timeout", -1.0, "greater than 0"),
         ("timeout", float("nan"), "finite"),
         ("trial_timeout", 0.0, "greater than 0"),

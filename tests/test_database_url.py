@@ -1,19 +1,23 @@
 """The promises of a database's address: any other text is refused, and its password is never shown."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from fashion_study.config import StudyConfig
 from fashion_study.database_url import trials_database_url
 from fashion_study.errors import BadInputError, ExitCode
+from fashion_study.store.store import find_store
 
 PLAIN = "postgresql+psycopg://ana@db.example:5433/optuna"
 
 
-@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+@pytest.mark.parametrize(
+    "scheme", ["postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2", "postgres+pg8000"]
+)
 def test_a_password_of_the_environment_is_not_shown(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPTUNA_STORAGE", f"{scheme}://ana:s%2Fecret@db.example:5433/optuna?sslmode=require")
+    monkeypatch.setenv("OPTUNA_STORAGE", f"{scheme}://ana:s%2Fecret@db.example:5433/optuna?sslmode=require\n")
 
     found = trials_database_url(None)
 
@@ -65,8 +69,19 @@ def test_a_bad_address_is_refused_without_showing_it(given: str, said: str) -> N
 def test_a_bad_address_is_refused_by_its_variable_s_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTUNA_STORAGE", "mysql://ana:sesame@host/optuna")
 
-    with pytest.raises(BadInputError, match="OPTUNA_STORAGE names 'mysql'"):
+    with pytest.raises(BadInputError, match=r"OPTUNA_STORAGE names 'mysql'.*Unset OPTUNA_STORAGE to keep"):
         StudyConfig()
+
+
+@pytest.mark.parametrize("given", ["sqlite:///example.db", "redis://localhost", "postgresql://ana@host/optuna"])
+def test_a_command_without_trials_takes_no_notice(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTUNA_STORAGE", given)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    (tmp_path / "mlflow.db").touch()
+
+    assert find_store(tmp_path).database is None
+    with pytest.raises(BadInputError, match="OPTUNA_STORAGE names"):
+        find_store(tmp_path, needs="both")
 
 
 def test_a_missing_driver_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

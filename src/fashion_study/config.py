@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from fashion_study.data.catalog import AUTO, KINDS
 from fashion_study.database_url import trials_database_url
@@ -38,7 +39,27 @@ MAX_GRID = 100_000
 DURATIONS = ("timeout", "trial_timeout")
 UNITS = ("", *"KMGT")
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NUMBER = r"\d+(?:\.\d+)?"
+# With the `p` and `t` of ISO 8601.
+DURATION = re.compile(
+    rf"p?(?:(?P<days>{_NUMBER})\s*(?:d|days?))?[\st]*(?:(?P<hours>{_NUMBER})\s*(?:h|hrs?|hours?))?\s*"
+    rf"(?:(?P<minutes>{_NUMBER})\s*(?:m|mins?|minutes?))?\s*(?:(?P<seconds>{_NUMBER})\s*(?:s|secs?|seconds?))?"
+)
+# With the days of Slurm.
+CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d)")
 ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+
+
+def whole(value: object) -> object:
+    """Refuse a truth value and a number with a decimal point, also in a text, where a whole number is asked for."""
+    is_whole = re.fullmatch(r"\s*[-+]?\d+\s*", value) if isinstance(value, str) else hasattr(value, "__index__")
+    if not is_whole or isinstance(value, bool):
+        # Without pydantic's "Value error" before it, which Typer would show.
+        raise PydanticCustomError("whole", "expected a valid integer, such as 20")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(whole)]
 
 
 def _checked_dataset(name: str) -> str:
@@ -94,12 +115,12 @@ class StudyConfig(BaseModel):
     space: str = "baseline"
     dataset: Annotated[str, AfterValidator(_checked_dataset)] = AUTO
     data_dir: Path | None = None
-    trials: Annotated[int, Field(ge=1, le=1_000_000)] = 20
-    epoch_budget: Annotated[int, Field(ge=1)] | None = None
+    trials: Annotated[Whole, Field(ge=1, le=1_000_000)] = 20
+    epoch_budget: Annotated[Whole, Field(ge=1)] | None = None
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     trial_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
-    worker_memory: Annotated[int, Field(gt=0)] | None = None
+    workers: Annotated[Whole, Field(ge=1, le=1024)] | None = None
+    worker_memory: Annotated[Whole, Field(gt=0)] | None = None
     executor: ExecutorName = "local"
     address: Annotated[str, AfterValidator(_checked_address)] | None = None
     worker_cpus: Annotated[float, Field(gt=0, le=1024), AfterValidator(_checked_share)] | None = None
@@ -107,15 +128,15 @@ class StudyConfig(BaseModel):
     engine: EngineName = "optuna"
     sampler: AnySampler = "tpe"
     pruner: PrunerName = "successive-halving"
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 0
     study: Annotated[str, AfterValidator(_checked_study_name)] | None = None
     store: Path = Path("mlruns")
     study_db: str | None = None
     precision: PrecisionChoice = "auto"
-    limit_train: Annotated[int, Field(ge=1)] | None = None
-    finalists: Annotated[int, Field(ge=0, le=100)] | None = None
-    repeats: Annotated[int, Field(ge=1, le=100)] | None = None
-    keep_models: Annotated[int, Field(ge=1)] | None = None
+    limit_train: Annotated[Whole, Field(ge=1)] | None = None
+    finalists: Annotated[Whole, Field(ge=0, le=100)] | None = None
+    repeats: Annotated[Whole, Field(ge=1, le=100)] | None = None
+    keep_models: Annotated[Whole, Field(ge=1)] | None = None
     try_points: tuple[dict[str, Value], ...] = ()
 
     def __init__(self, **fields: Any) -> None:
@@ -208,22 +229,23 @@ class StudyConfig(BaseModel):
 
 
 def parse_duration(text: str, option: str = "--timeout") -> float:
-    """Turn `90`, `45s`, `30m`, `1h30m` or `2d` into seconds.
+    """Turn `90`, `45s`, `1.5h`, `1h30m`, `2 days`, `01:30:00`, `1-12:00:00` or `PT1H30M` into seconds.
 
     Raises:
         BadInputError: the text is none of these, or not above zero.
     """
-    units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
     # A bare number is seconds, but not the one in `1h30`, where another unit is meant.
-    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?|(\d+)", text.strip().lower())
-    parts = match.groups() if match else ()
+    written = re.sub(rf"^({_NUMBER})$", r"\1s", text.strip().lower())
+    match = DURATION.fullmatch(written) or CLOCK.fullmatch(written)
+    amounts = {unit: float(part) for unit, part in match.groupdict().items() if part} if match else {}
     try:
-        amounts = {units[unit]: int(part) for unit, part in zip("dhmss", parts, strict=False) if part}
         seconds = timedelta(**amounts).total_seconds()
-    except (OverflowError, ValueError):
+    except OverflowError:
         seconds = 0.0
     if seconds <= 0:
-        raise BadInputError(f"{option} {text!r} is no duration. Expected for instance 90s, 30m, 1h30m or 2d.")
+        raise BadInputError(
+            f"{option} {text!r} is no duration. Expected for instance 90s, 30m, 1h30m, 1.5h, 2d or 01:30:00."
+        )
     return seconds
 
 
@@ -233,7 +255,7 @@ def parse_size(text: str, option: str = "--worker-memory") -> int:
     Raises:
         BadInputError: the text is none of these, or less than a byte.
     """
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)(?:([KMGT])(?:I?B)?)?", text.strip().upper())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)(?:\s*([KMGT])(?:I?B)?)?", text.strip().upper())
     size = int(float(match[1]) * 1024 ** UNITS.index(match[2] or "")) if match else 0
     if size < 1:
         raise BadInputError(f"{option} {text!r} is no amount of memory. Expected for instance 4G, 1.5G or 900M.")

@@ -1,6 +1,7 @@
 """The address of the PostgreSQL database that has the trial storage, its password kept apart."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
 
 OPTION, VARIABLE = "--study-db", "OPTUNA_STORAGE"
 EXAMPLE = "postgresql://HOST:5432/DATABASE"
-SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
+DRIVER = "postgresql+psycopg"
+# Whatever driver an address names, such as the psycopg2 of Optuna's tutorial, this project's own is used.
+SCHEME = re.compile(r"postgres(?:ql)?(?:\+[a-z0-9_]+)?", re.IGNORECASE)
 PLACES = f"Put it into {VARIABLE}, PGPASSWORD or ~/.pgpass instead"
 
 
@@ -40,7 +43,8 @@ def trials_database_url(option: str | None) -> DatabaseUrl | None:
         BadInputError: it is no address of a PostgreSQL database, or the option holds a password, which every user of
             the machine could read in the list of processes; or the driver is not installed.
     """
-    given = option or os.environ.get(VARIABLE)
+    # From a file, a variable often ends in a line break.
+    given = (option or os.environ.get(VARIABLE, "")).strip()
     if not given:
         return None
     name = OPTION if option else VARIABLE
@@ -57,7 +61,7 @@ def trials_database_url(option: str | None) -> DatabaseUrl | None:
             f"{name} names a PostgreSQL database, and its driver is not installed. Expected the package psycopg. "
             "Install it with: python -m pip install 'psycopg[binary]>=3.2'"
         ) from None
-    plain = url.set(drivername=SCHEMES[-1])._replace(password=None)
+    plain = url.set(drivername=DRIVER)._replace(password=None)
     return DatabaseUrl(plain.render_as_string(), url.password or None)
 
 
@@ -75,7 +79,7 @@ def _parsed(given: str, name: str) -> "URL":
         url = make_url(f"{scheme}://{login.replace('@', '%40')}{at}{place}" if rest else given)
     except (ArgumentError, ValueError):
         raise _refused(name, "is no address") from None
-    if url.drivername.lower() not in SCHEMES:
+    if not SCHEME.fullmatch(url.drivername):
         raise _refused(name, f"names {url.drivername!r}")
     if not (url.database or "").strip("/"):
         raise _refused(name, "names no database")
@@ -85,7 +89,8 @@ def _parsed(given: str, name: str) -> "URL":
 
 
 def _refused(name: str, found: str) -> BadInputError:
+    remedy = f"Unset {VARIABLE}" if name == VARIABLE else f"Leave {OPTION} out"
     return BadInputError(
         f"{name} {found}. Expected the address of a PostgreSQL database, such as {EXAMPLE}. "
-        "Without one the trial storage lies in the folder of --store."
+        f"{remedy} to keep the trials in the folder of --store."
     )

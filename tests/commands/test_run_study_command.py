@@ -73,6 +73,8 @@ def message(capsys: pytest.CaptureFixture[str]) -> str:
         (["--timeout", "soon"], "--timeout 'soon' is no duration. Expected for instance 90s, 30m, 1h30m"),
         (["--trials", "0"], "trials is 0: Input should be greater than or equal to 1"),
         (["--trials", "many"], "Invalid value for '--trials'"),
+        (["--trials", "20.0"], "Invalid value for '--trials': expected a valid integer, such as 20"),
+        (["--seed", "1e3"], "Invalid value for '--seed': expected a valid integer"),
         (["--workers", "0"], "workers is 0"),
         (["--seed", "-1"], "seed is -1"),
         (["--study", "a/b"], "study is 'a/b'"),

@@ -117,12 +117,14 @@ class Store:
         return str(found.experiment_id)
 
 
-def open_store(root: Path | str, *, study_db: str | None = None, makes_folder: bool = True) -> Store:
+def open_store(
+    root: Path | str, *, study_db: str | None = None, makes_folder: bool = True, has_trials: bool = True
+) -> Store:
     """Return the store in a folder, which is made where there is none, unless that is not wanted.
 
     Where `MLFLOW_TRACKING_URI` is set, the runs go there; the path of an SQLite database in it is taken from the
     working directory, as MLflow takes it. The trial storage lies in the PostgreSQL database that `study_db` or else
-    `OPTUNA_STORAGE` names.
+    `OPTUNA_STORAGE` names; without `has_trials`, for a command that reads none, neither is looked at.
 
     Raises:
         BadInputError: `study_db` or `OPTUNA_STORAGE` is not the address of such a database.
@@ -142,7 +144,7 @@ def open_store(root: Path | str, *, study_db: str | None = None, makes_folder: b
     hide_login()
     check_temporary_folder()
     tracking_uri = absolute_uri(os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder / RUNS))
-    store = Store(folder, tracking_uri, trials_database_url(study_db))
+    store = Store(folder, tracking_uri, trials_database_url(study_db) if has_trials else None)
     if makes_folder:
         # Before the folder: where no server answers, nothing is made.
         check_reachable(tracking_uri)
@@ -150,21 +152,23 @@ def open_store(root: Path | str, *, study_db: str | None = None, makes_folder: b
     return store
 
 
-def find_store(root: Path | str, needs: Literal["runs", "trials", "either"] = "runs") -> Store:
+def find_store(root: Path | str, needs: Literal["runs", "trials", "either", "both"] = "runs") -> Store:
     """Return the store of an earlier study; where there is none, nothing is made.
 
-    `needs` is what must be in the folder, or on a server that `MLFLOW_TRACKING_URI` or `OPTUNA_STORAGE` names.
+    `needs` is what must be in the folder, or on a server that `MLFLOW_TRACKING_URI` or `OPTUNA_STORAGE` names; with
+    "both" the trials may be missing. For "runs" alone, nothing is said of a wrong `OPTUNA_STORAGE`.
 
     Raises:
         StoreError: it is not there, or the folder cannot be read.
     """
     folder = expanded(root)
-    files = {"runs": (RUNS,), "trials": (TRIALS,), "either": (RUNS, TRIALS)}[needs]
+    files = {"runs": (RUNS,), "trials": (TRIALS,), "either": (RUNS, TRIALS), "both": (RUNS,)}[needs]
     has_runs_server, has_trials_server = (bool(os.environ.get(name)) for name in ("MLFLOW_TRACKING_URI", VARIABLE))
     try:
         has_folder, has_file = folder.is_dir(), any((folder / name).is_file() for name in files)
         has_server = {
             "runs": has_runs_server,
+            "both": has_runs_server,
             "trials": has_trials_server,
             "either": has_runs_server and (has_folder or has_trials_server),
         }[needs]
@@ -176,7 +180,7 @@ def find_store(root: Path | str, needs: Literal["runs", "trials", "either"] = "r
             f"There is no store in {printable(str(folder))}: {missing}. Expected the folder of an earlier study. "
             "Run one with python -m experiments.run_study, or name its folder with --store."
         )
-    return open_store(root, makes_folder=has_folder)
+    return open_store(root, makes_folder=has_folder, has_trials=needs != "runs")
 
 
 def _make(folder: Path) -> None:

@@ -42,8 +42,8 @@ STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NUMBER = r"\d+(?:\.\d+)?"
 # With the `p` and `t` of ISO 8601.
 DURATION = re.compile(
-    rf"p?(?:(?P<days>{_NUMBER})\s*(?:d|days?))?[\st]*(?:(?P<hours>{_NUMBER})\s*(?:h|hrs?|hours?))?\s*"
-    rf"(?:(?P<minutes>{_NUMBER})\s*(?:m|mins?|minutes?))?\s*(?:(?P<seconds>{_NUMBER})\s*(?:s|secs?|seconds?))?"
+    rf"p?(?:(?P<days>{_NUMBER}) ?(?:d|days?))?[ t]?(?:(?P<hours>{_NUMBER}) ?(?:h|hrs?|hours?))? ?"
+    rf"(?:(?P<minutes>{_NUMBER}) ?(?:m|mins?|minutes?))? ?(?:(?P<seconds>{_NUMBER}) ?(?:s|secs?|seconds?))?"
 )
 # With the days of Slurm.
 CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d)")
@@ -235,7 +235,7 @@ def parse_duration(text: str, option: str = "--timeout") -> float:
         BadInputError: the text is none of these, or not above zero.
     """
     # A bare number is seconds, but not the one in `1h30`, where another unit is meant.
-    written = re.sub(rf"^({_NUMBER})$", r"\1s", text.strip().lower())
+    written = re.sub(rf"^({_NUMBER})$", r"\1s", " ".join(text.lower().split()))
     match = DURATION.fullmatch(written) or CLOCK.fullmatch(written)
     amounts = {unit: float(part) for unit, part in match.groupdict().items() if part} if match else {}
     try:

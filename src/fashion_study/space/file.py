@@ -39,7 +39,7 @@ OTHER_TOOLS = {
     "an experiment of Ax or SigOpt": r"\bbounds\b",
     "a sweep of Weights & Biases": r"^[ {\"]*method\b|\bdistribution\b",
 }
-OWN_SECTION = r"^[ {\"]*(?:baseline|fixed)[ \"]*:"
+OWN_SECTION = r"^[ {\"]*(?:purpose|baseline|fixed)[ \"]*:"
 FIXED = ", ".join(f"{name}: {value}" for name, value in Hyperparameters() if name != "learning_rate")
 EXAMPLE = f"""
   name: mine
@@ -47,8 +47,7 @@ EXAMPLE = f"""
   baseline: {{learning_rate: 1e-3}}
   parameters:
     learning_rate: {{type: float, low: 1e-4, high: 1e-2, log: true, why: The reason for this range.}}
-  fixed: {{{FIXED}}}
-"""
+  fixed: {{{FIXED}}}"""
 # Control characters would reach a terminal, and bidirectional marks show a text that is not there.
 INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 

@@ -17,7 +17,7 @@ PLAIN = "postgresql+psycopg://ana@db.example:5433/optuna"
     "scheme", ["postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2", "postgres+pg8000"]
 )
 def test_a_password_of_the_environment_is_not_shown(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPTUNA_STORAGE", f"{scheme}://ana:s%2Fecret@db.example:5433/optuna?sslmode=require\n")
+    monkeypatch.setenv("OPTUNA_STORAGE", f"'{scheme}://ana:s%2Fecret@db.example:5433/optuna?sslmode=require'\n")
 
     found = trials_database_url(None)
 

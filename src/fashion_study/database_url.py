@@ -43,8 +43,8 @@ def trials_database_url(option: str | None) -> DatabaseUrl | None:
         BadInputError: it is no address of a PostgreSQL database, or the option holds a password, which every user of
             the machine could read in the list of processes; or the driver is not installed.
     """
-    # From a file, a variable often ends in a line break.
-    given = (option or os.environ.get(VARIABLE, "")).strip()
+    # A variable that comes from a file may have a line break at its end, or quotes.
+    given = (option or os.environ.get(VARIABLE, "")).strip(" \r\n\"'")
     if not given:
         return None
     name = OPTION if option else VARIABLE

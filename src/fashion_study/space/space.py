@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -289,7 +289,9 @@ def _conflicts(space: SearchSpace) -> Iterator[str]:
 
 def _conflicts_of_readable(data: object) -> Iterator[str]:
     """Check a space that has faults, as far as its sections can be read."""
-    sections = [data.get(name) for name in ("baseline", "parameters", "fixed")] if isinstance(data, dict) else [None]
+    sections: list[Any] = (
+        [data.get(name) for name in ("baseline", "parameters", "fixed")] if isinstance(data, dict) else [None]
+    )
     if not all(isinstance(section, dict) and all(isinstance(name, str) for name in section) for section in sections):
         return
     baseline, parameters, fixed = sections

@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,11 +71,15 @@ def locate(data_dir: Path | None, may_download: bool) -> DataSource:
 
 def _named_folder(named: Path) -> Path:
     """Return the folder with the official files: `named`, or one up to two levels below, as torchvision lays them."""
-    if named.is_file():
+    # Functions of `os` and `glob`: Path's would raise an error for a folder that may not be read.
+    if os.path.isfile(named):  # noqa: PTH113
         raise DataError(f"{named} is a file. Expected the folder of the four {FASHION_MNIST.title} files. Name that.")
-    inside = [folder for level in ("*/", "*/*/") for folder in sorted(named.glob(level)) if _has_files(folder)]
+    if _has_official(named):
+        return named
+    below = (named / each for level in ("*/", "*/*/") for each in sorted(glob(level, root_dir=named)))  # noqa: PTH207
+    inside = list(filter(_has_files, below))
     # MNIST's files, perhaps in a folder beside, have the same names: the digests decide.
-    if official := next(filter(_has_official, (named, *inside)), None):
+    if official := next(filter(_has_official, inside), None):
         return official
     _verify_all(next(filter(_has_files, (named, *inside)), named))
     return named
@@ -178,7 +183,6 @@ def _form(path: Path) -> Path:
     plain = path.with_suffix("")
     dotted = plain.with_name(plain.name.replace("-idx", ".idx"))
     others = (plain, dotted, dotted.with_name(f"{dotted.name}.gz"), plain / plain.name)
-    # Path.exists would raise an error for a folder that may not be read: opening the file reports that.
     return path if os.path.exists(path) else next(filter(os.path.isfile, others), path)  # noqa: PTH110
 
 

@@ -15,7 +15,7 @@ from fashion_study.trial import Hyperparameters
 # PyYAML takes half a second for the worst text of this length, and the project's own files have a tenth of it.
 MAX_BYTES = 16_384
 MAX_DEPTH = 8
-MAX_PROBLEMS_SHOWN = 24
+MAX_PROBLEMS_SHOWN = 15
 # Numbers as in YAML 1.2: `3e-5` is a number; `1:30` and `yes` are text.
 INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")

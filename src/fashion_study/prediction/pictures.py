@@ -68,8 +68,8 @@ def find_pictures(given: Iterable[Path]) -> list[Path]:
         inside = _inside(path) if os.path.isdir(path) else [path]  # noqa: PTH112
         if not inside:
             raise BadInputError(
-                f"The folder {path} has no picture, nor have the folders in it. Expected files that end in "
-                f"{', '.join(SUFFIXES)}. Name another one."
+                f"The folder {path} has no picture, nor have the folders in it. Expected {EXPECTED} files. "
+                "Name another one."
             )
         found += inside
     if not found:

@@ -180,16 +180,21 @@ def test_a_study_that_is_asked_to_stop_goes_on_the_next_time(
 def test_a_second_coordinator_is_refused_and_changes_nothing(
     launch: Launch, new_store: NewStore, record_fault: RecordFault
 ) -> None:
-    root, launcher = new_store(), launch(**fates(t0a1="stuck"))
+    root, launcher = new_store(), launch(**fates(t0a1="stopped"))
     with stuck(launcher, root, trials=1) as (process, life):
+        (worker,) = workers_of(process.pid)
+        until(lambda: worker.status() == psutil.STATUS_STOPPED, process)
         second = finish(launcher, root, trials=1)
         assert second.exit_code == 3
         assert f"is being run by process {process.pid} " in second.shown
         assert second.begun() == []
-        os.kill(process.pid or 0, signal.SIGTERM)
-        process.join()
-        lives = [life(), finish(launcher, root, trials=1)]
-    check(Found(root, STUDY), lives, 1)
+        while process.is_alive():  # The worker stops after every epoch.
+            with suppress(psutil.NoSuchProcess):
+                worker.send_signal(signal.SIGCONT)
+            process.join(0.1)
+        first = life()
+    assert len(first.begun()) == 1
+    check(Found(root, STUDY), [second, first], 1)
     record_fault("two coordinators at once", "I1 I2 I3 I5 I6 I8")
 
 

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -91,7 +92,9 @@ def test_one_coordinator_per_study_and_after_a_kill_the_next_one(
 def test_a_study_ends_with_its_database_and_resumes_with_it(
     launcher: Launcher, postgres: Postgres, tmp_path: Path, record_fault: RecordFault
 ) -> None:
-    with running(launcher, "without-a-database", tmp_path) as (process, life, worker):
+    # As a user may set it; without, it is two minutes.
+    impatient = replace(launcher, environment={**launcher.environment, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"})
+    with running(impatient, "without-a-database", tmp_path) as (process, life, worker):
         postgres.die()
         worker.send_signal(signal.SIGCONT)
         process.join(PATIENCE)

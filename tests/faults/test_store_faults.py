@@ -7,8 +7,8 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -16,12 +16,14 @@ import pytest
 
 from fashion_study.errors import ExitCode
 from fashion_study.mlflow_ui.server import choose_port
+from fashion_study.store.trials import MAX_RETRIES
 from tests.faults.conftest import Launch, NewStore
 from tests.faults.journal import JOURNAL
 from tests.faults.launcher import Launcher, Life
 from tests.faults.mlflow_server import MlflowServer
 from tests.faults.promises import Found, check
 from tests.faults.table import RecordFault
+from tests.support.processes import ProcessList
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(7200)]
 
@@ -31,7 +33,9 @@ FIXED = ("--space", "smoke", "--dataset", "digits", "--precision", "float32", "-
 SMALL = (*FIXED, "--trials", str(TRIALS), "--finalists", "1", "--repeats", "1")
 # Not I7: an attempt that the store has failed is tried once more before the study ends.
 PROMISES = "I1 I2 I3 I4 I5 I6 I8"
+WORKER = "tests.faults.answering_worker"
 KIBIBYTE = 1024
+# Longer than SQLite waits of its own accord.
 HELD_SECONDS = 10
 PATIENCE = 240
 
@@ -76,7 +80,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 @pytest.fixture
 def launcher(launch: Launch) -> Launcher:
-    return replace(launch(), worker="tests.faults.answering_worker")
+    return replace(launch(), worker=WORKER)
 
 
 def says_what_failed(life: Life, *words: str) -> None:
@@ -114,7 +118,7 @@ def test_a_full_disk_ends_the_study_and_with_space_it_goes_on(
     tmp_path: Path, launcher: Launcher, new_store: NewStore, record_fault: RecordFault, is_full: bool
 ) -> None:
     times = 0
-    for room in range(0, 4096, 48) if is_full else (0, 100, 300, 500, 700):
+    for room in range(0, 4096, 48) if is_full else (0, 300, 600):
         # A disk of its own: MLflow's client in this process keeps the last one's database open, and so its room taken.
         with mounted(tmp_path / f"disk-{room}") as disk:
             root = disk.folder / "store"
@@ -142,7 +146,7 @@ def test_a_disk_full_for_artifacts_costs_no_trial_an_attempt(
     words = (*SMALL, "--pruner", "none", "--store", root)
     with mounted(root / "artifacts") as disk:
         lives = []
-        for _ in range(5):
+        for _ in range(MAX_RETRIES + 1):
             disk.leave(24 * KIBIBYTE)
             lives.append(launcher.start("run_study", *words))
             disk.clear()
@@ -171,83 +175,43 @@ def test_a_read_only_store_is_refused_at_once(
     record_fault("read-only store", PROMISES)
 
 
-@pytest.mark.parametrize("name", ["mlflow.db", "optuna.db"])
-@pytest.mark.parametrize("lock", ["reader", "writer"])
+@pytest.mark.parametrize(
+    ("lock", "turns"),
+    [("reader", [("mlflow.db", "optuna.db")]), ("writer", [("mlflow.db",), ("optuna.db",)])],
+    ids=["reader", "writer"],
+)
 def test_a_study_waits_for_whoever_holds_a_database(
-    lock: str, name: str, launcher: Launcher, new_store: NewStore, record_fault: RecordFault
+    lock: str, turns: list[tuple[str, ...]], launcher: Launcher, new_store: NewStore, record_fault: RecordFault
 ) -> None:
     root = new_store()
     with launcher.living("run_study", *SMALL, "--store", root) as (process, life):
         until(lambda: bool(life().begun()))
-        with closing(sqlite3.connect(root / name, timeout=PATIENCE, isolation_level=None)) as held:
-            held.execute("BEGIN" if lock == "reader" else "BEGIN EXCLUSIVE")
-            held.execute("SELECT count(*) FROM alembic_version").fetchall()
-            time.sleep(HELD_SECONDS)
-            assert lock == "reader" or process.is_alive()
-            held.execute("ROLLBACK")
+        for names in turns:
+            with ExitStack() as holding:
+                for name in names:
+                    held = sqlite3.connect(root / name, timeout=PATIENCE, isolation_level=None)
+                    holding.enter_context(closing(held))
+                    held.execute("BEGIN" if lock == "reader" else "BEGIN EXCLUSIVE")
+                    held.execute("SELECT count(*) FROM alembic_version").fetchall()
+                # A reader is in nobody's way.
+                process.join(None if lock == "reader" else HELD_SECONDS)
+                assert process.is_alive() == (lock == "writer")
         process.join()
 
         ends_well(root, [life()])
-    record_fault(f"a {lock} holding a database for {HELD_SECONDS} s", PROMISES)
+    how_long = "throughout" if lock == "reader" else f"for {HELD_SECONDS} s"
+    record_fault(f"a {lock} holding a database {how_long}", PROMISES, times=2)
 
 
-@pytest.fixture
-def server(new_store: NewStore) -> Iterator[tuple[MlflowServer, Path]]:
-    root = new_store()
+@contextmanager
+def serving(root: Path) -> Iterator[MlflowServer]:
     # None that the kernel gives to connections: while the server is away nobody else may have it.
     server = MlflowServer(root, choose_port(5100))
     try:
         server.start()
-        yield server, root
+        yield server
     finally:
         server.kill()
-
-
-def test_a_study_waits_for_its_server_and_goes_on(
-    server: tuple[MlflowServer, Path], launcher: Launcher, record_fault: RecordFault, is_full: bool
-) -> None:
-    mlflow, root = server
-    address = f"http://127.0.0.1:{mlflow.port}"
-    # Longer than the two minutes of the default: on a busy machine the server itself takes as long to start.
-    patient = {"MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "10", "TOY_EPOCH": "1"}
-    away = replace(launcher, environment=patient)
-    seconds = 30 if is_full else 5
-
-    with away.living("run_study", *SMALL, "--store", root) as (process, life):
-        until(lambda: bool(life().begun()))
-        mlflow.kill()
-        time.sleep(seconds)
-        mlflow.start()
-        process.join()
-
-        ends_well(root, [life()])
-        assert life().shown.count("the MLflow server does not answer") == 1
-    (study,) = (run for run in Found(root, STUDY).all_runs if run.data.tags["kind"] == "study")
-    assert study.data.tags["server_waits"] == "1"
-    record_fault(f"tracking server gone for {seconds} s", PROMISES)
-
-
-def test_a_missing_server_ends_the_study_and_it_goes_on_later(
-    server: tuple[MlflowServer, Path], launcher: Launcher, record_fault: RecordFault
-) -> None:
-    mlflow, root = server
-    address = f"http://127.0.0.1:{mlflow.port}"
-    # As a user may set it; without, it is two minutes.
-    impatient = {"MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "TOY_EPOCH": "1"}
-    away = replace(launcher, environment=impatient)
-
-    with away.living("run_study", *SMALL, "--store", root) as (process, life):
-        until(lambda: bool(life().begun()))
-        mlflow.kill()
-        process.join()
-        gone = life()
-    says_what_failed(gone, f"{address} gave up: no answer from the server (Connection refused)", "same command")
-    refused = away.start("run_study", *SMALL, "--store", root)
-    says_what_failed(refused, f"{address} does not answer")
-
-    mlflow.start()
-    ends_well(root, [gone, refused, away.start("run_study", *SMALL, "--store", root)])
-    record_fault("tracking server gone for good", PROMISES)
 
 
 SECRETS = {
@@ -257,27 +221,77 @@ SECRETS = {
 PASSWORD = "8kq2-canary-of-the-address"
 
 
-def test_no_secret_and_no_password_of_an_address_is_printed(server: tuple[MlflowServer, Path], launch: Launch) -> None:
-    mlflow, root = server
-    address = {"MLFLOW_TRACKING_URI": f"http://me:{PASSWORD}@127.0.0.1:{mlflow.port}"}
-    real = replace(launch(**SECRETS, **address), worker="fashion_study.worker.process")
-    commands: set[str] = set()
+@dataclass(frozen=True, eq=False)
+class Outage:
+    """A study whose server was gone for some seconds, a start after it was gone for good, and every command line."""
 
-    with real.living("run_study", *SMALL, "--store", root) as (process, life):
-        while process.is_alive():
-            commands |= {" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])}
-            time.sleep(0.2)
-        done = life()
+    root: Path
+    seconds: int
+    done: Life
+    refused: Life
+    commands: set[str]
 
-    assert done.exit_code == 0, done.shown
-    assert any("fashion_study.worker.process" in command for command in commands)
-    mlflow.kill()
-    impatient = replace(real, environment={**real.environment, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"})
-    refused = impatient.start("run_study", *SMALL[:-4], "--trials", "9", "--store", root)
-    assert refused.exit_code == ExitCode.STORE
-    written = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+@pytest.fixture(scope="module")
+def outage(launch: Launch, new_store: NewStore, is_full: bool) -> Outage:
+    root, seconds = new_store(), 30 if is_full else 5
+    launcher = replace(launch(), worker=WORKER)
+    with serving(root) as mlflow, ProcessList() as processes:
+        address = {"MLFLOW_TRACKING_URI": f"http://me:{PASSWORD}@127.0.0.1:{mlflow.port}"}
+        # Longer than the two minutes of the default: on a busy machine the server itself takes as long to start.
+        patient = {**SECRETS, **address, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "10", "TOY_EPOCH": "1"}
+        with replace(launcher, environment=patient).living("run_study", *SMALL, "--store", root) as (process, life):
+            until(lambda: bool(life().begun()))
+            mlflow.kill()
+            time.sleep(seconds)
+            mlflow.start()
+            process.join()
+            done = life()
+        mlflow.kill()
+        impatient = replace(launcher, environment={**patient, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"})
+        refused = impatient.start("run_study", *SMALL[:-4], "--trials", "9", "--store", root)
+    return Outage(root, seconds, done, refused, processes.seen)
+
+
+def test_a_study_waits_for_its_server_and_goes_on(outage: Outage, record_fault: RecordFault) -> None:
+    ends_well(outage.root, [outage.done])
+    assert outage.done.shown.count("the MLflow server does not answer") == 1
+    (study,) = (run for run in Found(outage.root, STUDY).all_runs if run.data.tags["kind"] == "study")
+    assert study.data.tags["server_waits"] == "1"
+    record_fault(f"tracking server gone for {outage.seconds} s", PROMISES)
+
+
+def test_no_secret_and_no_password_of_an_address_is_printed(outage: Outage) -> None:
+    assert outage.done.exit_code == 0, outage.done.shown
+    assert outage.refused.exit_code == ExitCode.STORE, outage.refused.shown
+    assert any(WORKER in command for command in outage.commands)
+    written = {path: path.read_bytes() for path in outage.root.rglob("*") if path.is_file()}
     assert any(path.suffix == ".log" for path in written)
     for secret in (PASSWORD, *SECRETS.values()):
-        assert secret not in done.shown + refused.shown
-        assert not [command for command in commands if secret in command]
+        assert secret not in outage.done.shown + outage.refused.shown
+        assert not [command for command in outage.commands if secret in command]
         assert not [path for path, content in written.items() if secret.encode() in content]
+
+
+def test_a_missing_server_ends_the_study_and_it_goes_on_later(
+    launcher: Launcher, new_store: NewStore, record_fault: RecordFault
+) -> None:
+    root = new_store()
+    with serving(root) as mlflow:
+        address = f"http://127.0.0.1:{mlflow.port}"
+        # As a user may set it; without, it is two minutes.
+        impatient = {"MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "TOY_EPOCH": "1"}
+        away = replace(launcher, environment=impatient)
+
+        with away.living("run_study", *SMALL, "--store", root) as (process, life):
+            until(lambda: bool(life().begun()))
+            mlflow.kill()
+            process.join()
+            gone = life()
+        says_what_failed(gone, f"{address} gave up: no answer from the server (Connection refused)", "same command")
+        refused = away.start("run_study", *SMALL, "--store", root)
+        says_what_failed(refused, f"{address} does not answer")
+
+        mlflow.start()
+        ends_well(root, [gone, refused, away.start("run_study", *SMALL, "--store", root)])
+    record_fault("tracking server gone for good", PROMISES)

@@ -167,7 +167,12 @@ def _live(command: str, words: list[str], place: Path, plan: Plan, environment: 
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(place / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
     # Wide enough for a table's cells to stay in one line each.
-    os.environ |= {**environment, STEP: str(plan.step or 0), "PYTHONPATH": str(ROOT), "COLUMNS": "400"}
+    os.environ |= {
+        **environment,
+        STEP: str(plan.step or 0),
+        "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
+        "COLUMNS": "400",
+    }
     os.environ[EVIDENCE] = " ".join(files.EVIDENCE)
     journal = Journal(place / "journal", "coordinator")
     local.WORKER_MODULE = environment[WORKER]

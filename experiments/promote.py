@@ -44,7 +44,7 @@ def main(
     config = PromotionConfig(
         study=study, run=run_id, version=version, dry_run=dry_run, force=force, rollback=rollback, data_dir=data_dir
     )
-    found = find_store(store)
+    found = find_store(store, writes="a dry run, too, counts there what it reads of the holdout")
 
     # Imported here: they bring MLflow, and a refusal must not wait for that.
     from fashion_study.promotion.promote import promote

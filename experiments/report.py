@@ -17,7 +17,8 @@ def main(
 ) -> None:
     """Write the report of a study: one page of HTML that opens without a server.
 
-    It lies as report.html on the study's run as well, but for a study that is still running. Nothing is downloaded.
+    It lies as report.html on the study's run as well, unless the study is still running or the store is read-only.
+    Nothing is downloaded.
 
     Examples:
 

@@ -32,7 +32,7 @@ def main(
 
       python -m experiments.ui --study fashion-mnist-baseline --port 5050
     """
-    found = find_store(store)
+    found = find_store(store, writes="MLflow's server works on its database")
 
     # Imported here: it brings MLflow, and a refusal must not wait for it.
     from fashion_study.mlflow_ui.server import choose_port, find_pages, serve

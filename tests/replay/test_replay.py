@@ -40,6 +40,7 @@ from fashion_study.trial import (
     trial_seed,
 )
 from tests.support.empty_store import empty_store
+from tests.support.untouched import read_only
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 3
@@ -159,6 +160,12 @@ def test_a_complete_trial_is_the_same_and_the_store_is_as_it_was(desk: Desk, nam
     assert f"Trial 000 of study {name} is the same to the bit: 14 of 14 figures." in shown(result)
     assert desk.content() == before
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trial_of_a_read_only_store_is_replayed(desk: Desk) -> None:
+    desk.end(desk.begin())
+    with read_only(desk.store.root):
+        assert differing(desk.replay(0)) == []
 
 
 def test_a_figure_that_is_off_by_one_bit_is_found(desk: Desk) -> None:

@@ -3,7 +3,7 @@
 import shlex
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import TextWrapper
@@ -14,6 +14,7 @@ from rich.text import Text
 from fashion_study.errors import StoreError
 from fashion_study.finding import Finding, Kind
 from fashion_study.store.failures import store_failures
+from fashion_study.store.reading import reading
 from fashion_study.store.relocation import Move, moves, rebase
 from fashion_study.store.sqlite import BUSY_SECONDS
 from fashion_study.store.store import RUNS, Store, find_store
@@ -46,12 +47,18 @@ def check_store(root: Path, fix: bool = False) -> CheckReport:
     Raises:
         StoreError: there is no store, and nothing is made; or it cannot be read.
     """
-    store = find_store(root, needs="either")
+    store = find_store(root, needs="either", writes="what is repaired is written there" if fix else None)
     notes: list[str] = []
-    with store_failures(store, "What was repaired stays repaired; call the doctor again when it answers."):
+    with (
+        store_failures(store, "What was repaired stays repaired; call the doctor again when it answers."),
+        nullcontext(store) if fix else reading(store, rebases=False) as opened,
+    ):
         findings = tuple(
-            replace(found, done=found.repair()) if fix and found.repair else found for found in _findings(store, notes)
+            replace(found, done=found.repair()) if fix and found.repair else found for found in _findings(opened, notes)
         )
+    if opened.copies is not None:
+        cause = "they are of an earlier MLflow or Optuna" if store.is_writable else "the store is read-only"
+        notes.append(f"Copies of the databases were looked at: {cause}.")
     return CheckReport(store, fix, findings, tuple(notes))
 
 
@@ -103,10 +110,10 @@ def _damaged_databases(store: Store) -> Iterator[Finding]:
     Raises:
         StoreError: a file is no database, or cannot be read.
     """
-    runs, has_trials_file = store.root / RUNS, store.database is None and store.trials_file.is_file()
-    damaged = list(_damaged_database(store.trials_file)) if has_trials_file else []
+    runs, has_trials_file = store.databases / RUNS, store.database is None and store.trials_file.is_file()
+    damaged = list(_damaged_database(store, store.trials_file)) if has_trials_file else []
     if store.is_embedded and runs.is_file():
-        yield from _damaged_database(runs)
+        yield from _damaged_database(store, runs)
     elif store.is_embedded and has_trials_file and not damaged:
         with store.optuna_storage() as storage:
             # A kill may have come before the first run.
@@ -116,15 +123,15 @@ def _damaged_databases(store: Store) -> Iterator[Finding]:
     yield from damaged
 
 
-def _damaged_database(path: Path) -> Iterator[Finding]:
+def _damaged_database(store: Store, path: Path) -> Iterator[Finding]:
     try:
         with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
             lines = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(3)")]
     except sqlite3.DatabaseError as error:
         if "malformed" not in str(error):
             raise StoreError(
-                f"{path} cannot be read: {error}. Expected a database that this project made. Restore it from a copy, "
-                "or name another store with --store."
+                f"{store.root / path.name} cannot be read: {error}. Expected a database that this project made. "
+                "Restore it from a copy, or name another store with --store."
             ) from error
         lines = [str(error)]
     if lines != ["ok"]:

@@ -105,7 +105,7 @@ def _open_reproduction(context: CheckContext, parent: Run, open_runs: list[Run])
     run_id, lock = parent.info.run_id, parent.data.tags.get("lock", "")
     context.run_trees.add(run_id)
     if lock and lock_file(context.store.root, lock).is_file():
-        with claim(context.store.root, lock) as holder:
+        with claim(context.store.root, lock, only_looks=context.store.copies is not None) as holder:
             if holder is None:
                 yield from _abandoned(context, open_runs)
                 return

@@ -19,6 +19,7 @@ from fashion_study.errors import BadInputError, DamagedModelError, StoreError
 from fashion_study.prediction.model_uri import ModelUri
 from fashion_study.prediction.pictures import PictureError, fit_picture, read_picture
 from fashion_study.store.failures import store_failures
+from fashion_study.store.reading import reading
 from fashion_study.store.store import Store
 from fashion_study.text import printable
 from fashion_study.tracking.registry import CHAMPION, ModelRef, Registry, Version, registered_name
@@ -74,13 +75,13 @@ def predict(pictures: Sequence[Path], store: Store, model_uri: ModelUri | None =
     images: dict[Path, NDArray[np.uint8]] = {}
     errors: dict[Path, str] = {}
     model = None
-    with store_failures(store, "Predict again when it answers."):
+    with store_failures(store, "Predict again when it answers."), reading(store) as opened:
         for path in pictures:
             try:
                 picture = read_picture(path)
                 # Not before: where no picture can be read, no model is looked for.
                 if model is None:
-                    registry = Registry(store.client())
+                    registry = Registry(opened.client())
                     model, kind = _champion(registry) if model_uri is None else _at(registry, model_uri)
                 images[path] = fit_picture(picture, kind.image_shape)
             except PictureError as error:

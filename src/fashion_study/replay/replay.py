@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from fashion_study.replay.comparison import Replay, compare
 from fashion_study.replay.recorded import CURVES, Recorded, read_recorded, run_of_trial
 from fashion_study.replay.request import ReplayConfig
 from fashion_study.store.failures import store_failures
+from fashion_study.store.reading import reading
 from fashion_study.store.store import Store
 from fashion_study.study.loop import Loop, Source
 from fashion_study.study.progress import Observer
@@ -31,16 +32,23 @@ def replay(config: ReplayConfig, store: Store, observer: Observer) -> Replay:
         DataError: the images are missing or others.
         StudyError: the worker cannot work, or dies; what it printed is kept.
     """
-    with store_failures(store, "python -m experiments.doctor looks for damage."):
-        run_id = config.trial if config.number is None else run_of_trial(store, config.number, config.study)
-        recorded = read_recorded(store.client(), run_id, config.study)
-    source = _find_images(recorded, config.data_dir)
+    with ExitStack() as stack:
+        with store_failures(store, "python -m experiments.doctor looks for damage."):
+            opened = stack.enter_context(reading(store))
+            run_id = config.trial if config.number is None else run_of_trial(opened, config.number, config.study)
+            client = opened.client()
+            recorded = read_recorded(client, run_id, config.study)
+        return _train(recorded, _find_images(recorded, config.data_dir), client.tracking_uri, observer)
+
+
+def _train(recorded: Recorded, source: DataSource, tracking_uri: str, observer: Observer) -> Replay:
+    """Train again, and compare."""
     spec, threads = recorded.spec, recorded.threads
     with_threads = f"{spec.precision}, {threads} thread{'s' if threads > 1 else ''}"
     observer.begin(f"{recorded.label}, again: seed {spec.seed}, {with_threads}", 0, 1, "trainings")
     if recorded.assumed_threads:
         observer.note("its run does not name its threads: as many are taken as a worker of its study has here")
-    settings = WorkerSettings(source, recorded.limit_train, threads, store.tracking_uri, records=False)
+    settings = WorkerSettings(source, recorded.limit_train, threads, tracking_uri, records=False)
     folder = Path(tempfile.mkdtemp(prefix="fashion-study-replay-"))
     again = _Again(recorded, [recorded.spec])
     with closing(LocalExecutor(settings, 1, folder)) as executor:

@@ -1,6 +1,7 @@
 """A study's report, written to a file and to the study's run."""
 
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING
 from fashion_study.errors import BadInputError
 from fashion_study.paths import expanded
 from fashion_study.store.failures import store_failures
-from fashion_study.store.store import find_store
+from fashion_study.store.reading import reading
+from fashion_study.store.store import Store, find_store
 from fashion_study.text import printable, shown
 
 if TYPE_CHECKING:
@@ -29,8 +31,9 @@ class Report:
 def publish_report(study: str, store: Path | str, output: Path | None = None, data_dir: Path | None = None) -> Report:
     """Write the report of `study` to `output`, by default `STUDY.html` in the working directory.
 
-    It is logged as `report.html` on the study's run as well, unless the study is still running: then nothing but the
-    file is written. `data_dir` is the folder of the data set's files, from which the examples come.
+    It is logged as `report.html` on the study's run as well, unless the study is still running or its store is
+    read-only: then nothing but the file is written. `data_dir` is the folder of the data set's files, from which the
+    examples come.
 
     Raises:
         BadInputError: there is no such study, or the file cannot be written there.
@@ -39,31 +42,42 @@ def publish_report(study: str, store: Path | str, output: Path | None = None, da
     output = None if output is None else expanded(output)
     if output is not None:
         _require_place(output)
-    opened = find_store(store, needs="trials")
-    with store_failures(opened, "Call for the report again when it answers."), opened.optuna_storage() as storage:
+    found = find_store(store, needs="trials")
+    with ExitStack() as stack:
+        with store_failures(found, "Call for the report again when it answers."):
+            opened = stack.enter_context(reading(found))
+            path, facts = _collect(study, opened, output, data_dir)
+        # Imported here: it brings Matplotlib, and a refusal must not wait for that.
+        from fashion_study.report.page import render
+
+        page = render(facts, Path(store))
+        try:
+            path.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise _unwritable(path, str(error.strerror)) from error
+        is_logged = not facts.is_running and (found.is_writable or not found.is_embedded)
+        if is_logged:
+            with store_failures(found, f"The report lies at {path}; call for it again to have it on the study's run."):
+                opened.client().log_text(facts.run_id, page, ARTIFACT)
+    return Report(path, is_logged, _contents(facts))
+
+
+def _collect(study: str, store: Store, output: Path | None, data_dir: Path | None) -> "tuple[Path, StudyFacts]":
+    """Return where the report goes, and what it says."""
+    with store.optuna_storage() as storage:
         from fashion_study.store.trials import open_study
 
-        trial_storage = open_study(opened, storage, study)
+        trial_storage = open_study(store, storage, study)
         if "run_id" not in trial_storage.attrs:
             raise BadInputError(
                 f"Study {study!r} ended before its first trial was begun. Expected at least one trial. "
                 "Start it again with the command that began it."
             )
-        # Imported here: they bring MLflow and Matplotlib, and a refusal must not wait for those.
-        from fashion_study.report.collect import collect
-        from fashion_study.report.page import render
-
         path = output or _default_place(study)
-        facts = collect(trial_storage, opened, data_dir)
-    page = render(facts, Path(store))
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(path, str(error.strerror)) from error
-    if not facts.is_running:
-        with store_failures(opened, f"The report lies at {path}; call for it again to have it on the study's run."):
-            opened.client().log_text(facts.run_id, page, ARTIFACT)
-    return Report(path, not facts.is_running, _contents(facts))
+        # Imported here: it brings MLflow, and a refusal must not wait for it.
+        from fashion_study.report.collect import collect
+
+        return path, collect(trial_storage, store, data_dir)
 
 
 def _require_place(output: Path) -> None:

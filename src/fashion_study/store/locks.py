@@ -1,5 +1,6 @@
 """Locks: one process at a time owns a study, and others can see which."""
 
+import fcntl
 import hashlib
 import json
 import re
@@ -31,14 +32,18 @@ def lock_file(root: Path, name: str) -> Path:
 
 
 @contextmanager
-def claim(root: Path, name: str) -> Iterator[str | None]:
+def claim(root: Path, name: str, *, only_looks: bool = False) -> Iterator[str | None]:
     """Own `name` in the store at `root` while the block runs, and yield None, else the process that owns it already.
 
-    The operating system frees the lock of a process that dies, so its holder is alive.
+    The operating system frees the lock of a process that dies, so its holder is alive. One that `only_looks`, as in a
+    store that is read-only, owns nothing afterwards.
     """
     file = lock_file(root, name)
-    file.parent.mkdir(exist_ok=True)
     metadata = file.with_name(f"{file.name.removesuffix('.lock')}.json")
+    if only_looks:
+        yield _holder(metadata) if _is_locked(file) else None
+        return
+    file.parent.mkdir(exist_ok=True)
     lock = FileLock(file, timeout=0)
     try:
         lock.acquire()
@@ -56,7 +61,9 @@ def claim(root: Path, name: str) -> Iterator[str | None]:
 
 def claim_study(store: Store, storage: "RDBStorage", name: str) -> AbstractContextManager[str | None]:
     """Own a study as `claim` does, in the store's folder or among all machines that use its database."""
-    return claim(store.root, name) if store.database is None else claim_everywhere(storage, name)
+    if store.database is not None:
+        return claim_everywhere(storage, name)
+    return claim(store.root, name, only_looks=store.copies is not None)
 
 
 @contextmanager
@@ -74,6 +81,18 @@ def sole_coordinator(store: Store, storage: "RDBStorage", name: str) -> Iterator
             )
         # A living process never loses a lock in the folder.
         yield (lambda: None) if store.database is None else connection_watch(storage, store.database)
+
+
+def _is_locked(file: Path) -> bool:
+    """Return whether a process holds a lock; its file, which may be read-only, is only read."""
+    try:
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # No file, or none that can be read.
+    return False
 
 
 def _holder(metadata: Path) -> str:

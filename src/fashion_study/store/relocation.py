@@ -4,14 +4,13 @@ import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from filelock import FileLock
 
-from fashion_study.store.sqlite import BUSY_SECONDS
+from fashion_study.store.sqlite import BUSY_SECONDS, back_up
 from fashion_study.store.store import RUNS, Store
 
 # Every column of MLflow's tables that holds the address of a file.
@@ -46,7 +45,7 @@ def moves(store: Store) -> list[Move]:
 
     Artifacts that were stored elsewhere on purpose stay there.
     """
-    if not store.is_embedded or not (store.root / RUNS).is_file():
+    if not store.is_embedded or not (store.databases / RUNS).is_file():
         return []
     new = store.artifacts.as_uri()
     with closing(_connect(store)) as connection:
@@ -66,16 +65,27 @@ def rebase(store: Store, move: Move) -> Path | None:
     with FileLock(store.root / ".move.lock"), closing(_connect(store)) as connection:
         if all(still.old != move.old for still in moves(store)):
             return None
-        copy = _back_up(store, connection)
+        copy = back_up(store.root / RUNS)
         for table, column in (("runs", "artifact_uri"), ("logged_models", "artifact_location")):
             for address in _addresses(connection, table, column, move.old):
                 _copy_artifacts(address, move)
-        with connection:
-            connection.execute("BEGIN IMMEDIATE")
-            for table, column in COLUMNS:
-                change = f"UPDATE {table} SET {column} = :new || substr({column}, length(:old) + 1) {BELOW % column}"
-                connection.execute(change, {"old": move.old, "new": move.new})
+        _change_addresses(connection, move)
     return copy
+
+
+def rebase_copies(store: Store) -> None:
+    """Change the addresses in the copy of a moved store's database; the store itself stays as it is."""
+    for move in moves(store):
+        with closing(_connect(store)) as connection:
+            _change_addresses(connection, move)
+
+
+def _change_addresses(connection: sqlite3.Connection, move: Move) -> None:
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for table, column in COLUMNS:
+            change = f"UPDATE {table} SET {column} = :new || substr({column}, length(:old) + 1) {BELOW % column}"
+            connection.execute(change, {"old": move.old, "new": move.new})
 
 
 def _former_folder(here: str, location: str) -> str | None:
@@ -91,16 +101,6 @@ def _former_folder(here: str, location: str) -> str | None:
 def _addresses(connection: sqlite3.Connection, table: str, column: str, old: str) -> list[str]:
     query = f"SELECT {column} FROM {table} {BELOW % column}"
     return [row[0] for row in connection.execute(query, {"old": old})]
-
-
-def _back_up(store: Store, connection: sqlite3.Connection) -> Path:
-    folder = store.root / "backups"
-    folder.mkdir(exist_ok=True)
-    copy = folder / f"mlflow-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.db"
-    unfinished = copy.with_suffix(".part")
-    with closing(sqlite3.connect(unfinished)) as target:
-        connection.backup(target)
-    return unfinished.replace(copy)
 
 
 def _copy_artifacts(address: str, move: Move) -> None:
@@ -122,4 +122,4 @@ def _lies_in(path: Path, folder: str) -> bool:
 
 
 def _connect(store: Store) -> sqlite3.Connection:
-    return sqlite3.connect(store.root / RUNS, timeout=BUSY_SECONDS)
+    return sqlite3.connect(store.databases / RUNS, timeout=BUSY_SECONDS)

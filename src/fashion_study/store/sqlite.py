@@ -1,20 +1,16 @@
-"""SQLite databases of a store: created whole, in write-ahead-log mode, and on a local disk only."""
+"""SQLite databases of a store: their addresses, copies of them, and the local disk that they need."""
 
-import os
 import re
+import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
 
 import psutil
-from filelock import FileLock
 
 from fashion_study.errors import StoreError
-
-# Optuna's storage or MLflow's: both have an `engine` of SQLAlchemy's.
-T = TypeVar("T", bound=Any)
 
 # Longer than any write of this project takes: the MLflow UI may be reading.
 BUSY_SECONDS = 60
@@ -33,59 +29,44 @@ def sqlite_uri(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
+def database_file(uri: str) -> Path | None:
+    """Return the path of the database file at an address, None where the address is of anything else."""
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    is_file = uri.startswith("sqlite:///") and path not in ("", ":memory:") and not path.startswith("file:")
+    return Path(path) if is_file else None
+
+
 def absolute_uri(uri: str) -> str:
     """Return an address that means the same database from any working directory."""
-    path, mark, query = uri.removeprefix("sqlite:///").partition("?")
-    if not uri.startswith("sqlite:///") or path in ("", ":memory:") or path.startswith("file:"):
-        return uri
-    return f"{sqlite_uri(Path(path).resolve())}{mark}{query}"
+    _, mark, query = uri.partition("?")
+    return uri if (path := database_file(uri)) is None else f"{sqlite_uri(path.resolve())}{mark}{query}"
 
 
-def open_database(database: Path, make: Callable[[str], T]) -> T:
-    """Let a library open a database, one process at a time: several would crash each other while they migrate it.
-
-    A missing one is created under another name, and renamed once it is complete: libraries refuse a database for good
-    where a kill has left only some of its tables. In write-ahead-log mode, which stays in the file, readers (the MLflow
-    UI) and the one writer work at the same time.
-
-    Raises:
-        StoreError: the file system does not support that mode.
-    """
-    with FileLock(database.with_name(f".{database.stem}-migration.lock"), timeout=BUSY_SECONDS):
-        if not database.exists():
-            unfinished = database.with_name(f".{database.name}.part")
-            for leftover in database.parent.glob(f"{unfinished.name}*"):
-                leftover.unlink()
-            with _synchronous_off():
-                make(sqlite_uri(unfinished)).engine.dispose()
-            with unfinished.open("rb+") as file:
-                os.fsync(file.fileno())
-            unfinished.replace(database)
-        opened = make(sqlite_uri(database))
-        with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
-            mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-    if mode != "wal":
-        raise StoreError(
-            f"{database} stays in journal mode {mode!r}; expected 'wal'. "
-            "The file system may not support it: put the store on a local disk with --store."
-        )
-    return opened
-
-
-@contextmanager
-def _synchronous_off() -> Iterator[None]:
-    """Open SQLite connections without waiting for the disk: MLflow takes hundreds of steps to make its tables."""
-    from sqlalchemy import Engine, event
-
-    def relax(connection: object, _record: object) -> None:
-        if isinstance(connection, sqlite3.Connection):
-            connection.execute("PRAGMA synchronous=OFF")
-
-    event.listen(Engine, "connect", relax)
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a database into another one in one transaction; it may lie in a folder that cannot be written."""
     try:
-        yield
-    finally:
-        event.remove(Engine, "connect", relax)
+        with (
+            closing(sqlite3.connect(source, timeout=BUSY_SECONDS)) as old,
+            closing(sqlite3.connect(target, timeout=BUSY_SECONDS)) as new,
+        ):
+            old.backup(new)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            raise
+        # SQLite would have to make the shared memory of the write-ahead log there. No writer has, so nobody writes.
+        for ending in ("", "-wal", "-journal"):
+            if (file := Path(f"{source}{ending}")).exists():
+                shutil.copyfile(file, f"{target}{ending}")
+
+
+def back_up(database: Path) -> Path:
+    """Copy a database into the folder `backups` beside it, and return the copy, whose name has the time."""
+    folder = database.with_name("backups")
+    folder.mkdir(exist_ok=True)
+    copy = folder / f"{database.stem}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.db"
+    unfinished = copy.with_suffix(".part")
+    copy_database(database, unfinished)
+    return unfinished.replace(copy)
 
 
 def mounts() -> list[Mount]:

@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,8 @@ from fashion_study.paths import check_temporary_folder, expanded
 from fashion_study.store.failures import opening
 from fashion_study.store.mlflow_server import hide_login
 from fashion_study.store.postgres import open_storage
-from fashion_study.store.sqlite import BUSY_SECONDS, absolute_uri, mounts, open_database, refuse_network, sqlite_uri
+from fashion_study.store.schema import bring_up_to_date, open_database, to_stderr
+from fashion_study.store.sqlite import BUSY_SECONDS, absolute_uri, database_file, mounts, refuse_network, sqlite_uri
 from fashion_study.store.tracking_uri import check_address, check_reachable
 from fashion_study.text import printable, without_passwords
 
@@ -29,12 +31,15 @@ RUNS, TRIALS = "mlflow.db", "optuna.db"
 class Store:
     """The place of a project's runs and trials. Its addresses are absolute: they hold from any working directory.
 
-    `database` is the PostgreSQL database with the trial storage; None: a file in the folder has it.
+    `database` is the PostgreSQL database with the trial storage; None: a file in the folder has it. `copies` is a
+    folder with copies of the database files, which are read in their place. `notify` takes a line on each migration.
     """
 
     root: Path
     tracking_uri: str
     database: DatabaseUrl | None = None
+    copies: Path | None = None
+    notify: Callable[[str], None] = field(default=to_stderr, compare=False, repr=False)
 
     @property
     def is_embedded(self) -> bool:
@@ -52,9 +57,25 @@ class Store:
         return self.root / "artifacts"
 
     @property
+    def is_writable(self) -> bool:
+        """Say whether files can be made in the folder."""
+        return os.access(self.root, os.W_OK | os.X_OK)
+
+    @property
+    def databases(self) -> Path:
+        """Return the folder with the database files."""
+        return self.copies or self.root
+
+    @property
+    def runs_file(self) -> Path | None:
+        """Return the file with the runs, None where they are on a server."""
+        file = database_file(self.tracking_uri)
+        return file and (self.copies / RUNS if self.copies else file)
+
+    @property
     def trials_file(self) -> Path:
         """Return the file with the trial storage, where no database server has it."""
-        return self.root / TRIALS
+        return self.databases / TRIALS
 
     @property
     def has_trials(self) -> bool:
@@ -62,7 +83,7 @@ class Store:
         return self.database is not None or self.trials_file.is_file()
 
     def client(self) -> "MlflowClient":
-        """Open MLflow's client on this store, creating or migrating the embedded database first.
+        """Open MLflow's client on this store, creating the embedded database or migrating the file first.
 
         Raises:
             StoreError: the database cannot be used, or the user's server does not answer or refuses the log-in.
@@ -74,12 +95,16 @@ class Store:
         # It logs migrations, and the traceback of an error that is raised as well.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         with opening("MLflow", self.tracking_uri, MlflowException):
-            if self.is_embedded:
+            if self.is_embedded and self.copies is None:
                 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
                 self.artifacts.mkdir(exist_ok=True)
-                open_database(self.root / RUNS, lambda uri: SqlAlchemyStore(uri, self.artifacts.as_uri()))
-            return MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
+                make = partial(SqlAlchemyStore, default_artifact_root=self.artifacts.as_uri())
+                open_database(self.root / RUNS, "mlflow", make, self.notify)
+            elif self.runs_file and self.runs_file.is_file():
+                bring_up_to_date(self.runs_file, "mlflow", self.notify)
+            uri = sqlite_uri(self.copies / RUNS) if self.copies and self.runs_file else self.tracking_uri
+            return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def open_optuna_storage(self) -> "RDBStorage":
         """Open Optuna's storage on this store, creating or migrating its database first."""
@@ -89,7 +114,8 @@ class Store:
 
         options = {"connect_args": {"timeout": BUSY_SECONDS}}
         with opening("Optuna", sqlite_uri(self.trials_file)):
-            return open_database(self.trials_file, lambda uri: RDBStorage(uri, engine_kwargs=options))
+            make = partial(RDBStorage, engine_kwargs=options)
+            return open_database(self.trials_file, "optuna", make, self.notify)
 
     @contextmanager
     def optuna_storage(self) -> "Iterator[RDBStorage]":
@@ -118,7 +144,12 @@ class Store:
 
 
 def open_store(
-    root: Path | str, *, study_db: str | None = None, makes_folder: bool = True, has_trials: bool = True
+    root: Path | str,
+    *,
+    study_db: str | None = None,
+    makes_folder: bool = True,
+    has_trials: bool = True,
+    notify: Callable[[str], None] = to_stderr,
 ) -> Store:
     """Return the store in a folder, which is made where there is none, unless that is not wanted.
 
@@ -144,22 +175,26 @@ def open_store(
     hide_login()
     check_temporary_folder()
     tracking_uri = absolute_uri(os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder / RUNS))
-    store = Store(folder, tracking_uri, trials_database_url(study_db) if has_trials else None)
+    store = Store(folder, tracking_uri, trials_database_url(study_db) if has_trials else None, notify=notify)
     if makes_folder:
         # Before the folder: where no server answers, nothing is made.
         check_reachable(tracking_uri)
         _make(folder)
+        _require_writable(store)
     return store
 
 
-def find_store(root: Path | str, needs: Literal["runs", "trials", "either", "both"] = "runs") -> Store:
+def find_store(
+    root: Path | str, needs: Literal["runs", "trials", "either", "both"] = "runs", writes: str | None = None
+) -> Store:
     """Return the store of an earlier study; where there is none, nothing is made.
 
     `needs` is what must be in the folder, or on a server that `MLFLOW_TRACKING_URI` or `OPTUNA_STORAGE` names; with
-    "both" the trials may be missing. For "runs" alone, nothing is said of a wrong `OPTUNA_STORAGE`.
+    "both" the trials may be missing. For "runs" alone, nothing is said of a wrong `OPTUNA_STORAGE`. `writes` says what
+    the command writes into the folder, None for nothing: then it may be read-only.
 
     Raises:
-        StoreError: it is not there, or the folder cannot be read.
+        StoreError: it is not there, or the folder cannot be read, or not be written.
     """
     folder = expanded(root)
     files = {"runs": (RUNS,), "trials": (TRIALS,), "either": (RUNS, TRIALS), "both": (RUNS,)}[needs]
@@ -180,7 +215,12 @@ def find_store(root: Path | str, needs: Literal["runs", "trials", "either", "bot
             f"There is no store in {printable(str(folder))}: {missing}. Expected the folder of an earlier study. "
             "Run one with python -m experiments.run_study, or name its folder with --store."
         )
-    return open_store(root, makes_folder=has_folder, has_trials=needs != "runs")
+    store = open_store(root, makes_folder=False, has_trials=needs != "runs")
+    if has_folder:
+        check_reachable(store.tracking_uri)
+        if writes is not None:
+            _require_writable(store, f": {writes}")
+    return store
 
 
 def _make(folder: Path) -> None:
@@ -191,8 +231,11 @@ def _make(folder: Path) -> None:
             f"The store {folder} cannot be made: {error.strerror}. "
             "Expected a folder that may be written. Name another one with --store."
         ) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
+
+
+def _require_writable(store: Store, what_for: str = "") -> None:
+    if not store.is_writable:
         raise StoreError(
-            f"The store {folder} is read-only. Expected a folder that may be written. "
-            "Change its permissions, or name another one with --store."
+            f"The store {store.root} is read-only. Expected a folder that may be written{what_for}. "
+            "Change its permissions or how it is mounted, or name another one with --store."
         )

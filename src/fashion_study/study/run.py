@@ -103,7 +103,7 @@ def run_study(config: StudyConfig | Plan, observer: Observer | None = None, *, r
     config = plan.config
     if plan.source.is_fallback:
         observer.warn(FALLBACK)
-    store = open_store(config.store, study_db=config.study_db)
+    store = open_store(config.store, study_db=config.study_db, notify=observer.warn)
     started = time.monotonic()
     with (
         store_failures(store, GOES_ON),

@@ -38,8 +38,7 @@ def copied(store: Store, tmp_path: Path) -> Store:
 
 def runs(store: Store) -> list[str]:
     client = store.client()
-    experiment = client.get_experiment_by_name("digits")
-    return [str(run.info.run_name) for run in client.search_runs([experiment.experiment_id])]
+    return [str(run.info.run_name) for run in client.search_runs([store.experiment_id(client, "digits")])]
 
 
 def test_a_sound_store_is_read_itself(store: Store) -> None:
@@ -70,7 +69,7 @@ def test_a_read_only_store_is_read_from_copies(is_old: bool, copied: Store) -> N
         opened.open_optuna_storage().engine.dispose()
         assert moves(opened) == []
         client = opened.client()
-        (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+        (run,) = client.search_runs([opened.experiment_id(client, "digits")])
         # In the copy the address is that of the folder in which the artifacts lie now.
         assert run.info.artifact_uri.startswith(copied.artifacts.as_uri())
         assert Path(client.download_artifacts(run.info.run_id, "note.txt")).read_text() == "evidence"

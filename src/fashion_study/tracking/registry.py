@@ -3,7 +3,6 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -143,9 +142,11 @@ class Registry:
                 "Run the study again; it trains the model again."
             )
         if not known.versions:
-            # Another process may have made it in the meantime, or it is there without a version.
-            with suppress(MlflowException):
+            try:
                 self.client.create_registered_model(known.name)
+            except MlflowException:
+                # Another process made it in the meantime, or it is there without a version; else this error says why.
+                self.client.get_registered_model(known.name)
         made = self.client.create_model_version(
             known.name,
             # Not models:/ID, which an embedded registry looks up in MLflow's default store.

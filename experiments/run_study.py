@@ -129,7 +129,7 @@ def main(
     """
     config = StudyConfig(**locals())  # Every option is the field of its name.
 
-    # Imported here, the slow ones last: no help, and no refusal, waits for NumPy, MLflow or Optuna.
+    # Imported here, the slow ones last: no help waits for NumPy (joblib brings it), no refusal for MLflow or Optuna.
     from fashion_study.study.plan import plan_study
 
     plan = plan_study(config)

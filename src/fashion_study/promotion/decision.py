@@ -108,8 +108,8 @@ class Decision(BaseModel):
     # A file has the sentence too, which is computed anew when it is read.
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
 
-    outcome: Outcome = Outcome.PENDING
-    at: str = Field(default_factory=utc_now)
+    outcome: Outcome
+    at: str
     registered_model: str
     dataset: str
     challenger: Contender

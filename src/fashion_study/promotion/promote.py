@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from fashion_study.data.catalog import KINDS, locate
 from fashion_study.errors import BadInputError, DamagedModelError, DataError, ExitCode, StudyError
 from fashion_study.libraries import stderr_into
-from fashion_study.promotion.decision import Contender, Decision, Outcome, PromotionConfig
+from fashion_study.promotion.decision import Contender, Decision, Outcome, PromotionConfig, utc_now
 from fashion_study.promotion.evidence import Examiner, judge_signature, load_verified
 from fashion_study.promotion.view import decision_page
 from fashion_study.store.failures import store_failures
@@ -151,7 +151,7 @@ def _decision(version: Version, **known: Any) -> Decision:
         dataset=_dataset(version),
         challenger=_as_contender(version, "challenger"),
         code_version=installed_version("fashion-study"),
-        **known,
+        **{"outcome": Outcome.PENDING, "at": utc_now(), **known},
     )
 
 

@@ -45,7 +45,7 @@ class Server:
                 stdout=output,
                 stderr=output,
                 env=self._environment,
-                process_group=0,  # Whoever ends the tests' group must leave it to the watchdog to end the server.
+                process_group=0,  # A signal to the tests' group must leave it to the watchdog to end the server.
             )
         deadline = time.monotonic() + START_TIMEOUT
         while not is_healthy():

@@ -5,11 +5,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import closing
 from pathlib import Path
-from threading import Thread
 
 import mlflow
 import pytest
@@ -17,6 +14,7 @@ from optuna.storages import RDBStorage
 
 from fashion_study.errors import ExitCode, StoreError
 from fashion_study.store.store import Store, open_store
+from tests.support.http_server import answering
 
 OPEN = """
 import sys
@@ -89,31 +87,6 @@ def test_an_experiment_is_made_once(store: Store) -> None:
     made = store.experiment_id(client, "fashion-mnist")
     assert store.experiment_id(client, "fashion-mnist") == made
     assert client.get_experiment(made).artifact_location == (store.root / "artifacts" / "fashion-mnist").as_uri()
-
-
-class _Answer(BaseHTTPRequestHandler):
-    status = 200
-
-    def do_GET(self) -> None:
-        self.send_response(self.status)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def answering(status: int) -> Iterator[str]:
-    """Answer every question with a status while the block runs, and yield the address."""
-    handler = type("_Handler", (_Answer,), {"status": status})
-    with HTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def closed_port() -> int:

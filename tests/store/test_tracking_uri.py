@@ -1,16 +1,13 @@
 """The promises about MLFLOW_TRACKING_URI: what can be no address, or answers as no MLflow does, is refused at once."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
 from fashion_study.errors import StoreError
 from fashion_study.store.store import open_store
+from tests.support.http_server import answering
 
 
 def refused(root: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -78,29 +75,6 @@ def test_a_database_that_cannot_be_had_is_named_with_its_driver(
     message = refused(tmp_path, uri, monkeypatch)
     for word in ("MLFLOW_TRACKING_URI", *words):
         assert word in message
-
-
-@contextmanager
-def answering(status: int, body: str) -> Iterator[str]:
-    """Answer every request alike while the block runs, and yield the address."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    with HTTPServer(("127.0.0.1", 0), Answer) as server:
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 PAGE = "<!doctype html><title>a page</title>"

@@ -1,4 +1,4 @@
-"""The promises of the study's loop, kept with the real trial storage and engine, and with twins of all that is slow."""
+"""The promises of the study's loop, kept with the real trial storage and engine, with doubles of all that is slow."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""What several test files look at: trained once for every process of pytest-xdist, copied by whoever changes it."""
+"""What several test files look at: trained once for every process of pytest-xdist, copied by those that change it."""
 
 import os
 import shutil

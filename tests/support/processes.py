@@ -78,7 +78,7 @@ def descendants_running(module: str, pid: int | None) -> list[psutil.Process]:
 
 
 def _command_of(process: psutil.Process) -> list[str]:
-    # Whoever starts a process goes on before the kernel has noted its command line, which is empty until then.
+    # What starts a process goes on before the kernel has noted its command line, which is empty until then.
     while not (command := process.cmdline()):
         time.sleep(0.001)
     return list(command)

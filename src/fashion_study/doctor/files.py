@@ -29,17 +29,17 @@ def damaged_files(context: CheckContext) -> Iterator[Finding]:
     logged = all_pages(context.client.search_logged_models, context.experiments)
     models = {model.model_id: model for model in logged}
     runs = {run.info.run_id: run for run in context.runs()}
-    unseen = 0
+    remote = 0
     for run in runs.values():
         if run.info.lifecycle_stage != "active" or run.info.status == "RUNNING":
             continue
         damage = _damage(run, models)
         if damage is None:
-            unseen += 1
+            remote += 1
         elif damage != run.data.tags.get(DAMAGED, ""):
             yield _damaged(context, run, damage)
-    if unseen:
-        context.notes.append(f"The files of {unseen} runs do not lie on this machine: not looked at.")
+    if remote:
+        context.notes.append(f"The files of {remote} runs do not lie on this machine: not looked at.")
 
     def is_abandoned(run_id: str) -> bool:
         return run_id in runs and run_tree(runs[run_id]) not in context.alive

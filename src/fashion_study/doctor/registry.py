@@ -21,7 +21,7 @@ def damaged_registry(context: CheckContext) -> Iterator[Finding]:
     """Compare every registered model of this project with its runs and files, unless a promotion is running."""
     registry = Registry(context.client)
     try:
-        # A copy is as it was when it was made, whoever is at work.
+        # A copy is as it was when it was made, whatever is at work.
         with promotion_lock(context.store.root) if context.store.copies is None else nullcontext():
             for model in registry.models():
                 yield from _dangling_aliases(registry, model)

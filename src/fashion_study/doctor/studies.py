@@ -41,8 +41,8 @@ def _of_study(context: CheckContext, storage: "RDBStorage", name: str) -> Iterat
         what = f"has no {' and no '.join(unreadable)} that can be read"
         yield Finding(Kind.DATABASE, printable(name), what, "nothing: restore the trial storage from a copy")
         return
-    if (elsewhere := trial_storage.attrs.get(TRACKED_AT)) not in (None, context.store.tracked_at):
-        context.notes.append(f"Study {printable(name)} keeps its runs at {printable(str(elsewhere))}: not looked at.")
+    if (place := trial_storage.attrs.get(TRACKED_AT)) not in (None, context.store.tracked_at):
+        context.notes.append(f"Study {printable(name)} keeps its runs at {printable(str(place))}: not looked at.")
         return
     context.run_trees.add(trial_storage.attrs["run_id"])
     with claim_study(context.store, storage, name) as holder:
@@ -133,7 +133,7 @@ def orphan_runs(context: CheckContext) -> Iterator[Finding]:
     if deleted := sum(run.info.lifecycle_stage != "active" for run in runs):
         # A user's decision, and no damage.
         context.notes.append(f"{deleted} runs are deleted in MLflow: left as they are.")
-    # A trial storage elsewhere may be another one than that of these runs.
+    # A trial storage in another place may be another one than that of these runs.
     if not context.store.is_embedded or context.store.database is not None or not context.store.has_trials:
         return
     for run in runs:

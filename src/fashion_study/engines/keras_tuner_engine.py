@@ -117,7 +117,7 @@ class KerasTunerEngine(Engine):
         self._open.add(trial_id)
 
     def _learn(self) -> None:
-        """Tell the oracle of every trial that has ended since, whoever ended it."""
+        """Tell the oracle of every trial that has ended since, in this process or in another."""
         for trial_id in sorted(self._open, key=lambda trial_id: (self._number_by_id[trial_id], trial_id)):
             trial = self.trial_storage.trial(self._number_by_id[trial_id])
             if trial.state.is_finished():

@@ -129,8 +129,8 @@ class Gates(Frozen):
         fewest = min(recall.images for recall in recalls)
         # The smallest fall that refuses where the challenger gains no image at all.
         highs = (paired_interval(0, lost, fewest, self.recall_confidence)[1] for lost in range(1, fewest + 1))
-        unseen = next((lost for lost, high in enumerate(highs, 1) if high < -self.recall_margin), fewest)
-        points = f"{100 * unseen / fewest:.1f} points"
+        smallest = next((lost for lost, high in enumerate(highs, 1) if high < -self.recall_margin), fewest)
+        points = f"{100 * smallest / fewest:.1f} points"
         sentence = f"{said}. A fall of less than {points} goes unseen with {fewest:,} images of a class."
         name, limit = "recall per class", -self.recall_margin
         return GateResult(name=name, passed=not fallen, value=worst.high, limit=limit, sentence=sentence)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 from fashion_study.store.failures import opening
 from fashion_study.store.relocation import rebase_copies
@@ -53,7 +53,7 @@ def reading(store: Store, *, rebases: bool = True) -> Iterator[Store]:
 
 
 def _copying(place: Path) -> AbstractContextManager[None]:
-    return opening("SQLite", f"{place}, copied to {os.environ.get('TMPDIR', '/tmp')}", advice=ADVICE)
+    return opening("SQLite", f"{place}, copied to {gettempdir()}", advice=ADVICE)
 
 
 def _copy(file: Path, copy: Path, library: Library) -> None:

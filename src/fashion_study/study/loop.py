@@ -2,6 +2,7 @@
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,16 +20,16 @@ TICK_SECONDS = 0.25
 Best = tuple[int, float]
 
 
-class Source:
-    """The work of a loop, and those who are told what becomes of it. Every source has `next`, `settle` and `lose`.
+class Source(ABC):
+    """The work of a loop, and those who are told what becomes of it: a subclass has `next`, `settle` and `lose`.
 
     The loop calls `log_epoch`, `settle` and `log_loss` when no worker waits for an answer, in the order of what
     happened, and everything else at once.
     """
 
+    @abstractmethod
     def next(self) -> TrialSpec | None:
         """Return the next attempt, whose run is not open yet; None while there is nothing to train."""
-        raise NotImplementedError
 
     def put_back(self, spec: TrialSpec) -> None:
         """Take back an attempt that no worker has begun."""
@@ -47,13 +48,13 @@ class Source:
     def record(self, spec: TrialSpec, result: TrialResult) -> None:
         """Make a result safe: after a kill the next start settles it."""
 
+    @abstractmethod
     def settle(self, spec: TrialSpec, result: TrialResult) -> Best | None:
         """Write down the rest of a result; return the number and the objective of the best trial so far."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:
         """Take an attempt whose worker died or was failed by the store; return where that leaves its trial."""
-        raise NotImplementedError
 
     def stop(self, spec: TrialSpec, *, by_error: bool) -> TrialState:  # noqa: ARG002
         """Take an attempt that the user has stopped, or an error of the study; return where that leaves its trial."""

@@ -78,9 +78,9 @@ class Plan:
         from fashion_study.tracking.runs import StudyMetadata
 
         config = self.config
-        elsewhere = {name: StudyConfig.model_fields[name].default for name in PLACES}
+        places = {name: StudyConfig.model_fields[name].default for name in PLACES}
         found = {"dataset": self.source.name, "precision": precision.value}
-        repeating = config.model_copy(update=found | elsewhere)
+        repeating = config.model_copy(update=found | places)
         return StudyMetadata(
             name=self.name,
             space_yaml=self.space.source_text,

@@ -1,4 +1,4 @@
-"""In-memory twins of what a study talks to: the executor, the tracker, the trial storage, the progress display."""
+"""In-memory doubles of what a study talks to: the executor, the tracker, the trial storage, the progress display."""
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # On a study's run: the token of the trial storage that it belongs to.
-LEDGER = "ledger"
+STORAGE_TOKEN = "ledger"
 EMPTY: Mapping[str, Any] = {}
 
 
@@ -80,7 +80,7 @@ class StudyRuns:
         if self.run_id:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
-            tags = {"kind": "study", "study": metadata.name} | ({} if token is None else {LEDGER: token})
+            tags = {"kind": "study", "study": metadata.name} | ({} if token is None else {STORAGE_TOKEN: token})
             self.run_id = self._create_run(metadata.name, tags, metadata.attrs)
             self._client.log_text(self.run_id, metadata.space_yaml, "space.yaml")
         self._log(self.run_id, {key: str(value) for key, value in metadata.settings.items()})
@@ -232,7 +232,7 @@ class StudyRuns:
         """
         if token is None:
             return []
-        found = search_runs(self._client, [self._experiment_id], f"tags.{LEDGER} = '{token}'")
+        found = search_runs(self._client, [self._experiment_id], f"tags.{STORAGE_TOKEN} = '{token}'")
         others = (run for run in found if run.info.run_id != self.run_id and run.info.lifecycle_stage == "active")
         return [run.info.run_id for run in others if ORPHAN not in run.data.tags or run.info.status == "RUNNING"]
 

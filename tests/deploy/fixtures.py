@@ -1,4 +1,4 @@
-"""Servers for every test that asks for them: once for each process of pytest-xdist."""
+"""Servers of a team, and the environment of a study on them: once for each process of pytest-xdist."""
 
 import os
 from collections.abc import Iterator
@@ -41,3 +41,24 @@ def team(postgres: "Postgres") -> "Iterator[TeamMlflow]":
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def on_servers(postgres: "Postgres", team: "TeamMlflow") -> dict[str, str]:
+    """Give the environment of somebody who runs studies on both servers, passwords in both addresses."""
+    from benchmarks.servers import ROOT, clean_environment
+
+    trial_storage = postgres.address().replace("optuna@", f"optuna:{quoted(postgres.passwords['optuna'])}@")
+    return clean_environment() | {
+        "OPTUNA_STORAGE": trial_storage,
+        "MLFLOW_TRACKING_URI": team.address.replace("://", f"://{team.account}:{quoted(team.password)}@"),
+        "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
+        "COLUMNS": "400",
+    }
+
+
+def quoted(password: str) -> str:
+    """Write a password as it stands in an address."""
+    from urllib.parse import quote
+
+    return quote(password, safe="")

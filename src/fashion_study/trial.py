@@ -231,6 +231,13 @@ class ProbeResult:
 
 
 @dataclass(frozen=True)
+class WorkerStarted:
+    """A forked worker's first message."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
 class WorkerReady:
     """A worker's message that it has its libraries and its data, and begins with what it was sent."""
 

@@ -82,6 +82,6 @@ class RecordingTrainer(ToyTrainer):
 
 if __name__ == "__main__":
     if OUTLIVES in os.environ:
-        worker._end_with_the_coordinator = lambda: None
+        worker._end_with_the_parent = lambda: None
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     work_with(RecordingTrainer)

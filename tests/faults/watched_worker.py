@@ -23,7 +23,7 @@ def watch(journal: Journal, module: Any, name: str, phase: str) -> None:
 
 def main() -> None:
     # Before TensorFlow is imported, as the worker itself does it.
-    worker._end_with_the_coordinator()
+    worker._end_with_the_parent()
     from fashion_study.worker import trainer
 
     journal = Journal(Path(os.environ[JOURNAL]), "worker")

@@ -20,6 +20,7 @@ from joblib import cpu_count
 
 from fashion_study.errors import BadInputError, StudyError
 from fashion_study.executors.executor import Event
+from fashion_study.executors.fork_server import ForkedProcess, ForkServer, start
 from fashion_study.executors.memory import OomWatch, available_memory
 from fashion_study.libraries import worker_environment
 from fashion_study.trial import (
@@ -34,6 +35,7 @@ from fashion_study.trial import (
     WorkerFailed,
     WorkerReady,
     WorkerSettings,
+    WorkerStarted,
 )
 
 # Started by its name, so that TensorFlow is never imported here.
@@ -56,8 +58,6 @@ NEAR_THE_LIMIT = 0.9
 # A process keeps what an attempt has freed. Where that is more than this share of the memory below the limit, the next
 # attempt gets a new process: it would be charged for memory that another one took.
 LEFT_OVER = 0.5
-# Out of memory, the kernel should end a worker before the coordinator or another process of the user's.
-OOM_SCORE = "500"
 # The index of a GPU, empty for a part of one, and its UUID, as nvidia-smi lists them.
 GPU = re.compile(r"^(?:GPU (\d+)| +MIG).*\(UUID: (\S+)\)", re.MULTILINE)
 
@@ -67,7 +67,7 @@ class _Worker:
     """A worker process and its attempt. `clock` counts the seconds since its start, then since its attempt began."""
 
     slot: int
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     connection: Connection
     log: Path
     attempts_left: int
@@ -115,6 +115,7 @@ class LocalExecutor:
         self._log_dir = log_dir
         log_dir.mkdir(parents=True, exist_ok=True)
         self._gpus = visible_gpus()
+        self._server: ForkServer | None = None
         self._failed_starts = 0
         self._oom = OomWatch()
         self._clocked = self._sampled = time.monotonic()
@@ -176,7 +177,7 @@ class LocalExecutor:
             self._oom.look()
             for worker in self._workers:
                 # Of a worker that has just ended, the last sample may explain its end.
-                worker.memory = _memory_of(worker.process.pid) or worker.memory
+                worker.memory = self._memory_of(worker) or worker.memory
         # A copy: workers that break a limit are replaced meanwhile.
         return messages + [event for worker in list(self._workers) for event in self._check_limits(worker)]
 
@@ -196,27 +197,29 @@ class LocalExecutor:
             with suppress(subprocess.TimeoutExpired):
                 worker.process.wait(max(0.0, deadline - time.monotonic()))
             worker.end()
+        if self._server is not None and self._server.is_alive:
+            self._server.give_back()
+            self._server = None
 
     def _start(self, slot: int, attempts: int = ATTEMPTS_PER_WORKER) -> _Worker:
         ours, theirs = Pipe()
         environment = worker_environment()
-        if self._gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         log = self._log_dir / f"worker-{slot}.log"
         with theirs, log.open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", self._module, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=environment,
-                pass_fds=[theirs.fileno()],
-                process_group=0,  # Ctrl-C goes to the coordinator alone.
-            )
-        with suppress(OSError):  # Linux only.
-            Path(f"/proc/{process.pid}/oom_score_adj").write_text(OOM_SCORE)
+            process = self._start_process(slot, theirs, environment, output.fileno())
         ours.send(self._settings)
         return _Worker(slot, process, ours, log, attempts)
+
+    def _start_process(
+        self, slot: int, pipe: Connection, environment: dict[str, str], log: int
+    ) -> subprocess.Popen[bytes] | ForkedProcess:
+        if self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
+        if self._gpus or sys.platform != "linux":  # Where a process that has loaded TensorFlow is not forked safely.
+            return start(self._module, "work", pipe, environment, log)
+        if self._server is None or not self._server.is_alive:
+            self._server = ForkServer.borrow(self._module, environment, log)
+        return self._server.fork(pipe, environment, log)
 
     def _receive(self, worker: _Worker) -> list[Any]:
         try:
@@ -226,10 +229,8 @@ class LocalExecutor:
         match message:
             case WorkerFailed():
                 raise message.error
-            case WorkerReady():
-                self._failed_starts = 0
-                worker.is_ready, worker.clock = True, 0.0
-                worker.memory_at_start = _memory_of(worker.process.pid)
+            case WorkerStarted() | WorkerReady():
+                self._begin(worker, message)
                 return []
             case EpochReport():
                 worker.epochs = message.epoch
@@ -240,6 +241,14 @@ class LocalExecutor:
                 if worker.attempts_left <= 0 or self._keeps_memory(worker):
                     self._replace(worker)
         return [message]
+
+    def _begin(self, worker: _Worker, message: WorkerStarted | WorkerReady) -> None:
+        if isinstance(message, WorkerReady):
+            self._failed_starts = 0
+            worker.is_ready, worker.clock = True, 0.0
+            worker.memory_at_start = self._memory_of(worker)
+        elif isinstance(worker.process, ForkedProcess):
+            worker.process.pid = message.pid
 
     def _reap(self, worker: _Worker) -> list[Event]:
         """Replace a dead worker, and end the attempt that died with it."""
@@ -257,10 +266,25 @@ class LocalExecutor:
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return [AttemptLost(*worker.spec.key, cause)]
 
+    def _memory_of(self, worker: _Worker) -> int:
+        """Return the bytes that a worker has in RAM, 0 for one that has ended or not begun.
+
+        Near the limit, without those that it shares with its fork server, which take milliseconds to count.
+        """
+        if worker.process.pid is None:
+            return 0
+        try:
+            process = psutil.Process(worker.process.pid)
+            memory = int(process.memory_info().rss)
+            limit = self._settings.worker_memory
+            return memory if limit is None or memory < NEAR_THE_LIMIT * limit else int(process.memory_full_info().uss)
+        except psutil.Error:
+            return 0
+
     def _keeps_memory(self, worker: _Worker) -> bool:
         if (limit := self._settings.worker_memory) is None:
             return False
-        kept = _memory_of(worker.process.pid) - worker.memory_at_start
+        kept = self._memory_of(worker) - worker.memory_at_start
         return kept > LEFT_OVER * (limit - worker.memory_at_start)
 
     def _replace(self, worker: _Worker) -> None:
@@ -312,14 +336,6 @@ class LocalExecutor:
 
 def _last_seen(worker: _Worker) -> str:
     return f" ({worker.memory / 2**20:,.0f} MiB were seen)" if worker.memory else ""
-
-
-def _memory_of(pid: int) -> int:
-    """Return the bytes of a process in RAM, 0 for one that has ended."""
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
 
 
 def default_workers() -> int:

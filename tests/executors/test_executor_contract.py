@@ -34,7 +34,7 @@ from fashion_study.trial import (
     TrialState,
     WorkerSettings,
 )
-from tests.support.processes import descendants_running, has_ended, started_process
+from tests.support.processes import has_ended, started_process, workers_running
 
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
 TOY = "tests.executors.toy_worker"
@@ -171,21 +171,27 @@ def end_of(executor: Executor) -> Event:
 
 def workers_of(pid: int) -> list[psutil.Process]:
     """Find the living worker processes of a coordinator."""
-    return descendants_running(TOY, pid)
+    return workers_running(TOY, pid)
 
 
-def await_workers(count: int) -> list[psutil.Process]:
-    """Wait until so many live: those of a Ray cluster are started by processes of their own."""
+def await_workers(count: int, pid: int | None = None) -> list[psutil.Process]:
+    """Wait until so many live below a process: they are started by processes of their own."""
     give_up = time.monotonic() + PATIENCE
-    while len(workers := workers_of(os.getpid())) != count:
+    while len(workers := workers_of(pid or os.getpid())) != count:
         assert time.monotonic() < give_up, workers
         time.sleep(0.05)
     return workers
 
 
+def fork_server(workers: list[psutil.Process]) -> psutil.Process:
+    """Return the process from which these were forked."""
+    (server,) = {worker.ppid() for worker in workers}
+    return psutil.Process(server)
+
+
 def kill_the_worker() -> None:
     """Kill this process's one worker."""
-    (worker,) = workers_of(os.getpid())
+    (worker,) = await_workers(1)
     worker.kill()
     await_the_end(worker)
 
@@ -336,6 +342,69 @@ class TestLocalExecutor(ProcessContract):
 
         assert end_of(executor) == toy_result(spec(1), TrialState.COMPLETE, 2)
 
+    def test_the_next_executor_takes_over_the_fork_server(self, make: Make) -> None:
+        first = make(1, {})
+        first.probe_precision()
+        server = fork_server(await_workers(1))
+        first.close()
+
+        make(2, {}).submit(spec(0))
+
+        assert fork_server(await_workers(2)) == server
+
+    def test_settings_of_a_library_need_a_server_of_their_own(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = make(1, {})
+        first.probe_precision()
+        server = fork_server(await_workers(1))
+        first.close()
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+
+        make(1, {})
+
+        assert fork_server(await_workers(1)) != server
+        assert not server.is_running()
+
+    def test_a_worker_has_the_folder_and_variables_of_its_executor(
+        self, make: MakeProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = make(1, {})
+        first.probe_precision()
+        first.close()
+        monkeypatch.chdir(tmp_path)
+        executor = make(1, {(0, 1): "exit"})
+        executor.submit(spec(0))
+
+        assert end_of(executor) == AttemptLost(0, 1, "exit code 3")
+        (worker,) = await_workers(1)
+        assert worker.cwd() == str(tmp_path)
+
+    def test_attempts_are_lost_with_their_fork_server(self, make: Make) -> None:
+        executor = make(2, {(0, 1): SimulatedOutcome.STUCK})
+        executor.submit(spec(0))
+        executor.answer(first_report(executor), prune=False)
+        fork_server(await_workers(2)).kill()
+
+        assert end_of(executor) == AttemptLost(0, 1, "signal SIGKILL")
+
+        for number in (0, 1):
+            executor.submit(spec(number, attempt=2))
+        assert {type(event) for event in follow(executor, ends=2)} == {EpochReport, TrialResult}
+
+    def test_a_fork_server_that_hangs_is_replaced(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(local, "START_SECONDS", 2.0)
+        first = make(1, {})
+        first.probe_precision()
+        server = fork_server(await_workers(1))
+        first.close()
+        server.suspend()
+        executor = make(1, {})
+        executor.submit(spec(0))
+
+        assert end_of(executor) == toy_result(spec(0), TrialState.COMPLETE, 2)
+        assert not server.is_running()
+
     def test_a_worker_that_cannot_start_ends_the_study(
         self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -425,11 +494,11 @@ class TestLocalExecutor(ProcessContract):
 
     def test_memory_left_behind_is_not_charged_to_the_next_attempt(self, make: MakeProcesses) -> None:
         executor = make(1, {(0, 1): "keeping"}, worker_memory=450 * MEBIBYTE)
-        alive = [workers_of(os.getpid())]
+        alive = [await_workers(1)]
         for number in (0, 1, 2):
             executor.submit(spec(number, epochs=1))
             assert end_of(executor) == toy_result(spec(number, epochs=1), TrialState.COMPLETE, 1)
-            alive.append(workers_of(os.getpid()))
+            alive.append(await_workers(1))
 
         first, second, third, last = alive
         assert first != second
@@ -474,7 +543,7 @@ class TestLocalExecutor(ProcessContract):
     ) -> None:
         monkeypatch.setattr(local, "ATTEMPTS_PER_WORKER", 2)
         executor = make(2, {})
-        first = {worker.pid for worker in workers_of(os.getpid())}
+        first = {worker.pid for worker in await_workers(2)}
 
         alive = []
         for number in range(0, 6, 2):
@@ -488,8 +557,9 @@ class TestLocalExecutor(ProcessContract):
 
     def test_a_worker_that_died_before_a_probe_is_replaced(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TOY_BROKEN", "1")
+        monkeypatch.setenv("TOY_SLOW", "1")
         executor = make(1, {})
-        (worker,) = workers_of(os.getpid())
+        (worker,) = await_workers(1)
         await_the_end(worker)
 
         with pytest.raises(StudyError, match="no data for digits"):
@@ -514,7 +584,7 @@ class TestLocalExecutor(ProcessContract):
         executor = make(3, {(0, 1): SimulatedOutcome.STUCK})
         executor.submit(spec(0))
         executor.answer(first_report(executor), prune=False)
-        assert len(workers_of(os.getpid())) == 3
+        await_workers(3)
 
         executor.close()
 
@@ -522,7 +592,7 @@ class TestLocalExecutor(ProcessContract):
 
     def test_ctrl_c_is_the_coordinator_s_to_answer(self, make: Make) -> None:
         make(1, {})
-        (worker,) = workers_of(os.getpid())
+        (worker,) = await_workers(1)
         assert os.getpgid(worker.pid) != os.getpgid(0)
 
     @pytest.mark.parametrize("outcome", ["stuck", "native", "stopped"])
@@ -566,8 +636,7 @@ def orphaned(folder: Path, environment: dict[str, str], until: str) -> list[psut
     with started_process(command, stdout=subprocess.PIPE, env=surroundings, text=True) as coordinator:
         assert coordinator.stdout is not None
         assert coordinator.stdout.readline() == "busy\n"
-        workers = workers_of(coordinator.pid)
-        assert len(workers) == 2
+        workers = await_workers(2, coordinator.pid)
         os.kill(coordinator.pid, signal.SIGKILL)
     return workers
 

@@ -31,6 +31,7 @@ from tests.executors.test_executor_contract import (
     MakeProcesses,
     ProcessContract,
     await_the_end,
+    await_workers,
     end_of,
     first_report,
     follow,
@@ -196,7 +197,7 @@ class TestRayExecutor(ProcessContract):
         executor = make(1, {})
         executor.submit(spec(0))
         end_of(executor)
-        (worker,), below = workers_of(os.getpid()), psutil.Process().children(recursive=True)
+        (worker,), below = await_workers(1), psutil.Process().children(recursive=True)
 
         assert worker.environ()["TOY_PASSWORD"] == "hunter2"
         assert not any("hunter2" in word for process in below for word in unless_gone(process.cmdline, ()))

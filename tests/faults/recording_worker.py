@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
+
 from fashion_study.testing.training import work_with
 from fashion_study.trial import AttemptLost, EpochReport, TrialResult, TrialSpec, TrialState, WorkerSettings
 from fashion_study.worker import process as worker
@@ -76,8 +78,8 @@ class RecordingTrainer(ToyTrainer):
         self._journal.note("step")
         self._steps_left -= 1
         if self._steps_left == 0:
-            os.kill(os.getppid(), signal.SIGKILL)
-            signal.pause()  # The kernel ends this process with its parent.
+            os.kill(psutil.Process(os.getppid()).ppid(), signal.SIGKILL)
+            signal.pause()  # The kernel ends the fork server with the coordinator, and this process with that.
 
 
 if __name__ == "__main__":

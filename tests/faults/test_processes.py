@@ -33,7 +33,7 @@ from tests.faults.promises import (
     outcome,
 )
 from tests.faults.table import RecordFault
-from tests.support.processes import descendants_running
+from tests.support.processes import workers_running
 
 pytestmark = pytest.mark.faults
 
@@ -61,7 +61,7 @@ def until(condition: Callable[[], object], process: BaseProcess) -> None:
 
 
 def workers_of(pid: int | None) -> list[psutil.Process]:
-    return descendants_running(WORKER, pid)
+    return workers_running(WORKER, pid)
 
 
 @contextmanager

@@ -71,10 +71,14 @@ def has_ended(process: psutil.Process) -> bool:
     return is_dead and unless_gone(process.num_threads, 1) == 1
 
 
-def descendants_running(module: str, pid: int | None) -> list[psutil.Process]:
-    """Find the living processes below `pid` that were started as `python -m module`."""
-    children = psutil.Process(pid).children(recursive=True)
-    return [child for child in children if module in unless_gone(partial(_command_of, child), ())]
+def workers_running(module: str, pid: int | None) -> list[psutil.Process]:
+    """Find the living workers below `pid` of a module: those that it has started, and those of its fork servers."""
+    below = {each.pid: each for each in psutil.Process(pid).children(recursive=True)}
+    commands = {number: unless_gone(partial(_command_of, each), []) for number, each in below.items()}
+    forking = {number for number, command in commands.items() if command[-3:-1] == [module, "fork"]}
+    parents = {number: unless_gone(below[number].ppid, 0) for number in forking}
+    servers = {number for number in forking if parents[number] not in forking}
+    return [below[number] for number, command in commands.items() if module in command and number not in servers]
 
 
 def _command_of(process: psutil.Process) -> list[str]:

@@ -38,7 +38,7 @@ faults = -m faults --timeout 1800
 
 audit = $(bin)/python -m pip_audit --strict --disable-pip --require-hashes --progress-spinner off --requirement
 
-.PHONY: help audit study test test-faults test-faults-full bench bench-full check lock clean
+.PHONY: help audit study test test-slow test-faults test-faults-full bench bench-full check lock clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -48,7 +48,10 @@ study: .venv/.project ## run the study; ARGS="--trials 5" passes options on
 	@$(bin)/python -m experiments.run_study $(ARGS)
 
 test: check ## make check, then the tests; ARGS="-k space" passes options on
-	@$(bin)/python -m pytest -m "not faults" $(ARGS)
+	@$(bin)/python -m pytest -m "not faults and not slow" $(ARGS)
+
+test-slow: .venv/.locked-dev .venv/.project ## the tests on a Ray cluster, on servers, and of other libraries' tuners
+	@$(bin)/python -m pytest -m "slow and not faults" $(ARGS)
 
 test-faults: .venv/.locked-dev .venv/.project ## the tests that kill and interrupt real processes
 	@$(bin)/python -m pytest $(faults) $(ARGS)

@@ -12,6 +12,8 @@ from benchmarks.evidence import check_store
 from benchmarks.peers.task import Task
 from benchmarks.throughput import PEERS, TRIALS
 
+pytestmark = pytest.mark.slow
+
 CLASSES = tuple("abcdefghij")
 
 

@@ -14,6 +14,8 @@ import pytest
 from benchmarks.servers import DEPLOY, OPENER, Postgres, TeamMlflow
 from tests.support.processes import ProcessList
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENTS = "/api/2.0/mlflow/experiments/search"
 
 

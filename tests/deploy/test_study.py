@@ -16,7 +16,7 @@ from tests.support.processes import ProcessList
 
 SMALL = ("--space", "smoke", "--dataset", "digits", "--workers", "1", "--precision", "float32")
 STUDY = "digits-smoke"
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True, eq=False)

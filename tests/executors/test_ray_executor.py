@@ -40,6 +40,8 @@ from tests.executors.test_executor_contract import (
 )
 from tests.support.processes import unless_gone
 
+pytestmark = pytest.mark.slow
+
 # Small enough for two on a machine with one core.
 SMALL = Resources(0.5, 0, 2**20)
 

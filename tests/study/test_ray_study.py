@@ -11,6 +11,8 @@ from optuna.trial import TrialState
 
 from fashion_study.store.store import open_store
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -13,20 +13,24 @@ from fashion_study.errors import StudyError
 from fashion_study.text import visible, without_passwords
 
 # Raised when the same seed and parameters train to something else: part of a study's fingerprint.
-TRAINING_VERSION = 2
+TRAINING_VERSION = 3
 # The number of a study's baseline trial, which is never pruned.
 BASELINE_NUMBER = 0
 
 ParamValue = int | float | str
+# Which seed trains the epochs up to which.
+Seeds = tuple[tuple[int, int], ...]
 
 # A frame of a traceback with its lines of code. Some exceptions of TensorFlow's have frames of their own, and say after
 # those what is wrong.
 LAST_FRAME = re.compile(r"^  File \".*\n(?:    .*\n)*", re.MULTILINE)
 CAUSE_LENGTH = 200
 
-# Tags of a result: after which epoch it went on from an earlier trial's model, or why it could not.
+# Tags of a result: after which epoch it went on from an earlier trial's checkpoint, and why that could not be had; and
+# after which epoch it went on from its own on a machine where something was different.
 CONTINUED = "continued_after_epoch"
 CONTINUATION_LOST = "continuation_lost"
+RESUMED_ELSEWHERE = "resumed_elsewhere"
 
 Filters = Annotated[int, Field(strict=True, ge=1, le=512)]
 
@@ -85,23 +89,26 @@ class FailReason(StrEnum):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """The point from which a training goes on: the trial and the run that left the model, and its number of epochs.
+class EarlierTrial:
+    """A trial from whose checkpoint another one goes on, its run, and its number of epochs.
 
-    `run_id` is None where the trial storage has none.
+    `run_id` is None where the trial storage has none. `seeds` says which seed trained the epochs up to which: the
+    earlier trial may have gone on from another one itself.
     """
 
     number: int
     run_id: str | None
     epochs: int
+    seeds: Seeds
 
 
 @dataclass(frozen=True)
 class TrialSpec:
     """One attempt at a trial, or at one of a finalist's repeats (from 1; 0 is the trial itself), for a worker to train.
 
-    With `continues` it goes on from an earlier trial's model up to its own number of epochs. `run_id` is its MLflow
-    run, empty while that is not open; `supersedes` is the run of an earlier attempt.
+    With `continues` it goes on from an earlier trial's checkpoint up to its own number of epochs; `resumes` is the
+    epoch after which it goes on from its own one, 0 for none. `run_id` is its MLflow run, empty while that is not open;
+    `supersedes` is the run of an earlier attempt.
     """
 
     number: int
@@ -111,13 +118,24 @@ class TrialSpec:
     run_id: str = ""
     precision: Precision = Precision.FLOAT32
     repeat: int = 0
-    continues: Checkpoint | None = None
+    continues: EarlierTrial | None = None
     supersedes: str | None = None
+    resumes: int = 0
 
     @property
     def label(self) -> str:
         """Return what is trained: `trial 007`, `trial 007 repeat 2`."""
         return f"trial {self.number:03d}" + (f" repeat {self.repeat}" if self.repeat else "")
+
+    @property
+    def inherited(self) -> int:
+        """Return the number of epochs that were an earlier trial's."""
+        return 0 if self.continues is None else self.continues.epochs
+
+    @property
+    def seeds(self) -> Seeds:
+        """Return the seeds of all epochs."""
+        return (*(self.continues.seeds if self.continues else ()), (self.seed, self.hyperparameters.epochs))
 
     @property
     def key(self) -> tuple[int, int]:
@@ -155,7 +173,7 @@ class EpochReport(Epoch):
 class TrialResult:
     """The end of an attempt.
 
-    `objective` is the validation accuracy (0 to 1) of the float32 model after the last epoch, for a complete
+    `objective` is the validation accuracy (0 to 1) of the float32 model after the best epoch, for a complete
     trial only. `metrics` are final metrics by name, ready for the tracking store; `tags` name the logged model, its
     weights and the environment in which it was trained. `seconds` is how long the attempt took, from the moment a
     worker began with it.
@@ -181,12 +199,16 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class AttemptLost:
-    """An attempt that ended through no fault of its own: its worker died, or the store failed it (`by_store`)."""
+    """An attempt that ended through no fault of its own.
+
+    Its worker died, or the store failed it (`by_store`), or it could not go on from its checkpoint (`by_checkpoint`).
+    """
 
     number: int
     attempt: int
     cause: str
     by_store: bool = False
+    by_checkpoint: bool = False
 
 
 @dataclass(frozen=True)
@@ -203,7 +225,8 @@ class DataSource:
 class WorkerSettings:
     """What is the same for everything that a worker trains; without `records` it only reads the store.
 
-    With `pool` it trains on all images that may be fitted to, without validation. The executor limits an attempt to
+    With `pool` it trains on all images that may be fitted to, without validation. `checkpoints` is the folder of the
+    study's checkpoints; without one there are none. The executor limits an attempt to
     `trial_timeout` seconds, from its begin in a worker, and a worker to `worker_memory` bytes.
     """
 
@@ -215,6 +238,7 @@ class WorkerSettings:
     worker_memory: int | None = None
     records: bool = True
     pool: bool = False
+    checkpoints: Path | None = None
 
 
 @dataclass(frozen=True)

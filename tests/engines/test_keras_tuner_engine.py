@@ -16,7 +16,7 @@ from fashion_study.store.trials import MAX_RETRIES, TrialStorage
 from fashion_study.study.loop import Loop
 from fashion_study.study.proposals import Proposals
 from fashion_study.testing.memory import MemoryExecutor, MemoryTracker, RecordingObserver, memory_storage
-from fashion_study.trial import Checkpoint, ParamValue, Precision, TrialResult, TrialSpec, TrialState
+from fashion_study.trial import EarlierTrial, ParamValue, Precision, TrialResult, TrialSpec, TrialState, trial_seed
 from tests.engines.test_engine_contract import asked, canonical, completed, proposals, run_id
 
 
@@ -50,11 +50,13 @@ def test_hyperband_promotes_the_best_and_continues_its_run() -> None:
     objectives = {record.number: record.objective or 0.0 for record in trial_storage.records()}
     best_three = sorted(range(1, 10), key=lambda number: -objectives[number])[:3]
     assert [proposal.continues for proposal in found[10:13]] == [
-        Checkpoint(number, f"run-{number}-1", 1) for number in best_three
+        EarlierTrial(number, f"run-{number}-1", 1, ((trial_seed(0, number), 1),)) for number in best_three
     ]
     winner = found[13].continues
     assert winner is not None
     assert (winner.number, winner.epochs) == (10, 3)
+    first = trial_seed(0, best_three[0]), trial_seed(0, 10)
+    assert winner.seeds == ((first[0], 1), (first[1], 3))
     for proposal in found[10:]:
         assert proposal.continues is not None
         earlier = found[proposal.continues.number]

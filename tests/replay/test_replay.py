@@ -31,7 +31,7 @@ from fashion_study.study.progress import Observer
 from fashion_study.testing.training import toy_report, toy_result
 from fashion_study.tracking.runs import StudyRuns
 from fashion_study.trial import (
-    Checkpoint,
+    EarlierTrial,
     FailReason,
     Hyperparameters,
     Precision,
@@ -264,8 +264,9 @@ def test_a_continued_training_goes_on_from_the_same_run(desk: Desk) -> None:
     spec = desk.end(desk.begin(), tags={"threads": "1", "continued_after_epoch": "2"})
     desk.client.set_tag(spec.run_id, "continues_trial", "3")
     desk.client.set_tag(spec.run_id, "continues_run", "0" * 32)
+    desk.client.set_tag(spec.run_id, "earlier_seeds", "7:1 8:2")
 
-    assert read_recorded(desk.client, spec.run_id).spec.continues == Checkpoint(3, "0" * 32, 2)
+    assert read_recorded(desk.client, spec.run_id).spec.continues == EarlierTrial(3, "0" * 32, 2, ((7, 1), (8, 2)))
 
 
 def test_a_worker_that_dies_ends_the_replay_and_keeps_its_log(

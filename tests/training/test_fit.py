@@ -49,7 +49,7 @@ def test_every_epoch_sees_all_images_in_an_order_of_its_own() -> None:
 
         tf.random.set_seed(seed)
         fit(
-            SimpleNamespace(fit=note, get_weights=list),
+            SimpleNamespace(fit=note, get_weights=list, set_weights=list),
             numbered,
             None,
             Hyperparameters(batch_size=8, epochs=3),
@@ -121,7 +121,7 @@ def test_without_validation_images_a_fit_completes_and_says_so(digits: Dataset) 
 
 
 def test_a_loss_that_is_no_number_ends_the_fit_within_its_epoch(digits: Dataset) -> None:
-    params = SMALL.model_copy(update={"optimizer": "sgd", "learning_rate": 10.0, "batch_size": 8})
+    params = SMALL.model_copy(update={"optimizer": "sgd", "learning_rate": 10.0, "batch_size": 4})
     keras.utils.set_random_seed(0)
     model = build_model(params, IMAGE_SHAPE, 10)
     reported: list[Epoch] = []
@@ -136,7 +136,7 @@ def test_a_loss_that_is_no_number_ends_the_fit_within_its_epoch(digits: Dataset)
     assert reported == []
     assert [epoch.epoch for epoch in outcome.epochs] == [1]
     assert not math.isfinite(outcome.epochs[0].train_loss)
-    steps_of_an_epoch = len(digits.train.labels) // 8
+    steps_of_an_epoch = len(digits.train.labels) // 4
     assert int(model.optimizer.iterations) < steps_of_an_epoch
 
 

@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import keras
 import mlflow
 import numpy as np
 import pytest
@@ -16,11 +14,10 @@ from mlflow.entities import Param
 
 from fashion_study.data.catalog import locate
 from fashion_study.data.dataset import Dataset
-from fashion_study.training.fit import FitOutcome, fit
-from fashion_study.training.model import build_model, build_network
+from fashion_study.store.checkpoints import Checkpoints
 from fashion_study.trial import (
     AttemptLost,
-    Checkpoint,
+    EarlierTrial,
     EpochReport,
     FailReason,
     Hyperparameters,
@@ -31,7 +28,6 @@ from fashion_study.trial import (
     WorkerSettings,
 )
 from fashion_study.worker import trainer
-from fashion_study.worker.record import record_model
 from fashion_study.worker.trainer import Trainer
 from tests.support.empty_store import empty_store
 
@@ -48,7 +44,9 @@ class Bench:
         store = empty_store(root)
         self.client: MlflowClient = store.client()
         self._experiment_id = store.experiment_id(self.client, "digits")
-        self.settings = WorkerSettings(locate("digits"), 200, 1, store.tracking_uri)
+        checkpoints = root / "checkpoints"
+        checkpoints.mkdir()
+        self.settings = WorkerSettings(locate("digits"), 200, 1, store.tracking_uri, checkpoints=checkpoints)
         self.trainer = Trainer(self.settings)
 
     def spec(self, params: Hyperparameters = SMALL, precision: Precision = Precision.FLOAT32) -> TrialSpec:
@@ -272,64 +270,47 @@ def test_a_bfloat16_trial_is_evaluated_as_its_float32_model(bench: Bench, digits
     assert result.objective == validation_accuracy(result, digits)
 
 
-def test_a_continued_trial_restores_weights_epochs_and_steps(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, model_uri = earlier_trial(bench)
-    began: list[tuple[list[np.ndarray], int]] = []
+@pytest.fixture(scope="module")
+def earlier(bench: Bench) -> Attempt:
+    """Train a trial of one epoch from which others may go on."""
+    spec = replace(bench.spec(ONE_EPOCH), number=3, seed=99)
+    return Attempt(spec, *bench.train(spec))
 
-    def fit_and_look(model: keras.Model, *rest: Any) -> FitOutcome:
-        began.append((model.get_weights(), int(model.optimizer.iterations.numpy())))
-        return fit(model, *rest)
 
-    monkeypatch.setattr(trainer, "fit", fit_and_look)
-    three = SMALL.model_copy(update={"epochs": 3})
+def test_a_trial_goes_on_from_the_checkpoint_of_an_earlier_one(bench: Bench, earlier: Attempt) -> None:
+    continues = EarlierTrial(3, earlier.spec.run_id, 1, ((99, 1),))
+    spec = replace(bench.spec(SMALL), number=6, continues=continues)
 
-    result, reports = bench.train(replace(bench.spec(three), number=6, continues=Checkpoint(5, first, 1)))
+    result, reports = bench.train(spec)
 
     assert result.state is TrialState.COMPLETE, result.message
-    assert [report.epoch for report in reports] == [2, 3]
-    assert result.epochs_run == 3
+    assert [report.epoch for report in reports] == [2]
+    assert result.epochs_run == 2
     assert result.tags["continued_after_epoch"] == "1"
-    (weights, steps) = began[0]
-    # 200 images in batches of 32, some of them for validation.
-    assert steps == -(-len(bench.trainer._train_images.labels) // 32)
-    left = mlflow.keras.load_model(model_uri, load_model_kwargs={"safe_mode": True}).get_weights()
-    for ours, theirs in zip(weights, left, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert "continuation_lost" not in result.tags
+    assert result.metrics["train_seconds"] == pytest.approx(reports[0].seconds)
+
+    checkpoints = Checkpoints.of(bench.settings)
+    assert checkpoints is not None
+    checkpoints.discard(earlier.spec)
+    again, reports = bench.train(replace(spec, run_id=bench.spec(SMALL).run_id))
+
+    # Trained again with the earlier trial's seed.
+    assert [report.epoch for report in reports] == [2]
+    assert again.tags["weights_sha256"] == result.tags["weights_sha256"]
+    assert again.tags["continuation_lost"].startswith("trial 003: the checkpoint")
 
 
-def test_without_the_earlier_run_or_model_nothing_is_restored(bench: Bench) -> None:
-    (removed, model_uri), (altered, _) = earlier_trial(bench), earlier_trial(bench)
-    bench.client.delete_logged_model(model_uri.removeprefix("models:/"))
-    bench.client.set_tag(altered, "model_sha256", 64 * "0")
-    model = build_model(SMALL, (28, 28, 1), 10)
-    before = model.get_weights()
+def test_the_objective_is_that_of_the_best_epoch(bench: Bench, digits: Dataset) -> None:
+    # A rate at which the accuracy falls again.
+    params = SMALL.model_copy(update={"epochs": 6, "learning_rate": 0.02})
+    result, reports = bench.train(bench.spec(params))
 
-    for run_id, cause in (("0" * 32, "its run is gone"), (None, "its run is gone"), (removed, ""), (altered, "")):
-        epochs, tags = bench.trainer.restore(replace(bench.spec(), continues=Checkpoint(5, run_id, 1)), model)
-
-        assert (epochs, list(tags)) == (0, ["continuation_lost"]), run_id
-        assert tags["continuation_lost"].startswith(f"trial 005: {cause}"), run_id
-        for ours, theirs in zip(model.get_weights(), before, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-
-
-def test_without_the_earlier_model_training_begins_anew(bench: Bench) -> None:
-    first, _ = earlier_trial(bench)
-    bench.client.set_tag(first, "model_sha256", 64 * "0")
-
-    result, reports = bench.train(replace(bench.spec(), continues=Checkpoint(5, first, 1)))
-
-    assert result.state is TrialState.COMPLETE, result.message
-    assert [report.epoch for report in reports] == [1, 2]
-    assert "trial 005" in result.tags["continuation_lost"]
-    assert "continued_after_epoch" not in result.tags
-
-
-def earlier_trial(bench: Bench) -> tuple[str, str]:
-    """Record a model, and return its run, which names it as the coordinator does, and its address."""
-    keras.utils.set_random_seed(1)
-    run_id = bench.spec(ONE_EPOCH).run_id
-    model = record_model(bench.client, run_id, build_network(ONE_EPOCH, (28, 28, 1), 10), ONE_EPOCH)
-    for name, value in {"model_uri": model.uri, "model_sha256": model.sha256}.items():
-        bench.client.set_tag(run_id, name, value)
-    return run_id, model.uri
+    curve = [report.val_accuracy for report in reports]
+    best = curve.index(max(curve)) + 1
+    assert best < 6
+    assert result.metrics["best_epoch"] == best
+    assert result.objective == pytest.approx(max(curve))
+    assert result.metrics["last_val_accuracy"] == curve[-1] < max(curve)
+    assert result.metrics["last_val_loss"] == reports[-1].val_loss
+    assert result.objective == validation_accuracy(result, digits)

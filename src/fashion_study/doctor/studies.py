@@ -67,7 +67,7 @@ def _damaged_study(context: CheckContext, trial_storage: TrialStorage) -> Iterat
         return
     runs = StudyRuns(context.client, trial_storage.attrs["experiment_id"], run_id)
     context.run_trees.update(runs.unlinked(trial_storage.attrs.get(TOKEN)))
-    for found in disagreements(trial_storage, runs):
+    for found in disagreements(trial_storage, runs, context.store.checkpoints(trial_storage.name)):
         yield replace(found, where=f"{trial_storage.name}, {found.where}")
     # The study's own run last: killed before, the rest is found again under a study without a process.
     if run.info.status == "RUNNING":

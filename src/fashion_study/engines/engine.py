@@ -11,11 +11,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fashion_study.space.space import Categorical, Float, Int, SearchSpace
 from fashion_study.store.trials import TrialStorage
-from fashion_study.trial import BASELINE_NUMBER, Checkpoint, ParamValue, TrialResult, TrialSpec, trial_seed
+from fashion_study.trial import BASELINE_NUMBER, EarlierTrial, ParamValue, TrialResult, TrialSpec, trial_seed
 
 Point = dict[str, ParamValue]
 
-# The attribute of a trial that names the earlier trial from whose model it continues.
+# The attribute of a trial that names the earlier trial from whose checkpoint it goes on.
 CONTINUES = "continues"
 
 
@@ -42,9 +42,12 @@ class Candidate:
 class Engine(ABC):
     """Base class of all engines: a subclass has `draw` and, if it stops trials, `prune`.
 
+    Where a trial may go on from the checkpoint of an earlier one (`continues_trials`), those of ended trials are kept.
     Waiting trials are proposed first: the baseline, the user's own points, and trials that an interruption sent back.
     New points follow; none is proposed twice. `distributions` replaces those of the space, by parameter.
     """
+
+    continues_trials = False
 
     def __init__(
         self,
@@ -88,18 +91,34 @@ class Engine(ABC):
             return trial
         number, attrs = trial.number, trial.user_attrs
         self._attempt_curves[number] = {}
-        continues = None
-        if (earlier := attrs.get(CONTINUES)) is not None:
-            origin = self.trial_storage.trial(earlier)
-            continues = Checkpoint(earlier, origin.user_attrs.get("run_id"), origin.params["epochs"])
         return TrialSpec(
             number,
             int(attrs.get("attempt", 0)) + 1,
             self.space.hyperparameters(trial.params),
             trial_seed(self.seed, number),
-            continues=continues,
+            continues=self._earlier(trial),
             supersedes=attrs.get("run_id"),
         )
+
+    def _earlier(self, trial: FrozenTrial) -> EarlierTrial | None:
+        """Return the trial from whose checkpoint this one goes on."""
+        if (number := trial.user_attrs.get(CONTINUES)) is None:
+            return None
+        origin = self.trial_storage.trial(number)
+        before = self._earlier(origin)
+        own = (trial_seed(self.seed, number), int(origin.params["epochs"]))
+        return EarlierTrial(number, origin.user_attrs.get("run_id"), own[1], (*(before.seeds if before else ()), own))
+
+    def resume(self, number: int, values: Mapping[int, float]) -> None:
+        """Record the objective after the epochs of an attempt that another one goes on with, as far as that is lacking.
+
+        The last one is reported again: nobody may have answered it.
+        """
+        stored = self.trial_storage.trial(number).intermediate_values
+        for epoch, value in values.items():
+            self._attempt_curves[number][epoch] = value
+            if stored.get(epoch) != value:
+                self.trial_storage.record_value(number, epoch, value)
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Record the objective after `epoch` (from 1); return whether to prune the trial now, never the baseline."""

@@ -46,7 +46,7 @@ class KerasTunerEngine(Engine):
 
     Where the oracle draws a point that the trial storage has, no trial is added: the oracle is told the known result.
     Under Hyperband the oracle decides the epochs, from 1 to the space's most; a promoted trial is a trial of its own
-    that continues from the model of the one before it. There `space` has to search `epochs`.
+    that goes on from the checkpoint of the one before it. There `space` has to search `epochs`.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class KerasTunerEngine(Engine):
         epochs = {"epochs": IntDistribution(1, space.max_epochs)} if sampler == "hyperband" else {}
         super().__init__(trial_storage, space, seed, try_points, epochs)
         self._sampler = sampler
+        self.continues_trials = sampler == "hyperband"
         self._oracle = Oracle(sampler, space, seed)
         # The number of the trial behind each of the oracle's trials; those whose end the oracle does not know yet.
         self._number_by_id: dict[str, int] = {}
@@ -140,6 +141,7 @@ class Oracle:
 
     def __init__(self, sampler: KerasTunerSampler, space: SearchSpace, seed: int) -> None:
         self._sampler = sampler
+        self.continues_trials = sampler == "hyperband"
         with warnings.catch_warnings(action="ignore"):
             import_without_stderr("keras_tuner")
             self._oracle = _make(sampler, space, seed)

@@ -65,7 +65,9 @@ class Supervisor:
         source = context.settings.source
         if source.directory is not None and not source.directory.is_dir():
             source = replace(source, directory=locate(source.name).directory)  # Where this machine has the images.
-        settings = replace(context.settings, source=source)
+        checkpoints = context.settings.checkpoints
+        shared = checkpoints if checkpoints is not None and checkpoints.is_dir() else None
+        settings = replace(context.settings, source=source, checkpoints=shared)
         self._executor = LocalExecutor(settings, 1, log_dir / name, context.worker_module)
         return []
 

@@ -16,7 +16,7 @@ from fashion_study.store.trials import open_study
 from fashion_study.text import printable
 from fashion_study.tracking.attempt import Attempt, hyperparameters_of, read_attempt
 from fashion_study.tracking.search import all_pages, search_runs
-from fashion_study.trial import Checkpoint, FailReason, Precision, TrialSpec, TrialState
+from fashion_study.trial import EarlierTrial, FailReason, Precision, TrialSpec, TrialState
 
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 # What may decide the last bits, by its tag; in the order in which a difference is likely to.
@@ -181,7 +181,13 @@ def _recorded(client: MlflowClient, run: Run, attempt: Attempt) -> Recorded:
 def _spec(run: Run, attempt: Attempt) -> TrialSpec:
     tags, continues = run.data.tags, None
     if "continued_after_epoch" in tags:
-        continues = Checkpoint(int(tags["continues_trial"]), tags["continues_run"], int(tags["continued_after_epoch"]))
+        seeds = (each.split(":") for each in tags.get("earlier_seeds", "").split())
+        continues = EarlierTrial(
+            int(tags["continues_trial"]),
+            tags["continues_run"],
+            int(tags["continued_after_epoch"]),
+            tuple((int(seed), int(last)) for seed, last in seeds),
+        )
     return TrialSpec(
         attempt.trial,
         attempt.number,

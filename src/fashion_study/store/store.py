@@ -56,6 +56,10 @@ class Store:
         """Return the folder with the artifacts, where no server of the user's keeps them."""
         return self.root / "artifacts"
 
+    def checkpoints(self, study: str) -> Path:
+        """Return the folder with the checkpoints of a study."""
+        return self.root / "checkpoints" / study
+
     @property
     def is_writable(self) -> bool:
         """Say whether files can be made in the folder."""

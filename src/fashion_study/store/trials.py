@@ -39,7 +39,8 @@ class TrialRecord:
     """A trial as the trial storage has it.
 
     `objective` is the validation accuracy of a complete trial; `curve` maps each reported epoch (from 1) to the
-    validation accuracy after it; `seconds` is the duration of the attempt that ended the trial.
+    validation accuracy after it; `seconds` is the duration of the attempt that ended the trial. `resumes` is the
+    epoch after which the latest attempt went on, 0 for none.
     """
 
     number: int
@@ -52,6 +53,7 @@ class TrialRecord:
     reason: FailReason | None = None
     seconds: float | None = None
     uncounted_attempts: int = 0
+    resumes: int = 0
     cause: str = ""
 
     @property
@@ -159,10 +161,12 @@ class TrialStorage:
         self._set_state(waiting.number, OptunaState.RUNNING)
         return self.trial(waiting.number)
 
-    def begin_attempt(self, number: int, attempt: int, run_id: str) -> None:
-        """Record an attempt (from 1) of a worker, and its MLflow run."""
+    def begin_attempt(self, number: int, attempt: int, run_id: str, resumes: int = 0) -> None:
+        """Record an attempt (from 1) of a worker, its MLflow run, and the epoch after which it goes on."""
         # The number first: a kill in between leaves a run that no trial names, and a number that never comes again.
         self._set_attr(number, "attempt", attempt)
+        if resumes:
+            self._set_attr(number, "resumes", resumes)
         self._set_attr(number, "run_id", run_id)
 
     def record_value(self, number: int, epoch: int, value: float) -> None:
@@ -173,13 +177,16 @@ class TrialStorage:
         """Record that the trial is pruned after `epoch`, in whichever attempt."""
         self._set_attr(number, "pruned_at", epoch)
 
-    def requeue(self, number: int, *, counted: bool = True, cause: str = "") -> TrialState:
+    def requeue(self, number: int, reached: int = 0, *, counted: bool = True, cause: str = "") -> TrialState:
         """Let a trial that was stopped from outside wait again; fail it where it has used up its retries.
 
-        An attempt that the store failed, or that no worker began, is not `counted` against the trial.
+        An attempt that the store failed, or that no worker began, is not `counted` against the trial. One that has
+        `reached` a later epoch than that after which it began, and can go on from there, gives it all its retries back.
         """
         record = self._record(self.trial(number))
-        if not counted:
+        if reached > record.resumes:
+            self._set_attr(number, "spared", record.attempt)
+        elif not counted:
             self._set_attr(number, "spared", record.uncounted_attempts + 1)
         elif record.counted_attempts > MAX_RETRIES:
             self._set_attr(number, "reason", FailReason.INTERRUPTED.value)
@@ -296,6 +303,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         reason=FailReason(reason) if reason else None,
         seconds=end.get("seconds"),
         uncounted_attempts=_whole(trial.user_attrs.get("spared")),
+        resumes=_whole(trial.user_attrs.get("resumes")),
         cause=str(end.get("cause", "")) if reason else "",
     )
 

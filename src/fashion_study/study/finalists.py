@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fashion_study.space.space import SearchSpace
 from fashion_study.statistics import student_interval, student_lower_bound
+from fashion_study.store.checkpoints import Checkpoints
 from fashion_study.store.trials import MAX_RETRIES, TrialRecord
 from fashion_study.study.loop import TrackedSource, Tracker
 from fashion_study.tracking.attempt import Attempt
@@ -181,6 +182,7 @@ class Repeats(TrackedSource):
     space: SearchSpace
     seed: int
     precision: Precision
+    checkpoints: Checkpoints | None = None
 
     def __post_init__(self) -> None:
         self._params = {record.number: record.params for record in self.records}
@@ -243,11 +245,15 @@ class Repeats(TrackedSource):
     def settle(self, spec: TrialSpec, result: TrialResult) -> None:
         """Close the run."""
         self.tracker.close_trial(spec, result)
+        if self.checkpoints is not None:
+            self.checkpoints.discard(spec)
 
     def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:
         """Train the repeat again, or give it up after too many losses."""
         key = spec.number, spec.repeat
-        self._lost[key] += not lost.by_store
+        if lost.by_checkpoint and self.checkpoints is not None:
+            self.checkpoints.discard(spec)
+        self._lost[key] += not (lost.by_store or lost.by_checkpoint)
         return TrialState.FAILED if self._lost[key] > MAX_RETRIES else self.stop(spec)
 
     def stop(self, spec: TrialSpec, *, by_error: bool = False) -> TrialState:  # noqa: ARG002

@@ -4,16 +4,17 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fashion_study.errors import StudyError
 from fashion_study.executors.executor import Event, Executor
+from fashion_study.store.checkpoints import Checkpoints
 from fashion_study.store.failures import StoreFailurePolicy
 from fashion_study.study.progress import Observer
 from fashion_study.tracking.attempt import Attempt
-from fashion_study.trial import AttemptLost, EpochReport, TrialResult, TrialSpec, TrialState
+from fashion_study.trial import AttemptLost, Epoch, EpochReport, TrialResult, TrialSpec, TrialState
 
 TICK_SECONDS = 0.25
 
@@ -120,6 +121,8 @@ class Loop:
             spec, self._next = self._next or self._ask(), None
             if spec is None:
                 return
+            while spec.supersedes is not None and self._later:
+                self._later.popleft()()  # Among it is the end of the run in which the attempt may go on.
             spec = self.source.begin(spec)
             self._running[spec.key] = spec
             self.executor.submit(spec)
@@ -147,9 +150,10 @@ class Loop:
                 # After the last epoch nothing is left to save: the attempt is complete.
                 prune = self.source.report(spec, event) and event.epoch < spec.hyperparameters.epochs
                 self.executor.answer(event, prune=prune)
-                self.epochs -= 1
-                self._later.append(lambda: self.source.log_epoch(spec, event))
-                self.observer.epoch_done(spec, event)
+                if event.epoch > spec.resumes:  # Else it was trained before, and its answer is asked for again.
+                    self.epochs -= 1
+                    self._later.append(lambda: self.source.log_epoch(spec, event))
+                    self.observer.epoch_done(spec, event)
             case TrialResult():
                 self.source.record(spec, event)
                 self.busy_seconds += event.seconds
@@ -194,7 +198,10 @@ class Tracker(Protocol):
     ) -> str:
         """Open a run for an attempt at a trial or at a finalist's repeat, nested under the study's; return its id."""
 
-    def log_epoch(self, run_id: str, report: EpochReport) -> None:
+    def resume_trial(self, spec: TrialSpec, epochs: Sequence[Epoch]) -> None:
+        """Open the run of an earlier attempt again, and add what its curves lack of these epochs."""
+
+    def log_epoch(self, run_id: str, epoch: Epoch) -> None:
         """Add one epoch to the curves of a run."""
 
     def record_result(self, spec: TrialSpec, result: TrialResult) -> None:
@@ -220,17 +227,30 @@ class TrackedSource(Source):
     """Work whose runs a tracker keeps, nested under a study's run."""
 
     tracker: Tracker
+    checkpoints: Checkpoints | None = None
 
-    def name_run(self, spec: TrialSpec) -> None:
-        """Keep the run of an attempt that is about to begin."""
+    def name_run(self, spec: TrialSpec, epochs: Sequence[Epoch] = ()) -> None:
+        """Keep the run of an attempt that is about to begin, and what was trained of it before."""
 
     def begin(self, spec: TrialSpec) -> TrialSpec:
-        """Open the run of an attempt; the run of an earlier one says which took its place."""
+        """Open the run of an attempt.
+
+        Where there is a checkpoint of an earlier one it is that one's run, in which the attempt goes on. Else that says
+        which run took its place.
+        """
+        if spec.supersedes is not None and self.checkpoints is not None:
+            earlier = replace(spec, run_id=spec.supersedes, supersedes=None)
+            if (header := self.checkpoints.find(earlier)) is not None:
+                spec = replace(earlier, resumes=header.epochs[-1].epoch)
+                self.name_run(spec, header.epochs[spec.inherited :])
+                self.tracker.resume_trial(spec, header.epochs[spec.inherited :])
+                return spec
         tags = {"seed": str(spec.seed), "precision": spec.precision.value}
         if spec.continues is not None:
             tags["continues_trial"] = str(spec.continues.number)
             if spec.continues.run_id is not None:
                 tags["continues_run"] = spec.continues.run_id
+            tags["earlier_seeds"] = " ".join(f"{seed}:{last}" for seed, last in spec.continues.seeds)
         params = spec.hyperparameters.model_dump()
         run_id = self.tracker.open_trial(spec.number, spec.attempt, params, tags, spec.repeat)
         spec = replace(spec, run_id=run_id)

@@ -61,7 +61,8 @@ class PlainLines(Observer):
     def trial_started(self, spec: TrialSpec) -> None:
         """Print what is tried."""
         again = f" (attempt {spec.attempt})" if spec.attempt > 1 and not spec.repeat else ""
-        self.note(f"{spec.label} started{again}: {describe(spec)}")
+        begun = f"goes on after epoch {spec.resumes}" if spec.resumes else "started"
+        self.note(f"{spec.label} {begun}{again}: {describe(spec)}")
 
     def epoch_done(self, spec: TrialSpec, report: EpochReport) -> None:
         """Print the values after an epoch."""
@@ -116,7 +117,7 @@ class LiveDisplay(PlainLines):
 
     def trial_started(self, spec: TrialSpec) -> None:
         """Draw a bar for the attempt."""
-        trained = spec.continues.epochs if spec.continues else 0
+        trained = max(spec.inherited, spec.resumes)
         self._trial_bars[spec.key] = self.bars.add_task(
             spec.label,
             total=spec.hyperparameters.epochs,

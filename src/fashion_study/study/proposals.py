@@ -1,13 +1,16 @@
 """The engine's proposals as the work of a loop: each is a trial with a run and a place in the trial storage."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from fashion_study.engines.engine import Engine, Exhausted
+from fashion_study.store.checkpoints import Checkpoints, epoch_reached
 from fashion_study.study.loop import Best, TrackedSource, Tracker
 from fashion_study.study.progress import Observer
 from fashion_study.trial import (
     CONTINUATION_LOST,
     AttemptLost,
+    Epoch,
     EpochReport,
     Precision,
     TrialResult,
@@ -19,8 +22,17 @@ from fashion_study.trial import (
 class Proposals(TrackedSource):
     """A study's trials, up to a total that counts those of earlier starts; `exhausted` says why there are no more."""
 
-    def __init__(self, engine: Engine, tracker: Tracker, observer: Observer, precision: Precision, trials: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tracker: Tracker,
+        observer: Observer,
+        precision: Precision,
+        trials: int,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
         self.tracker = tracker
+        self.checkpoints = checkpoints
         self._engine = engine
         self._trial_storage = engine.trial_storage
         self._observer = observer
@@ -49,9 +61,10 @@ class Proposals(TrackedSource):
         self._trial_storage.requeue_unstarted(spec.number)
         self._in_flight -= 1
 
-    def name_run(self, spec: TrialSpec) -> None:
-        """Let the trial storage name the run."""
-        self._trial_storage.begin_attempt(spec.number, spec.attempt, spec.run_id)
+    def name_run(self, spec: TrialSpec, epochs: Sequence[Epoch] = ()) -> None:
+        """Let the trial storage name the run, and have the objective after each epoch that was trained before."""
+        self._trial_storage.begin_attempt(spec.number, spec.attempt, spec.run_id, spec.resumes)
+        self._engine.resume(spec.number, {epoch.epoch: epoch.val_accuracy for epoch in epochs})
 
     def report(self, spec: TrialSpec, report: EpochReport) -> bool:
         """Keep the objective after an epoch, and ask the engine's pruner."""
@@ -66,20 +79,25 @@ class Proposals(TrackedSource):
         if result.objective is not None and (self._best is None or result.objective > self._best[1]):
             self._best = (result.number, result.objective)
             self.tracker.log_best(self._counted, result.objective)
+        if self.checkpoints is not None and not self._engine.continues_trials:
+            self.checkpoints.discard(spec)
         if (lost := result.tags.get(CONTINUATION_LOST)) is not None:
             self._observer.warn(f"{spec.label} was trained from its first epoch: {lost}")
         return self._best
 
     def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:
-        """Send the trial back to waiting, or give it up; what the store has failed does not count."""
-        return self._release(spec, counted=not lost.by_store, cause=lost.cause)
+        """Send the trial back to waiting, or give it up; what the store or a checkpoint has failed does not count."""
+        if lost.by_checkpoint and self.checkpoints is not None:
+            self.checkpoints.discard(spec)
+        return self._release(spec, counted=not (lost.by_store or lost.by_checkpoint), cause=lost.cause)
 
     def stop(self, spec: TrialSpec, *, by_error: bool) -> TrialState:
         """Send the trial back to waiting, or give it up; what an error has stopped does not count."""
         return self._release(spec, counted=not by_error)
 
     def _release(self, spec: TrialSpec, *, counted: bool, cause: str = "") -> TrialState:
-        state = self._trial_storage.requeue(spec.number, counted=counted, cause=cause)
+        reached = 0 if self.checkpoints is None else epoch_reached(self.checkpoints.folder, spec.label, spec.run_id)
+        state = self._trial_storage.requeue(spec.number, reached, counted=counted, cause=cause)
         self._in_flight -= 1
         if state is TrialState.FAILED:
             self._counted += 1

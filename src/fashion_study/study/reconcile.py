@@ -3,9 +3,11 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fashion_study.finding import Finding, Kind, repairing
+from fashion_study.store.checkpoints import epoch_reached
 from fashion_study.store.trials import MAX_RETRIES, TOKEN, TrialRecord, TrialStorage
 from fashion_study.tracking.attempt import RUN_STATUS, Attempt
 from fashion_study.trial import FailReason, TrialState
@@ -21,7 +23,7 @@ ORPHANS = "ends the run, marks it as an orphan"
 ORPHANED = "it is ended and marked as an orphan now"
 
 
-def reconcile(trial_storage: TrialStorage, runs: "StudyRuns") -> list[str]:
+def reconcile(trial_storage: TrialStorage, runs: "StudyRuns", checkpoints: Path | None = None) -> list[str]:
     """Repair what a kill has left between a study's trial storage and its runs; return a line for each repair.
 
     The caller holds the study's lock, so no process works on what is marked as running. Killed at any point, it does
@@ -36,7 +38,9 @@ def reconcile(trial_storage: TrialStorage, runs: "StudyRuns") -> list[str]:
     unsettled = [each for each in records if not each.state.is_ended or each.reason is FailReason.INTERRUPTED]
     attempts = runs.unsettled([record.number for record in unsettled if record.attempt > 1])
     numbers = {record.number for record in unsettled} | {attempt.trial for attempt in attempts if not attempt.repeat}
-    findings = _Comparison(trial_storage, runs).findings([each for each in records if each.number in numbers], attempts)
+    findings = _Comparison(trial_storage, runs, checkpoints).findings(
+        [each for each in records if each.number in numbers], attempts
+    )
     return [*_repaired(findings), *fail_pending_models(runs)]
 
 
@@ -45,12 +49,12 @@ def fail_pending_models(runs: "StudyRuns") -> list[str]:
     return _repaired(runs.pending_models())
 
 
-def disagreements(trial_storage: TrialStorage, runs: "StudyRuns") -> Iterator[Finding]:
+def disagreements(trial_storage: TrialStorage, runs: "StudyRuns", checkpoints: Path | None = None) -> Iterator[Finding]:
     """Find every difference between a study's trial storage and its runs, while the caller holds the study's lock.
 
     After a repair the rest is found as if that difference had never been.
     """
-    yield from _Comparison(trial_storage, runs).findings(trial_storage.records(), runs.attempts())
+    yield from _Comparison(trial_storage, runs, checkpoints).findings(trial_storage.records(), runs.attempts())
 
 
 def _repaired(findings: Iterable[Finding]) -> list[str]:
@@ -63,6 +67,7 @@ class _Comparison:
 
     trials: TrialStorage
     runs: "StudyRuns"
+    checkpoints: Path | None
 
     def findings(self, records: Sequence[TrialRecord], attempts: Sequence[Attempt]) -> Iterator[Finding]:
         by_run = {attempt.run_id: attempt for attempt in attempts}
@@ -138,15 +143,17 @@ class _Comparison:
 
     def _abandoned_attempt(self, record: TrialRecord, attempt: Attempt) -> Finding:
         is_running = record.state is TrialState.RUNNING
+        kept = self.checkpoints
+        reached = 0 if kept is None else epoch_reached(kept, attempt.label, attempt.run_id)
 
         def repair() -> str:
             # The trial storage first: an open run of a trial that waits is found again; a running trial without an open
             # run would look as if no worker had begun it.
-            state = self.trials.requeue(record.number, cause=CAUSE) if is_running else record.state
+            state = self.trials.requeue(record.number, reached, cause=CAUSE) if is_running else record.state
             self.runs.interrupt_trial(attempt.trial, attempt.run_id, CAUSE, state)
             return f"it is {state} now"
 
-        gives_up = is_running and record.counted_attempts > MAX_RETRIES
+        gives_up = is_running and record.counted_attempts > MAX_RETRIES and reached <= record.resumes
         remedy = f"{'gives the trial up' if gives_up else 'sends the trial back to waiting'}, ends its run"
         kind = Kind.ZOMBIE_TRIAL if is_running else Kind.ZOMBIE_RUN
         return Finding(kind, _name(record), f"was interrupted in attempt {record.attempt}", remedy, repair)

@@ -184,7 +184,9 @@ def _search(session: Session) -> str | None:
 
         own_sampler = cast(KerasTunerSampler, config.sampler)
         engine = KerasTunerEngine(trial_storage, plan.space, own_sampler, config.seed, plan.points)
-    proposals = Proposals(engine, session.tracker, study.observer, session.precision, config.trials)
+    proposals = Proposals(
+        engine, session.tracker, study.observer, session.precision, config.trials, session.checkpoints
+    )
     epochs = (config.epoch_budget or math.inf) - trial_storage.epochs_trained()
     session.train(proposals, epochs, keeper.sweep)
     return proposals.exhausted
@@ -207,7 +209,8 @@ def train_finalists(session: Session) -> Repeats:
         )
     if plan.note:
         study.observer.note(f"finalists: {plan.note}")
-    repeats = Repeats(plan, records, session.tracker, study.plan.space, config.seed, session.precision)
+    space, kept = study.plan.space, session.checkpoints
+    repeats = Repeats(plan, records, session.tracker, space, config.seed, session.precision, kept)
     if repeats.left:
         title = f"finalists: the best {len(plan.trials)} trained again, {plan.repeats} times each"
         study.observer.begin(title, plan.total - repeats.left, plan.total, "repeats")

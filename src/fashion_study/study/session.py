@@ -14,6 +14,7 @@ from fashion_study.errors import StoreError
 from fashion_study.executors.executor import Executor
 from fashion_study.executors.local import BYTES_PER_WORKER, LocalExecutor, threads_per_worker
 from fashion_study.signals import StopSignals
+from fashion_study.store.checkpoints import Checkpoints
 from fashion_study.store.mlflow_server import RetryNotifier
 from fashion_study.store.relocation import moves, rebase
 from fashion_study.store.store import Store
@@ -84,6 +85,7 @@ class Session:
     precision: Precision
     validation_images: int
     deadline: float
+    checkpoints: Checkpoints
     busy_seconds: float = 0.0
 
     def train(self, source: Source, epochs: float = math.inf, after_result: Callable[[], None] = lambda: None) -> None:
@@ -102,13 +104,17 @@ def open_executor(plan: Plan, store: Store, observer: Observer) -> Iterator[Exec
         BadInputError: the cluster cannot be used, or not with this store.
     """
     config, log_dir = plan.config, store.root / "logs" / plan.name
+    kept = store.checkpoints(plan.name)
+    kept.mkdir(parents=True, exist_ok=True)
     starting = f"starting {plan.workers_in_words}: TensorFlow takes some seconds"
     limits = config.trial_timeout, config.worker_memory
     if config.executor == "local":
         observer.note(starting)
         workers = plan.workers or 1
         threads = threads_per_worker(workers)
-        settings = WorkerSettings(plan.source, config.limit_train, threads, store.tracking_uri, *limits)
+        settings = WorkerSettings(
+            plan.source, config.limit_train, threads, store.tracking_uri, *limits, checkpoints=kept
+        )
         with closing(LocalExecutor(settings, workers, log_dir)) as executor:
             yield executor
         return
@@ -126,7 +132,10 @@ def open_executor(plan: Plan, store: Store, observer: Observer) -> Iterator[Exec
         environment = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
         if not gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of them visible.
-        settings = WorkerSettings(plan.source, config.limit_train, max(1, int(cpus)), store.tracking_uri, *limits)
+        threads = max(1, int(cpus))
+        settings = WorkerSettings(
+            plan.source, config.limit_train, threads, store.tracking_uri, *limits, checkpoints=kept
+        )
         context = WorkerContext(settings, log_dir, local.WORKER_MODULE, environment)
         with closing(RayExecutor(cluster, context, resources, plan.workers, observer.warn)) as executor:
             yield executor
@@ -165,9 +174,10 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
     trial_storage.set_attrs(run_id=run_id, experiment_id=experiment_id, published=None)
     if store.database is not None:
         trial_storage.set_attrs(**{TRACKED_AT: store.tracked_at})
-    for line in reconcile(trial_storage, tracker):
+    checkpoints = Checkpoints(store.checkpoints(plan.name), plan.source.digest, plan.config.limit_train)
+    for line in reconcile(trial_storage, tracker, checkpoints.folder):
         observer.note(line)
-    return Session(study, client, tracker, executor, precision, len(data.validation.labels), deadline)
+    return Session(study, client, tracker, executor, precision, len(data.validation.labels), deadline, checkpoints)
 
 
 def _follow_a_move(store: Store, observer: Observer) -> None:

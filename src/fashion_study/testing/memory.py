@@ -1,6 +1,6 @@
 """In-memory doubles of what a study talks to: the executor, the tracker, the trial storage, the progress display."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ from fashion_study.executors.executor import Event
 from fashion_study.study.progress import Observer
 from fashion_study.testing.training import PROBED, Key, SimulatedOutcome, toy_training
 from fashion_study.tracking.attempt import Attempt
-from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialResult, TrialSpec, TrialState
+from fashion_study.trial import AttemptLost, Epoch, EpochReport, ProbeResult, TrialResult, TrialSpec, TrialState
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -92,7 +92,7 @@ class MemoryRun:
     params: dict[str, object]
     tags: dict[str, str]
     status: str = "RUNNING"
-    epochs: list[EpochReport] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list)
     result: TrialResult | None = None
     cause: str = ""
     superseded_by: str | None = None
@@ -132,10 +132,17 @@ class MemoryTracker:
             if run.repeat
         ]
 
-    def log_epoch(self, run_id: str, report: EpochReport) -> None:
+    def resume_trial(self, spec: TrialSpec, epochs: Sequence[Epoch]) -> None:
+        """Open the run of an earlier attempt again, and add the epochs that it lacks."""
+        run = self.runs[spec.run_id]
+        run.status, run.attempt = "RUNNING", spec.attempt
+        run.epochs += epochs[len(run.epochs) :]
+
+    def log_epoch(self, run_id: str, epoch: Epoch) -> None:
         """Add one epoch to a run."""
-        self._running(run_id).epochs.append(report)
-        self.journal.append(f"log {report.number}/{report.attempt} epoch {report.epoch}")
+        run = self._running(run_id)
+        run.epochs.append(epoch)
+        self.journal.append(f"log {run.number}/{run.attempt} epoch {epoch.epoch}")
 
     def record_result(self, spec: TrialSpec, result: TrialResult) -> None:
         """Keep a result with its run, which stays open."""

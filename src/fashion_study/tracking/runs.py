@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from getpass import getuser
@@ -30,7 +30,7 @@ from fashion_study.finding import Finding
 from fashion_study.text import spreadsheet_cell, without_passwords
 from fashion_study.tracking.attempt import ORPHAN, RUN_STATUS, Attempt, open_run_name, read_attempt, run_name
 from fashion_study.tracking.search import find_run, pending_models, search_runs
-from fashion_study.trial import EpochReport, FailReason, TrialResult, TrialSpec, TrialState
+from fashion_study.trial import Epoch, FailReason, TrialResult, TrialSpec, TrialState
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,17 +104,28 @@ class StudyRuns:
             own["repeat"] = str(repeat)
         return self._create_run(open_run_name(number, repeat), own | dict(tags), params)
 
-    def log_epoch(self, run_id: str, report: EpochReport) -> None:
+    def resume_trial(self, spec: TrialSpec, epochs: Sequence[Epoch]) -> None:
+        """Open the run of an earlier attempt again, and add what its curves lack of these epochs."""
+        run_id = spec.run_id
+        self._client.update_run(run_id, status="RUNNING", name=open_run_name(spec.number, spec.repeat))
+        resumed = {"resumed_after_epoch": str(spec.resumes), "cause": ""}
+        self._log(run_id, {"attempt": str(spec.attempt), "state": TrialState.RUNNING.value} | resumed)
+        logged = {point.step for point in self._client.get_metric_history(run_id, "val_accuracy")}
+        for epoch in epochs:
+            if epoch.epoch not in logged:
+                self.log_epoch(run_id, epoch)
+
+    def log_epoch(self, run_id: str, epoch: Epoch) -> None:
         """Add one epoch to the curves of a run."""
         values = {
-            "train_loss": report.train_loss,
-            "train_accuracy": report.train_accuracy,
-            "val_loss": report.val_loss,
-            "val_accuracy": report.val_accuracy,
-            "epoch_seconds": report.seconds,
-            "images_per_second": report.images_per_second,
+            "train_loss": epoch.train_loss,
+            "train_accuracy": epoch.train_accuracy,
+            "val_loss": epoch.val_loss,
+            "val_accuracy": epoch.val_accuracy,
+            "epoch_seconds": epoch.seconds,
+            "images_per_second": epoch.images_per_second,
         }
-        self._log(run_id, metrics=values, step=report.epoch)
+        self._log(run_id, metrics=values, step=epoch.epoch)
 
     def record_result(self, spec: TrialSpec, result: TrialResult) -> None:
         """Log the final metrics and how the attempt ended, at once: enough to adopt the result after a kill."""

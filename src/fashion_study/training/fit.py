@@ -8,11 +8,13 @@ from statistics import median
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from fashion_study.data.dataset import ImageShape, Split
+from fashion_study.training.checkpoint import Arrays, Checkpoint
 from fashion_study.training.model import build_model
-from fashion_study.trial import Epoch, Hyperparameters, Precision, ProbeResult, TrialState
+from fashion_study.trial import Epoch, Hyperparameters, Precision, ProbeResult, Seeds, TrialState
 
 VALIDATION_BATCH = 1000
 # Small, since a processor without bfloat16 instructions can need ten times as long for a step.
@@ -21,10 +23,14 @@ PROBE_BATCH, PROBE_STEPS = 64, 8
 
 @dataclass(frozen=True)
 class FitOutcome:
-    """The end of a fit (complete, pruned, or failed where the loss diverged) and its epochs, the last maybe partial."""
+    """The end of a fit (complete, pruned, or failed where the loss diverged) and its epochs, the last maybe partial.
+
+    A complete model has the weights after `best_epoch`.
+    """
 
     state: TrialState
     epochs: tuple[Epoch, ...]
+    best_epoch: int
 
 
 def configure(threads: int) -> None:
@@ -45,27 +51,42 @@ def fit(
     params: Hyperparameters,
     seed: int,
     on_epoch: Callable[[Epoch], bool],
-    epochs_done: int = 0,
+    save: Callable[[Checkpoint], None] | None = None,
+    start: Checkpoint | None = None,
+    earlier: Seeds = (),
 ) -> FitOutcome:
     """Train a compiled model up to `params.epochs`, or until `on_epoch` returns False or the loss diverges.
 
-    A model that was trained already for `epochs_done` goes on with the next one. `on_epoch` is called after every epoch
-    with finite losses. Within an epoch a loss that is NaN or infinite ends the fit. The order of the images depends on
-    `seed` alone and differs from epoch to epoch.
+    A complete model gets the weights after the epoch with the highest validation accuracy, the earliest of equal ones;
+    without validation it keeps the last. With `start`, to which the model was restored, it goes on after that epoch.
+    `save` and then `on_epoch` are called after every epoch with finite losses. Within an epoch a loss that is NaN or
+    infinite ends the fit. Whatever is random in an epoch depends on the number of the epoch and a seed alone: those of
+    `earlier` for the epochs that are an earlier trial's, then `seed`.
     """
-    batches = _batches(train, params.batch_size, shuffle_seed=seed)
-    validation_batches = None if validation is None else _batches(validation, VALIDATION_BATCH)
-    epochs: list[Epoch] = []
-    for number in range(epochs_done + 1, params.epochs + 1):
-        epoch = _run_epoch(model, number, batches, len(train.labels), validation_batches)
+    images = len(train.labels)
+    batches = _batches(train, params.batch_size)
+    to_validate = None
+    if validation is not None:
+        to_validate = _batches(validation, VALIDATION_BATCH)(np.arange(len(validation.labels)))
+    epochs = [] if start is None else list(start.epochs)
+    best_epoch, best_weights = (0, []) if start is None else (start.best_epoch, start.best_weights)
+    for number in range(len(epochs) + 1, params.epochs + 1):
+        own = next((other for other, last in earlier if number <= last), seed)
+        epoch, weights = _run_epoch(model, number, batches(_order(images, own, number)), images, to_validate)
         epochs.append(epoch)
         # A last step can ruin the weights after its own loss was taken: only validation shows it.
         losses = [epoch.train_loss] if validation is None else [epoch.train_loss, epoch.val_loss]
         if not all(map(math.isfinite, losses)):
-            return FitOutcome(TrialState.FAILED, tuple(epochs))
+            return FitOutcome(TrialState.FAILED, tuple(epochs), best_epoch)
+        if best_epoch == 0 or validation is None or epoch.val_accuracy > epochs[best_epoch - 1].val_accuracy:
+            best_epoch, best_weights = number, weights
+        if save is not None:
+            optimizer = [variable.numpy() for variable in model.optimizer.variables]
+            save(Checkpoint(tuple(epochs), weights, optimizer, best_epoch, best_weights))
         if not on_epoch(epoch):
-            return FitOutcome(TrialState.PRUNED, tuple(epochs))
-    return FitOutcome(TrialState.COMPLETE, tuple(epochs))
+            return FitOutcome(TrialState.PRUNED, tuple(epochs), best_epoch)
+    model.set_weights(best_weights)
+    return FitOutcome(TrialState.COMPLETE, tuple(epochs), best_epoch)
 
 
 def probe(image_shape: ImageShape, classes: int) -> ProbeResult:
@@ -81,13 +102,15 @@ def probe(image_shape: ImageShape, classes: int) -> ProbeResult:
     return ProbeResult(Precision.BFLOAT16 if bfloat16 < float32 else Precision.FLOAT32, rates)
 
 
-def _batches(split: Split, size: int, shuffle_seed: int | None = None) -> tf.data.Dataset:
-    """Gather batches from images that stay in memory as bytes: nothing is copied but the batch itself."""
+def _order(images: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Return the order of the images in an epoch: it depends on nothing that was drawn before."""
+    return np.random.Generator(np.random.Philox(key=(seed, epoch))).permutation(images)
+
+
+def _batches(split: Split, size: int) -> Callable[[npt.NDArray[np.int64]], tf.data.Dataset]:
+    """Return what gathers batches, in an order, from images that stay in memory as bytes: each batch is a copy."""
     with tf.device("CPU"):
         images, labels = tf.constant(split.images), tf.constant(split.labels)
-    order = tf.data.Dataset.range(len(split.labels))
-    if shuffle_seed is not None:
-        order = order.shuffle(len(split.labels), seed=shuffle_seed, reshuffle_each_iteration=True)
     # Nothing in it is for AutoGraph, which would leave a file of code in the temporary folder.
     gather = tf.autograph.experimental.do_not_convert(
         lambda index: (tf.gather(images, index), tf.gather(labels, index))
@@ -97,12 +120,13 @@ def _batches(split: Split, size: int, shuffle_seed: int | None = None) -> tf.dat
     options = tf.data.Options()
     options.autotune.enabled = False
     options.threading.private_threadpool_size = 1
-    return order.batch(size).map(gather).with_options(options)
+    return lambda order: tf.data.Dataset.from_tensor_slices(order).batch(size).map(gather).with_options(options)
 
 
 def _run_epoch(
     model: keras.Model, number: int, batches: tf.data.Dataset, images: int, validation: tf.data.Dataset | None
-) -> Epoch:
+) -> tuple[Epoch, Arrays]:
+    """Train an epoch, and return its figures and the weights after it."""
     started = time.perf_counter()
     stop = keras.callbacks.TerminateOnNaN()
     trained = model.fit(
@@ -110,12 +134,13 @@ def _run_epoch(
     ).history
     seconds = time.perf_counter() - started
     # oneDNN's ReLU turns NaN into zero, so that the loss of a model with such weights can be finite again.
-    finite = all(np.isfinite(weights).all() for weights in model.get_weights())
+    weights = model.get_weights()
+    finite = all(np.isfinite(each).all() for each in weights)
     train_loss = float(trained["loss"][0]) if finite else math.nan
     validated = {"loss": math.nan, "accuracy": math.nan}
     if validation is not None and math.isfinite(train_loss):
         validated = model.evaluate(validation, return_dict=True, verbose=0)
-    return Epoch(
+    epoch = Epoch(
         epoch=number,
         train_loss=train_loss,
         train_accuracy=float(trained["accuracy"][0]),
@@ -124,6 +149,7 @@ def _run_epoch(
         seconds=seconds,
         images_per_second=images / seconds,
     )
+    return epoch, weights
 
 
 def _step_seconds(model: keras.Model, give_up_after: float) -> float:

@@ -1,14 +1,13 @@
 """One attempt at a trial, from its images to its result."""
 
 import hashlib
-import math
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import keras
@@ -21,18 +20,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fashion_study.data.catalog import describe, load_dataset, load_pool
 from fashion_study.data.dataset import Split
-from fashion_study.errors import DamagedModelError
 from fashion_study.libraries import ONEDNN, left_to_the_user
+from fashion_study.store.checkpoints import Checkpoints, UnusableCheckpointError
 from fashion_study.text import truncated_traceback
-from fashion_study.tracking.registry import ModelRef, Registry
-from fashion_study.tracking.search import find_run
+from fashion_study.training.checkpoint import Checkpoint, load, save
 from fashion_study.training.evaluation import Evaluation, evaluate
 from fashion_study.training.fit import FitOutcome, configure, fit, probe
 from fashion_study.training.model import build_model, to_float32
-from fashion_study.training.model_file import load_model_file
 from fashion_study.trial import (
     CONTINUATION_LOST,
     CONTINUED,
+    RESUMED_ELSEWHERE,
     AttemptLost,
     Epoch,
     EpochReport,
@@ -47,6 +45,8 @@ from fashion_study.worker.record import final_metrics, record_evaluation, record
 
 # A line on the terminal, and a tag.
 CAUSE_LENGTH = 300
+# What decides the last bits and is the machine's: with others a training may go on, with other libraries not.
+MACHINE = ("threads ", "cpu ", "instruction_sets ")
 # The instruction sets for which TensorFlow and oneDNN have kernels of their own.
 INSTRUCTION_SETS = re.compile(r"avx\w*|amx\w*|fma|asimd|asimddp|sve\w*|bf16|i8mm")
 
@@ -62,6 +62,7 @@ class Trainer:
         mlflow.set_tracking_uri(settings.tracking_uri)
         self._settings = settings
         self._environment = environment(settings.threads)
+        self._checkpoints = Checkpoints.of(settings)
         self._kind = describe(settings.source.name)
         self._validation: Split | None = None
         if settings.pool:
@@ -96,6 +97,8 @@ class Trainer:
             result = self._train(spec, report)
         except _StoreFailedError as error:
             return AttemptLost(*spec.key, str(error), by_store=True)
+        except UnusableCheckpointError as error:
+            return AttemptLost(*spec.key, str(error), by_checkpoint=True)
         except Exception as error:
             out_of_memory = isinstance(error, MemoryError | tf.errors.ResourceExhaustedError)
             reason = FailReason.OOM if out_of_memory else FailReason.ERROR
@@ -105,41 +108,73 @@ class Trainer:
 
     def _train(self, spec: TrialSpec, report: Callable[[Epoch], bool]) -> TrialResult:
         keras.utils.clear_session()
-        keras.utils.set_random_seed(spec.seed)
+        keras.utils.set_random_seed(spec.seeds[0][0])
         params = spec.hyperparameters
         model = build_model(params, self._kind.image_shape, len(self._kind.class_names), spec.precision)
-        done, tags = self.restore(spec, model)
-        outcome = fit(model, self._train_images, self._validation, params, spec.seed, report, done)
+        start, tags = self._start(spec, model)
+
+        def on_epoch(epoch: Epoch) -> bool:
+            return epoch.epoch <= spec.inherited or report(epoch)
+
+        # The coordinator may not have seen the last epoch of an attempt that was killed, nor have answered it.
+        if start is not None and spec.resumes and not on_epoch(start.epochs[-1]):
+            outcome = FitOutcome(TrialState.PRUNED, start.epochs, start.best_epoch)
+        else:
+            images, save_it = (self._train_images, self._validation), partial(self._save, spec)
+            outcome = fit(model, *images, params, spec.seed, on_epoch, save_it, start, spec.seeds)
         result = self._end(spec, outcome, model)
         return replace(result, tags=result.tags | tags)
 
-    def restore(self, spec: TrialSpec, model: keras.Model) -> tuple[int, dict[str, str]]:
-        """Return after how many epochs the training begins, and the tags that say so where it continues another.
+    def _start(self, spec: TrialSpec, model: keras.Model) -> tuple[Checkpoint | None, dict[str, str]]:
+        """Restore a model to the checkpoint from which an attempt goes on, if it does; tags say what is to be known.
 
-        Then `model` gets the weights that the earlier run has logged, and its optimizer that number of steps; the
-        optimizer's own averages begin anew: models are stored without them. Where the earlier run or model is gone, or
-        the model is damaged, nothing is changed, and the training begins with its first epoch.
+        Where an earlier trial's checkpoint is gone, the epochs of that trial are trained again, with its seed.
+
+        Raises:
+            UnusableCheckpointError: the attempt's own checkpoint is torn, of another training or of other libraries.
         """
-        if (continues := spec.continues) is None:
-            return 0, {}
-        with _as_store_error():
-            try:
-                run = None if continues.run_id is None else find_run(self._client, continues.run_id)
-                if run is None:
-                    raise DamagedModelError("its run is gone")
-                earlier = Registry(self._client).load(ModelRef.of_run(run), load_model_file)
-            except DamagedModelError as error:
-                return 0, {CONTINUATION_LOST: f"trial {continues.number:03d}: {error}"}
-        model.set_weights(earlier.get_weights())
-        model.optimizer.build(model.trainable_variables)
-        # The learning rate decays with the steps.
-        steps = math.ceil(len(self._train_images.labels) / spec.hyperparameters.batch_size)
-        model.optimizer.iterations.assign(continues.epochs * steps)
-        return continues.epochs, {CONTINUED: str(continues.epochs)}
+        if spec.resumes:
+            if self._checkpoints is None:
+                raise UnusableCheckpointError("this machine does not have the folder of the checkpoints")
+            identity = self._checkpoints.identity(spec)
+            checkpoint, elsewhere = self._restore(self._checkpoints.path(spec.label), identity, model)
+            return checkpoint, {RESUMED_ELSEWHERE: elsewhere} if elsewhere else {}
+        if (earlier := spec.continues) is None:
+            return None, {}
+        tags = {CONTINUED: str(earlier.epochs)}
+        if self._checkpoints is None:
+            return None, tags
+        params = spec.hyperparameters.model_copy(update={"epochs": earlier.epochs})
+        origin = replace(spec, number=earlier.number, hyperparameters=params, run_id=earlier.run_id or "")
+        identity = self._checkpoints.identity(replace(origin, seed=earlier.seeds[-1][0]))
+        try:
+            return self._restore(self._checkpoints.path(origin.label), identity, model)[0], tags
+        except UnusableCheckpointError as error:
+            return None, tags | {CONTINUATION_LOST: f"trial {earlier.number:03d}: {error}"}
+
+    def _restore(self, path: Path, identity: Mapping[str, object], model: keras.Model) -> tuple[Checkpoint, str]:
+        """Return the checkpoint to which the model was restored, and what differs here besides libraries."""
+        header, checkpoint = load(path)
+        if header.identity != identity:
+            raise UnusableCheckpointError(f"the checkpoint {path} is of another training")
+        before, here = header.environment, self._environment
+        differing = [f"{name} {before.get(name)}, here {here[name]}" for name in here if before.get(name) != here[name]]
+        if foreign := [each for each in differing if not each.startswith(MACHINE)]:
+            raise UnusableCheckpointError(f"the checkpoint {path} was written with {'; '.join(foreign)}")
+        checkpoint.restore(model)
+        return checkpoint, f"after epoch {checkpoint.epoch}: {'; '.join(differing)}" if differing else ""
+
+    def _save(self, spec: TrialSpec, checkpoint: Checkpoint) -> None:
+        if self._checkpoints is not None and self._settings.records:
+            with _as_store_error():
+                save(
+                    self._checkpoints.path(spec.label), checkpoint, self._checkpoints.identity(spec), self._environment
+                )
 
     def _end(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
+        epochs = outcome.epochs[spec.inherited :]
         last = outcome.epochs[-1]
-        seconds = sum(epoch.seconds for epoch in outcome.epochs)
+        seconds = sum(epoch.seconds for epoch in epochs)
         metrics = {"parameter_count": model.count_params(), "train_seconds": seconds}
         if outcome.state is TrialState.FAILED:
             told = f"The loss became {last.train_loss} in epoch {last.epoch} (validation: {last.val_loss})."
@@ -153,8 +188,12 @@ class Trainer:
         if self._validation is not None:
             evaluation = evaluate(model, self._validation, self._kind.class_names)
             objective = evaluation.accuracy
-            best = max(epoch.val_accuracy for epoch in outcome.epochs)
-            metrics |= final_metrics(evaluation) | {"best_val_accuracy": best}
+            metrics |= final_metrics(evaluation) | {
+                "best_epoch": outcome.best_epoch,
+                "best_val_accuracy": outcome.epochs[outcome.best_epoch - 1].val_accuracy,
+                "last_val_accuracy": last.val_accuracy,
+                "last_val_loss": last.val_loss,
+            }
         tags = self._log(spec, evaluation, model) | _weights_digest(model)
         return TrialResult(*spec.key, TrialState.COMPLETE, last.epoch, objective, metrics=metrics, tags=tags)
 

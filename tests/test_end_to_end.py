@@ -201,7 +201,7 @@ def test_the_study_s_run_has_settings_and_results(first: Start) -> None:
         "seed": "0",
         "limit_train": "None",
         "precision": "float32",
-        "training_version": "2",
+        "training_version": "3",
     }
     expected = {
         "kind": "study",
@@ -315,7 +315,7 @@ def test_the_objective_is_the_same_wherever_it_is_read(first: Start) -> None:
         run = evidence.run_of(number)
         confusion = confusion_of(evidence, run)
         assert trial.value == run.data.metrics["objective"] == np.trace(confusion) / confusion.sum()
-        assert trial.value == pytest.approx(trial.intermediate_values[trial.params["epochs"]])
+        assert trial.value == pytest.approx(max(trial.intermediate_values.values()))
 
 
 def test_the_final_metrics_follow_from_the_confusion_matrix(first: Start) -> None:

@@ -7,7 +7,7 @@ arrays. The coordinator reads the line, and the worker that goes on from the fil
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from json import JSONDecodeError
@@ -78,6 +78,12 @@ class Checkpoints:
     def discard(self, spec: TrialSpec) -> None:
         """Delete the checkpoint of a training that needs it no more."""
         self.path(spec.label).unlink(missing_ok=True)
+
+    def sweep(self, ended: Iterable[int]) -> None:
+        """Delete what a kill has left: files that were being written, and the checkpoints of trials that have ended."""
+        unneeded = [self.path(f"trial {number:03d}") for number in ended]
+        for path in (*self.folder.glob(f"*{SUFFIX}.*"), *unneeded):
+            path.unlink(missing_ok=True)
 
 
 def epoch_reached(folder: Path, label: str, run_id: str | None) -> int:

@@ -115,7 +115,7 @@ def stopped(bench: Bench) -> tuple[TrialSpec, bytes]:
         (lambda content: content[:2000], "is not as it was written"),
         (lambda content: content[:100], "cannot be read"),
         (lambda _: b"", "cannot be read"),
-        (lambda content: content.replace(b"PK", b"KP", 1), "is not as it was written"),
+        (lambda content: content[:-9] + b"?" + content[-8:], "is not as it was written"),
     ],
 )
 def test_a_torn_checkpoint_is_refused(
@@ -158,7 +158,7 @@ def test_it_goes_on_with_other_threads_but_not_other_libraries(bench: Bench, sto
     def as_if_written_with(**environment: str) -> None:
         path.write_bytes(content)
         header, arrays = read(path)
-        write(path, replace(header, environment={**header.environment, **environment}), memoryview(arrays))
+        write(path, replace(header, environment={**header.environment, **environment}), [memoryview(arrays)])
 
     as_if_written_with(keras="3.0.0")
     _, refused = bench.follow(spec)

@@ -18,7 +18,6 @@ from fashion_study.errors import StudyError
 from fashion_study.trial import TRAINING_VERSION, Epoch, TrialSpec, WorkerSettings
 
 SUFFIX = ".checkpoint"
-SUM_LENGTH = 64
 # Between the sum, the line and the arrays.
 END = b"\n"
 
@@ -29,12 +28,18 @@ class UnusableCheckpointError(StudyError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint says of itself: whose it is, in what environment its last epoch was trained, and its curve."""
+    """What a checkpoint says of itself: whose it is, in what environment its last epoch was trained, and its curve.
+
+    `arrays` are the types and shapes of what follows: as many weights, and variables of the optimizer, as `counts`
+    says, then the best weights.
+    """
 
     identity: Mapping[str, Any]
     environment: Mapping[str, str]
     epochs: Sequence[Epoch]
     best_epoch: int
+    arrays: Sequence[tuple[str, Sequence[int]]]
+    counts: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -94,14 +99,15 @@ def epoch_reached(folder: Path, label: str, run_id: str | None) -> int:
     return 0
 
 
-def write(path: Path, header: Header, arrays: memoryview) -> None:
+def write(path: Path, header: Header, arrays: Sequence[memoryview]) -> None:
     """Replace a checkpoint as a whole: whenever the machine stops, the old or the new one is there."""
     line = json.dumps(vars(header) | {"epochs": [vars(epoch) for epoch in header.epochs]}).encode() + END
     total = hashlib.sha256(line)
-    total.update(arrays)
+    for array in arrays:
+        total.update(array)
     new = path.with_name(f"{path.name}.{os.getpid()}")
     with new.open("wb") as file:
-        file.writelines((total.hexdigest().encode(), END, line, arrays))
+        file.writelines((total.hexdigest().encode(), END, line, *arrays))
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
@@ -139,8 +145,7 @@ def read(path: Path) -> tuple[Header, bytes]:
 
 def _header(line: bytes) -> Header:
     fields = json.loads(line)
-    epochs = tuple(Epoch(**epoch) for epoch in fields["epochs"])
-    return Header(fields["identity"], fields["environment"], epochs, fields["best_epoch"])
+    return Header(**fields | {"epochs": tuple(Epoch(**epoch) for epoch in fields["epochs"])})
 
 
 def _unusable(path: Path, what: str) -> UnusableCheckpointError:

@@ -1,6 +1,6 @@
 """A checkpoint: what a training needs to go on after an epoch, to the bit."""
 
-import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +52,11 @@ class Checkpoint:
 
 def save(path: Path, checkpoint: Checkpoint, identity: Mapping[str, Any], environment: Mapping[str, str]) -> None:
     """Write a checkpoint in the place of the one before."""
-    groups = {"weights": checkpoint.weights, "optimizer": checkpoint.optimizer, "best": checkpoint.best_weights}
-    arrays = io.BytesIO()
-    named: dict[str, Any] = {f"{name}-{i}": each for name, group in groups.items() for i, each in enumerate(group)}
-    np.savez(arrays, **named)
-    header = Header(identity, environment, checkpoint.epochs, checkpoint.best_epoch)
-    write(path, header, arrays.getbuffer())
+    arrays = [*checkpoint.weights, *checkpoint.optimizer, *checkpoint.best_weights]
+    kinds = [(str(each.dtype), each.shape) for each in arrays]
+    counts = len(checkpoint.weights), len(checkpoint.optimizer)
+    header = Header(identity, environment, checkpoint.epochs, checkpoint.best_epoch, kinds, counts)
+    write(path, header, [np.ascontiguousarray(each).data.cast("B") for each in arrays])
 
 
 def load(path: Path) -> tuple[Header, Checkpoint]:
@@ -67,10 +66,11 @@ def load(path: Path) -> tuple[Header, Checkpoint]:
         UnusableCheckpointError: there is none, or it is torn.
     """
     header, content = read(path)
-    groups: dict[str, Arrays] = {"weights": [], "optimizer": [], "best": []}
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        for name in arrays.files:
-            groups[name.partition("-")[0]].append(arrays[name])
-    return header, Checkpoint(
-        tuple(header.epochs), groups["weights"], groups["optimizer"], header.best_epoch, groups["best"]
-    )
+    arrays, offset = [], 0
+    for dtype, shape in header.arrays:
+        arrays.append(np.frombuffer(content, dtype, math.prod(shape), offset).reshape(shape))
+        offset += arrays[-1].nbytes
+    weights, optimizer = header.counts
+    best = weights + optimizer
+    groups = arrays[:weights], arrays[weights:best], arrays[best:]
+    return header, Checkpoint(tuple(header.epochs), groups[0], groups[1], header.best_epoch, groups[2])

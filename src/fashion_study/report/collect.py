@@ -184,9 +184,9 @@ def _pixels(
 
 
 def _image_counts(run: Run) -> dict[str, int]:
-    """Say how many images train and how many validate, by MLflow's word for the context."""
+    """Return how many images train and how many validate, by MLflow's word for the context; what is not known is 0."""
     return {
-        str(tag.value): int(json.loads(entry.dataset.profile or "{}")["images"])
+        str(tag.value): int(json.loads(entry.dataset.profile or "{}").get("images", 0))
         for entry in (run.inputs.dataset_inputs if run.inputs else ())
         for tag in entry.tags
         if tag.key == "mlflow.data.context"

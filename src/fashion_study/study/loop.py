@@ -210,7 +210,7 @@ class Tracker(Protocol):
     def close_trial(self, spec: TrialSpec, result: TrialResult) -> None:
         """Give the run its status and its readable name, and log the result where that is not done yet."""
 
-    def interrupt_trial(self, number: int, run_id: str, cause: str, state: TrialState) -> None:
+    def interrupt_trial(self, number: int, run_id: str, cause: str, state: TrialState, repeat: int = 0) -> None:
         """End the run of an attempt that was stopped from outside; `state` is where that leaves the trial."""
 
     def supersede(self, run_id: str, by: str) -> None:
@@ -269,4 +269,4 @@ class TrackedSource(Source):
 
     def log_loss(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
         """End the run of an attempt that was lost or stopped."""
-        self.tracker.interrupt_trial(spec.number, spec.run_id, cause, state)
+        self.tracker.interrupt_trial(spec.number, spec.run_id, cause, state, spec.repeat)

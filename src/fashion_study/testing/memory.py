@@ -155,7 +155,7 @@ class MemoryTracker:
         run.status, run.result = result.state.value, result
         self.journal.append(f"close {spec.number}/{spec.attempt}")
 
-    def interrupt_trial(self, number: int, run_id: str, cause: str, state: TrialState) -> None:
+    def interrupt_trial(self, number: int, run_id: str, cause: str, state: TrialState, repeat: int = 0) -> None:
         """End the run of an attempt that was stopped from outside."""
         run = self._running(run_id)
         assert run.number == number

@@ -158,7 +158,7 @@ class MemoryTracker:
     def interrupt_trial(self, number: int, run_id: str, cause: str, state: TrialState, repeat: int = 0) -> None:
         """End the run of an attempt that was stopped from outside."""
         run = self._running(run_id)
-        assert run.number == number
+        assert (run.number, run.repeat) == (number, repeat)
         run.status, run.cause = "failed" if state is TrialState.FAILED else "interrupted", cause
 
     def supersede(self, run_id: str, by: str) -> None:

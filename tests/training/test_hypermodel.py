@@ -20,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(currentThread|getName)\\(\\) is
 PAGE = Path(experiments.__file__).parents[1] / "docs/keras-tuner.md"
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_finds_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from benchmarks.curves import Curve, CurveTable
 from fashion_study.executors.executor import Event
 from fashion_study.space.space import Categorical, Parameter, SearchSpace
 from fashion_study.trial import (
+    Epoch,
     EpochReport,
     FailReason,
     ParamValue,
@@ -35,7 +36,8 @@ class _Attempt:
 class TableExecutor:
     """An executor that answers from recorded curves, an event at a time, in the order of a clock of its own."""
 
-    def __init__(self, table: CurveTable, space: SearchSpace, slots: int) -> None:
+    def __init__(self, table: CurveTable, space: SearchSpace, slots: int, *, best_counts: bool = True) -> None:
+        self._best_counts = best_counts
         self._curves = table.curves
         self._space = space
         self._slots = slots
@@ -60,6 +62,12 @@ class TableExecutor:
 
     def submit(self, spec: TrialSpec) -> None:
         """Begin an attempt on the nearest row that is not used yet."""
+        if spec.resumes:
+            self.running += 1
+            attempt = self._attempts[spec.number]
+            attempt.spec, attempt.epoch = spec, spec.resumes - 1
+            self._train(attempt, again=True)
+            return
         row, distance = self._nearest(spec.hyperparameters.model_dump())
         self._is_used[row] = True
         self.distances.append(distance)
@@ -79,7 +87,7 @@ class TableExecutor:
             return []
         self.seconds, _, event = heapq.heappop(self._queue)
         if isinstance(event, EpochReport):
-            self.epochs += 1
+            self.epochs += event.epoch > self._attempts[event.number].spec.resumes
         else:
             self.running -= 1
         return [event]
@@ -90,7 +98,8 @@ class TableExecutor:
         if prune:
             self._end(attempt, TrialState.PRUNED)
         elif report.epoch == attempt.epochs:
-            self._end(attempt, TrialState.COMPLETE, report.val_accuracy)
+            best = max(attempt.curve.accuracy[: report.epoch]) if self._best_counts else report.val_accuracy
+            self._end(attempt, TrialState.COMPLETE, best)
         else:
             self._train(attempt)
 
@@ -104,25 +113,32 @@ class TableExecutor:
         row = int(distances.argmin())
         return row, float(distances[row])
 
-    def _train(self, attempt: _Attempt) -> None:
+    def curve(self, number: int) -> list[Epoch]:
+        """Return the epochs of a trial's row that it has trained."""
+        attempt = self._attempts[number]
+        return [_epoch(attempt.curve, done) for done in range(attempt.epoch)]
+
+    def _train(self, attempt: _Attempt, *, again: bool = False) -> None:
         curve, done = attempt.curve, attempt.epoch
         attempt.epoch += 1
-        end = self.seconds + curve.seconds[done]
+        end = self.seconds + (0.0 if again else curve.seconds[done])
         if done == len(curve.accuracy):
             failed = TrialResult(*attempt.spec.key, TrialState.FAILED, done, reason=FailReason.DIVERGED)
             self._push(end, failed)
             return
-        accuracy, loss = curve.accuracy[done], curve.loss[done]
-        report = EpochReport(
-            done + 1, math.nan, math.nan, loss, accuracy, curve.seconds[done], math.nan, *attempt.spec.key
-        )
-        self._push(end, report)
+        number, attempt_number = attempt.spec.key
+        self._push(end, EpochReport(**vars(_epoch(curve, done)), number=number, attempt=attempt_number))
 
     def _end(self, attempt: _Attempt, state: TrialState, objective: float | None = None) -> None:
         self._push(self.seconds, TrialResult(*attempt.spec.key, state, attempt.epoch, objective=objective))
 
     def _push(self, seconds: float, event: Event) -> None:
         heapq.heappush(self._queue, (seconds, next(self._order), event))
+
+
+def _epoch(curve: Curve, done: int) -> Epoch:
+    accuracy, loss, seconds = curve.accuracy[done], curve.loss[done], curve.seconds[done]
+    return Epoch(done + 1, math.nan, math.nan, loss, accuracy, seconds, math.nan)
 
 
 def coordinates(space: SearchSpace, params: Mapping[str, ParamValue]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from fashion_study.store.trials import TrialRecord, TrialStorage
 from fashion_study.study.loop import Loop
 from fashion_study.study.progress import Observer
 from fashion_study.study.proposals import Proposals
-from fashion_study.testing.memory import MemoryTracker
+from fashion_study.testing.memory import MemoryCheckpoints, MemoryTracker
 from fashion_study.trial import EpochReport, Precision, TrialResult, TrialState
 
 # As many as the default study has.
@@ -101,13 +101,14 @@ def replay(
     # Hyperband puts a trial into a bracket by the study's name and its number: no two seeds share one.
     trial_storage = TrialStorage(InMemoryStorage(), f"replay-{seed}")
     tracker = MemoryTracker()
-    watch = _Watch(executor, tracker)
+    watch = _Watch(executor, tracker, trial_storage)
 
     def is_done() -> bool:
         return one_epoch is None and watch.best >= target and watch.default is not None
 
     engine, observer = _engine(strategy, trial_storage, space, seed), Observer()
-    proposals = Proposals(engine, tracker, observer, Precision.FLOAT32, trials)
+    kept = MemoryCheckpoints.having(lambda spec: executor.curve(spec.number))
+    proposals = Proposals(engine, tracker, observer, Precision.FLOAT32, trials, kept)
     Loop(proposals, executor, observer, interrupted=is_done, after_result=watch.look).run()
     if one_epoch is not None:
         _finish(trial_storage.records(), one_epoch.finished, space.max_epochs, executor, watch)
@@ -149,19 +150,18 @@ class _Watch:
 
     executor: TableExecutor
     tracker: MemoryTracker
+    trial_storage: TrialStorage
     rises: list[Moment] = field(default_factory=list)
     default: Moment | None = None
     best: float = -math.inf
-    counted: int = 0
 
     @property
     def now(self) -> Moment:
         return Moment(self.executor.epochs, self.executor.seconds, self.best)
 
     def look(self) -> None:
-        self.counted += 1
         self.consider(self.tracker.best[-1][1] if self.tracker.best else None)
-        if self.counted == DEFAULT_TRIALS:
+        if self.default is None and self.trial_storage.counted() == DEFAULT_TRIALS:
             self.default = self.now
 
     def consider(self, objective: float | None) -> None:

@@ -79,7 +79,10 @@ def main(
     ] = None,
     pruner: Annotated[
         PrunerName | None,
-        Option(help="What stops hopeless trials: successive-halving by default; keras-tuner has none."),
+        Option(
+            help="What stops hopeless trials: successive-halving by default; asha pauses them, and the best go on; "
+            "keras-tuner has none."
+        ),
     ] = None,
     seed: Annotated[Whole, Option(help="Every other seed derives from this one.")] = 0,
     study: Annotated[str | None, Option(help="Name of the study; default DATASET-SPACE.")] = None,

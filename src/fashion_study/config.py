@@ -25,7 +25,7 @@ ExecutorName = Literal["local", "ray"]
 SamplerName = Literal["tpe", "random", "qmc", "grid"]
 KerasTunerSampler = Literal["hyperband", "bayesian", "random", "grid"]
 AnySampler = Literal["tpe", "random", "qmc", "grid", "hyperband", "bayesian"]
-PrunerName = Literal["successive-halving", "hyperband", "median", "none"]
+PrunerName = Literal["asha", "successive-halving", "hyperband", "median", "none"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 
 # The first one is the engine's default.

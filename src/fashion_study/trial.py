@@ -68,6 +68,7 @@ class TrialState(StrEnum):
 
     WAITING = "waiting"
     RUNNING = "running"
+    PAUSED = "paused"
     COMPLETE = "complete"
     PRUNED = "pruned"
     FAILED = "failed"
@@ -75,7 +76,12 @@ class TrialState(StrEnum):
     @property
     def is_ended(self) -> bool:
         """Return whether a trial in this state is trained no more."""
-        return self not in (TrialState.WAITING, TrialState.RUNNING)
+        return self not in (TrialState.WAITING, TrialState.RUNNING, TrialState.PAUSED)
+
+    @property
+    def is_counted(self) -> bool:
+        """Return whether a study's total counts a trial in this state: it has ended, or is paused."""
+        return self.is_ended or self is TrialState.PAUSED
 
 
 class FailReason(StrEnum):

@@ -1,6 +1,7 @@
 """The promises of the study's loop, kept with the real trial storage and engine, with doubles of all that is slow."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -19,7 +20,13 @@ from fashion_study.store.trials import MAX_RETRIES, TrialStorage
 from fashion_study.study import loop as loop_module
 from fashion_study.study.loop import Loop
 from fashion_study.study.proposals import Proposals
-from fashion_study.testing.memory import MemoryExecutor, MemoryTracker, RecordingObserver, memory_storage
+from fashion_study.testing.memory import (
+    MemoryCheckpoints,
+    MemoryExecutor,
+    MemoryTracker,
+    RecordingObserver,
+    memory_storage,
+)
 from fashion_study.testing.training import Key, SimulatedOutcome, toy_accuracy, toy_report, toy_result
 from fashion_study.trial import (
     FailReason,
@@ -50,6 +57,7 @@ class Study:
     space: SearchSpace = SMOKE
     tracker: MemoryTracker | None = None
     engine: type[OptunaEngine] = OptunaEngine
+    has_checkpoints: bool = False
 
     def __post_init__(self) -> None:
         self.journal: list[str] = []
@@ -62,7 +70,12 @@ class Study:
         self, interrupted: Callable[[], bool] = lambda: False, after_result: Callable[[], None] = lambda: None
     ) -> Proposals:
         engine = self.engine(self.trial_storage, self.space, self.sampler, self.pruner, SEED)
-        proposals = Proposals(engine, self.runs, self.observer, Precision.FLOAT32, self.trials)
+        kept = (
+            MemoryCheckpoints.having(lambda spec: self.runs.runs[spec.run_id].epochs) if self.has_checkpoints else None
+        )
+        proposals = Proposals(
+            engine, self.runs, self.observer, Precision.FLOAT32, self.trials, kept if self.has_checkpoints else None
+        )
         epochs = (math.inf if self.epoch_budget is None else self.epoch_budget) - self.trial_storage.epochs_trained()
         Loop(proposals, self.executor, self.observer, interrupted, self.deadline, epochs, after_result).run()
         return proposals
@@ -603,3 +616,65 @@ def test_an_epoch_budget_is_a_total_and_running_trials_end(slots: int) -> None:
     more = study.again(epoch_budget=study.executor.epochs + 1)
     more.run()
     assert more.executor.epochs == 3 * slots
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_paused_trials_go_on_in_their_run(slots: int) -> None:
+    study = Study(trials=27, slots=slots, pruner="asha", space=smoke_with(epochs=6), has_checkpoints=True)
+
+    study.run()
+
+    records = study.trial_storage.records()
+    states = Counter(record.state for record in records)
+    assert len(records) == states[TrialState.COMPLETE] + states[TrialState.PAUSED] == 27
+    assert states[TrialState.COMPLETE] >= 2
+    assert {record.reached for record in records if record.state is TrialState.PAUSED} == {1, 3}
+    went_on = [spec for spec in study.executor.submitted if spec.resumes]
+    assert went_on
+    for spec in went_on:
+        assert spec.run_id == f"run-{spec.number}-1"
+        assert spec.resumes in (1, 3)
+    assert len(study.runs.runs) == 27
+    for record in records:
+        run = study.runs.runs[record.run_id or ""]
+        assert [epoch.epoch for epoch in run.epochs] == [*record.curve] == [*range(1, record.reached + 1)]
+        assert run.status == record.state.value
+    assert study.trial_storage.counted() == 27
+
+
+def test_a_higher_total_lets_paused_trials_go_on() -> None:
+    study = Study(trials=6, pruner="asha", space=smoke_with(epochs=6), has_checkpoints=True)
+    study.run()
+    waited = {record.number for record in study.trial_storage.records() if record.state is TrialState.PAUSED}
+
+    more = study.again(trials=30, tracker=study.runs)
+    more.run()
+
+    assert waited & {spec.number for spec in more.executor.submitted}
+    assert more.trial_storage.counted() == 30
+
+
+def test_a_paused_trial_without_a_checkpoint_begins_anew() -> None:
+    study = Study(trials=9, pruner="asha", space=smoke_with(epochs=6))
+
+    study.run()
+
+    again = [spec for spec in study.executor.submitted if spec.attempt > 1]
+    assert again
+    assert {spec.resumes for spec in again} == {0}
+    records = {record.number: record for record in study.trial_storage.records()}
+    for spec in again:
+        # It is not paused again where it was let go on.
+        assert records[spec.number].reached > records[spec.number].promoted_at
+
+
+def test_stops_without_end_give_no_paused_trial_up() -> None:
+    study = Study(trials=9, pruner="asha", space=smoke_with(epochs=6), has_checkpoints=True)
+    while study.trial_storage.counted() < 9:
+        study = study.again(tracker=study.runs)
+        # One epoch that is reported again, and a new one.
+        study.run(interrupted=interrupted_after(study, 2))
+
+    study.again(tracker=study.runs).run()
+
+    assert TrialState.FAILED not in study.states()

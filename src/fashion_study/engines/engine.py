@@ -7,11 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
 
 from fashion_study.space.space import Categorical, Float, Int, SearchSpace
-from fashion_study.store.trials import TrialStorage
-from fashion_study.trial import BASELINE_NUMBER, EarlierTrial, ParamValue, TrialResult, TrialSpec, trial_seed
+from fashion_study.store.trials import TrialRecord, TrialStorage
+from fashion_study.trial import (
+    BASELINE_NUMBER,
+    EarlierTrial,
+    ParamValue,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    trial_seed,
+)
 
 Point = dict[str, ParamValue]
 
@@ -48,6 +57,8 @@ class Engine(ABC):
     """
 
     continues_trials = False
+    # Whether a trial that is stopped is paused, and may go on.
+    pauses = False
 
     def __init__(
         self,
@@ -66,7 +77,7 @@ class Engine(ABC):
         for point in (space.baseline, *try_points):
             if self.number_of(point) is None:
                 self._numbers[_key(point)] = len(trial_storage.trials())
-                trial_storage.add(point, self.distributions, state=TrialState.WAITING)
+                trial_storage.add(point, self.distributions, state=OptunaState.WAITING)
 
     @abstractmethod
     def draw(self, number: int, seed: int) -> Iterator[Candidate | Wait | Exhausted]:
@@ -80,13 +91,20 @@ class Engine(ABC):
         """Return whether to stop a running trial now; its intermediate values are this attempt's alone."""
         return False
 
+    def to_go_on(self) -> TrialRecord | None:
+        """Return the paused trial that is to go on now, if there is one."""
+        return None
+
     def number_of(self, point: Mapping[str, ParamValue]) -> int | None:
         """Return the number of the trial that has this point, None for a new point."""
         return self._numbers.get(_key(point))
 
-    def ask(self) -> TrialSpec | Wait | Exhausted:
-        """Return the next attempt at a waiting trial, else the first one at a new trial; no run is open for it yet."""
-        trial = self.trial_storage.claim_waiting() or self._new_trial()
+    def ask(self, *, may_begin: bool = True) -> TrialSpec | Wait | Exhausted:
+        """Return the next attempt at a waiting trial or at a paused one that is to go on, else at a new trial.
+
+        No run is open for it yet. Without `may_begin` no new trial is begun.
+        """
+        trial = self.trial_storage.claim_waiting() or self._promoted() or (self._new_trial() if may_begin else Wait())
         if not isinstance(trial, FrozenTrial):
             return trial
         number, attrs = trial.number, trial.user_attrs
@@ -99,6 +117,10 @@ class Engine(ABC):
             continues=self._earlier(trial),
             supersedes=attrs.get("run_id"),
         )
+
+    def _promoted(self) -> FrozenTrial | None:
+        record = self.to_go_on()
+        return None if record is None else self.trial_storage.promote(record.number, record.reached)
 
     def _earlier(self, trial: FrozenTrial) -> EarlierTrial | None:
         """Return the trial from whose checkpoint this one goes on."""
@@ -133,14 +155,17 @@ class Engine(ABC):
         # The storage keeps what an interrupted attempt reported.
         this_attempt = copy.copy(trial)
         this_attempt.intermediate_values = dict(curve)
-        if prune := self.prune(this_attempt):
+        if (prune := self.prune(this_attempt)) and not self.pauses:
             self.trial_storage.record_prune(number, epoch)
         return prune
 
     def tell(self, result: TrialResult) -> None:
-        """Record how a trial ended."""
+        """Record how a trial ended, or that it is paused."""
         self._attempt_curves.pop(result.number, None)
-        self.trial_storage.close(result)
+        if result.state is TrialState.PAUSED:
+            self.trial_storage.pause(result.number, result.epochs_run)
+        else:
+            self.trial_storage.close(result)
 
     def _new_trial(self) -> FrozenTrial | Wait | Exhausted:
         number = len(self.trial_storage.trials())

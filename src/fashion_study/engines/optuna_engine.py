@@ -17,9 +17,10 @@ from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from fashion_study.config import MAX_GRID, PrunerName, SamplerName
+from fashion_study.engines.asha import AsynchronousHalving
 from fashion_study.engines.engine import Candidate, Engine, Exhausted, Point, Wait
 from fashion_study.space.space import SearchSpace
-from fashion_study.store.trials import TrialStorage, last_epoch
+from fashion_study.store.trials import TrialRecord, TrialStorage, last_epoch
 from fashion_study.trial import ParamValue
 
 # How often the sampler draws before its points count as known: one that has settled on a point would never leave it.
@@ -48,6 +49,8 @@ class OptunaEngine(Engine):
         super().__init__(trial_storage, space, seed, try_points)
         self._study = trial_storage.study
         self._study.pruner = _pruner(pruner, space.max_epochs)
+        self._halving = AsynchronousHalving(space.max_epochs) if pruner == "asha" else None
+        self.pauses = self._halving is not None
         self._sampler_name = sampler
         # The points that can be counted: those of the grid, in an order that the seed decides, or all of a small space.
         self._points = _product(space.grid) if sampler == "grid" else _every_point(self.distributions)
@@ -72,7 +75,14 @@ class OptunaEngine(Engine):
 
     def prune(self, trial: FrozenTrial) -> bool:
         """Return what the study's pruner decides."""
-        return self._study.pruner.prune(self._study, trial)
+        if self._halving is None:
+            return self._study.pruner.prune(self._study, trial)
+        epoch, promoted = trial.last_step or 0, int(trial.user_attrs.get("promoted_at") or 0)
+        return epoch > promoted and not self._halving.goes_on(trial.number, epoch, self.trial_storage.records())
+
+    def to_go_on(self) -> TrialRecord | None:
+        """Return the paused trial that the pruner lets go on."""
+        return None if self._halving is None else self._halving.to_go_on(self.trial_storage.records())
 
     def _sampler(self, seed: int) -> BaseSampler:
         match self._sampler_name:
@@ -101,6 +111,10 @@ class OptunaEngine(Engine):
         """Draw a point for the trial that will have this number, as Optuna's own `ask` does, but write nothing."""
         # A copy, since a study goes on seeing its trials as they were at its last `ask`.
         study = copy.copy(self._study)
+        if self.pauses:
+            seen = [_so_far(each) for each in self.trial_storage.trials()]
+            # TPE asks past the study's cache.
+            vars(study)["_get_trials"] = lambda *_, states=OptunaState, **__: [t for t in seen if t.state in states]
         trial = create_trial(state=OptunaState.RUNNING)
         trial.number = number
         # QMC counts as experimental, and Optuna says so each time.
@@ -191,7 +205,7 @@ def _pruner(name: PrunerName, max_epochs: int) -> BasePruner:
             return BestSoFarHalving(max_epochs)
         case "median":
             return MedianPruner(n_startup_trials=5, n_warmup_steps=1)
-        case "none":
+        case "asha" | "none":
             return NopPruner()
 
 
@@ -227,6 +241,19 @@ class BestSoFarHalving(BasePruner):
                 others.append(best)
         own = _best_until(trial, rung)
         return sum(best > own for best in others) >= max(1, (len(others) + 1) // 2)
+
+
+def _so_far(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial as a sampler should see it: one that may go on with the best value that it has reached.
+
+    Optuna's samplers see nothing of a waiting trial, and take a running one for a bad one.
+    """
+    if trial.state.is_finished() or not trial.intermediate_values:
+        return trial
+    seen = copy.copy(trial)
+    seen.state = OptunaState.COMPLETE
+    seen.value = max(trial.intermediate_values.values())
+    return seen
 
 
 def _best_until(trial: FrozenTrial, step: int) -> float:

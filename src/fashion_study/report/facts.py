@@ -133,8 +133,8 @@ class StudyFacts:
 
     @property
     def counted(self) -> int:
-        """Count the trials that have ended, which a budget counts."""
-        return sum(record.state.is_ended for record in self.records)
+        """Count the trials that have ended or are paused, which a budget counts."""
+        return sum(record.state.is_counted for record in self.records)
 
     @property
     def complete(self) -> int:
@@ -172,7 +172,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Savings:
-    """The epochs that pruning saved, of complete and pruned trials.
+    """The epochs that pruning saved, of complete, pruned and paused trials; the latter two count as pruned.
 
     `ended_at` counts pruned trials by the epoch after which they ended. `highest_pruned` is the highest validation
     accuracy at which a trial was pruned, with its number.
@@ -217,8 +217,8 @@ def edges(space: SearchSpace, params: Mapping[str, ParamValue]) -> tuple[Edge, .
 
 def savings(facts: StudyFacts) -> Savings:
     """Sum up which epochs the pruner kept from being trained."""
-    ended = [r for r in facts.records if r.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    pruned = [record for record in ended if record.state is TrialState.PRUNED]
+    ended = [r for r in facts.records if r.state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.PAUSED)]
+    pruned = [record for record in ended if record.state is not TrialState.COMPLETE]
     reached = [(record.curve[max(record.curve)], record.number) for record in pruned if record.curve]
     return Savings(
         pruned=len(pruned),

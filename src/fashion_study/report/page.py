@@ -112,7 +112,7 @@ def _moment(moment: datetime) -> str:
 
 
 def _budget(facts: StudyFacts) -> dict[str, object]:
-    begun = [record for record in facts.records if record.state.is_ended or record.curve]
+    begun = [record for record in facts.records if record.state.is_counted or record.curve]
     states = Counter(record.state for record in facts.records)
     return {
         "states": [(state.value, states[state]) for state in ORDER if state in states],

@@ -80,6 +80,10 @@ class Checkpoints:
             return header if header.identity == self.identity(spec) else None
         return None
 
+    def reached(self, spec: TrialSpec) -> int:
+        """Return the epoch after which the training of this run can go on, 0 where it would begin anew."""
+        return epoch_reached(self.folder, spec.label, spec.run_id)
+
     def discard(self, spec: TrialSpec) -> None:
         """Delete the checkpoint of a training that needs it no more."""
         self.path(spec.label).unlink(missing_ok=True)

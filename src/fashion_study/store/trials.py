@@ -32,6 +32,8 @@ STATES = {
 # Attributes of a study: what tells it from any other, and where its runs are.
 TOKEN = "token"
 TRACKED_AT = "tracked_at"
+# Of a waiting trial: the epoch after which it is paused.
+PAUSED_AT = "paused_at"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class TrialRecord:
 
     `objective` is the validation accuracy of a complete trial; `curve` maps each reported epoch (from 1) to the
     validation accuracy after it; `seconds` is the duration of the attempt that ended the trial. `resumes` is the
-    epoch after which the latest attempt went on, 0 for none.
+    epoch after which the latest attempt went on, `promoted_at` that up to which it may not be paused; 0 for none.
     """
 
     number: int
@@ -54,6 +56,7 @@ class TrialRecord:
     seconds: float | None = None
     uncounted_attempts: int = 0
     resumes: int = 0
+    promoted_at: int = 0
     cause: str = ""
 
     @property
@@ -111,7 +114,11 @@ class TrialStorage:
             self.study.set_user_attr(key, value)
 
     def counted(self) -> int:
-        """Count the trials that a budget counts: complete, pruned and failed."""
+        """Count the trials that a budget counts: complete, pruned, failed and paused."""
+        return sum(trial.state.is_finished() or _is_paused(trial) for trial in self.trials())
+
+    def ended(self) -> int:
+        """Count the trials that are trained no more."""
         return sum(trial.state.is_finished() for trial in self.trials())
 
     def trials(self) -> list[FrozenTrial]:
@@ -155,11 +162,24 @@ class TrialStorage:
 
     def claim_waiting(self) -> FrozenTrial | None:
         """Set the first waiting trial running and return it; None where none is waiting."""
-        waiting = next((trial for trial in self.trials() if trial.state is OptunaState.WAITING), None)
+        waiting = next((t for t in self.trials() if t.state is OptunaState.WAITING and not _is_paused(t)), None)
         if waiting is None:
             return None
         self._set_state(waiting.number, OptunaState.RUNNING)
         return self.trial(waiting.number)
+
+    def pause(self, number: int, epoch: int) -> None:
+        """Let a running trial wait after an epoch until it may go on; what it has reached is no retry."""
+        self._set_attr(number, "spared", self._record(self.trial(number)).attempt)
+        self._set_attr(number, PAUSED_AT, epoch)
+        self._set_state(number, OptunaState.WAITING)
+
+    def promote(self, number: int, epoch: int) -> FrozenTrial:
+        """Set a paused trial running that may go on after an epoch, and return it."""
+        self._set_attr(number, "promoted_at", epoch)
+        self._set_attr(number, PAUSED_AT, None)
+        self._set_state(number, OptunaState.RUNNING)
+        return self.trial(number)
 
     def begin_attempt(self, number: int, attempt: int, run_id: str, resumes: int = 0) -> None:
         """Record an attempt (from 1) of a worker, its MLflow run, and the epoch after which it goes on."""
@@ -287,6 +307,10 @@ def last_epoch(trial: FrozenTrial) -> float:
     return ended
 
 
+def _is_paused(trial: FrozenTrial) -> bool:
+    return trial.state is OptunaState.WAITING and trial.user_attrs.get(PAUSED_AT) is not None
+
+
 def _record(trial: FrozenTrial) -> TrialRecord:
     # A trial's end is written before its state: after a kill in between another attempt may end it in another way.
     end = trial.user_attrs if trial.state.is_finished() else {}
@@ -294,7 +318,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
     last = last_epoch(trial)
     return TrialRecord(
         number=trial.number,
-        state=STATES[trial.state],
+        state=TrialState.PAUSED if _is_paused(trial) else STATES[trial.state],
         params=trial.params,
         attempt=_whole(trial.user_attrs.get("attempt")),
         run_id=trial.user_attrs.get("run_id"),
@@ -304,6 +328,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         seconds=end.get("seconds"),
         uncounted_attempts=_whole(trial.user_attrs.get("spared")),
         resumes=_whole(trial.user_attrs.get("resumes")),
+        promoted_at=_whole(trial.user_attrs.get("promoted_at")),
         cause=str(end.get("cause", "")) if reason else "",
     )
 

@@ -77,10 +77,11 @@ def optimization_history(records: Sequence[TrialRecord], best: int | None) -> Fi
     """Draw the value of each trial, in the order of the trials, and the best value so far; `best` stands out."""
     ended = sorted((record for record in records if record.curve), key=lambda record: record.number)
     complete = [record for record in ended if record.objective is not None]
-    pruned = [record for record in ended if record.state is TrialState.PRUNED]
-    counts = f"{len(complete)} complete and {len(pruned)} pruned trials"
+    stopped = [record for record in ended if record.state in (TrialState.PRUNED, TrialState.PAUSED)]
+    how = " and ".join(sorted({record.state.value for record in stopped})) or "pruned"
+    counts = f"{len(complete)} complete and {len(stopped)} {how} trials"
     figure, axes = new_figure(3.3, f"Validation accuracy of {counts}, in their order.")
-    axes.plot(*_points(pruned), "o", mfc="white", color=PRUNED, markersize=5, label="pruned: last value")
+    axes.plot(*_points(stopped), "o", mfc="white", color=PRUNED, markersize=5, label=f"{how}: last value")
     axes.plot(*_points(complete), "o", color=COMPLETE, markersize=6, label="complete")
     numbers, values = _points(complete)
     axes.step(numbers, list(accumulate(values, max)), where="post", color=BEST, linewidth=1.4, label="best so far")

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Of the states in a ranking.
-ORDER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAILED)
+ORDER = (
+    TrialState.COMPLETE,
+    TrialState.PAUSED,
+    TrialState.PRUNED,
+    TrialState.RUNNING,
+    TrialState.WAITING,
+    TrialState.FAILED,
+)
 DEFAULT_FINALISTS = 3
 DEFAULT_REPEATS = 3
 # What MLflow calls the run of a repeat that is not trained again.

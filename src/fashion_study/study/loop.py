@@ -46,6 +46,10 @@ class Source(ABC):
     def log_epoch(self, spec: TrialSpec, report: EpochReport) -> None:
         """Add an epoch to the run's curves."""
 
+    def judge(self, spec: TrialSpec, result: TrialResult) -> TrialResult:  # noqa: ARG002
+        """Return a result as it counts: a trial that the worker has stopped may be paused."""
+        return result
+
     def record(self, spec: TrialSpec, result: TrialResult) -> None:
         """Make a result safe: after a kill the next start settles it."""
 
@@ -155,11 +159,12 @@ class Loop:
                     self._later.append(lambda: self.source.log_epoch(spec, event))
                     self.observer.epoch_done(spec, event)
             case TrialResult():
-                self.source.record(spec, event)
-                self.busy_seconds += event.seconds
+                result = self.source.judge(spec, event)
+                self.source.record(spec, result)
+                self.busy_seconds += result.seconds
                 del self._running[spec.key]
-                self._later.append(lambda: self._settle(spec, event))
-                if event.state is TrialState.COMPLETE:
+                self._later.append(lambda: self._settle(spec, result))
+                if result.state is TrialState.COMPLETE:
                     self._store_failures.has_answered()
             case AttemptLost():
                 del self._running[spec.key]

@@ -72,8 +72,8 @@ class PlainLines(Observer):
         )
 
     def trial_closed(self, spec: TrialSpec, result: TrialResult, best: tuple[int, float] | None) -> None:
-        """Print how a trial ended, and the best so far."""
-        self._counted += 1
+        """Print how a trial ended or that it is paused, and the best so far."""
+        self._counted += result.state.is_ended
         so_far = f"; best {best[1]:.4f} (trial {best[0]:03d})" if best else ""
         self.note(f"{spec.label} {outcome(result)}; {self._counted} of {self._total} done{so_far}")
 
@@ -181,8 +181,8 @@ def outcome(result: TrialResult) -> str:
     match result.state:
         case TrialState.COMPLETE:
             return f"complete: {result.objective:.4f}"
-        case TrialState.PRUNED:
-            return f"pruned at epoch {result.epochs_run}"
+        case TrialState.PRUNED | TrialState.PAUSED:
+            return f"{result.state} at epoch {result.epochs_run}"
         case _:
             return f"failed: {result.reason}" + (f": {result.cause}" if result.cause else "")
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fashion_study.engines.engine import Engine, Exhausted
-from fashion_study.store.checkpoints import Checkpoints, epoch_reached
+from fashion_study.store.checkpoints import Checkpoints
 from fashion_study.study.loop import Best, TrackedSource, Tracker
 from fashion_study.study.progress import Observer
 from fashion_study.trial import (
@@ -46,14 +46,16 @@ class Proposals(TrackedSource):
 
     def next(self) -> TrialSpec | None:
         """Ask the engine for a trial, as long as the total allows one."""
-        if self.exhausted or self._counted + self._in_flight >= self._trials:
+        may_begin = not self.exhausted and self._counted + self._in_flight < self._trials
+        if not (may_begin or self._engine.pauses):
             return None
-        answer = self._engine.ask()
+        answer = self._engine.ask(may_begin=may_begin)
         if isinstance(answer, Exhausted):
             self.exhausted = answer.reason
         if not isinstance(answer, TrialSpec):
             return None
         self._in_flight += 1
+        self._counted = self._trial_storage.counted()
         return replace(answer, precision=self._precision)
 
     def put_back(self, spec: TrialSpec) -> None:
@@ -70,16 +72,21 @@ class Proposals(TrackedSource):
         """Keep the objective after an epoch, and ask the engine's pruner."""
         return self._engine.report(spec.number, report.epoch, report.val_accuracy)
 
+    def judge(self, spec: TrialSpec, result: TrialResult) -> TrialResult:  # noqa: ARG002
+        """Pause a trial that was stopped, where it may go on."""
+        is_paused = self._engine.pauses and result.state is TrialState.PRUNED
+        return replace(result, state=TrialState.PAUSED) if is_paused else result
+
     def settle(self, spec: TrialSpec, result: TrialResult) -> Best | None:
         """Close the run, then the trial: one that the trial storage calls complete always has its evidence."""
         self.tracker.close_trial(spec, result)
         self._engine.tell(result)
         self._in_flight -= 1
-        self._counted += 1
+        self._counted = self._trial_storage.counted()
         if result.objective is not None and (self._best is None or result.objective > self._best[1]):
             self._best = (result.number, result.objective)
-            self.tracker.log_best(self._counted, result.objective)
-        if self.checkpoints is not None and not self._engine.continues_trials:
+            self.tracker.log_best(self._trial_storage.ended(), result.objective)
+        if self.checkpoints is not None and result.state.is_ended and not self._engine.continues_trials:
             self.checkpoints.discard(spec)
         if (lost := result.tags.get(CONTINUATION_LOST)) is not None:
             self._observer.warn(f"{spec.label} was trained from its first epoch: {lost}")
@@ -96,11 +103,10 @@ class Proposals(TrackedSource):
         return self._release(spec, counted=not by_error)
 
     def _release(self, spec: TrialSpec, *, counted: bool, cause: str = "") -> TrialState:
-        reached = 0 if self.checkpoints is None else epoch_reached(self.checkpoints.folder, spec.label, spec.run_id)
+        reached = 0 if self.checkpoints is None else self.checkpoints.reached(spec)
         state = self._trial_storage.requeue(spec.number, reached, counted=counted, cause=cause)
         self._in_flight -= 1
-        if state is TrialState.FAILED:
-            self._counted += 1
-        else:
+        self._counted = self._trial_storage.counted()
+        if state is not TrialState.FAILED:
             self.exhausted = None  # The trial waits to be proposed again.
         return state

@@ -217,7 +217,7 @@ class _Comparison:
             return
         what = f"shows {'nothing' if shown is None else f'{shown:.4f}'} as its best objective"
         done = f"it shows {best.objective:.4f} now"
-        repair = repairing(done, self.runs.log_best, self.trials.counted(), best.objective)
+        repair = repairing(done, self.runs.log_best, self.trials.ended(), best.objective)
         yield Finding(Kind.STALE_BEST, "the study's run", what, f"logs {best.objective:.4f}", repair)
 
 

@@ -72,7 +72,7 @@ class StudyResult:
     @property
     def counted(self) -> int:
         """Count the trials that the budget counts."""
-        return sum(record.state.is_ended for record in self.records)
+        return sum(record.state.is_counted for record in self.records)
 
     @property
     def best(self) -> TrialRecord | None:
@@ -173,7 +173,7 @@ def _search(session: Session) -> str | None:
     plan, config, trial_storage = study.plan, study.plan.config, study.trial_storage
     keeper = study.model_keeper(session.client)
     keeper.sweep()
-    study.observer.begin(plan.title(session.precision), trial_storage.counted(), config.trials)
+    study.observer.begin(plan.title(session.precision), trial_storage.ended(), config.trials)
     engine: Engine
     if config.engine == "optuna":
         sampler = cast(SamplerName, config.sampler)

@@ -19,6 +19,7 @@ from fashion_study.study.finalists import choose
 from fashion_study.study.progress import duration
 from fashion_study.study.run import StudyResult
 from fashion_study.text import printable
+from fashion_study.trial import TrialState
 
 SHOWN = 12
 MORE_TRIALS = 20
@@ -199,6 +200,8 @@ def _ending(result: StudyResult) -> list[str]:
         lines.append(f"{result.repeats_left} of the finalists' repeats are not trained yet.")
     elif trained == 0 and result.counted >= total:
         lines = [f"Nothing left to do: {result.counted} of {total} trials were done already."]
+    if paused := sum(record.state is TrialState.PAUSED for record in result.records):
+        lines.append(f"{paused} of them are paused: with more trials the best of these go on.")
     if result.exhausted:
         lines.append(f"The study ends here: {result.exhausted}.")
     elif result.stopped_by is not None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fashion_study.executors.executor import Event
+from fashion_study.store.checkpoints import Checkpoints, Header
 from fashion_study.study.progress import Observer
 from fashion_study.testing.training import PROBED, Key, SimulatedOutcome, toy_training
 from fashion_study.tracking.attempt import Attempt
@@ -97,6 +99,30 @@ class MemoryRun:
     cause: str = ""
     superseded_by: str | None = None
     repeat: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryCheckpoints(Checkpoints):
+    """In-memory twin of a study's checkpoints: of each training the epochs that `curve` has, whatever its run."""
+
+    curve: Callable[[TrialSpec], Sequence[Epoch]]
+
+    @classmethod
+    def having(cls, curve: Callable[[TrialSpec], Sequence[Epoch]]) -> "MemoryCheckpoints":
+        """Return checkpoints in no folder."""
+        return cls(Path(), "", None, curve)
+
+    def find(self, spec: TrialSpec) -> Header | None:
+        """Return the header of the checkpoint of a training."""
+        epochs = self.curve(spec)
+        return Header({}, {}, epochs, 0, (), (0, 0)) if epochs else None
+
+    def reached(self, spec: TrialSpec) -> int:
+        """Return the epoch after which a training can go on."""
+        return max((epoch.epoch for epoch in self.curve(spec)), default=0)
+
+    def discard(self, spec: TrialSpec) -> None:
+        """Keep it."""
 
 
 @dataclass(eq=False)

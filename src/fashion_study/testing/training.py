@@ -57,7 +57,8 @@ def toy_training(
     spec: TrialSpec, outcome: SimulatedOutcome | None
 ) -> Generator[EpochReport, bool | None, TrialResult | SimulatedOutcome]:
     """Yield the report of each epoch, receive whether to prune, and return the result, or LOST or STUCK as they are."""
-    done = max(spec.inherited, spec.resumes)
+    # The epoch after which it was stopped is reported again.
+    done = max(spec.inherited, spec.resumes - 1)
     for epoch in range(done + 1, spec.hyperparameters.epochs + 1):
         if (yield toy_report(spec, epoch)):
             return toy_result(spec, TrialState.PRUNED, epoch)

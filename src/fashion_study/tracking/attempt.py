@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 ORPHAN = "orphan"
 # Digits of a number in a tag: Python refuses to read thousands of them, and anybody can write a tag.
 LONGEST_NUMBER = 10
-RUN_STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}
+RUN_STATUS = {
+    TrialState.COMPLETE: "FINISHED",
+    TrialState.PRUNED: "KILLED",
+    TrialState.FAILED: "FAILED",
+    TrialState.PAUSED: "SCHEDULED",
+}
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,8 @@ def run_name(result: TrialResult, repeat: int = 0) -> str:
     match result.state:
         case TrialState.COMPLETE:
             outcome = f"{result.objective:.4f}"
-        case TrialState.PRUNED:
-            outcome = f"pruned at {result.epochs_run}"
+        case TrialState.PRUNED | TrialState.PAUSED:
+            outcome = f"{result.state} at {result.epochs_run}"
         case _:
             outcome = str(result.reason)
     return f"{open_run_name(result.number, repeat)}  {outcome}"

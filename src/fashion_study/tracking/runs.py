@@ -290,7 +290,10 @@ class StudyRuns:
     def _end(self, run_id: str, status: str, name: str) -> None:
         # The status last: the next start looks at a run that is still open.
         self._client.update_run(run_id, name=name)
-        self._client.set_terminated(run_id, status)
+        if status == RUN_STATUS[TrialState.PAUSED]:
+            self._client.update_run(run_id, status)
+        else:
+            self._client.set_terminated(run_id, status)
 
 
 @cache

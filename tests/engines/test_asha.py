@@ -1,0 +1,72 @@
+"""The promises of the pruner that pauses trials and goes back to them."""
+
+import pytest
+
+from fashion_study.engines.asha import AsynchronousHalving
+from fashion_study.store.trials import TrialRecord
+from fashion_study.trial import TrialState
+
+
+def trial(number: int, *values: float, state: TrialState = TrialState.PAUSED) -> TrialRecord:
+    return TrialRecord(number, state, {}, 1, f"run-{number}", None, dict(enumerate(values, 1)))
+
+
+def test_a_trial_stops_at_rungs_alone() -> None:
+    halving = AsynchronousHalving(20)
+    worst = [*(trial(number, 0.9) for number in range(8)), trial(8, *[0.1] * 9)]
+    assert [epoch for epoch in range(1, 20) if not halving.goes_on(8, epoch, worst)] == [1, 3, 9]
+
+
+def test_the_first_trials_wait_for_others() -> None:
+    halving = AsynchronousHalving(20)
+    assert not halving.goes_on(0, 1, [trial(0, 0.5)])
+    assert halving.to_go_on([trial(0, 0.5), trial(1, 0.6)]) is None
+
+
+def test_the_best_third_of_a_rung_goes_on() -> None:
+    halving = AsynchronousHalving(20)
+    six = [trial(number, value) for number, value in enumerate((0.5, 0.7, 0.6, 0.9, 0.8, 0.4))]
+
+    assert [number for number in range(6) if halving.goes_on(number, 1, six)] == [3, 4]
+    first = halving.to_go_on(six)
+    assert first is six[3]
+
+
+def test_what_was_passed_over_goes_on_when_more_have_come() -> None:
+    halving = AsynchronousHalving(20)
+    three = [trial(0, 0.9, 0.9, 0.9, state=TrialState.COMPLETE), trial(1, 0.8), trial(2, 0.1)]
+    assert halving.to_go_on(three) is None
+
+    six = [*three, *(trial(number, 0.2) for number in (3, 4, 5))]
+
+    assert halving.to_go_on(six) is six[1]
+
+
+def test_the_highest_rung_comes_first() -> None:
+    halving = AsynchronousHalving(20)
+    low = [trial(number, 0.99) for number in range(6)]
+    high = [trial(number, 0.5, 0.5, value) for number, value in ((6, 0.6), (7, 0.7), (8, 0.8))]
+
+    assert halving.to_go_on([*low, *high]) is high[2]
+
+
+def test_a_rung_counts_the_best_value_up_to_it() -> None:
+    halving = AsynchronousHalving(20)
+    unlucky = trial(0, 0.9, 0.9, 0.1)
+    others = [trial(1, 0.5, 0.5, 0.5), trial(2, 0.5, 0.5, 0.6)]
+
+    assert halving.goes_on(0, 3, [unlucky, *others])
+    assert halving.to_go_on([unlucky, *others]) is unlucky
+
+
+def test_of_equal_trials_the_earlier_goes_on() -> None:
+    halving = AsynchronousHalving(20)
+    equal = [trial(number, 0.5) for number in (2, 1, 3)]
+    assert halving.to_go_on(equal) is equal[1]
+
+
+@pytest.mark.parametrize(("most", "rungs"), [(1, []), (2, [1]), (3, [1]), (4, [1, 3]), (9, [1, 3]), (10, [1, 3, 9])])
+def test_there_is_no_rung_where_every_trial_has_ended(most: int, rungs: list[int]) -> None:
+    worst = [*(trial(number, *[0.9] * 9) for number in range(8)), trial(8, *[0.1] * 9)]
+    halving = AsynchronousHalving(most)
+    assert [epoch for epoch in range(1, 10) if not halving.goes_on(8, epoch, worst)] == rungs

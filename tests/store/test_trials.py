@@ -226,3 +226,36 @@ def test_another_process_reads_what_was_written(tmp_path: Path) -> None:
     assert dict(second.attrs) == {"identity": {"seed": 3}, "precision": "float32"}
     assert second.records() == first.records()
     assert TrialStorage(RDBStorage(address), "another").records() == []
+
+
+def test_an_attempt_that_left_a_checkpoint_uses_up_no_retry(trial_storage: TrialStorage) -> None:
+    for reached in range(1, 2 * MAX_RETRIES):
+        number = begin(trial_storage)
+        trial_storage.begin_attempt(number, reached, "run", resumes=reached - 1)
+        assert trial_storage.requeue(number, reached) is TrialState.WAITING
+
+    states = []
+    for _ in range(MAX_RETRIES + 1):
+        attempt = trial_storage.records()[0].attempt + 1
+        trial_storage.begin_attempt(begin(trial_storage), attempt, "run", resumes=reached)
+        states.append(trial_storage.requeue(number, reached))
+
+    assert states == [TrialState.WAITING] * MAX_RETRIES + [TrialState.FAILED]
+
+
+def test_a_paused_trial_counts_and_goes_on_when_it_is_promoted(trial_storage: TrialStorage) -> None:
+    number = begin(trial_storage)
+    trial_storage.record_value(number, 1, 0.5)
+
+    trial_storage.pause(number, 1)
+
+    (record,) = trial_storage.records()
+    assert (record.state, record.reached, record.value) == (TrialState.PAUSED, 1, 0.5)
+    assert (trial_storage.counted(), trial_storage.ended()) == (1, 0)
+    assert trial_storage.claim_waiting() is None
+
+    trial_storage.promote(number, 1)
+
+    (record,) = trial_storage.records()
+    assert (record.state, record.promoted_at) == (TrialState.RUNNING, 1)
+    assert trial_storage.counted() == 0

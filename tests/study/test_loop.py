@@ -70,12 +70,9 @@ class Study:
         self, interrupted: Callable[[], bool] = lambda: False, after_result: Callable[[], None] = lambda: None
     ) -> Proposals:
         engine = self.engine(self.trial_storage, self.space, self.sampler, self.pruner, SEED)
-        kept = (
-            MemoryCheckpoints.having(lambda spec: self.runs.runs[spec.run_id].epochs) if self.has_checkpoints else None
-        )
-        proposals = Proposals(
-            engine, self.runs, self.observer, Precision.FLOAT32, self.trials, kept if self.has_checkpoints else None
-        )
+        kept = MemoryCheckpoints.having(lambda spec: self.runs.runs[spec.run_id].epochs)
+        checkpoints = kept if self.has_checkpoints else None
+        proposals = Proposals(engine, self.runs, self.observer, Precision.FLOAT32, self.trials, checkpoints)
         epochs = (math.inf if self.epoch_budget is None else self.epoch_budget) - self.trial_storage.epochs_trained()
         Loop(proposals, self.executor, self.observer, interrupted, self.deadline, epochs, after_result).run()
         return proposals
@@ -666,15 +663,3 @@ def test_a_paused_trial_without_a_checkpoint_begins_anew() -> None:
     for spec in again:
         # It is not paused again where it was let go on.
         assert records[spec.number].reached > records[spec.number].promoted_at
-
-
-def test_stops_without_end_give_no_paused_trial_up() -> None:
-    study = Study(trials=9, pruner="asha", space=smoke_with(epochs=6), has_checkpoints=True)
-    while study.trial_storage.counted() < 9:
-        study = study.again(tracker=study.runs)
-        # One epoch that is reported again, and a new one.
-        study.run(interrupted=interrupted_after(study, 2))
-
-    study.again(tracker=study.runs).run()
-
-    assert TrialState.FAILED not in study.states()

@@ -52,11 +52,15 @@ class OneEpoch:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A strategy to be replayed. `pruner` is one of a study's own, one of CANDIDATES, or the one-epoch baseline."""
+    """A strategy to be replayed. `pruner` is one of a study's own, one of CANDIDATES, or the one-epoch baseline.
+
+    A trial's objective is that of its best epoch, as in a study, or with `last_epoch` that of its last one.
+    """
 
     sampler: SamplerName
     pruner: PrunerName | str | OneEpoch
     workers: int = 1
+    last_epoch: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,14 +94,14 @@ def replay(
 ) -> Outcome:
     """Run a study of at most `trials`; it ends early once it has its default number of trials and the target.
 
-    A trial gets the nearest row that no other trial of the study has had; its objective is the row's accuracy after
-    as many epochs as were proposed.
+    A trial gets the nearest row that no other trial of the study has had; its objective is the row's best accuracy
+    within as many epochs as were proposed, or the last of these.
     """
     trials = min(trials, len(table.curves))
     one_epoch = strategy.pruner if isinstance(strategy.pruner, OneEpoch) else None
     if one_epoch is not None:
         trials = min(trials, one_epoch.trials)
-    executor = TableExecutor(table, space, strategy.workers)
+    executor = TableExecutor(table, space, strategy.workers, best_counts=not strategy.last_epoch)
     # Hyperband puts a trial into a bracket by the study's name and its number: no two seeds share one.
     trial_storage = TrialStorage(InMemoryStorage(), f"replay-{seed}")
     tracker = MemoryTracker()

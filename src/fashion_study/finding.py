@@ -18,6 +18,7 @@ class Kind(StrEnum):
     STALE_BEST = "best objective behind"
     ORPHAN = "orphan run"
     DUPLICATE_CURRENT_RUN = "two current runs"
+    DELETED_EXPERIMENT = "deleted experiment"
     DELETED_RUN = "deleted run"
     LOST_RUN = "lost run"
     FILES = "damaged files"

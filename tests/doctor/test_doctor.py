@@ -21,7 +21,7 @@ from fashion_study.finding import Kind
 from fashion_study.store.locks import claim
 from fashion_study.store.relocation import local_path
 from fashion_study.tracking.aliases import promotion_lock
-from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, registered_name
+from fashion_study.tracking.registry import CHALLENGER, CHAMPION, LINE, PREVIOUS_CHAMPION, registered_name
 from tests.support.finished import copy_store
 from tests.support.optuna_client import trials_of
 
@@ -224,6 +224,22 @@ def previous_champion_left_behind(case: StoreUnderTest) -> None:
     case.client.set_registered_model_alias(NAME, CHAMPION, made.version)
 
 
+def run_without_its_tags(case: StoreUnderTest) -> None:
+    for tag in ("kind", "trial", "attempt", "mlflow.parentRunId", "study"):
+        case.client.delete_tag(case.run_of(case.best()).info.run_id, tag)
+
+
+def study_run_without_its_tags(case: StoreUnderTest) -> None:
+    run_id = case.study_run().info.run_id
+    for tag in ("kind", "study"):
+        case.client.delete_tag(run_id, tag)
+
+
+def version_without_its_tags(case: StoreUnderTest) -> None:
+    for tag in ("dataset", "model_sha256"):
+        case.client.delete_model_version_tag(NAME, "1", tag)
+
+
 DAMAGES: list[tuple[Callable[[StoreUnderTest], None], set[Kind]]] = [
     (unfinished_trial, {Kind.ZOMBIE_TRIAL}),
     (unrecorded_result, {Kind.UNRECORDED_RESULT}),
@@ -244,6 +260,9 @@ DAMAGES: list[tuple[Callable[[StoreUnderTest], None], set[Kind]]] = [
     (deleted_run_of_the_challenger, {Kind.DELETED_RUN}),
     (lost_run_of_the_challenger, {Kind.VERSION}),
     (previous_champion_left_behind, {Kind.PREVIOUS_CHAMPION}),
+    (run_without_its_tags, {Kind.STATUS_MISMATCH}),
+    (study_run_without_its_tags, {Kind.STATUS_MISMATCH}),
+    (version_without_its_tags, {Kind.VERSION}),
 ]
 
 
@@ -265,6 +284,17 @@ def test_damage_is_found_and_repaired_for_good(
     after = case.dump()
     assert kinds(check_store(case.root, fix=True)) == []
     assert case.dump() == after
+
+
+def test_a_deleted_experiment_is_found_and_restored(case: StoreUnderTest) -> None:
+    before = case.results()
+    case.client.delete_experiment(case.experiment)
+
+    assert Kind.DELETED_EXPERIMENT in kinds(check_store(case.root))
+    assert kinds(check_store(case.root, fix=True)) == [Kind.DELETED_EXPERIMENT]
+
+    assert case.results() == before
+    assert kinds(check_store(case.root)) == []
 
 
 def test_what_a_user_has_put_into_the_bin_stays_there(case: StoreUnderTest) -> None:
@@ -331,6 +361,15 @@ def test_a_damaged_champion_is_left_for_a_person_to_decide_on(case: StoreUnderTe
     assert "experiments.promote" in left.remedy
     assert case.client.get_registered_model(NAME).aliases[CHAMPION] == 1
     assert check_store(case.root, fix=True).remaining == 1
+
+
+def test_a_champion_whose_alias_was_deleted_is_missed(case: StoreUnderTest) -> None:
+    case.client.set_model_version_tag(NAME, "1", LINE, "none")
+
+    (missed,) = check_store(case.root, fix=True).findings
+
+    assert (missed.kind, missed.where, missed.done) == (Kind.ALIAS, f"{NAME}@{CHAMPION}", None)
+    assert "champion before: version 1" in missed.what
 
 
 def test_a_champion_without_its_version_yields_to_the_previous(case: StoreUnderTest) -> None:

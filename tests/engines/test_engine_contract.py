@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna import create_study
+from optuna import create_study, load_study
 from optuna.samplers import TPESampler
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial
@@ -187,6 +187,16 @@ class EngineContract(ABC):
         again = engine.ask()
 
         assert again == replace(first, attempt=2, supersedes=run_id(first))
+
+    def test_an_enqueued_point_is_completed_and_tried(self, trial_storage: TrialStorage, storage: RDBStorage) -> None:
+        space = self.space("mixed")
+        proposals(self.make(trial_storage, space), trial_storage, 2)
+        load_study(study_name=trial_storage.name, storage=storage).enqueue_trial({"dense_units": 11})
+        own = TrialStorage(storage, trial_storage.name)
+
+        tried = asked(self.make(own, space), own)
+
+        assert (tried.number, searched(tried, space)) == (2, space.complete({"dense_units": 11}))
 
     def test_failed_trials_do_not_stop_it(self, trial_storage: TrialStorage) -> None:
         space = self.space("mixed")

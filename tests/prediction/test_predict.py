@@ -79,6 +79,16 @@ def test_an_unregistered_model_is_chosen_by_its_id(shelf: Shelf, pictures: list[
     assert_predicted_by(0, found)
 
 
+def test_a_renamed_experiment_keeps_its_models(tmp_path: Path, pictures: list[Path]) -> None:
+    models = ModelStore(tmp_path / "store")
+    study = models.study("small")
+    models.client.log_param(study, "dataset", "digits")
+    run = models.client.get_run(models.trial(study, 0, trained(8)))
+    models.client.rename_experiment(models.experiment_id, "mine")
+    address = ModelUri.parse(run.data.tags["model_uri"])
+    assert_predicted_by(8, predict(pictures, models.store, address))
+
+
 def test_photographs_of_digits_are_taken_for_what_they_show(shelf: Shelf, tmp_path: Path) -> None:
     split = digits().validation
     paths = []

@@ -21,6 +21,7 @@ from fashion_study.promotion.decision import Decision, Outcome, PromotionConfig
 from fashion_study.promotion.evidence import PREDICTIONS
 from fashion_study.promotion.gates import Gates
 from fashion_study.promotion.promote import NoReferenceModelError, choose_challenger, promote
+from fashion_study.store.relocation import local_path
 from fashion_study.store.store import find_store
 from fashion_study.tracking.aliases import ConcurrentUpdateError, NoPreviousChampionError, set_champion
 from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, Version
@@ -345,6 +346,32 @@ def test_a_file_swapped_with_its_digest_is_still_checked(scene: Scene) -> None:
     with pytest.raises(DamagedModelError, match="not one that this project saves"):
         scene.promote()
     assert CHAMPION not in scene.aliases()
+
+
+def test_a_champion_whose_run_is_gone_is_compared_all_the_same(scene: Scene) -> None:
+    old, new = scene.champion(POOR), scene.challenger()
+    delete_for_good(scene, old.run_id)
+
+    assert scene.promote().outcome is Outcome.PROMOTED
+    assert scene.aliases()[CHAMPION] == new.number
+    assert scene.promote(rollback=True).outcome is Outcome.ROLLED_BACK
+    assert scene.aliases()[CHAMPION] == old.number
+
+
+def test_a_deleted_study_run_is_named_with_how_to_restore_it(scene: Scene) -> None:
+    scene.challenger()
+    scene.client.delete_run(scene.study_run)
+
+    with pytest.raises(StoreError, match=f"mlflow runs restore --run-id {scene.study_run}"):
+        scene.promote()
+    assert CHAMPION not in scene.aliases()
+
+
+def delete_for_good(scene: Scene, run_id: str) -> None:
+    """Delete a run and its artifacts, as `mlflow gc` does; the logged model stays."""
+    scene.client.delete_run(run_id)
+    shutil.rmtree(str(local_path(scene.client.get_run(run_id).info.artifact_uri)))
+    scene.client._tracking_client.store._hard_delete_run(run_id)
 
 
 def test_a_damaged_champion_can_be_replaced_only_by_force(scene: Scene) -> None:

@@ -305,6 +305,25 @@ def test_the_matrix_is_compared_with_a_comparable_champion(
     assert "was not evaluated on these validation images" in against_baseline.reason
 
 
+def test_a_report_needs_no_run_that_others_have_deleted(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = collect(real.trial_storage, real.opened)
+    champion = next(r.run_id for r in real.trial_storage.records() if r.objective is not None and r.number != 0)
+    assert whole.best is not None
+    gone = {champion}
+    monkeypatch.setattr(
+        "fashion_study.report.collect.find_run",
+        lambda client, run_id: None if run_id in gone else client.get_run(run_id),
+    )
+    without_champion = collect(real.trial_storage, real.opened)
+    gone.add(whole.best.run_id)
+    without_best = collect(real.trial_storage, real.opened)
+
+    assert without_champion.reference is not None
+    assert "was deleted in MLflow" in without_champion.reference.reason
+    assert without_best.best is not None
+    assert without_best.best.run_id not in gone
+
+
 def open_study(root: Path, values: list[float]) -> TrialStorage:
     """Begin a study as the coordinator does, and leave its first trial running after some epochs."""
     store = open_store(root)

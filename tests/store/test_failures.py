@@ -129,14 +129,25 @@ def test_an_error_with_a_message_of_its_own_keeps_it(tmp_path: Path) -> None:
         raise BadInputError("as it was")
 
 
-def test_a_run_deleted_in_the_meantime_is_no_bug(tmp_path: Path) -> None:
+def test_a_deleted_run_is_named_with_how_to_bring_it_back(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     client = store.client()
     run_id = client.create_run(store.experiment_id(client, "digits")).info.run_id
     client.delete_run(run_id)
 
-    with pytest.raises(StoreError, match=re.escape("must be in the 'active' state")), store_failures(store, "Do this."):
+    advice = f"MLFLOW_TRACKING_URI={store.tracking_uri} mlflow runs restore --run-id {run_id}"
+    with pytest.raises(StoreError, match=re.escape(advice)), store_failures(store, "Do this."):
         client.set_tag(run_id, "name", "value")
+
+
+def test_a_run_deleted_for_good_is_named_and_no_disk_blamed(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+
+    with (
+        pytest.raises(StoreError, match=r"does not find .*'?abc'? not found.* experiments\.doctor"),
+        store_failures(store, "Free space."),
+    ):
+        store.client().get_run("abc")
 
 
 def test_the_cause_of_an_error_of_optuna_decides(tmp_path: Path) -> None:

@@ -53,6 +53,11 @@ def result(*records: TrialRecord, config: StudyConfig | None = None, **fields: A
     return StudyResult(records=rank(records), **(usual | fields))
 
 
+def test_a_challenger_of_an_earlier_run_is_not_claimed_to_be_one_now() -> None:
+    registered = result(complete(0, 0.5), version=("digits-cnn", 1), is_challenger=False)
+    assert "Registered: digits-cnn version 1 was the challenger when the study ended" in shown(registered)
+
+
 def shown(of: StudyResult, width: int = 80) -> str:
     out = StringIO()
     summarise(of, Console(file=out, width=width))

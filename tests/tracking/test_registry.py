@@ -50,6 +50,26 @@ def test_a_run_gets_one_version_however_often_it_is_registered(models: ModelStor
     assert [version.number for version in models.registry.model(first.name).versions] == [1]
 
 
+def test_a_renamed_model_is_found_and_registered_to(models: ModelStore, run_id: str, dataset: str) -> None:
+    first = register(models, run_id, dataset)
+    models.registry.tag(first, {"dataset": dataset})
+    models.client.rename_registered_model(first.name, f"my-{dataset}")
+
+    second = register(models, models.trial(models.study("again"), 2, trained(0)), dataset)
+
+    assert [version.number for version in models.registry.of_dataset(dataset).versions] == [1, 2]
+    assert second.name == f"my-{dataset}"
+
+
+def test_a_missing_tag_is_not_taken_for_an_altered_file(models: ModelStore, run_id: str, dataset: str) -> None:
+    version = register(models, run_id, dataset)
+    models.client.delete_model_version_tag(version.name, "1", "model_sha256")
+    (found,) = models.registry.model(version.name).versions
+
+    with pytest.raises(DamagedModelError, match="has no tag model_sha256"):
+        models.registry.fetch(found, Path())
+
+
 def test_versions_are_numbered_and_listed_with_their_aliases(models: ModelStore, run_id: str, dataset: str) -> None:
     other = models.trial(models.study("another"), 2, trained(0))
     one, two = (register(models, run, dataset) for run in (run_id, other))

@@ -5,15 +5,24 @@ from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from fashion_study.doctor.context import CheckContext
+from fashion_study.doctor.context import CheckContext, run_tree
 from fashion_study.doctor.files import DAMAGED, model_damage
 from fashion_study.errors import DamagedModelError
 from fashion_study.finding import Finding, Kind, repairing
 from fashion_study.store.relocation import local_path
 from fashion_study.tracking.aliases import PromotionRunningError, promotion_lock, sync_alias
-from fashion_study.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, RegisteredModel, Registry, Version
+from fashion_study.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    LINE,
+    PREVIOUS_CHAMPION,
+    RegisteredModel,
+    Registry,
+    Version,
+)
 from fashion_study.tracking.search import find_run
 
 
@@ -34,7 +43,7 @@ def damaged_registry(context: CheckContext) -> Iterator[Finding]:
 
 
 def _dangling_aliases(registry: Registry, model: RegisteredModel) -> Iterator[Finding]:
-    """Find aliases whose version is gone."""
+    """Find aliases whose version is gone, and the alias of a champion that is gone itself."""
     for alias, number in model.aliases.items():
         if model.version(number) is not None:
             continue
@@ -46,6 +55,11 @@ def _dangling_aliases(registry: Registry, model: RegisteredModel) -> Iterator[Fi
             remedy = "takes the alias away"
             repair = repairing("it is gone", registry.client.delete_registered_model_alias, model.name, alias)
         yield Finding(Kind.ALIAS, f"{model.name}@{alias}", f"points to version {number}, which is gone", remedy, repair)
+    former = [str(version.number) for version in model.versions if LINE in version.tags]
+    if CHAMPION not in model.aliases and former:
+        what = f"is deleted in MLflow; champion before: version {', '.join(former)}"
+        remedy = "nothing: only you can choose one (python -m experiments.promote --version N --force REASON)"
+        yield Finding(Kind.ALIAS, f"{model.name}@{CHAMPION}", what, remedy)
 
 
 def _damaged_version(registry: Registry, version: Version) -> Iterator[Finding]:
@@ -54,6 +68,10 @@ def _damaged_version(registry: Registry, version: Version) -> Iterator[Finding]:
         what = f"comes from the run {version.run_id}, which is deleted in MLflow"
         repair = repairing("restored", registry.client.restore_run, version.run_id)
         yield Finding(Kind.DELETED_RUN, str(version), what, "restores the run", repair)
+    if run is not None and (lost := _lost_tags(registry, version, run)):
+        repair = repairing("they are there again", registry.tag, version, lost)
+        what = f"lacks the tags {', '.join(lost)}, which it was registered with"
+        yield Finding(Kind.VERSION, str(version), what, "takes them from its run", repair)
     damage = [_model_damage(registry, version)] if version.sha256 else []
     if run is None:
         damage.append("its run is gone")
@@ -63,6 +81,16 @@ def _damaged_version(registry: Registry, version: Version) -> Iterator[Finding]:
         yield Finding(Kind.VERSION, f"{version}, the champion", found, remedy)
     elif found != version.tags.get(DAMAGED, "") or (found and CHALLENGER in version.aliases):
         yield _damaged(registry, version, found)
+
+
+def _lost_tags(registry: Registry, version: Version, run: Run) -> dict[str, str]:
+    """Return the tags of a version that a user has deleted and that its run, or the one above that, still knows."""
+    parent = find_run(registry.client, run_tree(run))
+    known = {
+        "model_sha256": run.data.tags.get("model_sha256"),
+        "dataset": parent and parent.data.params.get("dataset"),
+    }
+    return {key: value for key, value in known.items() if value and key not in version.tags}
 
 
 def _damaged(registry: Registry, version: Version, damage: str) -> Finding:

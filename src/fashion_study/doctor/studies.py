@@ -1,11 +1,12 @@
 """The studies of the trial storage compared with their runs, and the runs that belong to no study."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 
+from fashion_study.data.catalog import KINDS
 from fashion_study.doctor.context import CheckContext, run_title, run_tree
 from fashion_study.finding import Finding, Kind, repairing
 from fashion_study.store.locks import claim, claim_study, lock_file
@@ -14,7 +15,7 @@ from fashion_study.study.reconcile import CAUSE, disagreements
 from fashion_study.text import printable
 from fashion_study.tracking.attempt import ORPHAN
 from fashion_study.tracking.runs import StudyRuns
-from fashion_study.tracking.search import find_run
+from fashion_study.tracking.search import all_pages, find_run
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -25,26 +26,43 @@ REPRODUCTION = "baseline reproduction"
 def damaged_studies(context: CheckContext) -> Iterator[Finding]:
     """Compare every study with its runs, but for those that a process is running."""
     if not context.store.has_trials:
+        yield from _deleted_experiments(context, set())
         yield from _without_trials(context)
         return
     with context.store.optuna_storage() as storage:
-        for name in sorted(study.study_name for study in storage.get_all_studies()):
+        attrs = {study.study_name: study.user_attrs for study in storage.get_all_studies()}
+        here = (each for each in attrs.values() if each.get(TRACKED_AT) in (None, context.store.tracked_at))
+        yield from _deleted_experiments(context, {each.get("experiment_id") for each in here})
+        for name in sorted(attrs):
             yield from _of_study(context, storage, name)
+
+
+def _deleted_experiments(context: CheckContext, used: Container[str | None]) -> Iterator[Finding]:
+    """Find deleted experiments among those that studies `used` and those that a study would begin in."""
+    for experiment in all_pages(context.client.search_experiments, view_type=ViewType.DELETED_ONLY):
+        if experiment.experiment_id in used or experiment.name in KINDS:
+            where = f"experiment {printable(experiment.name)} (id {experiment.experiment_id})"
+            what = "is deleted in MLflow with its runs: no study can begin in it or go on"
+            repair = repairing("it is restored", context.client.restore_experiment, experiment.experiment_id)
+            yield Finding(Kind.DELETED_EXPERIMENT, where, what, "restores it with all of its runs", repair)
 
 
 def _of_study(context: CheckContext, storage: "RDBStorage", name: str) -> Iterator[Finding]:
     trial_storage = TrialStorage(storage, name)
     if "run_id" not in trial_storage.attrs:
         return  # Killed before its first run was opened, or another program's.
-    known = ("run_id", "experiment_id")
-    if unreadable := [attr for attr in known if not isinstance(trial_storage.attrs.get(attr), str)]:
-        what = f"has no {' and no '.join(unreadable)} that can be read"
+    if not isinstance(trial_storage.attrs["run_id"], str):
+        what = "has no run_id that can be read"
         yield Finding(Kind.DATABASE, printable(name), what, "nothing: restore the trial storage from a copy")
         return
     if (place := trial_storage.attrs.get(TRACKED_AT)) not in (None, context.store.tracked_at):
         context.notes.append(f"Study {printable(name)} keeps its runs at {printable(str(place))}: not looked at.")
         return
     context.run_trees.add(trial_storage.attrs["run_id"])
+    if (original := trial_storage.original) is not None:
+        context.notes.append(f"Study {printable(name)} is a copy of {printable(original)}: not looked at.")
+        return
+    context.notes.extend(f"Study {printable(name)}: {line}." for line in trial_storage.of_other_programs())
     with claim_study(context.store, storage, name) as holder:
         if holder is None:
             yield from _damaged_study(context, trial_storage)
@@ -63,10 +81,13 @@ def _damaged_study(context: CheckContext, trial_storage: TrialStorage) -> Iterat
         return
     if run.info.lifecycle_stage != "active":
         # A user's decision, and no damage: run_study restores it where the study goes on.
-        context.notes.append(f"Study {trial_storage.name} is deleted in MLflow: left as it is.")
+        if run.info.experiment_id in context.experiments:
+            context.notes.append(f"Study {trial_storage.name} is deleted in MLflow: left as it is.")
         return
-    runs = StudyRuns(context.client, trial_storage.attrs["experiment_id"], run_id)
+    runs = StudyRuns(context.client, run.info.experiment_id, run_id)
     context.run_trees.update(runs.unlinked(trial_storage.attrs.get(TOKEN)))
+    # By themselves too: their tag with the run above them may be deleted.
+    context.run_trees.update(record.run_id for record in trial_storage.records() if record.run_id)
     for found in disagreements(trial_storage, runs, context.store.checkpoints(trial_storage.name)):
         yield replace(found, where=f"{trial_storage.name}, {found.where}")
     # The study's own run last: killed before, the rest is found again under a study without a process.

@@ -10,6 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
+from fashion_study.errors import BadInputError
 from fashion_study.space.space import Categorical, Float, Int, SearchSpace
 from fashion_study.store.trials import TrialRecord, TrialStorage
 from fashion_study.trial import (
@@ -37,6 +38,14 @@ class Wait:
 class Exhausted:
     """Nothing left to propose, and the reason."""
 
+    reason: str
+
+
+@dataclass(frozen=True)
+class PutAside:
+    """A waiting trial of another program's that cannot be trained, with the reason."""
+
+    number: int
     reason: str
 
 
@@ -72,12 +81,13 @@ class Engine(ABC):
         self.space = space
         self.seed = seed
         self.distributions = distributions_of(space) | dict(distributions or {})
-        self._numbers = {_key(trial.params): trial.number for trial in trial_storage.trials()}
+        # Of equal points the first: another program may have enqueued one again.
+        self._numbers = {_key(trial.params): trial.number for trial in reversed(trial_storage.trials())}
         self._attempt_curves: dict[int, dict[int, float]] = {}
         for point in (space.baseline, *try_points):
             if self.number_of(point) is None:
-                self._numbers[_key(point)] = len(trial_storage.trials())
-                trial_storage.add(point, self.distributions, state=OptunaState.WAITING)
+                added = trial_storage.add(point, self.distributions, state=OptunaState.WAITING)
+                self._numbers[_key(point)] = added.number
 
     @abstractmethod
     def draw(self, number: int, seed: int) -> Iterator[Candidate | Wait | Exhausted]:
@@ -99,12 +109,16 @@ class Engine(ABC):
         """Return the number of the trial that has this point, None for a new point."""
         return self._numbers.get(_key(point))
 
-    def ask(self, *, may_begin: bool = True) -> TrialSpec | Wait | Exhausted:
+    def ask(self, *, may_begin: bool = True) -> TrialSpec | Wait | Exhausted | PutAside:
         """Return the next attempt at a waiting trial or at a paused one that is to go on, else at a new trial.
 
         No run is open for it yet. Without `may_begin` no new trial is begun.
         """
-        trial = self.trial_storage.claim_waiting() or self._promoted() or (self._new_trial() if may_begin else Wait())
+        trial: FrozenTrial | Wait | Exhausted | PutAside | None
+        if (waiting := self.trial_storage.claim_waiting()) is not None:
+            trial = self._completed(waiting)
+        else:
+            trial = self._promoted() or (self._new_trial() if may_begin else Wait())
         if not isinstance(trial, FrozenTrial):
             return trial
         number, attrs = trial.number, trial.user_attrs
@@ -167,14 +181,30 @@ class Engine(ABC):
         else:
             self.trial_storage.close(result)
 
+    def _completed(self, trial: FrozenTrial) -> FrozenTrial | PutAside:
+        """Return a waiting trial; one that another program has enqueued is completed from the baseline first."""
+        is_own = trial.distributions == self.distributions and self.number_of(trial.params) == trial.number
+        if is_own or "attempt" in trial.user_attrs:
+            return trial
+        try:
+            point = self.space.complete({**trial.system_attrs.get("fixed_params", {}), **trial.params})
+            if (known := self._numbers.setdefault(_key(point), trial.number)) == trial.number:
+                return self.trial_storage.complete(trial.number, point, self.distributions)
+            reason = f"trial {known:03d} has the same parameters"
+        except BadInputError as error:
+            reason = str(error)
+        self.trial_storage.put_aside(trial.number, reason)
+        return PutAside(trial.number, reason)
+
     def _new_trial(self) -> FrozenTrial | Wait | Exhausted:
-        number = len(self.trial_storage.trials())
+        number = self.trial_storage.next_number
         for drawn in self.draw(number, trial_seed(self.seed, number)):
             if not isinstance(drawn, Candidate):
                 return drawn
             if self.number_of(drawn.point) is None:
-                self._numbers[_key(drawn.point)] = number
-                return self.trial_storage.add(drawn.point, self.distributions, drawn.attrs)
+                trial = self.trial_storage.add(drawn.point, self.distributions, drawn.attrs)
+                self._numbers[_key(drawn.point)] = trial.number
+                return trial
         return Exhausted("no new point is left")
 
 

@@ -105,7 +105,7 @@ class KerasTunerEngine(Engine):
                     self._add(repeated["id"], repeated["values"], repeated["number"])
                 self._add(known["id"], known["values"], trial.number)
                 state = known["state"]
-            elif self._sampler in LEARNING:
+            elif self._sampler in LEARNING and trial.params.keys() == self.distributions.keys():
                 self._add(f"stored-{trial.number}", trial.params, trial.number)
         self._oracle.restore(state)
 

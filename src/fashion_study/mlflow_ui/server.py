@@ -93,7 +93,7 @@ def find_pages(store: Store, study: str | None = None) -> Pages:
     ids = [trial.info.run_id for trial in trials]
     comparison = f"/#/compare-runs?runs={_in_url(ids)}&experiments={_in_url([experiment])}"
     return Pages(
-        study=run.data.tags["study"],
+        study=_study_of(run),
         comparison=comparison if len(ids) > 1 else None,
         experiment=f"/#/experiments/{experiment}/runs",
     )
@@ -149,13 +149,18 @@ def _study_run(client: MlflowClient, study: str | None) -> Run:
     if not runs:
         raise StoreError(
             "The store has no study. Expected one to show. Run one with python -m experiments.run_study, or name "
-            "another folder with --store."
+            "another folder with --store; python -m experiments.doctor says whether its experiment is deleted."
         )
-    known = sorted({run.data.tags["study"] for run in runs})
-    chosen = [run for run in runs if study in (None, run.data.tags["study"])]
+    known = sorted({_study_of(run) for run in runs})
+    chosen = [run for run in runs if study in (None, _study_of(run))]
     if not chosen:
         raise BadInputError(f"--study is {study!r}. Expected one of {', '.join(known)}.")
     return max(chosen, key=lambda run: (run.info.end_time or math.inf, run.info.start_time))
+
+
+def _study_of(run: Run) -> str:
+    """Return the study of a run, its own name where a user has deleted the tag."""
+    return str(run.data.tags.get("study", run.info.run_name))
 
 
 def _in_url(ids: list[str]) -> str:

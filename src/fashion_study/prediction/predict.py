@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
@@ -22,7 +23,7 @@ from fashion_study.store.failures import store_failures
 from fashion_study.store.reading import reading
 from fashion_study.store.store import Store
 from fashion_study.text import printable
-from fashion_study.tracking.registry import CHAMPION, ModelRef, Registry, Version, registered_name
+from fashion_study.tracking.registry import CHAMPION, ModelRef, Registry, Version
 
 # Of the classes, the most probable ones are shown.
 SHOWN = 3
@@ -126,7 +127,7 @@ def as_json(predictions: Predictions) -> list[dict[str, Any]]:
 
 def _champion(registry: Registry) -> tuple[ModelRef, DatasetKind]:
     for kind in KINDS.values():
-        if (version := registry.model(registered_name(kind.name)).champion) is not None:
+        if (version := registry.of_dataset(kind.name).champion) is not None:
             return _with_aliases(version), kind
     raise StoreError(
         f"The store has no champion. Expected a registered model with the alias {CHAMPION!r}. Promote the model of a "
@@ -137,7 +138,7 @@ def _champion(registry: Registry) -> tuple[ModelRef, DatasetKind]:
 def _at(registry: Registry, uri: ModelUri) -> tuple[ModelRef, DatasetKind]:
     if uri.model_id is not None:
         return _logged(registry.client, uri, uri.model_id)
-    models = [(registry.model(registered_name(kind.name)), kind) for kind in KINDS.values()]
+    models = [(registry.of_dataset(kind.name), kind) for kind in KINDS.values()]
     for model, kind in models:
         version = model.version(uri.number) if uri.alias is None else model.by_alias(uri.alias)
         if version is not None and model.name == uri.name:
@@ -162,7 +163,9 @@ def _logged(client: MlflowClient, uri: ModelUri, model_id: str) -> tuple[ModelRe
     try:
         logged = client.get_logged_model(model_id)
         run = client.get_run(logged.source_run_id or "")
-        dataset = client.get_experiment(run.info.experiment_id).name
+        parent = client.get_run(run.data.tags.get(MLFLOW_PARENT_RUN_ID, run.info.run_id))
+        # A user may have renamed the experiment; a reproduction of the baseline has nothing else that names its data.
+        dataset = parent.data.params.get("dataset") or client.get_experiment(run.info.experiment_id).name
     except MlflowException as error:
         raise BadInputError(
             f"There is no model at {uri}: {error.message.rstrip('.')}. Expected the id of a logged model, "

@@ -16,7 +16,7 @@ from fashion_study.errors import DamagedModelError, StoreError
 from fashion_study.promotion.decision import Contender, Decision, HoldoutReading
 from fashion_study.promotion.gates import Frozen, GateResult, Gates, Paired
 from fashion_study.tracking.registry import ModelRef, Registry
-from fashion_study.tracking.search import read_artifact
+from fashion_study.tracking.search import find_run, read_artifact
 from fashion_study.trial import DataSource
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ class Examiner:
             labels=tuple(holdout.labels),
             predicted=tuple(self._evaluate(model, holdout).predicted),
         )
-        self.registry.client.log_text(contender.run_id, made.model_dump_json(), PREDICTIONS)
+        if find_run(self.registry.client, contender.run_id) is not None:  # Else they are made anew each time.
+            self.registry.client.log_text(contender.run_id, made.model_dump_json(), PREDICTIONS)
         return made
 
 

@@ -29,7 +29,7 @@ from fashion_study.tracking.aliases import (
     sync_alias,
 )
 from fashion_study.tracking.registry import CHALLENGER, ModelRef, RegisteredModel, Registry, Version
-from fashion_study.tracking.search import read_artifact
+from fashion_study.tracking.search import find_run, read_artifact
 from fashion_study.trial import BASELINE_NUMBER, DataSource, TrialState
 
 # What a forced promotion does not ask.
@@ -170,6 +170,8 @@ def _record(registry: Registry, decision: Decision, version: Version, champion: 
 
 def _log(client: MlflowClient, decision: Decision) -> None:
     run_id, folder = decision.challenger.run_id, decision.folder
+    if find_run(client, run_id) is None:
+        return  # Of a rollback to a version whose run was deleted for good: the versions' tags say it all the same.
     client.log_text(run_id, decision.model_dump_json(indent=2), f"{folder}/decision.json")
     client.log_text(run_id, decision_page(decision), f"{folder}/decision.html")
 
@@ -276,7 +278,7 @@ def _parent_run(client: MlflowClient, version: Version) -> str:
             f"The run {version.run_id!r} of {version} is gone: {error}. Expected the evidence that it was registered "
             "with. Register a fresh model, by running its study again."
         ) from error
-    return str(tags.get(MLFLOW_PARENT_RUN_ID, version.run_id))
+    return str(tags.get(MLFLOW_PARENT_RUN_ID) or version.tags.get("study_run", version.run_id))
 
 
 def _chosen(versions: list[Version], config: PromotionConfig) -> Version:
@@ -290,7 +292,9 @@ def _chosen(versions: list[Version], config: PromotionConfig) -> Version:
         nothing, option = f"No registered model has a version {config.version}", "--run"
     else:
         found = [version for version in versions if CHALLENGER in version.aliases]
-        nothing, option = "No version has the alias 'challenger'", "--study"
+        listed = shown_list(tuple(version.number for version in versions)) or "none is there"
+        nothing = f"No version has the alias 'challenger'; with --version one can be named ({listed})"
+        option = "--study"
     if not found:
         raise BadInputError(f"{nothing}. Run a study first, whose end registers one, or name its store with --store.")
     if len(found) > 1:

@@ -27,7 +27,8 @@ from fashion_study.store.trials import TrialStorage
 from fashion_study.study.figures import importances
 from fashion_study.study.finalists import rank
 from fashion_study.text import printable
-from fashion_study.tracking.registry import Registry, registered_name
+from fashion_study.tracking.registry import Registry
+from fashion_study.tracking.search import find_run
 from fashion_study.trial import BASELINE_NUMBER
 
 # The runs whose confusion matrix is one of validation images; a registered baseline's is one of the holdout.
@@ -52,8 +53,8 @@ def collect(trial_storage: TrialStorage, store: Store, data_dir: Path | None = N
         records = rank(trial_storage.records())
         finals = _finals(client, run.info.run_id)
         complete = {record.number: record.run_id for record in records if record.objective is not None}
-        winner = None if finals is None else finals.version_run
-        best = _model(client, winner or next(iter(complete.values()), None))
+        ranked = [None if finals is None else finals.version_run, *complete.values()]
+        best = next((model for run_id in ranked if (model := _model(client, run_id)) is not None), None)
         baseline = _model(client, complete.get(BASELINE_NUMBER))
         pixels, pixels_missing = _pixels(best, trial_storage, run, data_dir)
         return StudyFacts(
@@ -119,10 +120,10 @@ def _finals(client: MlflowClient, run_id: str) -> Finals | None:
 
 
 def _model(client: MlflowClient, run_id: str | None) -> ModelFacts | None:
-    """Read how the model of a run does on the validation images; None where that was not logged."""
-    if run_id is None:
+    """Read how the model of a run does on the validation images; None where that was not logged, or the run is gone."""
+    run = find_run(client, run_id) if run_id else None
+    if run_id is None or run is None:
         return None
-    run = client.get_run(run_id)
     table = _artifact(client, run_id, "confusion_matrix.json")
     if table is None or run.data.tags.get("kind") not in ON_VALIDATION_IMAGES:
         return None
@@ -147,11 +148,13 @@ def _reference(
     """Choose what the best model is compared with: the champion, else the study's baseline trial."""
     if best is None:
         return None
-    champion = Registry(client).model(registered_name(dataset)).champion
+    champion = Registry(client).of_dataset(dataset).champion
     if champion is None:
         reason = "no model of this data set is the champion yet"
     elif champion.run_id == best.run_id:
         reason = f"the champion, {champion}, is this very model"
+    elif find_run(client, champion.run_id) is None:
+        reason = f"the run of the champion, {champion}, was deleted in MLflow, and its evidence with it"
     elif (model := _model(client, champion.run_id)) is None or not _same_images(model, best):
         reason = f"the champion, {champion}, was not evaluated on these validation images"
     else:

@@ -112,7 +112,7 @@ def _contents(facts: "StudyFacts") -> str:
     state = "still running, " if facts.is_running else ""
     line = f"{facts.name}: {state}{facts.counted} of {facts.trials} trials done"
     first = facts.highest
-    if facts.best is None or first is None or first.objective is None:
+    if first is None or first.objective is None:
         return f"{line}, none complete yet"
     # As in the summary of a study; the finalists are there for another figure.
     line += f", best trial {first.number:03d} with {first.objective:.4f} validation accuracy"
@@ -120,7 +120,7 @@ def _contents(facts: "StudyFacts") -> str:
     if baseline is not None and baseline.objective is not None and baseline is not first:
         points = 100 * (first.objective - baseline.objective)
         line += f", {points:+.2f} points against the baseline trial ({baseline.objective:.4f})"
-    if facts.best.repeat is not None:
+    if facts.best is not None and facts.best.repeat is not None:
         model = f"trial {facts.best.trial:03d}, repeat {facts.best.repeat}"
         line += f"; the best model is {model}, with {facts.best.accuracy:.4f}"
     return line

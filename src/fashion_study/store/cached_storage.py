@@ -2,18 +2,20 @@
 
 import copy
 import json
+import math
 import sys
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from datetime import datetime
 from functools import cache, partial
 from typing import Any
 
 from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import inspect, select
+from sqlalchemy import func, inspect, select
 from sqlalchemy.orm import Session
 
 ROWS_AT_ONCE = 10_000
@@ -25,6 +27,7 @@ class CachedStorage(_CachedStorage):
 
     Optuna's own cache, whose other methods are kept, asks the database each time about every trial that has not
     ended: another process might have changed it. Trials that were returned do not change; a change makes a new one.
+    Trials that another program has ended or copied are left out, so that they decide nothing.
     """
 
     _backend: RDBStorage
@@ -33,6 +36,8 @@ class CachedStorage(_CachedStorage):
         super().__init__(database)
         # By their ids, in the order of their numbers.
         self._trials: Trials = {}
+        # By their numbers, those included that are left out.
+        self._ids: dict[int, int] = {}
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
@@ -47,21 +52,37 @@ class CachedStorage(_CachedStorage):
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         """Return the id of a trial."""
-        return list(self._read(study_id))[trial_number]
+        self._read(study_id)
+        return self._ids[trial_number]
+
+    def get_n_trials(self, study_id: int, state: tuple[TrialState, ...] | TrialState | None = None) -> int:
+        """Return the number of trials; without a `state`, those included that are left out."""
+        self._read(study_id)
+        return super().get_n_trials(study_id, state) if state is not None else len(self._ids)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Add a trial."""
         trials = self._read(study_id)
         trial = self._backend._create_new_trial(study_id, template_trial)
+        if trial.number > len(self._ids):
+            # Another program has added trials in the meantime.
+            trials = self._load(study_id, trial.number)
         trial.user_attrs = _as_stored(trial.user_attrs)
         if template_trial is not None:
             trial.distributions = template_trial.distributions  # In memory once.
         trials[trial._trial_id] = trial
+        self._ids[trial.number] = trial._trial_id
         return trial._trial_id
+
+    def set_trial_param(self, trial_id: int, name: str, internal: float, distribution: BaseDistribution) -> None:
+        """Set a parameter that a trial does not have yet."""
+        self._write(self._backend.set_trial_param, trial_id, name, internal, distribution)
+        self._add(trial_id, "distributions", {name: distribution})
+        self._add(trial_id, "params", {name: distribution.to_external_repr(internal)})
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Set the state of a trial; return False where a trial is to be claimed that is not waiting."""
-        if not self._backend.set_trial_state_values(trial_id, state, values):
+        if not self._write(self._backend.set_trial_state_values, trial_id, state, values):
             return False
         # In local time, as Optuna shows it.
         trial, now = self._replace(trial_id), datetime.now()  # noqa: DTZ005
@@ -72,27 +93,52 @@ class CachedStorage(_CachedStorage):
             trial.datetime_start = now
         elif state.is_finished():
             trial.datetime_complete = now
+        if _ended_elsewhere(trial):
+            del self._trials[trial_id]
         return True
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """Set what a trial reported at a step."""
-        self._backend.set_trial_intermediate_value(trial_id, step, intermediate_value)
+        self._write(self._backend.set_trial_intermediate_value, trial_id, step, intermediate_value)
         self._add(trial_id, "intermediate_values", {step: float(intermediate_value)})
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Set an attribute of a trial."""
-        self._backend.set_trial_user_attr(trial_id, key, value)
+        self._write(self._backend.set_trial_user_attr, trial_id, key, value)
         self._add(trial_id, "user_attrs", _as_stored({key: value}))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Set an attribute of Optuna's own."""
-        self._backend.set_trial_system_attr(trial_id, key, value)
+        self._write(self._backend.set_trial_system_attr, trial_id, key, value)
         self._add(trial_id, "system_attrs", _as_stored({key: value}))
 
     def _read(self, study_id: int) -> Trials:
-        if not self._trials:
-            self._trials = _read_trials(self._backend, study_id)
+        return self._trials or self._load(study_id)
+
+    def _load(self, study_id: int, below: float = math.inf) -> Trials:
+        """Read the trials whose numbers are below `below`; those that are here already stay as they are."""
+        found = {key: one for key, one in _read_trials(self._backend, study_id).items() if one.number < below}
+        self._ids = {trial.number: trial_id for trial_id, trial in found.items()}
+        known = {trial_id: self._trials.get(trial_id, trial) for trial_id, trial in found.items()}
+        left_out = _copies(self._backend, known)
+        self._trials = {
+            trial_id: trial
+            for trial_id, trial in known.items()
+            if trial_id not in left_out and not _ended_elsewhere(trial)
+        }
         return self._trials
+
+    def _write(self, write: Callable[..., Any], trial_id: int, *values: Any) -> Any:
+        try:
+            return write(trial_id, *values)
+        except UpdateFinishedTrialError:
+            if self._trials[trial_id].state.is_finished():
+                raise
+        # Another program has ended a trial that this process is working on: it is as it was before.
+        with Session(self._backend.engine) as session, session.begin():
+            session.query(models.TrialValueModel).filter_by(trial_id=trial_id).delete()
+            session.get_one(models.TrialModel, trial_id).state = self._trials[trial_id].state
+        return write(trial_id, *values)
 
     def _add(self, trial_id: int, name: str, entries: dict[Any, Any]) -> None:
         """Add entries to one of a trial's dictionaries."""
@@ -103,6 +149,21 @@ class CachedStorage(_CachedStorage):
         """Put a copy into a trial's place, and return it to be changed."""
         trial = self._trials[trial_id] = copy.copy(self._trials[trial_id])
         return trial
+
+
+def _ended_elsewhere(trial: FrozenTrial) -> bool:
+    """Return whether another program has ended a trial: it lacks what is written before the end of every other one."""
+    return trial.state.is_finished() and not {"epochs_run", "reason"} & trial.user_attrs.keys()
+
+
+def _copies(database: RDBStorage, trials: Trials) -> set[int]:
+    """Return the trials that name the run of an earlier one of any study: another program has copied its attributes."""
+    attr = models.TrialUserAttributeModel
+    runs = select(attr.value_json, func.min(attr.trial_id)).where(attr.key == "run_id", attr.value_json != "null")
+    with Session(database.engine) as session:
+        first = dict(session.execute(runs.group_by(attr.value_json).having(func.count() > 1)).all())
+    named = ((trial_id, json.dumps(trial.user_attrs.get("run_id"))) for trial_id, trial in trials.items())
+    return {trial_id for trial_id, run in named if first.get(run, trial_id) != trial_id}
 
 
 def _as_stored(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, 
 DATABASE_ERRORS = ("OperationalError", "InterfaceError", "InternalError", "DatabaseError", "TimeoutError")
 # MLflow's names for a request that should not have been made; but a run that was deleted meanwhile is no bug.
 MISTAKES = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "MALFORMED_REQUEST", "RESOURCE_ALREADY_EXISTS")
-DELETED = "must be in the 'active' state"
+DELETED = re.compile(r"The (run|experiment) (\S+) must be in the 'active' state")
+MISSING = "RESOURCE_DOES_NOT_EXIST"
 # MLflow's names for a log-in that its server refuses.
 REFUSALS = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
 EXPECTED = (
@@ -71,9 +73,26 @@ def store_failures(store: "Store", advice: str) -> Iterator[None]:
         if (cause := _root_cause(error, store.root)) is None:
             raise
         check_temporary_folder()
+        place, reason = _place(error, store), _reason(cause)
+        if gone := DELETED.search(reason):
+            message = f"The {gone[1]} {gone[2]} of {place} is deleted in MLflow. Expected it to be there. "
+            raise StoreError(message + restoring(gone[1], gone[2], store)) from error
+        if getattr(cause, "error_code", None) == MISSING:
+            raise StoreError(
+                f"MLflow does not find what it is asked for in {place}: {reason}. Expected what the store names: it "
+                "was deleted for good, or MLFLOW_TRACKING_URI or --store is another one. python -m experiments.doctor "
+                "says what is missing."
+            ) from error
         raise StoreError(
-            f"The store {_place(error, store)} gave up: {_reason(cause)}. Expected it to take what is written. {advice}"
+            f"The store {place} gave up: {reason}. Expected it to take what is written. {advice}"
         ) from error
+
+
+def restoring(kind: str, name: str, store: "Store") -> str:
+    """Advise how to bring back a run or an experiment that is deleted in MLflow, but not for good."""
+    doctor = f"python -m experiments.doctor --fix --store {shlex.quote(str(store.root))}, or " if kind != "run" else ""
+    restore = f"MLFLOW_TRACKING_URI={shlex.quote(store.tracked_at)} mlflow {kind}s restore --{kind}-id {name}"
+    return f"Bring it back with {doctor}{restore}; then the same command goes on."
 
 
 class StoreFailurePolicy:
@@ -128,7 +147,7 @@ def _root_cause(error: BaseException | None, root: Path) -> BaseException | None
         if isinstance(cause, SQLAlchemyError | sqlite3.Error | OSError | MlflowException):
             return _root_cause(cause, root)
         # MLflow wraps its own bugs, too.
-        is_mistake = error.error_code in MISTAKES and DELETED not in error.message
+        is_mistake = error.error_code in MISTAKES and not DELETED.search(error.message)
         return None if error.__cause__ or is_mistake else error
     if isinstance(error, SQLAlchemyError | sqlite3.Error):
         return error if type(error).__name__ in DATABASE_ERRORS else None

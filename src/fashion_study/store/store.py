@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from fashion_study.database_url import VARIABLE, DatabaseUrl, trials_database_url
 from fashion_study.errors import StoreError
 from fashion_study.paths import check_temporary_folder, expanded
-from fashion_study.store.failures import opening
+from fashion_study.store.failures import opening, restoring
 from fashion_study.store.mlflow_server import hide_login
 from fashion_study.store.postgres import open_storage
 from fashion_study.store.schema import bring_up_to_date, open_database, to_stderr
@@ -130,12 +130,18 @@ class Store:
         finally:
             storage.engine.dispose()
 
-    def experiment_id(self, client: "MlflowClient", name: str) -> str:
-        """Return the id of the MLflow experiment `name` (one per data set), made where there is none."""
+    def experiment_id(self, client: "MlflowClient", name: str, known: str | None = None) -> str:
+        """Return the id of the MLflow experiment `name` (one per data set), made where there is none.
+
+        With a `known` id it is that one, whatever it is called by now.
+
+        Raises:
+            StoreError: it is deleted in MLflow.
+        """
         from mlflow.exceptions import MlflowException
 
         with opening("MLflow", self.tracking_uri, MlflowException):
-            found = client.get_experiment_by_name(name)
+            found = client.get_experiment_by_name(name) if known is None else client.get_experiment(known)
         if found is None:
             location = (self.artifacts / name).as_uri() if self.is_embedded else None
             try:
@@ -144,7 +150,13 @@ class Store:
                 # Another process made it in the meantime.
                 if (found := client.get_experiment_by_name(name)) is None:
                     raise
-        return str(found.experiment_id)
+        experiment = str(found.experiment_id)
+        if found.lifecycle_stage != "active":
+            raise StoreError(
+                f"The experiment {printable(found.name)!r} (id {experiment}) at {self.tracked_at} is deleted in MLflow "
+                f"with its runs. Expected it to be there. {restoring('experiment', experiment, self)}"
+            )
+        return experiment
 
 
 def open_store(

@@ -1,7 +1,7 @@
 """The trial storage: an Optuna study with every trial, whichever engine proposes them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -108,6 +108,28 @@ class TrialStorage:
             self.set_attrs(**{TOKEN: uuid4().hex})
         return str(self.attrs[TOKEN])
 
+    @property
+    def next_number(self) -> int:
+        """Return the number of the next trial."""
+        return self._storage.get_n_trials(self.study._study_id)
+
+    @property
+    def original(self) -> str | None:
+        """Return the study that another program has copied this one from, None where this is no copy."""
+        earlier = (each for each in self._storage.get_all_studies() if each._study_id < self.study._study_id)
+        token = self.attrs.get(TOKEN, "")
+        return next((each.study_name for each in earlier if each.user_attrs.get(TOKEN) == token), None)
+
+    def of_other_programs(self) -> Iterator[str]:
+        """Describe the trials that other programs have ended, copied or enqueued, if there are any."""
+        trials = self.trials()
+        left_out = {*range(self.next_number)} - {trial.number for trial in trials}
+        names = trials[0].distributions.keys() if trials else ()
+        enqueued = {t.number for t in trials if t.state is OptunaState.WAITING and t.distributions.keys() != names}
+        for found, numbers in (("not counted", left_out), ("enqueued", enqueued)):
+            if numbers:
+                yield f"trials of other programs, {found}: {', '.join(f'{number:03d}' for number in sorted(numbers))}"
+
     def set_attrs(self, **attrs: Any) -> None:
         """Set attributes (JSON values) of the study."""
         for key, value in attrs.items():
@@ -180,6 +202,21 @@ class TrialStorage:
         self._set_attr(number, PAUSED_AT, None)
         self._set_state(number, OptunaState.RUNNING)
         return self.trial(number)
+
+    def complete(
+        self, number: int, point: Mapping[str, ParamValue], distributions: Mapping[str, BaseDistribution]
+    ) -> FrozenTrial:
+        """Give a trial that another program has enqueued the parameters that it lacks, and return it."""
+        known = self.trial(number).params
+        for name, each in distributions.items():
+            if name not in known:
+                self._storage.set_trial_param(self._id(number), name, each.to_internal_repr(point[name]), each)
+        return self.trial(number)
+
+    def put_aside(self, number: int, why: str) -> None:
+        """End a trial that cannot be trained; it counts no more."""
+        self._set_attr(number, "put_aside", why)
+        self._set_state(number, OptunaState.FAIL)
 
     def begin_attempt(self, number: int, attempt: int, run_id: str, resumes: int = 0) -> None:
         """Record an attempt (from 1) of a worker, its MLflow run, and the epoch after which it goes on."""

@@ -217,7 +217,9 @@ class Repeats(TrackedSource):
 
         Those of earlier starts count too: what was measured stays, whatever came after it.
         """
-        finished = {(run.trial, run.repeat): run for run in self.tracker.repeats() if run.status == "FINISHED"}
+        # A user may have deleted the tags that say of what trial a run is, and which repeat.
+        known = (run for run in self.tracker.repeats() if run.trial in self._params and run.repeat)
+        finished = {(run.trial, run.repeat): run for run in known if run.status == "FINISHED"}
         finalists = []
         for number in {record.number for record in self.plan.trials} | {trial for trial, _ in finished}:
             own = [run for (trial, _), run in sorted(finished.items()) if trial == number]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fashion_study.engines.engine import Engine, Exhausted
+from fashion_study.engines.engine import Engine, Exhausted, PutAside
 from fashion_study.store.checkpoints import Checkpoints
 from fashion_study.study.loop import Best, TrackedSource, Tracker
 from fashion_study.study.progress import Observer
@@ -49,7 +49,10 @@ class Proposals(TrackedSource):
         may_begin = not self.exhausted and self._counted + self._in_flight < self._trials
         if not (may_begin or self._engine.pauses):
             return None
-        answer = self._engine.ask(may_begin=may_begin)
+        while isinstance(answer := self._engine.ask(may_begin=may_begin), PutAside):
+            self._observer.warn(
+                f"trial {answer.number:03d}, which another program has enqueued, is put aside: {answer.reason}"
+            )
         if isinstance(answer, Exhausted):
             self.exhausted = answer.reason
         if not isinstance(answer, TrialSpec):

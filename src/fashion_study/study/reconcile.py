@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from fashion_study.finding import Finding, Kind, repairing
 from fashion_study.store.checkpoints import epoch_reached
 from fashion_study.store.trials import MAX_RETRIES, TOKEN, TrialRecord, TrialStorage
+from fashion_study.text import shown_list
 from fashion_study.tracking.attempt import RUN_STATUS, Attempt
-from fashion_study.trial import FailReason, TrialState
+from fashion_study.trial import FailReason, TrialState, trial_seed
 
 if TYPE_CHECKING:
     from fashion_study.tracking.runs import StudyRuns
@@ -21,6 +22,10 @@ CAUSE = "the coordinator died"
 # What becomes of a run without a trial.
 ORPHANS = "ends the run, marks it as an orphan"
 ORPHANED = "it is ended and marked as an orphan now"
+# MLflow's tag with the run that a run is nested under.
+PARENT_RUN = "mlflow.parentRunId"
+# The most that can be asked for.
+MOST_REPEATS = 100
 
 
 def reconcile(trial_storage: TrialStorage, runs: "StudyRuns", checkpoints: Path | None = None) -> list[str]:
@@ -54,7 +59,43 @@ def disagreements(trial_storage: TrialStorage, runs: "StudyRuns", checkpoints: P
 
     After a repair the rest is found as if that difference had never been.
     """
-    yield from _Comparison(trial_storage, runs, checkpoints).findings(trial_storage.records(), runs.attempts())
+    attempts = {attempt.run_id: attempt for attempt in runs.attempts()}
+    for run_id, tags in _identities(trial_storage, runs.run_id):
+        attempt = attempts.get(run_id) or runs.find(run_id)
+        if attempt is not None and (lost := _lost_tags(trial_storage, attempt, tags)):
+            attempts.pop(run_id, None)
+            what = f"lacks these tags, or has others: {shown_list(lost)}"
+            repair = repairing("they are as they were", runs.tag, run_id, lost)
+            yield Finding(Kind.STATUS_MISMATCH, f"run {run_id}", what, "sets them as they were", repair)
+    yield from _Comparison(trial_storage, runs, checkpoints).findings(trial_storage.records(), list(attempts.values()))
+
+
+def _identities(trial_storage: TrialStorage, study_run: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the runs that the trial storage names, each with the tags that say what it is."""
+    study = {"study": trial_storage.name}
+    yield study_run, study | {"kind": "study"}
+    below = study | {PARENT_RUN: study_run}
+    for record in trial_storage.records():
+        if record.run_id is not None:
+            own = {"kind": "trial", "trial": str(record.number), "attempt": str(record.attempt)}
+            yield record.run_id, below | own
+    for finalist in trial_storage.attrs.get("finalists") or ():
+        for run_id in finalist["run_ids"]:
+            yield run_id, below | {"kind": "finalist", "trial": str(finalist["trial"])}
+
+
+def _lost_tags(trial_storage: TrialStorage, attempt: Attempt, expected: dict[str, str]) -> dict[str, str]:
+    """Return the tags that say what a run is, and that it lacks or has otherwise: anybody can edit them in MLflow."""
+    if attempt.is_deleted:
+        return {}
+    if expected["kind"] == "finalist" and not attempt.repeat:
+        seed = trial_storage.attrs.get("identity", {}).get("seed", 0)
+        seeds = {str(trial_seed(seed, int(expected["trial"]), n)): str(n) for n in range(1, MOST_REPEATS + 1)}
+        if (repeat := seeds.get(attempt.tags.get("seed", ""))) is not None:
+            expected |= {"repeat": repeat}
+    if "attempt" in attempt.tags:
+        expected.pop("attempt", None)  # Between two attempts the trial storage can be one ahead.
+    return {key: value for key, value in expected.items() if attempt.tags.get(key) != value}
 
 
 def _repaired(findings: Iterable[Finding]) -> list[str]:
@@ -81,7 +122,7 @@ class _Comparison:
             # A run that was deleted after its trial had ended stays deleted; the trial storage has the result.
             if attempt is None or not attempt.is_deleted:
                 yield from self._trial(record, attempt)
-        yield from self._unlinked([attempt for attempt in attempts if not attempt.repeat])
+        yield from self._unlinked([each for each in attempts if not each.repeat and each.tags.get("kind") == "trial"])
         yield from self._repeats([attempt for attempt in attempts if attempt.repeat])
         yield from self._best()
         for run_id in self.runs.unlinked(self.trials.attrs.get(TOKEN)):
@@ -161,17 +202,12 @@ class _Comparison:
     def _unlinked(self, attempts: list[Attempt]) -> Iterator[Finding]:
         """Find the runs that no trial refers to and that are not marked as superseded or as orphans."""
         current = {record.number: record.run_id for record in self.trials.records()}
-        owners = {run_id: number for number, run_id in current.items() if run_id is not None}
+        owners = set(current.values())
         for attempt in attempts:
             is_open, successor = attempt.status == "RUNNING", current.get(attempt.trial)
-            if (owner := owners.get(attempt.run_id, attempt.trial)) != attempt.trial:
-                what = f"is tagged as a run of {attempt.label}, and belongs to trial {owner:03d}"
-                done, remedy = f"it is tagged as a run of trial {owner:03d} now", f"tags the run with trial {owner:03d}"
-                repair = repairing(done, self.runs.assign, attempt.run_id, owner)
-                yield Finding(Kind.STATUS_MISMATCH, f"run {attempt.run_id}", what, remedy, repair)
-            elif attempt.run_id == successor or attempt.is_deleted:
+            if attempt.run_id in owners or attempt.is_deleted:
                 continue
-            elif is_open and attempt.superseded_by is not None:
+            if is_open and attempt.superseded_by is not None:
                 yield self._open_run(attempt)  # The next attempt had begun before the end of this one was recorded.
             elif is_open or (attempt.is_current and successor is None):
                 where = f"run {attempt.run_id} of {attempt.label}"

@@ -46,9 +46,10 @@ GOES_ON = "Every result that was shown is kept. Free space, or see to the store;
 class StudyResult:
     """The state of a study after a run of it. `records` and `finalists` are ranked, the best first.
 
-    `version` is the challenger in the registry, by the model's name and the number of its version; `repeats_left`
-    counts the finalists' repeats that a stop has left untrained. `busy_share` is the share of the workers' time
-    that went into attempts, where any was trained. A study that was stopped while its first worker was measuring the
+    `version` is what the study has registered, by the model's name and the number of its version; it `is_challenger`
+    where this run has registered it, while after an earlier one anybody can have changed the registry. `repeats_left`
+    counts the finalists' repeats that a stop has left untrained. `busy_share` is the share of the workers' time that
+    went into attempts, where any was trained. A study that was stopped while its first worker was measuring the
     precisions has neither a run nor a precision yet.
     """
 
@@ -66,6 +67,7 @@ class StudyResult:
     stopped_by: Signals | None = None
     finalists: tuple[Finalist, ...] = ()
     version: tuple[str, int] | None = None
+    is_challenger: bool = True
     repeats_left: int = 0
     busy_share: float | None = None
 
@@ -117,7 +119,8 @@ def run_study(config: StudyConfig | Plan, observer: Observer | None = None, *, r
         study.refuse_another()
         began_with = trial_storage.counted()
         exhausted, busy_share = None, None
-        if began_with < config.trials or trial_storage.attrs.get("published") != _publication(study):
+        goes_on = began_with < config.trials or trial_storage.attrs.get("published") != _publication(study)
+        if goes_on:
             exhausted, busy_share = _run(study)
         elif config.keep_models is not None:
             study.model_keeper(store.client()).sweep()
@@ -139,6 +142,7 @@ def run_study(config: StudyConfig | Plan, observer: Observer | None = None, *, r
             finalists=tuple(Finalist.from_dict(entry) for entry in attrs.get("finalists") or ()),
             repeats_left=int(attrs.get("repeats_left") or 0),
             version=tuple(attrs["version"]) if attrs.get("version") else None,
+            is_challenger=goes_on and not stop_signals.received,
         )
 
 
@@ -287,6 +291,7 @@ def register_challenger(session: Session, winner: Finalist | None) -> "Version |
         DamagedModelError: the model's logging was cut off.
     """
     from fashion_study.tracking.registry import CHALLENGER, Registry
+    from fashion_study.tracking.search import find_run
 
     plan, best = session.study.plan, session.study.trial_storage.best()
     if winner is not None and winner.median_run is not None and winner.mean is not None:
@@ -297,11 +302,13 @@ def register_challenger(session: Session, winner: Finalist | None) -> "Version |
         interval, kind = wilson_interval(round(objective * images), images), "Wilson, one training"
     else:
         return None
-    run = session.client.get_run(run_id)
+    if (run := find_run(session.client, run_id)) is None:
+        session.study.observer.warn(f"no challenger is registered: the run {run_id} was deleted in MLflow for good")
+        return None
     low, high = interval or (None, None)
     tags: dict[str, ParamValue | None] = {
         "study": plan.name,
-        "study_run": run.data.tags["mlflow.parentRunId"],
+        "study_run": session.tracker.run_id,
         "trial": trial,
         "run": run_id,
         "objective": objective,

@@ -8,9 +8,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from optuna.study import StudyDirection
+
 import fashion_study.executors.local as local
 from fashion_study.data.catalog import load_dataset
-from fashion_study.errors import StoreError
+from fashion_study.errors import BadInputError, StoreError
 from fashion_study.executors.executor import Executor
 from fashion_study.executors.local import BYTES_PER_WORKER, LocalExecutor, threads_per_worker
 from fashion_study.signals import StopSignals
@@ -60,6 +62,7 @@ class OwnedStudy:
         Raises:
             BadInputError: they differ.
         """
+        _refuse_foreign(self.trial_storage)
         config, asked = self.plan.config, self.plan.fingerprint
         stored = dict(self.trial_storage.attrs.get("identity", asked))
         if config.precision != "auto" and "precision" in self.trial_storage.attrs:
@@ -94,6 +97,22 @@ class Session:
         loop = Loop(source, self.executor, study.observer, study.is_interrupted, self.deadline, epochs, after_result)
         loop.run()
         self.busy_seconds += loop.busy_seconds
+
+
+def _refuse_foreign(trial_storage: TrialStorage) -> None:
+    name = trial_storage.name
+    if (original := trial_storage.original) is not None:
+        found = f"is a copy of {original!r}, and both name the same runs"
+    elif any(direction is not StudyDirection.MAXIMIZE for direction in trial_storage.study.directions):
+        found = "was made by another program, to minimize a value or to optimize several"
+    elif "identity" not in trial_storage.attrs and trial_storage.next_number:
+        found = "was made by another program, and has trials already"
+    else:
+        return
+    raise BadInputError(
+        f"Study {name!r} of the trial storage {found}. Expected one that run_study began, or an empty one that "
+        "maximizes. Begin another with --study; optuna delete-study deletes this one."
+    )
 
 
 @contextmanager
@@ -157,15 +176,16 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
     trial_storage.set_attrs(identity=plan.fingerprint, split=split)
     client = store.client()
     _follow_a_move(store, observer)
-    experiment_id = store.experiment_id(client, plan.source.name)
-    deadline = time.monotonic() + (plan.config.timeout or math.inf)
-    precision = _precision(study, executor, deadline)
-    if precision is None:
-        return None
     known = trial_storage.attrs.get("run_id")
     run = find_run(client, known) if known else None
     if known and run is None:
         _refuse_a_missing_run(plan.name, known, trial_storage, store)
+    # Of a study that goes on by its id: a user may have renamed it.
+    experiment_id = store.experiment_id(client, plan.source.name, run.info.experiment_id if run else None)
+    deadline = time.monotonic() + (plan.config.timeout or math.inf)
+    precision = _precision(study, executor, deadline)
+    if precision is None:
+        return None
     if run is not None and run.info.lifecycle_stage != "active":
         client.restore_run(run.info.run_id)
     tracker = StudyRuns(client, experiment_id, known)
@@ -175,7 +195,7 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
     if store.database is not None:
         trial_storage.set_attrs(**{TRACKED_AT: store.tracked_at})
     checkpoints = Checkpoints(store.checkpoints(plan.name), plan.source.digest, plan.config.limit_train)
-    for line in reconcile(trial_storage, tracker, checkpoints.folder):
+    for line in (*reconcile(trial_storage, tracker, checkpoints.folder), *trial_storage.of_other_programs()):
         observer.note(line)
     return Session(study, client, tracker, executor, precision, len(data.validation.labels), deadline, checkpoints)
 

@@ -158,7 +158,8 @@ def _registered(result: StudyResult) -> list[str]:
     whose = f"trial {result.best.number:03d}, not trained again" if result.best else "an earlier trial"
     if (winner := choose(result.finalists)) is not None:
         whose = f"trial {winner.trial:03d}, mean {winner.mean:.4f}"
-    return [f"Registered: {name} version {number} is the challenger ({whose})."]
+    role = "is the challenger" if result.is_challenger else "was the challenger when the study ended"
+    return [f"Registered: {name} version {number} {role} ({whose})."]
 
 
 def _columns(names: Iterable[str]) -> dict[str, list[str]]:

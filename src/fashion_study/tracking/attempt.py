@@ -1,6 +1,7 @@
 """An attempt at a trial, as its MLflow run shows it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 ORPHAN = "orphan"
 # Digits of a number in a tag: Python refuses to read thousands of them, and anybody can write a tag.
 LONGEST_NUMBER = 10
+# The trial of a run that does not say of which it is.
+NO_TRIAL = -1
 RUN_STATUS = {
     TrialState.COMPLETE: "FINISHED",
     TrialState.PRUNED: "KILLED",
@@ -45,6 +48,7 @@ class Attempt:
     superseded_by: str | None = None
     is_orphan: bool = False
     is_deleted: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def outcome(self) -> TrialState | None:
@@ -72,7 +76,7 @@ def read_attempt(run: "Run") -> Attempt:
     reason = tags.get("reason")
     return Attempt(
         run_id=info.run_id,
-        trial=_number(tags.get("trial")),
+        trial=_number(tags.get("trial"), NO_TRIAL),
         repeat=_number(tags.get("repeat")),
         number=_number(tags.get("attempt")),
         status=info.status,
@@ -86,6 +90,7 @@ def read_attempt(run: "Run") -> Attempt:
         superseded_by=tags.get("superseded_by"),
         is_orphan=ORPHAN in tags,
         is_deleted=info.lifecycle_stage != "active",
+        tags=tags,
     )
 
 
@@ -124,5 +129,5 @@ def open_run_name(number: int, repeat: int = 0) -> str:
     return f"{number:03d}" + (f" r{repeat}" if repeat else "")
 
 
-def _number(text: str | None) -> int:
-    return int(text) if text is not None and len(text) <= LONGEST_NUMBER and text.isdecimal() else 0
+def _number(text: str | None, default: int = 0) -> int:
+    return int(text) if text is not None and len(text) <= LONGEST_NUMBER and text.isdecimal() else default

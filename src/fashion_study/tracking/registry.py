@@ -119,11 +119,22 @@ class Registry:
 
     def models(self) -> list[RegisteredModel]:
         """Return the registered models of this project that have a version, by their names."""
-        return [model for model in self._read() if any("model_sha256" in version.tags for version in model.versions)]
+        ours = {"model_sha256", "dataset", "data_digest"}  # Any of them: a user can delete the others.
+        return [model for model in self._read() if any(ours & version.tags.keys() for version in model.versions)]
 
     def model(self, name: str) -> RegisteredModel:
         """Return one registered model, without versions where there is none of that name."""
         return next(iter(self._read(f"name = '{name}'")), RegisteredModel(name))
+
+    def of_dataset(self, dataset: str) -> RegisteredModel:
+        """Return the registered model of a data set, by its versions' tags where a user has renamed it."""
+        named = self.model(registered_name(dataset))
+        if named.versions:
+            return named
+        return next(
+            (model for model in self.models() if any(one.tags.get("dataset") == dataset for one in model.versions)),
+            named,
+        )
 
     def register(self, dataset: str, run: Run, tags: Mapping[str, ParamValue]) -> Version:
         """Return the version of a run's model, made where there is none yet; the same run never gets two.
@@ -131,9 +142,14 @@ class Registry:
         Raises:
             DamagedModelError: the logged model is not finished, or its file is not the one that was logged.
         """
-        known, run_id, model = self.model(registered_name(dataset)), run.info.run_id, ModelRef.of_run(run)
+        known, run_id, model = self.of_dataset(dataset), run.info.run_id, ModelRef.of_run(run)
         if (found := next((one for one in known.versions if one.run_id == run_id), None)) is not None:
             return found
+        if not (model.uri and model.sha256):
+            raise DamagedModelError(
+                f"The run {run_id} lacks a tag that its study gave it. Expected model_uri and model_sha256, which name "
+                "its model's file; a user can delete them in MLflow. Set them right there: nothing else knows them."
+            )
         model_id = model.uri.removeprefix("models:/")
         logged = self.client.get_logged_model(model_id)
         if logged.status is not LoggedModelStatus.READY:
@@ -190,6 +206,11 @@ class Registry:
         Raises:
             DamagedModelError: the file is missing or another one.
         """
+        if not model.sha256:
+            raise DamagedModelError(
+                f"{model} has no tag model_sha256, with which its file is checked. Expected it as it was registered; "
+                "python -m experiments.doctor --fix takes it from its run."
+            )
         path = self._download(model, MODEL_FILE, folder)
         digest = file_sha256(path)
         if digest != model.sha256:

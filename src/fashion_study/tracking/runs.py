@@ -77,13 +77,14 @@ class StudyRuns:
         """
         self._study_name = metadata.name
         self._inputs = [] if data is None else list(_inputs(data))
+        tags = {"kind": "study", "study": metadata.name} | ({} if token is None else {STORAGE_TOKEN: token})
         if self.run_id:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
-            tags = {"kind": "study", "study": metadata.name} | ({} if token is None else {STORAGE_TOKEN: token})
             self.run_id = self._create_run(metadata.name, tags, metadata.attrs)
             self._client.log_text(self.run_id, metadata.space_yaml, "space.yaml")
-        self._log(self.run_id, {key: str(value) for key, value in metadata.settings.items()})
+        # The others again: a user may have deleted them.
+        self._log(self.run_id, tags | {key: str(value) for key, value in metadata.settings.items()})
         started = {"started": time.strftime("%Y-%m-%d %H:%M:%S%z"), **metadata.settings}
         self._client.log_table(self.run_id, {k: [str(v)] for k, v in started.items()}, "invocations.json")
         return self.run_id
@@ -165,9 +166,9 @@ class StudyRuns:
         """Mark the run of an earlier attempt with the run that took its place."""
         self._log(run_id, {"superseded_by": by})
 
-    def assign(self, run_id: str, trial: int) -> None:
-        """Mark a run with the trial that it belongs to."""
-        self._log(run_id, {"trial": str(trial)})
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        self._log(run_id, tags)
 
     def mark_orphan(self, attempt: Attempt) -> None:
         """Mark a run that no trial refers to, and end it where it is open."""

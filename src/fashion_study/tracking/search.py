@@ -49,8 +49,10 @@ def find(get: Callable[[str], T], name: str) -> T | None:
 
 
 def read_artifact(client: MlflowClient, run_id: str, name: str) -> str | None:
-    """Return the text of an artifact; None where the run has none of that name, or none that can be read."""
+    """Return the text of an artifact; None where the run is gone, has none of that name, or none that can be read."""
     folder = name.rpartition("/")[0]
+    if find_run(client, run_id) is None:
+        return None
     if name not in {entry.path for entry in client.list_artifacts(run_id, folder or None)}:
         return None
     with TemporaryDirectory() as target:

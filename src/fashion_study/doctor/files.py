@@ -66,6 +66,7 @@ def _damage(run: Run, models: Mapping[str, LoggedModel]) -> str | None:
     found: list[str | None] = []
     if tags["kind"] in ("trial", "finalist") and tags.get("state") == TrialState.COMPLETE:
         found += _damaged_evidence(folder, tags.get("evidence_sha256", ""))
+        found += [f"tag {name} missing" for name in ("model_uri", "model_sha256") if name not in tags]
     if "model_sha256" in tags and REMOVED not in tags:
         model = models.get(tags.get("model_uri", "").removeprefix("models:/"))
         address = local_path(model.artifact_location) if model else None

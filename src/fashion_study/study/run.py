@@ -302,8 +302,10 @@ def register_challenger(session: Session, winner: Finalist | None) -> "Version |
         interval, kind = wilson_interval(round(objective * images), images), "Wilson, one training"
     else:
         return None
-    if (run := find_run(session.client, run_id)) is None:
-        session.study.observer.warn(f"no challenger is registered: the run {run_id} was deleted in MLflow for good")
+    run = find_run(session.client, run_id)
+    if run is None or not {"model_uri", "model_sha256"} <= run.data.tags.keys():
+        gone = f"the run {run_id}" if run is None else f"the tag model_uri or model_sha256 of the run {run_id}"
+        session.study.observer.warn(f"no challenger is registered: {gone} was deleted in MLflow for good")
         return None
     low, high = interval or (None, None)
     tags: dict[str, ParamValue | None] = {

@@ -145,11 +145,6 @@ class Registry:
         known, run_id, model = self.of_dataset(dataset), run.info.run_id, ModelRef.of_run(run)
         if (found := next((one for one in known.versions if one.run_id == run_id), None)) is not None:
             return found
-        if not (model.uri and model.sha256):
-            raise DamagedModelError(
-                f"The run {run_id} lacks a tag that its study gave it. Expected model_uri and model_sha256, which name "
-                "its model's file; a user can delete them in MLflow. Set them right there: nothing else knows them."
-            )
         model_id = model.uri.removeprefix("models:/")
         logged = self.client.get_logged_model(model_id)
         if logged.status is not LoggedModelStatus.READY:

@@ -5,10 +5,9 @@ from functools import cached_property
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fashion_study.store.store import Store
-from fashion_study.tracking.search import search_runs
+from fashion_study.tracking.search import run_tree, search_runs
 
 
 @dataclass
@@ -42,11 +41,6 @@ class CheckContext:
         """End the run of a process that is gone."""
         self.client.set_tag(run_id, "cause", cause)
         self.client.set_terminated(run_id, "KILLED")
-
-
-def run_tree(run: Run) -> str:
-    """Return the run that a run is nested under, or its own id."""
-    return str(run.data.tags.get(MLFLOW_PARENT_RUN_ID, run.info.run_id))
 
 
 def run_title(run: Run) -> str:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from mlflow.entities import LoggedModel, Run
 
-from fashion_study.doctor.context import CheckContext, run_title, run_tree
+from fashion_study.doctor.context import CheckContext, run_title
 from fashion_study.finding import Finding, Kind, repairing
 from fashion_study.store.relocation import local_path
 from fashion_study.study.retention import REMOVED
 from fashion_study.tracking.registry import CARD_FILE, MODEL_FILE, file_sha256
-from fashion_study.tracking.search import all_pages, pending_models
+from fashion_study.tracking.search import all_pages, pending_models, run_tree
 from fashion_study.trial import TrialState
 
 # On a run, and on a version: what is wrong with its files, as the doctor has recorded it.

@@ -8,7 +8,8 @@ from tempfile import TemporaryDirectory
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from fashion_study.doctor.context import CheckContext, run_tree
+from fashion_study.data.catalog import KINDS
+from fashion_study.doctor.context import CheckContext
 from fashion_study.doctor.files import DAMAGED, model_damage
 from fashion_study.errors import DamagedModelError
 from fashion_study.finding import Finding, Kind, repairing
@@ -23,7 +24,7 @@ from fashion_study.tracking.registry import (
     Registry,
     Version,
 )
-from fashion_study.tracking.search import find_run
+from fashion_study.tracking.search import dataset_of, find_run
 
 
 def damaged_registry(context: CheckContext) -> Iterator[Finding]:
@@ -85,11 +86,8 @@ def _damaged_version(registry: Registry, version: Version) -> Iterator[Finding]:
 
 def _lost_tags(registry: Registry, version: Version, run: Run) -> dict[str, str]:
     """Return the tags of a version that a user has deleted and that its run, or the one above that, still knows."""
-    parent = find_run(registry.client, run_tree(run))
-    known = {
-        "model_sha256": run.data.tags.get("model_sha256"),
-        "dataset": parent and parent.data.params.get("dataset"),
-    }
+    dataset = dataset_of(registry.client, run)
+    known = {"model_sha256": run.data.tags.get("model_sha256"), "dataset": dataset if dataset in KINDS else None}
     return {key: value for key, value in known.items() if value and key not in version.tags}
 
 

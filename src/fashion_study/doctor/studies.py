@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mlflow.entities import Run, ViewType
 
 from fashion_study.data.catalog import KINDS
-from fashion_study.doctor.context import CheckContext, run_title, run_tree
+from fashion_study.doctor.context import CheckContext, run_title
 from fashion_study.finding import Finding, Kind, repairing
 from fashion_study.store.locks import claim, claim_study, lock_file
 from fashion_study.store.trials import TOKEN, TRACKED_AT, TrialStorage
@@ -15,7 +15,7 @@ from fashion_study.study.reconcile import CAUSE, disagreements
 from fashion_study.text import printable
 from fashion_study.tracking.attempt import ORPHAN
 from fashion_study.tracking.runs import StudyRuns
-from fashion_study.tracking.search import all_pages, find_run
+from fashion_study.tracking.search import all_pages, find_run, run_tree
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
@@ -24,6 +23,7 @@ from fashion_study.store.reading import reading
 from fashion_study.store.store import Store
 from fashion_study.text import printable
 from fashion_study.tracking.registry import CHAMPION, ModelRef, Registry, Version
+from fashion_study.tracking.search import dataset_of
 
 # Of the classes, the most probable ones are shown.
 SHOWN = 3
@@ -163,9 +163,7 @@ def _logged(client: MlflowClient, uri: ModelUri, model_id: str) -> tuple[ModelRe
     try:
         logged = client.get_logged_model(model_id)
         run = client.get_run(logged.source_run_id or "")
-        parent = client.get_run(run.data.tags.get(MLFLOW_PARENT_RUN_ID, run.info.run_id))
-        # A user may have renamed the experiment; a reproduction of the baseline has nothing else that names its data.
-        dataset = parent.data.params.get("dataset") or client.get_experiment(run.info.experiment_id).name
+        dataset = dataset_of(client, run)
     except MlflowException as error:
         raise BadInputError(
             f"There is no model at {uri}: {error.message.rstrip('.')}. Expected the id of a logged model, "

@@ -190,7 +190,7 @@ def _dataset(version: Version) -> str:
     if (name := version.tags.get("dataset")) not in KINDS:
         raise DamagedModelError(
             f"{version} has the tag dataset = {name!r}. Expected one of {', '.join(KINDS)}. "
-            "Run its study again, which registers it."
+            "python -m experiments.doctor --fix takes a deleted tag from its run."
         )
     return str(name)
 
@@ -205,8 +205,8 @@ def choose_challenger(models: Sequence[RegisteredModel], config: PromotionConfig
     chosen = _chosen([version for model in models for version in model.versions], config)
     if "dataset" not in chosen.tags or not chosen.sha256:
         raise DamagedModelError(
-            f"{chosen} has no tag 'dataset' or 'model_sha256'. Expected a version that this project registered, "
-            "with what it is to be checked against. Run its study again, which registers it."
+            f"{chosen} has no tag 'dataset' or 'model_sha256'. Expected both, as this project registers a version; "
+            "python -m experiments.doctor --fix takes a deleted tag from its run."
         )
     return chosen
 

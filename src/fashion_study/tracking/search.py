@@ -10,6 +10,7 @@ from mlflow.entities import LoggedModelStatus, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.store.entities import PagedList
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fashion_study.finding import Finding, Kind, repairing
 from fashion_study.paths import check_temporary_folder
@@ -36,6 +37,18 @@ def search_runs(client: MlflowClient, experiments: list[str], condition: str = "
 def find_run(client: MlflowClient, run_id: str) -> Run | None:
     """Return a run, deleted or not; None where there is no such run."""
     return find(client.get_run, run_id)
+
+
+def run_tree(run: Run) -> str:
+    """Return the run that a run is nested under, or its own id."""
+    return str(run.data.tags.get(MLFLOW_PARENT_RUN_ID, run.info.run_id))
+
+
+def dataset_of(client: MlflowClient, run: Run) -> str:
+    """Return the data set that a run is of: a study's run names it, else its experiment, which a user can rename."""
+    parent = find_run(client, run_tree(run))
+    named = parent and parent.data.params.get("dataset")
+    return str(named or client.get_experiment(run.info.experiment_id).name)
 
 
 def find(get: Callable[[str], T], name: str) -> T | None:

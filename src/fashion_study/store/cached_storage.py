@@ -120,12 +120,8 @@ class CachedStorage(_CachedStorage):
         found = {key: one for key, one in _read_trials(self._backend, study_id).items() if one.number < below}
         self._ids = {trial.number: trial_id for trial_id, trial in found.items()}
         known = {trial_id: self._trials.get(trial_id, trial) for trial_id, trial in found.items()}
-        left_out = _copies(self._backend, known)
-        self._trials = {
-            trial_id: trial
-            for trial_id, trial in known.items()
-            if trial_id not in left_out and not _ended_elsewhere(trial)
-        }
+        copied = _copies(self._backend, known)
+        self._trials = {key: one for key, one in known.items() if key not in copied and not _ended_elsewhere(one)}
         return self._trials
 
     def _write(self, write: Callable[..., Any], trial_id: int, *values: Any) -> Any:

@@ -129,12 +129,8 @@ class Registry:
     def of_dataset(self, dataset: str) -> RegisteredModel:
         """Return the registered model of a data set, by its versions' tags where a user has renamed it."""
         named = self.model(registered_name(dataset))
-        if named.versions:
-            return named
-        return next(
-            (model for model in self.models() if any(one.tags.get("dataset") == dataset for one in model.versions)),
-            named,
-        )
+        renamed = (each for each in self.models() if any(one.tags.get("dataset") == dataset for one in each.versions))
+        return named if named.versions else next(renamed, named)
 
     def register(self, dataset: str, run: Run, tags: Mapping[str, ParamValue]) -> Version:
         """Return the version of a run's model, made where there is none yet; the same run never gets two.

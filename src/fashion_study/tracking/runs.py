@@ -83,7 +83,7 @@ class StudyRuns:
         else:
             self.run_id = self._create_run(metadata.name, tags, metadata.attrs)
             self._client.log_text(self.run_id, metadata.space_yaml, "space.yaml")
-        # The others again: a user may have deleted them.
+        # The tags of a run that was there are set again: a user may have deleted them.
         self._log(self.run_id, tags | {key: str(value) for key, value in metadata.settings.items()})
         started = {"started": time.strftime("%Y-%m-%d %H:%M:%S%z"), **metadata.settings}
         self._client.log_table(self.run_id, {k: [str(v)] for k, v in started.items()}, "invocations.json")

@@ -229,6 +229,12 @@ def run_without_its_tags(case: StoreUnderTest) -> None:
         case.client.delete_tag(case.run_of(case.best()).info.run_id, tag)
 
 
+def run_without_the_tags_of_its_model(case: StoreUnderTest) -> None:
+    other = next(trial for trial in case.trial_storage() if trial.state is TrialState.COMPLETE and trial != case.best())
+    for tag in ("model_uri", "model_sha256"):
+        case.client.delete_tag(case.run_of(other).info.run_id, tag)
+
+
 def study_run_without_its_tags(case: StoreUnderTest) -> None:
     run_id = case.study_run().info.run_id
     for tag in ("kind", "study"):
@@ -261,6 +267,7 @@ DAMAGES: list[tuple[Callable[[StoreUnderTest], None], set[Kind]]] = [
     (lost_run_of_the_challenger, {Kind.VERSION}),
     (previous_champion_left_behind, {Kind.PREVIOUS_CHAMPION}),
     (run_without_its_tags, {Kind.STATUS_MISMATCH}),
+    (run_without_the_tags_of_its_model, {Kind.FILES}),
     (study_run_without_its_tags, {Kind.STATUS_MISMATCH}),
     (version_without_its_tags, {Kind.VERSION}),
 ]
@@ -295,6 +302,15 @@ def test_a_deleted_experiment_is_found_and_restored(case: StoreUnderTest) -> Non
 
     assert case.results() == before
     assert kinds(check_store(case.root)) == []
+
+
+def test_a_deleted_experiment_without_a_study_is_found_too(case: StoreUnderTest) -> None:
+    for file in case.root.glob("optuna.db*"):
+        file.unlink()
+    case.client.delete_experiment(case.experiment)
+
+    assert Kind.DELETED_EXPERIMENT in kinds(check_store(case.root, fix=True))
+    assert case.client.get_experiment(case.experiment).lifecycle_stage == "active"
 
 
 def test_what_a_user_has_put_into_the_bin_stays_there(case: StoreUnderTest) -> None:

@@ -37,11 +37,11 @@ class Started:
         self.store, self.name = store, name
         self.executor, self.observer = MemoryExecutor(), WarnedObserver()
 
-    def go_on(self, trials: int, **options: object) -> StudyResult:
+    def go_on(self, trials: int, *, registers: bool = False, **options: object) -> StudyResult:
         self.executor.is_stopped = False
         asked = {"space": "smoke", "dataset": "digits", "workers": 1, "precision": "float32", "finalists": 0, **options}
         config = StudyConfig.model_validate({**asked, "study": self.name, "store": self.store.root, "trials": trials})
-        return run_study(config, self.observer, registers=False)
+        return run_study(config, self.observer, registers=registers)
 
     @property
     def optuna(self) -> optuna.Study:
@@ -264,3 +264,10 @@ def test_a_study_goes_on_beside_repeats_without_their_tags(study: Started) -> No
     client.set_tag(runs[-1], "trial", "99")
 
     assert len(study.go_on(2, finalists=1, repeats=len(tags)).finalists[0].run_ids) == len(tags)
+
+
+def test_a_winner_without_the_tags_of_its_model_lets_the_study_end(study: Started) -> None:
+    done = study.go_on(3, registers=True)
+
+    assert (done.counted, done.version) == (3, None)
+    assert any("no challenger is registered: the tag model_uri or" in line for line in study.observer.notes)

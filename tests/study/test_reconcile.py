@@ -298,12 +298,11 @@ def test_a_run_gone_for_good_costs_its_attempt_but_no_result(killed: Killed) -> 
     killed.close(ended, ENDINGS[0])
     killed.trial_storage.close(ENDINGS[0])
     killed.runs.log_best(1, 0.5)
-    gone = "0" * 32
     for number in (ended[0], abandoned[0]):
         with sqlite3.connect(killed.store.root / "optuna.db") as connection:
             connection.execute(
                 "UPDATE trial_user_attributes SET value_json = ? WHERE key = 'run_id' AND trial_id = ?",
-                (json.dumps(gone), killed.trial_storage.trial(number)._trial_id),
+                (json.dumps(f"{number:032d}"), killed.trial_storage.trial(number)._trial_id),
             )
     killed = Killed(killed.store, killed.client, killed.name)
 

@@ -1,5 +1,7 @@
 """The promises of the pruner that pauses trials and goes back to them."""
 
+from dataclasses import replace
+
 import pytest
 
 from fashion_study.engines.asha import AsynchronousHalving
@@ -8,18 +10,19 @@ from fashion_study.trial import TrialState
 
 
 def trial(number: int, *values: float, state: TrialState = TrialState.PAUSED) -> TrialRecord:
-    return TrialRecord(number, state, {}, 1, f"run-{number}", None, dict(enumerate(values, 1)))
+    paused_at = len(values) if state is TrialState.PAUSED else 0
+    return TrialRecord(number, state, {}, 1, f"run-{number}", None, dict(enumerate(values, 1)), paused_at=paused_at)
 
 
 def test_a_trial_stops_at_rungs_alone() -> None:
     halving = AsynchronousHalving(20)
     worst = [*(trial(number, 0.9) for number in range(8)), trial(8, *[0.1] * 9)]
-    assert [epoch for epoch in range(1, 20) if not halving.goes_on(8, epoch, worst)] == [1, 3, 9]
+    assert [epoch for epoch in range(1, 20) if not halving.goes_on(8, epoch, lambda: worst)] == [1, 3, 9]
 
 
 def test_the_first_trials_wait_for_others() -> None:
     halving = AsynchronousHalving(20)
-    assert not halving.goes_on(0, 1, [trial(0, 0.5)])
+    assert not halving.goes_on(0, 1, lambda: [trial(0, 0.5)])
     assert halving.to_go_on([trial(0, 0.5), trial(1, 0.6)]) is None
 
 
@@ -27,7 +30,7 @@ def test_the_best_third_of_a_rung_goes_on() -> None:
     halving = AsynchronousHalving(20)
     six = [trial(number, value) for number, value in enumerate((0.5, 0.7, 0.6, 0.9, 0.8, 0.4))]
 
-    assert [number for number in range(6) if halving.goes_on(number, 1, six)] == [3, 4]
+    assert [number for number in range(6) if halving.goes_on(number, 1, lambda: six)] == [3, 4]
     first = halving.to_go_on(six)
     assert first is six[3]
 
@@ -55,7 +58,7 @@ def test_a_rung_counts_the_best_value_up_to_it() -> None:
     unlucky = trial(0, 0.9, 0.9, 0.1)
     others = [trial(1, 0.5, 0.5, 0.5), trial(2, 0.5, 0.5, 0.6)]
 
-    assert halving.goes_on(0, 3, [unlucky, *others])
+    assert halving.goes_on(0, 3, lambda: [unlucky, *others])
     assert halving.to_go_on([unlucky, *others]) is unlucky
 
 
@@ -69,4 +72,13 @@ def test_of_equal_trials_the_earlier_goes_on() -> None:
 def test_there_is_no_rung_where_every_trial_has_ended(most: int, rungs: list[int]) -> None:
     worst = [*(trial(number, *[0.9] * 9) for number in range(8)), trial(8, *[0.1] * 9)]
     halving = AsynchronousHalving(most)
-    assert [epoch for epoch in range(1, 10) if not halving.goes_on(8, epoch, worst)] == rungs
+    assert [epoch for epoch in range(1, 10) if not halving.goes_on(8, epoch, lambda: worst)] == rungs
+
+
+def test_a_trial_that_was_once_further_goes_on_from_where_it_is_paused() -> None:
+    halving = AsynchronousHalving(20)
+    # It lost its checkpoint after the fifth epoch, began anew and was paused after the first.
+    further = replace(trial(0, 0.9, 0.9, 0.9, 0.9, 0.9), paused_at=1)
+    others = [trial(number, 0.1) for number in (1, 2)]
+
+    assert halving.to_go_on([further, *others]) is further

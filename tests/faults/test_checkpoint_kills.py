@@ -1,9 +1,9 @@
 """A study of one worker that is killed again and again comes to the same bits, and trains little twice."""
 
 import itertools
-import json
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,10 +44,10 @@ def test_a_study_killed_in_its_epochs_ends_as_one_never_killed(
         assert outcome(found) == outcome(never_killed)
         assert metrics(root) == metrics(never_killed.root)
         assert weights(found) == weights(never_killed)
-        assert every_step_once(found)
+        assert all(steps == sorted(set(steps)) for steps in logged(found))
         assert sum((epochs(place) - trained).values()) <= len(died)
         assert list((root / "checkpoints").rglob("*.checkpoint")) == []
-    record_fault("SIGKILL of a worker in its epochs", "I1 I2 I3 I4 I5 I6 I8", phases.total(), phases)
+    record_fault("SIGKILL of a worker in its epochs", "I1 I2 I3 I4 I5 I6 I7 I8", phases.total(), phases)
 
 
 def run(launch: Launch, root: Path, place: Path, deaths: set[int]) -> tuple[Found, Path]:
@@ -73,9 +73,7 @@ def weights(found: Found) -> dict[tuple[int, int], str]:
     return {key: run.data.tags["weights_sha256"] for key, run in runs.items()}
 
 
-def every_step_once(found: Found) -> bool:
-    """Say whether no step of a curve was logged twice."""
+def logged(found: Found) -> Iterator[list[int]]:
+    """Yield the steps of every run's curve, as they were logged."""
     for run in found.all_runs:
-        steps = [point.step for point in found.client.get_metric_history(run.info.run_id, "val_accuracy")]
-        assert steps == sorted(set(steps)), json.dumps(steps)
-    return True
+        yield [point.step for point in found.client.get_metric_history(run.info.run_id, "val_accuracy")]

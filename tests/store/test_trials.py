@@ -259,3 +259,25 @@ def test_a_paused_trial_counts_and_goes_on_when_it_is_promoted(trial_storage: Tr
     (record,) = trial_storage.records()
     assert (record.state, record.promoted_at) == (TrialState.RUNNING, 1)
     assert trial_storage.counted() == 0
+
+    # No worker has begun it: it is as before.
+    trial_storage.requeue_unstarted(number)
+    assert trial_storage.records()[0].state is TrialState.PAUSED
+
+    trial_storage.promote(number, 1)
+    trial_storage.begin_attempt(number, 2, "run", resumes=1)
+    trial_storage.requeue(number)
+    assert trial_storage.records()[0].state is TrialState.WAITING
+
+
+def test_the_seconds_of_a_paused_trial_add_up(trial_storage: TrialStorage) -> None:
+    number = begin(trial_storage)
+    trial_storage.pause(number, 1, seconds=2.5)
+    assert trial_storage.records()[0].seconds == 2.5
+    trial_storage.promote(number, 1)
+    trial_storage.pause(number, 3, seconds=4.0)
+    trial_storage.promote(number, 3)
+
+    trial_storage.close(completed(number, 0.75))
+
+    assert trial_storage.records()[0].seconds == 2.5 + 4.0 + 12.5

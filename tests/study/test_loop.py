@@ -663,3 +663,14 @@ def test_a_paused_trial_without_a_checkpoint_begins_anew() -> None:
     for spec in again:
         # It is not paused again where it was let go on.
         assert records[spec.number].reached > records[spec.number].promoted_at
+
+
+def test_points_to_try_are_part_of_a_total_of_pausing_trials() -> None:
+    study = Study(trials=2, pruner="asha", space=smoke_with(epochs=6), has_checkpoints=True)
+    points = [study.space.complete({"learning_rate": rate}) for rate in (2e-3, 3e-3, 4e-3)]
+    OptunaEngine(study.trial_storage, study.space, try_points=tuple(points))
+
+    study.run()
+
+    assert study.trial_storage.counted() == 2
+    assert {spec.number for spec in study.executor.submitted} == {0, 1}

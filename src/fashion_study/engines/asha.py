@@ -1,6 +1,6 @@
 """Asynchronous successive halving that pauses trials and goes back to them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from fashion_study.store.trials import TrialRecord
 from fashion_study.trial import TrialState
@@ -23,9 +23,9 @@ class AsynchronousHalving:
             self._rungs.append(rung)
             rung *= reduction
 
-    def goes_on(self, number: int, epoch: int, records: Iterable[TrialRecord]) -> bool:
+    def goes_on(self, number: int, epoch: int, records: Callable[[], Iterable[TrialRecord]]) -> bool:
         """Return whether a trial that has just reached an epoch may train the next one."""
-        return epoch not in self._rungs or number in self._best(epoch, records)
+        return epoch not in self._rungs or number in self._best(epoch, records())
 
     def to_go_on(self, records: Iterable[TrialRecord]) -> TrialRecord | None:
         """Return the best paused trial of the highest rung that has earned it, if there is one."""
@@ -33,7 +33,7 @@ class AsynchronousHalving:
         paused = {record.number: record for record in records if record.state is TrialState.PAUSED}
         for rung in reversed(self._rungs if paused else ()):
             for number in self._best(rung, records):
-                if number in paused and paused[number].reached == rung:
+                if number in paused and paused[number].paused_at == rung:
                     return paused[number]
         return None
 

@@ -115,7 +115,7 @@ class Engine(ABC):
         No run is open for it yet. Without `may_begin` no new trial is begun.
         """
         trial: FrozenTrial | Wait | Exhausted | PutAside | None
-        if (waiting := self.trial_storage.claim_waiting()) is not None:
+        if (waiting := self.trial_storage.claim_waiting(is_begun=not may_begin)) is not None:
             trial = self._completed(waiting)
         else:
             trial = self._promoted() or (self._new_trial() if may_begin else Wait())
@@ -134,7 +134,7 @@ class Engine(ABC):
 
     def _promoted(self) -> FrozenTrial | None:
         record = self.to_go_on()
-        return None if record is None else self.trial_storage.promote(record.number, record.reached)
+        return None if record is None else self.trial_storage.promote(record.number, record.paused_at)
 
     def _earlier(self, trial: FrozenTrial) -> EarlierTrial | None:
         """Return the trial from whose checkpoint this one goes on."""
@@ -177,7 +177,7 @@ class Engine(ABC):
         """Record how a trial ended, or that it is paused."""
         self._attempt_curves.pop(result.number, None)
         if result.state is TrialState.PAUSED:
-            self.trial_storage.pause(result.number, result.epochs_run)
+            self.trial_storage.pause(result.number, result.epochs_run, result.seconds)
         else:
             self.trial_storage.close(result)
 

@@ -141,7 +141,6 @@ class Oracle:
 
     def __init__(self, sampler: KerasTunerSampler, space: SearchSpace, seed: int) -> None:
         self._sampler = sampler
-        self.continues_trials = sampler == "hyperband"
         with warnings.catch_warnings(action="ignore"):
             import_without_stderr("keras_tuner")
             self._oracle = _make(sampler, space, seed)

@@ -51,6 +51,7 @@ class OptunaEngine(Engine):
         self._study.pruner = _pruner(pruner, space.max_epochs)
         self._halving = AsynchronousHalving(space.max_epochs) if pruner == "asha" else None
         self.pauses = self._halving is not None
+        self._seen: list[FrozenTrial] = []
         self._sampler_name = sampler
         # The points that can be counted: those of the grid, in an order that the seed decides, or all of a small space.
         self._points = _product(space.grid) if sampler == "grid" else _every_point(self.distributions)
@@ -61,6 +62,7 @@ class OptunaEngine(Engine):
         """Yield points drawn by the sampler, then those that can be counted, else points drawn at random."""
         # Seeded for each trial: a sampler that lives on in a resumed study would draw its first points again.
         sampler = self._sampler(seed)
+        self._seen = [_so_far(each) for each in self.trial_storage.trials()] if self.pauses else []
         for point in self._candidates(sampler, number, seed):
             yield Candidate(point, {SEQUENCE_INDEX: sampler.index} if isinstance(sampler, _Sobol) else {})
         if self._sampler_name == "grid":
@@ -78,7 +80,7 @@ class OptunaEngine(Engine):
         if self._halving is None:
             return self._study.pruner.prune(self._study, trial)
         epoch, promoted = trial.last_step or 0, int(trial.user_attrs.get("promoted_at") or 0)
-        return epoch > promoted and not self._halving.goes_on(trial.number, epoch, self.trial_storage.records())
+        return epoch > promoted and not self._halving.goes_on(trial.number, epoch, self.trial_storage.records)
 
     def to_go_on(self) -> TrialRecord | None:
         """Return the paused trial that the pruner lets go on."""
@@ -112,7 +114,7 @@ class OptunaEngine(Engine):
         # A copy, since a study goes on seeing its trials as they were at its last `ask`.
         study = copy.copy(self._study)
         if self.pauses:
-            seen = [_so_far(each) for each in self.trial_storage.trials()]
+            seen = self._seen
             # TPE asks past the study's cache.
             vars(study)["_get_trials"] = lambda *_, states=OptunaState, **__: [t for t in seen if t.state in states]
         trial = create_trial(state=OptunaState.RUNNING)

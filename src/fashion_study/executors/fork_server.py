@@ -24,8 +24,13 @@ POLL_SECONDS = 0.01
 OOM_SCORE = "500"
 # What libraries read once, when they are imported.
 READ_AT_IMPORT = re.compile(rf"{DECIDES_BITS.pattern}|(?:ARROW|CUDA|JE|KERAS|LD|MALLOC|MLFLOW|TF)_|PYTHON")
-# The pools of NumPy's and SciPy's linear algebra, and of Arrow's allocator: a fork has the thread that forks alone.
-WITHOUT_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+# The pools of NumPy's and SciPy's linear algebra, Arrow's allocator, MLflow's telemetry: a fork has the thread that
+# forks alone.
+WITHOUT_THREADS = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 
 
 def start(module: str, role: str, pipe: Connection, environment: dict[str, str], log: int) -> "subprocess.Popen[bytes]":
@@ -117,14 +122,14 @@ class ForkedProcess:
     """
 
     def __init__(self, server: ForkServer) -> None:
-        self._server = server
+        self.server = server
         self.pid: int | None = None
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         """Return the exit code, negative for a signal; None while the process runs."""
         if self.returncode is None and self.pid is not None:
-            self.returncode = self._server.exit_code(self.pid)
+            self.returncode = self.server.exit_code(self.pid)
         return self.returncode
 
     def wait(self, timeout: float = math.inf) -> int:
@@ -134,7 +139,7 @@ class ForkedProcess:
             subprocess.TimeoutExpired: it has not ended within `timeout` seconds.
         """
         if self.pid is None:
-            self.returncode = self._server.close()
+            self.returncode = self.server.close()
         deadline = time.monotonic() + timeout
         while (code := self.poll()) is None:
             if time.monotonic() > deadline:

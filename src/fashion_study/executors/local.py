@@ -116,6 +116,7 @@ class LocalExecutor:
         log_dir.mkdir(parents=True, exist_ok=True)
         self._gpus = visible_gpus()
         self._server: ForkServer | None = None
+        self._blamed: ForkServer | None = None
         self._failed_starts = 0
         self._oom = OomWatch()
         self._clocked = self._sampled = time.monotonic()
@@ -207,7 +208,8 @@ class LocalExecutor:
         log = self._log_dir / f"worker-{slot}.log"
         with theirs, log.open("ab") as output:
             process = self._start_process(slot, theirs, environment, output.fileno())
-        ours.send(self._settings)
+        with suppress(OSError):  # Of a worker that cannot be started the end is noticed where its messages are read.
+            ours.send(self._settings)
         return _Worker(slot, process, ours, log, attempts)
 
     def _start_process(
@@ -326,6 +328,11 @@ class LocalExecutor:
         return [worker.failure(*failure)] if worker.spec is not None else []
 
     def _count_failed_start(self, worker: _Worker, how: str, *, is_certain: bool) -> None:
+        server = worker.process.server if isinstance(worker.process, ForkedProcess) else None
+        if server is not None and not server.is_alive:
+            if server is self._blamed:
+                return  # All that it was to fork have ended with it: one failed start.
+            self._blamed = server
         self._failed_starts += 1
         if is_certain or self._failed_starts > FAILED_STARTS:
             raise StudyError(

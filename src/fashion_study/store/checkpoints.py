@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ class Checkpoints:
 
     def path(self, label: str) -> Path:
         """Return the file of a trial, or of a finalist's repeat."""
-        return self.folder / f"{label.replace(' ', '-')}{SUFFIX}"
+        return _path(self.folder, label)
 
     def identity(self, spec: TrialSpec) -> dict[str, Any]:
         """Return what a checkpoint must agree in, so that an attempt with the same run can go on from it."""
@@ -88,18 +87,22 @@ class Checkpoints:
         """Delete the checkpoint of a training that needs it no more."""
         self.path(spec.label).unlink(missing_ok=True)
 
-    def sweep(self, ended: Iterable[int]) -> None:
-        """Delete what a kill has left: files that were being written, and the checkpoints of trials that have ended."""
+    def sweep(self, ended: Iterable[int] = (), *, repeats: bool = False) -> None:
+        """Delete what a kill has left: files that were being written, the checkpoints of trials that have ended.
+
+        With `repeats` also those of all finalists' repeats.
+        """
         unneeded = [self.path(f"trial {number:03d}") for number in ended]
-        for path in (*self.folder.glob(f"*{SUFFIX}.*"), *unneeded):
+        of_repeats = self.folder.glob(f"*-repeat-*{SUFFIX}") if repeats else ()
+        for path in (*self.folder.glob(f"*{SUFFIX}.*"), *unneeded, *of_repeats):
             path.unlink(missing_ok=True)
 
 
 def epoch_reached(folder: Path, label: str, run_id: str | None) -> int:
     """Return the epoch after which the training of a run can go on, 0 where it would begin anew."""
     with suppress(UnusableCheckpointError):
-        header = read_header(Checkpoints(folder, "", None).path(label))
-        return header.epochs[-1].epoch if header.identity["run"] == run_id else 0
+        header = read_header(_path(folder, label))
+        return header.epochs[-1].epoch if header.identity.get("run") == run_id else 0
     return 0
 
 
@@ -110,10 +113,14 @@ def write(path: Path, header: Header, arrays: Sequence[memoryview]) -> None:
     for array in arrays:
         total.update(array)
     new = path.with_name(f"{path.name}.{os.getpid()}")
-    with new.open("wb") as file:
-        file.writelines((total.hexdigest().encode(), END, line, *arrays))
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with new.open("wb") as file:
+            file.writelines((total.hexdigest().encode(), END, line, *arrays))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        new.unlink(missing_ok=True)  # On a full disk it would take what is left.
+        raise
     new.replace(path)
 
 
@@ -127,7 +134,7 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             file.readline()
             return _header(file.readline())
-    except (OSError, JSONDecodeError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise _unusable(path, "cannot be read") from error
 
 
@@ -149,7 +156,13 @@ def read(path: Path) -> tuple[Header, bytes]:
 
 def _header(line: bytes) -> Header:
     fields = json.loads(line)
+    if not (fields["epochs"] and isinstance(fields["identity"], dict)):
+        raise ValueError("no epoch, or nobody's")
     return Header(**fields | {"epochs": tuple(Epoch(**epoch) for epoch in fields["epochs"])})
+
+
+def _path(folder: Path, label: str) -> Path:
+    return folder / f"{label.replace(' ', '-')}{SUFFIX}"
 
 
 def _unusable(path: Path, what: str) -> UnusableCheckpointError:

@@ -34,6 +34,8 @@ TOKEN = "token"
 TRACKED_AT = "tracked_at"
 # Of a waiting trial: the epoch after which it is paused.
 PAUSED_AT = "paused_at"
+# How long its attempts took that ended with a pause.
+PAUSED_SECONDS = "paused_seconds"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class TrialRecord:
 
     `objective` is the validation accuracy of a complete trial; `curve` maps each reported epoch (from 1) to the
     validation accuracy after it; `seconds` is the duration of the attempt that ended the trial. `resumes` is the
-    epoch after which the latest attempt went on, `promoted_at` that up to which it may not be paused; 0 for none.
+    epoch after which the latest attempt went on, `promoted_at` that up to which it may not be paused,
+    `paused_at` that after which it is paused; 0 for none.
     """
 
     number: int
@@ -57,6 +60,7 @@ class TrialRecord:
     uncounted_attempts: int = 0
     resumes: int = 0
     promoted_at: int = 0
+    paused_at: int = 0
     cause: str = ""
 
     @property
@@ -155,6 +159,10 @@ class TrialStorage:
         """Return every trial, by number."""
         return [self._record(trial) for trial in self.trials()]
 
+    def record(self, number: int) -> TrialRecord:
+        """Return a trial."""
+        return self._record(self.trial(number))
+
     def epochs_trained(self) -> int:
         """Count the epochs that all trials have trained."""
         return sum(len(record.curve) for record in self.records())
@@ -182,24 +190,43 @@ class TrialStorage:
         )
         return self.trials()[-1]
 
-    def claim_waiting(self) -> FrozenTrial | None:
-        """Set the first waiting trial running and return it; None where none is waiting."""
-        waiting = next((t for t in self.trials() if t.state is OptunaState.WAITING and not _is_paused(t)), None)
+    def claim_waiting(self, *, is_begun: bool = False) -> FrozenTrial | None:
+        """Set the first waiting trial running and return it, of those that were `is_begun` before where that is asked.
+
+        A paused trial does not count as waiting. None where there is none.
+        """
+        waiting = next(
+            (
+                trial
+                for trial in self.trials()
+                if trial.state is OptunaState.WAITING
+                and not _is_paused(trial)
+                and (not is_begun or "attempt" in trial.user_attrs)
+            ),
+            None,
+        )
         if waiting is None:
             return None
         self._set_state(waiting.number, OptunaState.RUNNING)
         return self.trial(waiting.number)
 
-    def pause(self, number: int, epoch: int) -> None:
-        """Let a running trial wait after an epoch until it may go on; what it has reached is no retry."""
-        self._set_attr(number, "spared", self._record(self.trial(number)).attempt)
+    def pause(self, number: int, epoch: int, seconds: float = 0.0) -> None:
+        """Let a running trial wait after an epoch, which took so many `seconds`, until it may go on.
+
+        Its attempts until then do not count as stops from outside.
+        """
+        record = self._record(self.trial(number))
+        self._set_attr(number, "spared", record.attempt)
+        self._set_attr(number, PAUSED_SECONDS, (record.seconds or 0.0) + seconds)
         self._set_attr(number, PAUSED_AT, epoch)
         self._set_state(number, OptunaState.WAITING)
 
     def promote(self, number: int, epoch: int) -> FrozenTrial:
-        """Set a paused trial running that may go on after an epoch, and return it."""
+        """Set a paused trial running that may go on after an epoch, and return it.
+
+        Until an attempt is begun it is paused again where it is requeued.
+        """
         self._set_attr(number, "promoted_at", epoch)
-        self._set_attr(number, PAUSED_AT, None)
         self._set_state(number, OptunaState.RUNNING)
         return self.trial(number)
 
@@ -220,10 +247,13 @@ class TrialStorage:
 
     def begin_attempt(self, number: int, attempt: int, run_id: str, resumes: int = 0) -> None:
         """Record an attempt (from 1) of a worker, its MLflow run, and the epoch after which it goes on."""
+        attrs = self.trial(number).user_attrs
         # The number first: a kill in between leaves a run that no trial names, and a number that never comes again.
         self._set_attr(number, "attempt", attempt)
-        if resumes:
+        if attrs.get("resumes", 0) != resumes:
             self._set_attr(number, "resumes", resumes)
+        if attrs.get(PAUSED_AT) is not None:
+            self._set_attr(number, PAUSED_AT, None)
         self._set_attr(number, "run_id", run_id)
 
     def record_value(self, number: int, epoch: int, value: float) -> None:
@@ -291,7 +321,8 @@ class TrialStorage:
         if result.state is TrialState.PRUNED:
             trial = self.trial(result.number)
             value = None if trial.last_step is None else trial.intermediate_values[trial.last_step]
-        end = result.epochs_run, result.seconds, value, result.reason, result.cause
+        seconds = self.trial(result.number).user_attrs.get(PAUSED_SECONDS, 0.0) + result.seconds
+        end = result.epochs_run, seconds, value, result.reason, result.cause
         self.adopt_result(result.number, result.state, *end)
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
@@ -362,10 +393,11 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         objective=trial.value if trial.state is OptunaState.COMPLETE else None,
         curve={epoch: value for epoch, value in sorted(trial.intermediate_values.items()) if epoch <= last},
         reason=FailReason(reason) if reason else None,
-        seconds=end.get("seconds"),
+        seconds=end.get("seconds", trial.user_attrs.get(PAUSED_SECONDS)),
         uncounted_attempts=_whole(trial.user_attrs.get("spared")),
         resumes=_whole(trial.user_attrs.get("resumes")),
         promoted_at=_whole(trial.user_attrs.get("promoted_at")),
+        paused_at=_whole(trial.user_attrs.get(PAUSED_AT)),
         cause=str(end.get("cause", "")) if reason else "",
     )
 

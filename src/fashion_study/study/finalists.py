@@ -93,7 +93,7 @@ class FinalistPlan:
 
 
 def rank(records: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
-    """Sort trials: complete ones by objective, then pruned ones by how far and how well they went, then the rest."""
+    """Sort trials: complete ones by objective, then paused and pruned ones by how far and how well they went."""
 
     def key(record: TrialRecord) -> tuple[float, ...]:
         reached = record.reached if record.objective is None else 0
@@ -262,7 +262,8 @@ class Repeats(TrackedSource):
         key = spec.number, spec.repeat
         if lost.by_checkpoint and self.checkpoints is not None:
             self.checkpoints.discard(spec)
-        self._lost[key] += not (lost.by_store or lost.by_checkpoint)
+        has_progressed = self.checkpoints is not None and self.checkpoints.reached(spec) > spec.resumes
+        self._lost[key] += not (lost.by_store or lost.by_checkpoint or has_progressed)
         return TrialState.FAILED if self._lost[key] > MAX_RETRIES else self.stop(spec)
 
     def stop(self, spec: TrialSpec, *, by_error: bool = False) -> TrialState:  # noqa: ARG002

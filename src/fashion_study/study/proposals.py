@@ -66,6 +66,17 @@ class Proposals(TrackedSource):
         self._trial_storage.requeue_unstarted(spec.number)
         self._in_flight -= 1
 
+    def begin(self, spec: TrialSpec) -> TrialSpec:
+        """Open the run of an attempt, or that of an earlier one; say where what that has trained is lost."""
+        begun = super().begin(spec)
+        trained = self._trial_storage.record(spec.number).reached if begun.supersedes is not None else 0
+        if self.checkpoints is not None and trained:
+            path = self.checkpoints.path(spec.label)
+            self._observer.warn(
+                f"{spec.label} begins again with its first epoch: {path} is missing, or of another training"
+            )
+        return begun
+
     def name_run(self, spec: TrialSpec, epochs: Sequence[Epoch] = ()) -> None:
         """Let the trial storage name the run, and have the objective after each epoch that was trained before."""
         self._trial_storage.begin_attempt(spec.number, spec.attempt, spec.run_id, spec.resumes)

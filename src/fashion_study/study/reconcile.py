@@ -145,6 +145,10 @@ class _Comparison:
             yield self._unrecorded_result(record, attempt, attempt.outcome)
         elif attempt is not None and not is_ended and attempt.status == "RUNNING":
             yield self._abandoned_attempt(record, attempt)
+        elif attempt is not None and record.state is TrialState.RUNNING and attempt.state == TrialState.PAUSED:
+            what, remedy = f"was paused after epoch {attempt.epochs_run}", "pauses the trial"
+            repair = repairing("it is paused now", self.trials.pause, record.number, attempt.epochs_run)
+            yield Finding(Kind.UNRECORDED_RESULT, _name(record), what, remedy, repair)
         elif record.state is TrialState.RUNNING:
             what = "was proposed, and no worker had begun it"
             repair = repairing("it is waiting now", self.trials.requeue_unstarted, record.number)

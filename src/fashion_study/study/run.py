@@ -222,6 +222,8 @@ def train_finalists(session: Session) -> Repeats:
         title = f"finalists: the best {len(plan.trials)} trained again, {plan.repeats} times each"
         study.observer.begin(title, plan.total - repeats.left, plan.total, "repeats")
     session.train(repeats)
+    if not repeats.left:
+        session.checkpoints.sweep(repeats=True)
     return repeats
 
 

@@ -163,8 +163,11 @@ class StudyRuns:
         self._end(run_id, "FAILED" if given_up else "KILLED", f"{open_run_name(number, repeat)}  interrupted")
 
     def supersede(self, run_id: str, by: str) -> None:
-        """Mark the run of an earlier attempt with the run that took its place."""
+        """Mark the run of an earlier attempt with the run that took its place; a paused one does not go on."""
         self._log(run_id, {"superseded_by": by})
+        run = find_run(self._client, run_id)
+        if run is not None and run.info.status == RUN_STATUS[TrialState.PAUSED]:
+            self._client.set_terminated(run_id, "KILLED")
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""

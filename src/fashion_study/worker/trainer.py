@@ -133,16 +133,14 @@ class Trainer:
         Raises:
             UnusableCheckpointError: the attempt's own checkpoint is torn, of another training or of other libraries.
         """
+        tags = {} if spec.continues is None else {CONTINUED: str(spec.continues.epochs)}
         if spec.resumes:
             if self._checkpoints is None:
                 raise UnusableCheckpointError("this machine does not have the folder of the checkpoints")
             identity = self._checkpoints.identity(spec)
             checkpoint, elsewhere = self._restore(self._checkpoints.path(spec.label), identity, model)
-            return checkpoint, {RESUMED_ELSEWHERE: elsewhere} if elsewhere else {}
-        if (earlier := spec.continues) is None:
-            return None, {}
-        tags = {CONTINUED: str(earlier.epochs)}
-        if self._checkpoints is None:
+            return checkpoint, tags | ({RESUMED_ELSEWHERE: elsewhere} if elsewhere else {})
+        if (earlier := spec.continues) is None or self._checkpoints is None:
             return None, tags
         params = spec.hyperparameters.model_copy(update={"epochs": earlier.epochs})
         origin = replace(spec, number=earlier.number, hyperparameters=params, run_id=earlier.run_id or "")

@@ -247,6 +247,7 @@ def test_a_repeat_s_tags_may_be_deleted_and_the_doctor_restores_them(study: Star
     for run_id, tag in zip(runs, tags, strict=True):
         client.delete_tag(run_id, tag)
 
+    assert Kind.ORPHAN not in [found.kind for found in check_store(study.store.root).findings]
     check_store(study.store.root, fix=True)
 
     after = [client.get_run(run_id).data.tags.get(tag) for run_id, tag in zip(runs, tags, strict=True)]

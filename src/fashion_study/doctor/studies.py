@@ -11,7 +11,7 @@ from fashion_study.doctor.context import CheckContext, run_title
 from fashion_study.finding import Finding, Kind, repairing
 from fashion_study.store.locks import claim, claim_study, lock_file
 from fashion_study.store.trials import TOKEN, TRACKED_AT, TrialStorage
-from fashion_study.study.reconcile import CAUSE, disagreements
+from fashion_study.study.reconcile import CAUSE, disagreements, identities
 from fashion_study.text import printable
 from fashion_study.tracking.attempt import ORPHAN
 from fashion_study.tracking.runs import StudyRuns
@@ -38,7 +38,7 @@ def damaged_studies(context: CheckContext) -> Iterator[Finding]:
 
 
 def _deleted_experiments(context: CheckContext, used: Container[str | None]) -> Iterator[Finding]:
-    """Find deleted experiments among those that studies `used` and those that a study would begin in."""
+    """Find the deleted experiments that a study has `used` or would begin in."""
     for experiment in all_pages(context.client.search_experiments, view_type=ViewType.DELETED_ONLY):
         if experiment.experiment_id in used or experiment.name in KINDS:
             where = f"experiment {printable(experiment.name)} (id {experiment.experiment_id})"
@@ -87,7 +87,7 @@ def _damaged_study(context: CheckContext, trial_storage: TrialStorage) -> Iterat
     runs = StudyRuns(context.client, run.info.experiment_id, run_id)
     context.run_trees.update(runs.unlinked(trial_storage.attrs.get(TOKEN)))
     # By themselves too: their tag with the run above them may be deleted.
-    context.run_trees.update(record.run_id for record in trial_storage.records() if record.run_id)
+    context.run_trees.update(named for named, _ in identities(trial_storage, run_id))
     for found in disagreements(trial_storage, runs, context.store.checkpoints(trial_storage.name)):
         yield replace(found, where=f"{trial_storage.name}, {found.where}")
     # The study's own run last: killed before, the rest is found again under a study without a process.

@@ -60,7 +60,7 @@ def disagreements(trial_storage: TrialStorage, runs: "StudyRuns", checkpoints: P
     After a repair the rest is found as if that difference had never been.
     """
     attempts = {attempt.run_id: attempt for attempt in runs.attempts()}
-    for run_id, tags in _identities(trial_storage, runs.run_id):
+    for run_id, tags in identities(trial_storage, runs.run_id):
         attempt = attempts.get(run_id) or runs.find(run_id)
         if attempt is not None and (lost := _lost_tags(trial_storage, attempt, tags)):
             attempts.pop(run_id, None)
@@ -70,7 +70,7 @@ def disagreements(trial_storage: TrialStorage, runs: "StudyRuns", checkpoints: P
     yield from _Comparison(trial_storage, runs, checkpoints).findings(trial_storage.records(), list(attempts.values()))
 
 
-def _identities(trial_storage: TrialStorage, study_run: str) -> Iterator[tuple[str, dict[str, str]]]:
+def identities(trial_storage: TrialStorage, study_run: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the runs that the trial storage names, each with the tags that say what it is."""
     study = {"study": trial_storage.name}
     yield study_run, study | {"kind": "study"}

@@ -30,7 +30,7 @@ CAUSE_LENGTH = 200
 # after which epoch it went on from its own on a machine where something was different.
 CONTINUED = "continued_after_epoch"
 CONTINUATION_LOST = "continuation_lost"
-RESUMED_ELSEWHERE = "resumed_elsewhere"
+ENVIRONMENT_CHANGED = "environment_changed"
 
 Filters = Annotated[int, Field(strict=True, ge=1, le=512)]
 

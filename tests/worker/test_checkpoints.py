@@ -97,7 +97,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(bench: Bench, precision: Pre
     assert again.objective == whole.objective
     same = again.metrics.keys() - {"train_seconds", "ms_per_image"}
     assert {name: again.metrics[name] for name in same} == {name: whole.metrics[name] for name in same}
-    assert "resumed_elsewhere" not in again.tags
+    assert "environment_changed" not in again.tags
 
 
 @pytest.fixture(scope="module")
@@ -174,5 +174,5 @@ def test_it_goes_on_with_other_threads_but_not_other_libraries(bench: Bench, sto
     _, end = bench.follow(spec)
     assert isinstance(end, TrialResult)
     assert end.state is TrialState.COMPLETE, end.message
-    assert end.tags["resumed_elsewhere"] == "after epoch 2: threads 7, here 1"
+    assert end.tags["environment_changed"] == "after epoch 2: threads 7, here 1"
     assert json.loads(path.read_bytes().split(b"\n", 2)[1])["environment"]["threads"] == "1"

@@ -14,7 +14,7 @@ from fashion_study.replay.recorded import CURVES, ENVIRONMENT, Curves, Recorded
 from fashion_study.tracking.runs import provenance
 from fashion_study.trial import (
     CONTINUATION_LOST,
-    RESUMED_ELSEWHERE,
+    ENVIRONMENT_CHANGED,
     TRAINING_VERSION,
     FailReason,
     TrialResult,
@@ -107,8 +107,8 @@ def _remarks(then: Mapping[str, str], worker: Mapping[str, str], *, is_same: boo
     here = provenance() | {"training_version": str(TRAINING_VERSION)} | dict(worker)
     differing = {name: what for name, what in ENVIRONMENT.items() if then.get(name) != here.get(name)}
     changed += [(what, then[name], here.get(name, "unknown")) for name, what in differing.items() if name in then]
-    if (elsewhere := then.get(RESUMED_ELSEWHERE)) is not None:
-        yield f"It was stopped, and went on where something was different: {elsewhere}."
+    if (change := then.get(ENVIRONMENT_CHANGED)) is not None:
+        yield f"It was stopped, and went on where something was different: {change}."
     for what, before, now in changed:
         yield f"Different here: {what}, {before} then, {now} now."
     if not changed and not is_same:

@@ -93,7 +93,7 @@ class CachedStorage(_CachedStorage):
             trial.datetime_start = now
         elif state.is_finished():
             trial.datetime_complete = now
-        if _ended_elsewhere(trial):
+        if _is_of_another_program(trial):
             del self._trials[trial_id]
         return True
 
@@ -121,7 +121,7 @@ class CachedStorage(_CachedStorage):
         self._ids = {trial.number: trial_id for trial_id, trial in found.items()}
         known = {trial_id: self._trials.get(trial_id, trial) for trial_id, trial in found.items()}
         copied = _copies(self._backend, known)
-        self._trials = {key: one for key, one in known.items() if key not in copied and not _ended_elsewhere(one)}
+        self._trials = {key: one for key, one in known.items() if key not in copied and not _is_of_another_program(one)}
         return self._trials
 
     def _write(self, write: Callable[..., Any], trial_id: int, *values: Any) -> Any:
@@ -147,7 +147,7 @@ class CachedStorage(_CachedStorage):
         return trial
 
 
-def _ended_elsewhere(trial: FrozenTrial) -> bool:
+def _is_of_another_program(trial: FrozenTrial) -> bool:
     """Return whether another program has ended a trial: it lacks what is written before the end of every other one."""
     return trial.state.is_finished() and not {"epochs_run", "reason"} & trial.user_attrs.keys()
 

@@ -195,20 +195,12 @@ class TrialStorage:
 
         A paused trial does not count as waiting. None where there is none.
         """
-        waiting = next(
-            (
-                trial
-                for trial in self.trials()
-                if trial.state is OptunaState.WAITING
-                and not _is_paused(trial)
-                and (not is_begun or "attempt" in trial.user_attrs)
-            ),
-            None,
-        )
-        if waiting is None:
+        waiting = (t for t in self.trials() if t.state is OptunaState.WAITING and not _is_paused(t))
+        first = next((trial for trial in waiting if not is_begun or "attempt" in trial.user_attrs), None)
+        if first is None:
             return None
-        self._set_state(waiting.number, OptunaState.RUNNING)
-        return self.trial(waiting.number)
+        self._set_state(first.number, OptunaState.RUNNING)
+        return self.trial(first.number)
 
     def pause(self, number: int, epoch: int, seconds: float = 0.0) -> None:
         """Let a running trial wait after an epoch, which took so many `seconds`, until it may go on.

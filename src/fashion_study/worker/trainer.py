@@ -30,7 +30,7 @@ from fashion_study.training.model import build_model, to_float32
 from fashion_study.trial import (
     CONTINUATION_LOST,
     CONTINUED,
-    RESUMED_ELSEWHERE,
+    ENVIRONMENT_CHANGED,
     AttemptLost,
     Epoch,
     EpochReport,
@@ -138,8 +138,8 @@ class Trainer:
             if self._checkpoints is None:
                 raise UnusableCheckpointError("this machine does not have the folder of the checkpoints")
             identity = self._checkpoints.identity(spec)
-            checkpoint, elsewhere = self._restore(self._checkpoints.path(spec.label), identity, model)
-            return checkpoint, tags | ({RESUMED_ELSEWHERE: elsewhere} if elsewhere else {})
+            checkpoint, changed = self._restore(self._checkpoints.path(spec.label), identity, model)
+            return checkpoint, tags | ({ENVIRONMENT_CHANGED: changed} if changed else {})
         if (earlier := spec.continues) is None or self._checkpoints is None:
             return None, tags
         params = spec.hyperparameters.model_copy(update={"epochs": earlier.epochs})

@@ -72,7 +72,7 @@ def test_a_missing_tag_is_not_taken_for_an_altered_file(models: ModelStore, run_
 
 def test_versions_are_numbered_and_listed_with_their_aliases(models: ModelStore, run_id: str, dataset: str) -> None:
     other = models.trial(models.study("another"), 2, trained(0))
-    one, two = (register(models, run, dataset) for run in (run_id, other))
+    one, two = (register(models, run, dataset, data_digest="d") for run in (run_id, other))
     models.registry.move_alias(one.name, CHALLENGER, 1)
     models.registry.move_alias(one.name, CHAMPION, 1)
     models.registry.move_alias(one.name, CHALLENGER, 2)
@@ -168,3 +168,13 @@ def test_mlflow_itself_loads_a_version_by_its_alias(
 def test_another_client_sees_the_same(models: ModelStore, run_id: str, dataset: str) -> None:
     version = register(models, run_id, dataset)
     assert Registry(models.store.client()).model(version.name).versions[0].run_id == run_id
+
+
+def test_a_model_of_another_project_is_not_taken_for_ours(models: ModelStore, run_id: str, dataset: str) -> None:
+    models.client.create_registered_model("theirs")
+    theirs = models.client.create_model_version("theirs", "file:///nowhere", tags={"dataset": dataset})
+
+    ours = register(models, run_id, dataset, data_digest="d")
+
+    assert theirs.name not in [model.name for model in models.registry.models()]
+    assert ours.name == registered_name(dataset)

@@ -119,8 +119,9 @@ class Registry:
 
     def models(self) -> list[RegisteredModel]:
         """Return the registered models of this project that have a version, by their names."""
-        ours = {"model_sha256", "dataset", "data_digest"}  # Any of them: a user can delete the others.
-        return [model for model in self._read() if any(ours & version.tags.keys() for version in model.versions)]
+        # Two of them: a user can delete the others, and another project's model can have one.
+        ours = {"model_sha256", "dataset", "data_digest", "code_digest", "parameter_count"}
+        return [model for model in self._read() if any(len(ours & one.tags.keys()) > 1 for one in model.versions)]
 
     def model(self, name: str) -> RegisteredModel:
         """Return one registered model, without versions where there is none of that name."""

@@ -25,7 +25,7 @@ from fashion_study.testing.memory import MemoryTracker, RecordingObserver, memor
 from fashion_study.trial import Precision, TrialState
 from tests.executors.test_executor_contract import PATIENCE, PYTHONPATH, workers_of
 from tests.executors.test_ray_executor import SMALL, await_slots, supervisors, worker_context
-from tests.study.test_loop import smoke_with
+from tests.support.memory_study import smoke_with
 from tests.support.processes import started_process, unless_gone
 
 pytestmark = pytest.mark.faults

@@ -1,104 +1,32 @@
 """The promises of the study's loop, kept with the real trial storage and engine, with doubles of all that is slow."""
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from optuna.storages import RDBStorage
 
-from fashion_study.config import PrunerName, SamplerName
+from fashion_study.config import SamplerName
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.errors import StoreError, StudyError
 from fashion_study.executors.executor import Event
-from fashion_study.space.file import load_space
-from fashion_study.space.space import SearchSpace
-from fashion_study.store.trials import MAX_RETRIES, TrialStorage
+from fashion_study.store.trials import MAX_RETRIES
 from fashion_study.study import loop as loop_module
-from fashion_study.study.loop import Loop
-from fashion_study.study.proposals import Proposals
 from fashion_study.testing.memory import (
-    MemoryCheckpoints,
     MemoryExecutor,
     MemoryTracker,
-    RecordingObserver,
     memory_storage,
 )
 from fashion_study.testing.training import Key, SimulatedOutcome, toy_accuracy, toy_report, toy_result
 from fashion_study.trial import (
     FailReason,
-    Precision,
     TrialResult,
     TrialSpec,
     TrialState,
     trial_seed,
 )
 from tests.support.executors import IntermittentExecutor, StoreFailureExecutor
-
-SMOKE = load_space("smoke")
-SEED = 7
-
-
-@dataclass
-class Study:
-    """A study of the smoke space with everything around the loop in memory."""
-
-    trials: int = 4
-    slots: int = 1
-    outcomes: Mapping[Key, SimulatedOutcome] = field(default_factory=dict)
-    sampler: SamplerName = "random"
-    pruner: PrunerName = "none"
-    deadline: float = math.inf
-    epoch_budget: int | None = None
-    storage: RDBStorage = field(default_factory=memory_storage)
-    space: SearchSpace = SMOKE
-    tracker: MemoryTracker | None = None
-    engine: type[OptunaEngine] = OptunaEngine
-    has_checkpoints: bool = False
-
-    def __post_init__(self) -> None:
-        self.journal: list[str] = []
-        self.trial_storage = TrialStorage(self.storage, "toy")
-        self.executor = MemoryExecutor(self.slots, self.outcomes, self.journal)
-        self.runs = self.tracker or MemoryTracker(self.journal)
-        self.observer = RecordingObserver()
-
-    def run(
-        self, interrupted: Callable[[], bool] = lambda: False, after_result: Callable[[], None] = lambda: None
-    ) -> Proposals:
-        engine = self.engine(self.trial_storage, self.space, self.sampler, self.pruner, SEED)
-        kept = MemoryCheckpoints.having(lambda spec: self.runs.runs[spec.run_id].epochs)
-        checkpoints = kept if self.has_checkpoints else None
-        proposals = Proposals(engine, self.runs, self.observer, Precision.FLOAT32, self.trials, checkpoints)
-        epochs = (math.inf if self.epoch_budget is None else self.epoch_budget) - self.trial_storage.epochs_trained()
-        Loop(proposals, self.executor, self.observer, interrupted, self.deadline, epochs, after_result).run()
-        return proposals
-
-    def again(self, **changes: Any) -> "Study":
-        """The same study, run again later: the trial storage stays, the processes are new."""
-        return replace(self, **({"outcomes": {}} | changes))
-
-    def states(self) -> list[TrialState]:
-        return [record.state for record in self.trial_storage.records()]
-
-
-def smoke_with(epochs: int) -> SearchSpace:
-    """The smoke space with as many epochs in every trial."""
-    content = SMOKE.model_dump()
-    del content["parameters"]["epochs"], content["baseline"]["epochs"]
-    return SearchSpace.model_validate(content | {"fixed": content["fixed"] | {"epochs": epochs}})
-
-
-def few_points() -> SearchSpace:
-    """The smoke space with six points in all."""
-    content = SMOKE.model_dump()
-    parameters = {name: content["parameters"][name] for name in ("filters_1", "epochs")}
-    baseline = {name: content["baseline"][name] for name in parameters}
-    changed = {"parameters": parameters, "baseline": baseline, "fixed": content["fixed"] | {"learning_rate": 1e-3}}
-    return SearchSpace.model_validate(content | changed)
+from tests.support.memory_study import SEED, SMOKE, Study, few_points, interrupted_after, smoke_with
 
 
 class PruneEverything(OptunaEngine):
@@ -107,10 +35,6 @@ class PruneEverything(OptunaEngine):
     def report(self, number: int, epoch: int, value: float) -> bool:
         super().report(number, epoch, value)
         return True
-
-
-def interrupted_after(study: Study, epochs: int) -> Callable[[], bool]:
-    return lambda: study.executor.epochs >= epochs
 
 
 @pytest.mark.parametrize("slots", [1, 3, 8])
@@ -613,64 +537,3 @@ def test_an_epoch_budget_is_a_total_and_running_trials_end(slots: int) -> None:
     more = study.again(epoch_budget=study.executor.epochs + 1)
     more.run()
     assert more.executor.epochs == 3 * slots
-
-
-@pytest.mark.parametrize("slots", [1, 3])
-def test_paused_trials_go_on_in_their_run(slots: int) -> None:
-    study = Study(trials=27, slots=slots, pruner="asha", space=smoke_with(epochs=6), has_checkpoints=True)
-
-    study.run()
-
-    records = study.trial_storage.records()
-    states = Counter(record.state for record in records)
-    assert len(records) == states[TrialState.COMPLETE] + states[TrialState.PAUSED] == 27
-    assert states[TrialState.COMPLETE] >= 2
-    assert {record.reached for record in records if record.state is TrialState.PAUSED} == {1, 3}
-    went_on = [spec for spec in study.executor.submitted if spec.resumes]
-    assert went_on
-    for spec in went_on:
-        assert spec.run_id == f"run-{spec.number}-1"
-        assert spec.resumes in (1, 3)
-    assert len(study.runs.runs) == 27
-    for record in records:
-        run = study.runs.runs[record.run_id or ""]
-        assert [epoch.epoch for epoch in run.epochs] == [*record.curve] == [*range(1, record.reached + 1)]
-        assert run.status == record.state.value
-    assert study.trial_storage.counted() == 27
-
-
-def test_a_higher_total_lets_paused_trials_go_on() -> None:
-    study = Study(trials=6, pruner="asha", space=smoke_with(epochs=6), has_checkpoints=True)
-    study.run()
-    waited = {record.number for record in study.trial_storage.records() if record.state is TrialState.PAUSED}
-
-    more = study.again(trials=30, tracker=study.runs)
-    more.run()
-
-    assert waited & {spec.number for spec in more.executor.submitted}
-    assert more.trial_storage.counted() == 30
-
-
-def test_a_paused_trial_without_a_checkpoint_begins_anew() -> None:
-    study = Study(trials=9, pruner="asha", space=smoke_with(epochs=6))
-
-    study.run()
-
-    again = [spec for spec in study.executor.submitted if spec.attempt > 1]
-    assert again
-    assert {spec.resumes for spec in again} == {0}
-    records = {record.number: record for record in study.trial_storage.records()}
-    for spec in again:
-        # It is not paused again where it was let go on.
-        assert records[spec.number].reached > records[spec.number].promoted_at
-
-
-def test_points_to_try_are_part_of_a_total_of_pausing_trials() -> None:
-    study = Study(trials=2, pruner="asha", space=smoke_with(epochs=6), has_checkpoints=True)
-    points = [study.space.complete({"learning_rate": rate}) for rate in (2e-3, 3e-3, 4e-3)]
-    OptunaEngine(study.trial_storage, study.space, try_points=tuple(points))
-
-    study.run()
-
-    assert study.trial_storage.counted() == 2
-    assert {spec.number for spec in study.executor.submitted} == {0, 1}

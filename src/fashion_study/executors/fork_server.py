@@ -52,7 +52,7 @@ def start(module: str, role: str, pipe: Connection, environment: dict[str, str],
 class ForkServer:
     """Process that forks the workers of one executor, and then of the next."""
 
-    # Of each process that was itself forked: one that an executor has returned.
+    # The server that an executor has given back, by the process to which it belongs: a fork of that inherits this.
     _idle: ClassVar[dict[int, "ForkServer"]] = {}
 
     def __init__(self, module: str, environment: dict[str, str], log: int) -> None:

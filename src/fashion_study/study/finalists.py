@@ -254,15 +254,14 @@ class Repeats(TrackedSource):
     def settle(self, spec: TrialSpec, result: TrialResult) -> None:
         """Close the run."""
         self.tracker.close_trial(spec, result)
-        if self.checkpoints is not None:
-            self.checkpoints.discard(spec)
+        self.discard_checkpoint(spec)
 
     def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:
         """Train the repeat again, or give it up after too many losses."""
         key = spec.number, spec.repeat
-        if lost.by_checkpoint and self.checkpoints is not None:
-            self.checkpoints.discard(spec)
-        has_progressed = self.checkpoints is not None and self.checkpoints.reached(spec) > spec.resumes
+        if lost.by_checkpoint:
+            self.discard_checkpoint(spec)
+        has_progressed = self.reached(spec) > spec.resumes
         self._lost[key] += not (lost.by_store or lost.by_checkpoint or has_progressed)
         return TrialState.FAILED if self._lost[key] > MAX_RETRIES else self.stop(spec)
 

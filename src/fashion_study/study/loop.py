@@ -264,6 +264,15 @@ class TrackedSource(Source):
             self.tracker.supersede(spec.supersedes, run_id)
         return spec
 
+    def reached(self, spec: TrialSpec) -> int:
+        """Return the epoch after which the next attempt can go on, 0 where it would begin anew."""
+        return 0 if self.checkpoints is None else self.checkpoints.reached(spec)
+
+    def discard_checkpoint(self, spec: TrialSpec) -> None:
+        """Delete the checkpoint of a training that needs it no more, or cannot use it."""
+        if self.checkpoints is not None:
+            self.checkpoints.discard(spec)
+
     def log_epoch(self, spec: TrialSpec, report: EpochReport) -> None:
         """Add an epoch to the run's curves."""
         self.tracker.log_epoch(spec.run_id, report)

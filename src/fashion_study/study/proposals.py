@@ -100,16 +100,16 @@ class Proposals(TrackedSource):
         if result.objective is not None and (self._best is None or result.objective > self._best[1]):
             self._best = (result.number, result.objective)
             self.tracker.log_best(self._trial_storage.ended(), result.objective)
-        if self.checkpoints is not None and result.state.is_ended and not self._engine.continues_trials:
-            self.checkpoints.discard(spec)
+        if result.state.is_ended and not self._engine.continues_trials:
+            self.discard_checkpoint(spec)
         if (lost := result.tags.get(CONTINUATION_LOST)) is not None:
             self._observer.warn(f"{spec.label} was trained from its first epoch: {lost}")
         return self._best
 
     def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:
         """Send the trial back to waiting, or give it up; what the store or a checkpoint has failed does not count."""
-        if lost.by_checkpoint and self.checkpoints is not None:
-            self.checkpoints.discard(spec)
+        if lost.by_checkpoint:
+            self.discard_checkpoint(spec)
         return self._release(spec, counted=not (lost.by_store or lost.by_checkpoint), cause=lost.cause)
 
     def stop(self, spec: TrialSpec, *, by_error: bool) -> TrialState:
@@ -117,8 +117,7 @@ class Proposals(TrackedSource):
         return self._release(spec, counted=not by_error)
 
     def _release(self, spec: TrialSpec, *, counted: bool, cause: str = "") -> TrialState:
-        reached = 0 if self.checkpoints is None else self.checkpoints.reached(spec)
-        state = self._trial_storage.requeue(spec.number, reached, counted=counted, cause=cause)
+        state = self._trial_storage.requeue(spec.number, self.reached(spec), counted=counted, cause=cause)
         self._in_flight -= 1
         self._counted = self._trial_storage.counted()
         if state is not TrialState.FAILED:

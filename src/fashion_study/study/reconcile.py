@@ -22,8 +22,6 @@ CAUSE = "the coordinator died"
 # What becomes of a run without a trial.
 ORPHANS = "ends the run, marks it as an orphan"
 ORPHANED = "it is ended and marked as an orphan now"
-# MLflow's tag with the run that a run is nested under.
-PARENT_RUN = "mlflow.parentRunId"
 # The most that can be asked for.
 MOST_REPEATS = 100
 
@@ -72,9 +70,12 @@ def disagreements(trial_storage: TrialStorage, runs: "StudyRuns", checkpoints: P
 
 def identities(trial_storage: TrialStorage, study_run: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the runs that the trial storage names, each with the tags that say what it is."""
+    # Imported where runs are at hand: a study is refused without MLflow.
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
     study = {"study": trial_storage.name}
     yield study_run, study | {"kind": "study"}
-    below = study | {PARENT_RUN: study_run}
+    below = study | {MLFLOW_PARENT_RUN_ID: study_run}
     for record in trial_storage.records():
         if record.run_id is not None:
             own = {"kind": "trial", "trial": str(record.number), "attempt": str(record.attempt)}

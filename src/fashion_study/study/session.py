@@ -126,14 +126,18 @@ def open_executor(plan: Plan, store: Store, observer: Observer) -> Iterator[Exec
     kept = store.checkpoints(plan.name)
     kept.mkdir(parents=True, exist_ok=True)
     starting = f"starting {plan.workers_in_words}: TensorFlow takes some seconds"
-    limits = config.trial_timeout, config.worker_memory
-    if config.executor == "local":
+    is_local, workers, cpus = config.executor == "local", plan.workers or 1, config.worker_cpus or 1.0
+    settings = WorkerSettings(
+        plan.source,
+        config.limit_train,
+        threads_per_worker(workers) if is_local else max(1, int(cpus)),
+        store.tracking_uri,
+        config.trial_timeout,
+        config.worker_memory,
+        checkpoints=kept,
+    )
+    if is_local:
         observer.note(starting)
-        workers = plan.workers or 1
-        threads = threads_per_worker(workers)
-        settings = WorkerSettings(
-            plan.source, config.limit_train, threads, store.tracking_uri, *limits, checkpoints=kept
-        )
         with closing(LocalExecutor(settings, workers, log_dir)) as executor:
             yield executor
         return
@@ -142,7 +146,6 @@ def open_executor(plan: Plan, store: Store, observer: Observer) -> Iterator[Exec
     from fashion_study.executors.ray import RayExecutor, WorkerContext
 
     with connected(config.cluster_address(), store.tracking_uri) as cluster:
-        cpus = config.worker_cpus or 1.0
         gpus = config.worker_gpus if config.worker_gpus is not None else float(cluster.has_gpus())
         resources = Resources(cpus, gpus, config.worker_memory or int(BYTES_PER_WORKER))
         cluster.check_room(resources, plan.workers)
@@ -151,10 +154,6 @@ def open_executor(plan: Plan, store: Store, observer: Observer) -> Iterator[Exec
         environment = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
         if not gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of them visible.
-        threads = max(1, int(cpus))
-        settings = WorkerSettings(
-            plan.source, config.limit_train, threads, store.tracking_uri, *limits, checkpoints=kept
-        )
         context = WorkerContext(settings, log_dir, local.WORKER_MODULE, environment)
         with closing(RayExecutor(cluster, context, resources, plan.workers, observer.warn)) as executor:
             yield executor

@@ -53,15 +53,15 @@ def fit(
     on_epoch: Callable[[Epoch], bool],
     save: Callable[[Checkpoint], None] | None = None,
     start: Checkpoint | None = None,
-    earlier: Seeds = (),
+    seeds: Seeds = (),
 ) -> FitOutcome:
     """Train a compiled model up to `params.epochs`, or until `on_epoch` returns False or the loss diverges.
 
     A complete model gets the weights after the epoch with the highest validation accuracy, the earliest of equal ones;
     without validation it keeps the last. With `start`, to which the model was restored, it goes on after that epoch.
     `save` and then `on_epoch` are called after every epoch with finite losses. Within an epoch a loss that is NaN or
-    infinite ends the fit. Whatever is random in an epoch depends on the number of the epoch and a seed alone: those of
-    `earlier` for the epochs that are an earlier trial's, then `seed`.
+    infinite ends the fit. Whatever is random in an epoch depends on its number and a seed alone: `seed`, but for the
+    epochs to which `seeds` gives another one.
     """
     images = len(train.labels)
     batches = _batches(train, params.batch_size)
@@ -71,7 +71,7 @@ def fit(
     epochs = [] if start is None else list(start.epochs)
     best_epoch, best_weights = (0, []) if start is None else (start.best_epoch, start.best_weights)
     for number in range(len(epochs) + 1, params.epochs + 1):
-        own = next((other for other, last in earlier if number <= last), seed)
+        own = next((other for other, last in seeds if number <= last), seed)
         epoch, weights = _run_epoch(model, number, batches(_order(images, own, number)), images, to_validate)
         epochs.append(epoch)
         # A last step can ruin the weights after its own loss was taken: only validation shows it.

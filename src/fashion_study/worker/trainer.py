@@ -46,7 +46,7 @@ from fashion_study.worker.record import final_metrics, record_evaluation, record
 # A line on the terminal, and a tag.
 CAUSE_LENGTH = 300
 # What decides the last bits and is the machine's: with others a training may go on, with other libraries not.
-MACHINE = ("threads ", "cpu ", "instruction_sets ")
+MACHINE = {"threads", "cpu", "instruction_sets"}
 # The instruction sets for which TensorFlow and oneDNN have kernels of their own.
 INSTRUCTION_SETS = re.compile(r"avx\w*|amx\w*|fma|asimd|asimddp|sve\w*|bf16|i8mm")
 
@@ -156,18 +156,17 @@ class Trainer:
         if header.identity != identity:
             raise UnusableCheckpointError(f"the checkpoint {path} is of another training")
         before, here = header.environment, self._environment
-        differing = [f"{name} {before.get(name)}, here {here[name]}" for name in here if before.get(name) != here[name]]
-        if foreign := [each for each in differing if not each.startswith(MACHINE)]:
+        differing = {key: f"{key} {before.get(key)}, here {here[key]}" for key in here if before.get(key) != here[key]}
+        if foreign := [text for key, text in differing.items() if key not in MACHINE]:
             raise UnusableCheckpointError(f"the checkpoint {path} was written with {'; '.join(foreign)}")
         checkpoint.restore(model)
-        return checkpoint, f"after epoch {checkpoint.epoch}: {'; '.join(differing)}" if differing else ""
+        return checkpoint, f"after epoch {checkpoint.epoch}: {'; '.join(differing.values())}" if differing else ""
 
     def _save(self, spec: TrialSpec, checkpoint: Checkpoint) -> None:
         if self._checkpoints is not None and self._settings.records:
+            path, identity = self._checkpoints.path(spec.label), self._checkpoints.identity(spec)
             with _as_store_error():
-                save(
-                    self._checkpoints.path(spec.label), checkpoint, self._checkpoints.identity(spec), self._environment
-                )
+                save(path, checkpoint, identity, self._environment)
 
     def _end(self, spec: TrialSpec, outcome: FitOutcome, model: keras.Model) -> TrialResult:
         epochs = outcome.epochs[spec.inherited :]

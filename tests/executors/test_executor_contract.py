@@ -373,10 +373,11 @@ class TestLocalExecutor(ProcessContract):
         first.probe_precision()
         first.close()
         monkeypatch.chdir(tmp_path)
-        executor = make(1, {(0, 1): "exit"})
+        executor = make(1, {(0, 1): SimulatedOutcome.STUCK})
         executor.submit(spec(0))
 
-        assert end_of(executor) == AttemptLost(0, 1, "exit code 3")
+        # Only a worker that has begun its attempt is sure to have both.
+        assert first_report(executor).attempt == 1
         (worker,) = await_workers(1)
         assert worker.cwd() == str(tmp_path)
 

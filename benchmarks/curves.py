@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fashion_study.errors import DataError
+from fashion_study.errors import BadInputError, DataError
+from fashion_study.space.file import load_space
+from fashion_study.space.space import SearchSpace
 from fashion_study.trial import ParamValue
 
 TABLE = Path(__file__).with_name("curves.jsonl.gz")
@@ -87,6 +89,18 @@ def read_table(path: Path) -> CurveTable:
         raise DataError(f"{path}: found {len(curves)} curves. Record some: python -m benchmarks.record_curves")
     sessions = tuple(entry["session"] for entry in entries if "session" in entry)
     return CurveTable(designs[0], sessions, tuple(sorted(curves, key=lambda curve: curve.place)))
+
+
+def space_of(path: Path, design: Design) -> SearchSpace:
+    """Return the search space of a table: a named one, or a file beside the table.
+
+    Raises:
+        BadInputError: it has changed since.
+    """
+    space = load_space(str(path.with_name(design.space)) if design.space.endswith(".yaml") else design.space)
+    if space.digest != design.space_digest:
+        raise BadInputError(f"{path}: the space {space.name!r} has changed since. Record the curves anew.")
+    return space
 
 
 def recorded_sessions(path: Path) -> tuple[Mapping[str, Any], ...]:

@@ -1,9 +1,13 @@
-"""The recording of learning curves of a Sobol design over the baseline space, for the replay in `benchmarks.search`.
+"""The recording of learning curves of a Sobol design over a search space, for the replay in `benchmarks.search`.
 
 `python -m benchmarks.record_curves` trains 200 configurations and the baseline for 20 epochs on 20,000 images of
 Fashion-MNIST (FASHION_MNIST_DIR or Keras's cache): two hours of processor time where bfloat16 is fast, at the lowest
 priority. Stop it whenever you like: the same command goes on where it ended. The configurations are trained in the
-order of the sequence, so that whatever is recorded so far is a fair design too.
+order of the sequence, so that whatever is recorded so far is a fair design too. The second table, `small.jsonl.gz`, has
+100 configurations of another space, on 10,000 images:
+
+    python -m benchmarks.record_curves --space benchmarks/small.yaml --configurations 100 --images 10000 \
+        --output benchmarks/small.jsonl.gz
 
 In the background, where a session of its own also gets the lowest weight:
 
@@ -42,7 +46,6 @@ from fashion_study.space.file import load_space
 from fashion_study.space.space import Categorical, Float, Int, Parameter, SearchSpace
 from fashion_study.trial import TRAINING_VERSION, DataSource, Epoch, Hyperparameters, ParamValue, Precision, trial_seed
 
-SPACE = "baseline"
 SOBOL_SEED = 0
 LOWEST_PRIORITY = 19
 PR_SET_PDEATHSIG = 1  # From <sys/prctl.h>.
@@ -72,14 +75,17 @@ def main(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = default_workers(),
     output: Annotated[Path, typer.Option(help="The table, begun or continued.")] = TABLE,
+    space_name: Annotated[
+        str, typer.Option("--space", help="A name from search_spaces/, or a YAML file beside the table.")
+    ] = "baseline",
 ) -> None:
     """Train what the table lacks, in the order of the design."""
     precision = precision or last_precision(output)
-    space = load_space(SPACE)
+    space = load_space(space_name)
     source = locate(dataset)
     data = load_dataset(source, images)
     design = Design(
-        space=space.name,
+        space=Path(space_name).name,
         space_digest=space.digest,
         epochs=space.max_epochs,
         data_digest=source.digest,

@@ -24,6 +24,10 @@ def _trial_timeout(text: str) -> float:
     return parse_duration(text, "--trial-timeout")
 
 
+def _checkpoint_disk(text: str) -> int:
+    return parse_size(text, "--checkpoint-disk")
+
+
 def _point(text: str) -> dict[str, int | float | str]:
     try:
         point = json.loads(text)
@@ -80,8 +84,17 @@ def main(
     pruner: Annotated[
         PrunerName | None,
         Option(
-            help="What stops hopeless trials: successive-halving by default; asha pauses them, and the best go on; "
+            help="What stops trials: asha (default) pauses them, and the best go on; with the others they end. "
             "keras-tuner has none."
+        ),
+    ] = None,
+    close: Annotated[bool, Option("--close", help="At the end, prune the paused trials for good.")] = False,
+    checkpoint_disk: Annotated[
+        int | None,
+        Option(
+            parser=_checkpoint_disk,
+            metavar="SIZE",
+            help="End the lowest ranked paused trials where checkpoints take more: 500M, 10G; default 2G.",
         ),
     ] = None,
     seed: Annotated[Whole, Option(help="Every other seed derives from this one.")] = 0,

@@ -16,12 +16,14 @@ from fashion_study.space.file import load_space
 
 
 def options_of(command: str) -> dict[str, list[str]]:
-    """Read a command line of run_study back: each option with its values."""
+    """Read a command line of run_study back: each option with its values, none for a flag."""
     start, *words = shlex.split(command.removeprefix("python -m "))
     assert start == "experiments.run_study"
     found: dict[str, list[str]] = {}
-    for option, value in zip(words[::2], words[1::2], strict=True):
-        found.setdefault(option, []).append(value)
+    while words:
+        values = found.setdefault(words.pop(0), [])
+        if words and not words[0].startswith("--"):
+            values.append(words.pop(0))
     return found
 
 
@@ -72,7 +74,7 @@ def test_a_size_is_read_as_written(text: str, size: int) -> None:
     "text", ["", "0", "0G", "-1G", "G", "4X", "4 G G", "1e9", "nan", "9" * 30, "9" * 5000, "0.0001"]
 )
 def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(BadInputError, match="is no amount of memory"):
+    with pytest.raises(BadInputError, match="is no size"):
         parse_size(text)
 
 
@@ -178,8 +180,8 @@ def test_what_does_not_fit_the_space_is_refused(fields: dict[str, Any], named: s
 @pytest.mark.parametrize(
     ("fields", "sampler", "pruner"),
     [
-        ({}, "tpe", "successive-halving"),
-        ({"sampler": None, "pruner": None}, "tpe", "successive-halving"),
+        ({}, "tpe", "asha"),
+        ({"sampler": None, "pruner": None}, "tpe", "asha"),
         ({"engine": "keras-tuner"}, "hyperband", "none"),
         ({"engine": "keras-tuner", "sampler": "random", "pruner": "none"}, "random", "none"),
     ],
@@ -283,6 +285,8 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         finalists=2,
         repeats=4,
         keep_models=5,
+        close=True,
+        checkpoint_disk=500 * 2**20,
         try_points=({"epochs": 3}, {"learning_rate": 0.002}),
     )
 
@@ -314,6 +318,8 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         "--finalists": ["2"],
         "--repeats": ["4"],
         "--keep-models": ["5"],
+        "--close": [],
+        "--checkpoint-disk": ["500M"],
         "--try": ['{"epochs": 3}', '{"learning_rate": 0.002}'],
     }
     known = {f"--{name.replace('_', '-')}" for name in inspect.signature(run_study_command).parameters}

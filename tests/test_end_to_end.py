@@ -207,7 +207,7 @@ def test_the_study_s_run_has_settings_and_results(first: Start) -> None:
         "kind": "study",
         "study": STUDY,
         "sampler": "tpe",
-        "pruner": "successive-halving",
+        "pruner": "asha",
         "trials": "4",
         "workers": "2",
         "trials_counted": "4",
@@ -232,7 +232,7 @@ def test_the_study_s_run_has_the_command_that_repeats_it(first: Start) -> None:
         "--finalists": "2",
         "--repeats": "2",
         "--sampler": "tpe",
-        "--pruner": "successive-halving",
+        "--pruner": "asha",
         "--seed": "0",
         "--precision": "float32",
     }

@@ -37,6 +37,7 @@ SAMPLERS: dict[EngineName, tuple[str, ...]] = {
 PRUNING_ENGINES: tuple[EngineName, ...] = ("optuna",)
 MAX_GRID = 100_000
 DURATIONS = ("timeout", "trial_timeout")
+SIZES = ("worker_memory", "checkpoint_disk")
 UNITS = ("", *"KMGT")
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NUMBER = r"\d+(?:\.\d+)?"
@@ -95,10 +96,11 @@ class StudyConfig(BaseModel):
     `trials` is a total: a study that has some trials already is continued to it. `epoch_budget` is a total too: once
     all trials together have trained for that many epochs, no further trial is started. The same holds after `timeout`
     seconds. `workers` defaults to one per GPU, else one per usable core, as memory allows. A trial that takes longer
-    than `trial_timeout` seconds, or more than `worker_memory` bytes, fails. `keep_models` keeps the model files of that
-    many best trials and deletes the others. The best `finalists` trials are trained again `repeats` times; by default 3
-    and 3, as far as that takes no more epochs than the trials did. `try_points` are tried right after the baseline; the
-    baseline supplies the parameters that a point leaves out.
+    than `trial_timeout` seconds, or more than `worker_memory` bytes, fails. Where all checkpoints take more than
+    `checkpoint_disk` bytes, the lowest ranked paused trials are pruned; `close` prunes every paused trial at the end.
+    `keep_models` keeps the model files of that many best trials and deletes the others. The best `finalists` trials are
+    trained again `repeats` times; by default 3 and 3, as far as that takes no more epochs than the trials did.
+    `try_points` are tried right after the baseline; the baseline supplies the parameters that a point leaves out.
 
     `study_db` is the URL of a PostgreSQL database for the trials, without a password; the default is `OPTUNA_STORAGE`,
     else a file in `store`. `sampler` defaults to the `engine`'s: tpe for Optuna, hyperband for KerasTuner, which has no
@@ -127,7 +129,9 @@ class StudyConfig(BaseModel):
     worker_gpus: Annotated[float, Field(ge=0, le=64), AfterValidator(_checked_share)] | None = None
     engine: EngineName = "optuna"
     sampler: AnySampler = "tpe"
-    pruner: PrunerName = "successive-halving"
+    pruner: PrunerName = "asha"
+    close: bool = False
+    checkpoint_disk: Annotated[Whole, Field(gt=0)] = 2 * 2**30
     seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 0
     study: Annotated[str, AfterValidator(_checked_study_name)] | None = None
     store: Path = Path("mlruns")
@@ -223,6 +227,8 @@ class StudyConfig(BaseModel):
             value = getattr(self, name)
             if name == "try_points":
                 words += [word for point in value for word in ("--try", json.dumps(point))]
+            elif value is True:
+                words.append(f"--{name}")
             elif value != field.default or name in always:
                 words += [f"--{name.replace('_', '-')}", _typed(name, value)]
         return shlex.join(words)
@@ -258,7 +264,7 @@ def parse_size(text: str, option: str = "--worker-memory") -> int:
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)(?:\s*([KMGT])(?:I?B)?)?", text.strip().upper())
     size = int(float(match[1]) * 1024 ** UNITS.index(match[2] or "")) if match else 0
     if size < 1:
-        raise BadInputError(f"{option} {text!r} is no amount of memory. Expected for instance 4G, 1.5G or 900M.")
+        raise BadInputError(f"{option} {text!r} is no size. Expected for instance 4G, 1.5G or 900M.")
     return size
 
 
@@ -266,7 +272,7 @@ def _typed(name: str, value: object) -> str:
     """Write a field's value as one would type it."""
     if name in DURATIONS and isinstance(value, float):
         return f"{math.ceil(value)}s"
-    if name == "worker_memory" and isinstance(value, int):
+    if name in SIZES and isinstance(value, int):
         power = next(power for power in reversed(range(len(UNITS))) if value % 1024**power == 0)
         return f"{value // 1024**power}{UNITS[power]}"
     return str(value)

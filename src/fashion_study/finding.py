@@ -23,6 +23,7 @@ class Kind(StrEnum):
     LOST_RUN = "lost run"
     FILES = "damaged files"
     PENDING_MODEL = "pending model"
+    CHECKPOINT = "useless checkpoint"
     ALIAS = "alias without its version"
     VERSION = "damaged version"
     PREVIOUS_CHAMPION = "previous-champion left behind"

@@ -246,6 +246,13 @@ def version_without_its_tags(case: StoreUnderTest) -> None:
         case.client.delete_model_version_tag(NAME, "1", tag)
 
 
+def useless_checkpoints(case: StoreUnderTest) -> None:
+    folder = case.root / "checkpoints" / STUDY
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("trial-000.checkpoint", "trial-001.checkpoint.4711", "trial-002-repeat-1.checkpoint"):
+        (folder / name).write_bytes(b"half a checkpoint")
+
+
 DAMAGES: list[tuple[Callable[[StoreUnderTest], None], set[Kind]]] = [
     (unfinished_trial, {Kind.ZOMBIE_TRIAL}),
     (unrecorded_result, {Kind.UNRECORDED_RESULT}),
@@ -270,6 +277,7 @@ DAMAGES: list[tuple[Callable[[StoreUnderTest], None], set[Kind]]] = [
     (run_without_the_tags_of_its_model, {Kind.FILES}),
     (study_run_without_its_tags, {Kind.STATUS_MISMATCH}),
     (version_without_its_tags, {Kind.VERSION}),
+    (useless_checkpoints, {Kind.CHECKPOINT}),
 ]
 
 

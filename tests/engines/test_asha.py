@@ -26,6 +26,14 @@ def test_the_first_trials_wait_for_others() -> None:
     assert halving.to_go_on([trial(0, 0.5), trial(1, 0.6)]) is None
 
 
+def test_where_no_others_come_the_best_of_a_rung_goes_on() -> None:
+    halving = AsynchronousHalving(20)
+    two = [trial(0, 0.5), trial(1, 0.6)]
+
+    assert halving.to_go_on(two, may_begin=False) is two[1]
+    assert halving.to_go_on([two[0], trial(1, 0.6, state=TrialState.COMPLETE)], may_begin=False) is None
+
+
 def test_the_best_third_of_a_rung_goes_on() -> None:
     halving = AsynchronousHalving(20)
     six = [trial(number, value) for number, value in enumerate((0.5, 0.7, 0.6, 0.9, 0.8, 0.4))]
@@ -68,8 +76,8 @@ def test_of_equal_trials_the_earlier_goes_on() -> None:
     assert halving.to_go_on(equal) is equal[1]
 
 
-@pytest.mark.parametrize(("most", "rungs"), [(1, []), (2, [1]), (3, [1]), (4, [1, 3]), (9, [1, 3]), (10, [1, 3, 9])])
-def test_there_is_no_rung_where_every_trial_has_ended(most: int, rungs: list[int]) -> None:
+@pytest.mark.parametrize(("most", "rungs"), [(1, []), (2, []), (3, [1]), (6, [1]), (7, [1, 3]), (19, [1, 3, 9])])
+def test_there_is_no_rung_where_little_is_left_to_save(most: int, rungs: list[int]) -> None:
     worst = [*(trial(number, *[0.9] * 9) for number in range(8)), trial(8, *[0.1] * 9)]
     halving = AsynchronousHalving(most)
     assert [epoch for epoch in range(1, 10) if not halving.goes_on(8, epoch, lambda: worst)] == rungs

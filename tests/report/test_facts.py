@@ -61,27 +61,26 @@ def test_savings_count_the_epochs_that_were_not_trained() -> None:
         record(0, TrialState.COMPLETE, [0.8] * 10, epochs=10),
         record(1, TrialState.PRUNED, [0.5], epochs=20),
         record(2, TrialState.PRUNED, [0.5, 0.9, 0.85, 0.84], epochs=16),
-        record(3, TrialState.PRUNED, [0.6], epochs=4),
+        record(3, TrialState.PAUSED, [0.6], epochs=4),
         record(4, TrialState.FAILED, [0.1], epochs=20),
         record(5, TrialState.RUNNING, [0.2], epochs=20),
     )
     found = savings(facts(records=ended))
-    assert (found.pruned, found.epochs_asked, found.epochs_saved) == (3, 50, 34)
+    assert (found.stopped, found.paused, found.epochs_asked, found.epochs_saved) == (3, 1, 50, 34)
     assert found.share == pytest.approx(0.68)
-    assert found.ended_at == {1: 2, 4: 1}
-    assert found.highest_pruned == (0.84, 2)
+    assert found.highest_stopped == (0.84, 2)
 
 
 def test_inherited_epochs_are_neither_asked_nor_saved() -> None:
     promoted = replace(record(0, TrialState.COMPLETE, [0.8], epochs=3), curve={2: 0.7, 3: 0.8})
     stopped = replace(record(1, TrialState.PRUNED, [0.5], epochs=9), curve={4: 0.5})
     found = savings(facts(records=(promoted, stopped)))
-    assert (found.epochs_asked, found.epochs_saved, found.ended_at) == (2 + 6, 5, {4: 1})
+    assert (found.epochs_asked, found.epochs_saved) == (2 + 6, 5)
 
 
-def test_where_nothing_was_pruned_nothing_was_saved() -> None:
+def test_where_nothing_was_stopped_nothing_was_saved() -> None:
     found = savings(facts(records=()))
-    assert (found.pruned, found.share, found.ended_at, found.highest_pruned) == (0, 0.0, {}, None)
+    assert (found.stopped, found.share, found.highest_stopped) == (0, 0.0, None)
 
 
 def test_a_gain_is_paired_where_both_runs_name_their_mistakes() -> None:

@@ -23,19 +23,12 @@ FOREIGN = create_trial(value=0.999, params={"x": 0.5}, distributions={"x": Float
 ELSEWHERE = "trials of other programs, not counted"
 
 
-class WarnedObserver(RecordingObserver):
-    """An observer that keeps warnings with the other lines."""
-
-    def warn(self, text: str) -> None:
-        self.note(text)
-
-
 class Started:
     """A study that is trained by a toy, and that other programs change before it goes on."""
 
     def __init__(self, store: Store, name: str) -> None:
         self.store, self.name = store, name
-        self.executor, self.observer = MemoryExecutor(), WarnedObserver()
+        self.executor, self.observer = MemoryExecutor(), RecordingObserver()
 
     def go_on(self, trials: int, *, registers: bool = False, **options: object) -> StudyResult:
         self.executor.is_stopped = False

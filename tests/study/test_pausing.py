@@ -1,17 +1,21 @@
 """The promises of a study whose pruner pauses trials and goes back to them."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from fashion_study.engines.optuna_engine import OptunaEngine
-from fashion_study.trial import TrialState
-from tests.support.memory_study import Study, smoke_with
+from fashion_study.store.checkpoints import Checkpoints
+from fashion_study.study.proposals import Proposals
+from fashion_study.testing.training import toy_result
+from fashion_study.trial import Precision, TrialState
+from tests.support.memory_study import SEED, Study, smoke_with
 
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_paused_trials_go_on_in_their_run(slots: int) -> None:
-    study = Study(trials=27, slots=slots, pruner="asha", space=smoke_with(epochs=6), has_checkpoints=True)
+    study = Study(trials=27, slots=slots, pruner="asha", space=smoke_with(epochs=8), has_checkpoints=True)
 
     study.run()
 
@@ -34,7 +38,7 @@ def test_paused_trials_go_on_in_their_run(slots: int) -> None:
 
 
 def test_a_higher_total_lets_paused_trials_go_on() -> None:
-    study = Study(trials=6, pruner="asha", space=smoke_with(epochs=6), has_checkpoints=True)
+    study = Study(trials=6, pruner="asha", space=smoke_with(epochs=8), has_checkpoints=True)
     study.run()
     waited = {record.number for record in study.trial_storage.records() if record.state is TrialState.PAUSED}
 
@@ -46,7 +50,7 @@ def test_a_higher_total_lets_paused_trials_go_on() -> None:
 
 
 def test_a_paused_trial_without_a_checkpoint_begins_anew() -> None:
-    study = Study(trials=9, pruner="asha", space=smoke_with(epochs=6))
+    study = Study(trials=9, pruner="asha", space=smoke_with(epochs=8))
 
     study.run()
 
@@ -60,7 +64,7 @@ def test_a_paused_trial_without_a_checkpoint_begins_anew() -> None:
 
 
 def test_points_to_try_are_part_of_a_total_of_pausing_trials() -> None:
-    study = Study(trials=2, pruner="asha", space=smoke_with(epochs=6), has_checkpoints=True)
+    study = Study(trials=2, pruner="asha", space=smoke_with(epochs=8), has_checkpoints=True)
     points = [study.space.complete({"learning_rate": rate}) for rate in (2e-3, 3e-3, 4e-3)]
     OptunaEngine(study.trial_storage, study.space, try_points=tuple(points))
 
@@ -68,3 +72,45 @@ def test_points_to_try_are_part_of_a_total_of_pausing_trials() -> None:
 
     assert study.trial_storage.counted() == 2
     assert {spec.number for spec in study.executor.submitted} == {0, 1}
+
+
+def test_paused_trials_that_are_ended_do_not_go_on() -> None:
+    study = Study(trials=9, pruner="asha", space=smoke_with(epochs=8), has_checkpoints=True)
+    proposals = study.run()
+    paused = [record for record in study.trial_storage.records() if record.state is TrialState.PAUSED]
+
+    assert proposals.end_paused() == len(paused) > 0
+
+    for before in paused:
+        after = study.trial_storage.record(before.number)
+        assert (after.state, after.curve, after.seconds) == (TrialState.PRUNED, before.curve, before.seconds)
+        assert study.runs.runs[after.run_id or ""].status == TrialState.PRUNED.value
+    assert study.trial_storage.counted() == 9
+    more = study.again(trials=30, tracker=study.runs)
+    more.run()
+    assert not {record.number for record in paused} & {spec.number for spec in more.executor.submitted}
+
+
+def test_the_lowest_ranked_paused_trials_make_room_on_the_disk(tmp_path: Path) -> None:
+    study = Study(trials=12, pruner="asha", space=smoke_with(epochs=8), has_checkpoints=True)
+    study.run()
+    paused = [record for record in study.trial_storage.records() if record.state is TrialState.PAUSED]
+    kept = Checkpoints(tmp_path, "", None)
+    for record in paused:
+        kept.path(f"trial {record.number:03d}").write_bytes(bytes(100))
+    lowest = sorted(paused, key=lambda record: (record.reached, record.value or 0.0))[:2]
+    engine = OptunaEngine(study.trial_storage, study.space, "random", "asha", SEED)
+    room = 100 * (len(paused) - 2)
+    proposals = Proposals(engine, study.runs, study.observer, Precision.FLOAT32, 13, kept, room)
+
+    spec = proposals.next()
+    assert spec is not None
+    spec = proposals.begin(spec)
+    proposals.settle(spec, toy_result(spec, TrialState.PAUSED, 1))
+
+    states = {record.number: record.state for record in study.trial_storage.records()}
+    assert {record.number for record in paused if states[record.number] is TrialState.PRUNED} == {
+        record.number for record in lowest
+    }
+    assert kept.disk_used() == room
+    assert len([line for line in study.observer.notes if "--checkpoint-disk" in line]) == 2

@@ -292,7 +292,7 @@ def test_a_trial_goes_on_from_the_checkpoint_of_an_earlier_one(bench: Bench, ear
 
     checkpoints = Checkpoints.of(bench.settings)
     assert checkpoints is not None
-    checkpoints.discard(earlier.spec)
+    checkpoints.discard(earlier.spec.label)
     again, reports = bench.train(replace(spec, run_id=bench.spec(SMALL).run_id))
 
     # Trained again with the earlier trial's seed.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mlflow.entities import Run, ViewType
 
 from fashion_study.data.catalog import KINDS
+from fashion_study.doctor.checkpoints import useless_checkpoints
 from fashion_study.doctor.context import CheckContext, run_title
 from fashion_study.finding import Finding, Kind, repairing
 from fashion_study.store.locks import claim, claim_study, lock_file
@@ -89,6 +90,10 @@ def _damaged_study(context: CheckContext, trial_storage: TrialStorage) -> Iterat
     # By themselves too: their tag with the run above them may be deleted.
     context.run_trees.update(named for named, _ in identities(trial_storage, run_id))
     for found in disagreements(trial_storage, runs, context.store.checkpoints(trial_storage.name)):
+        yield replace(found, where=f"{trial_storage.name}, {found.where}")
+    kept = context.store.checkpoints(trial_storage.name)
+    continues = run.data.tags.get("engine") == "keras-tuner"
+    for found in useless_checkpoints(kept, trial_storage.records(), continues_trials=continues):
         yield replace(found, where=f"{trial_storage.name}, {found.where}")
     # The study's own run last: killed before, the rest is found again under a study without a process.
     if run.info.status == "RUNNING":

@@ -9,9 +9,10 @@ from fashion_study.trial import TrialState
 class AsynchronousHalving:
     """ASHA (Li et al. 2020, arXiv 1810.05934): trials are paused at rungs, and the best of each rung go on.
 
-    The rungs are 1, 3, 9, ... epochs, below the most that a trial can have. Of the trials that have reached a rung,
-    one in `reduction` may go on: those with the highest value up to there. So what looked bad beside the first few can
-    still go on when more have reached the rung, and nothing waits for a rung to fill. A trial is complete after its own
+    The rungs are 1, 3, 9, ... epochs, as long as more than half of the most that a trial can have is left after them.
+    Of the trials that have reached a rung, one in `reduction` may go on: those with the highest value up to there. So
+    what looked bad beside the first few can still go on when more have reached the rung, and nothing waits for a rung
+    to fill. When no more trials are to begin, the best of each rung goes on too. A trial is complete after its own
     epochs.
     """
 
@@ -19,7 +20,7 @@ class AsynchronousHalving:
         self._reduction = reduction
         self._rungs = []
         rung = 1
-        while rung < most_epochs:
+        while 2 * rung < most_epochs:
             self._rungs.append(rung)
             rung *= reduction
 
@@ -27,21 +28,24 @@ class AsynchronousHalving:
         """Return whether a trial that has just reached an epoch may train the next one."""
         return epoch not in self._rungs or number in self._best(epoch, records())
 
-    def to_go_on(self, records: Iterable[TrialRecord]) -> TrialRecord | None:
-        """Return the best paused trial of the highest rung that has earned it, if there is one."""
-        records = tuple(records)
+    def to_go_on(self, records: Iterable[TrialRecord], *, may_begin: bool = True) -> TrialRecord | None:
+        """Return the best paused trial of the highest rung that has earned it, if there is one.
+
+        Unless new trials `may_begin` the best of a rung has: else a short study would end with nothing complete.
+        """
+        records, fewest = tuple(records), 0 if may_begin else 1
         paused = {record.number: record for record in records if record.state is TrialState.PAUSED}
         for rung in reversed(self._rungs if paused else ()):
-            for number in self._best(rung, records):
+            for number in self._best(rung, records, fewest):
                 if number in paused and paused[number].paused_at == rung:
                     return paused[number]
         return None
 
-    def _best(self, rung: int, records: Iterable[TrialRecord]) -> list[int]:
-        """Return the trials that may go on from a rung, the best first."""
+    def _best(self, rung: int, records: Iterable[TrialRecord], fewest: int = 0) -> list[int]:
+        """Return the trials that may go on from a rung, at least the `fewest`, the best first."""
         values = [
             (max(value for epoch, value in record.curve.items() if epoch <= rung), -record.number)
             for record in records
             if rung in record.curve
         ]
-        return [-number for _, number in sorted(values, reverse=True)[: len(values) // self._reduction]]
+        return [-number for _, number in sorted(values, reverse=True)[: max(fewest, len(values) // self._reduction)]]

@@ -101,8 +101,8 @@ class Engine(ABC):
         """Return whether to stop a running trial now; its intermediate values are this attempt's alone."""
         return False
 
-    def to_go_on(self) -> TrialRecord | None:
-        """Return the paused trial that is to go on now, if there is one."""
+    def to_go_on(self, *, may_begin: bool) -> TrialRecord | None:  # noqa: ARG002
+        """Return the paused trial that is to go on now, if there is one, whether or not a new one `may_begin`."""
         return None
 
     def number_of(self, point: Mapping[str, ParamValue]) -> int | None:
@@ -118,7 +118,7 @@ class Engine(ABC):
         if (waiting := self.trial_storage.claim_waiting(is_begun=not may_begin)) is not None:
             trial = self._completed(waiting)
         else:
-            trial = self._promoted() or (self._new_trial() if may_begin else Wait())
+            trial = self._promoted(may_begin) or (self._new_trial() if may_begin else Wait())
         if not isinstance(trial, FrozenTrial):
             return trial
         number, attrs = trial.number, trial.user_attrs
@@ -132,8 +132,8 @@ class Engine(ABC):
             supersedes=attrs.get("run_id"),
         )
 
-    def _promoted(self) -> FrozenTrial | None:
-        record = self.to_go_on()
+    def _promoted(self, may_begin: bool) -> FrozenTrial | None:
+        record = self.to_go_on(may_begin=may_begin)
         return None if record is None else self.trial_storage.promote(record.number, record.paused_at)
 
     def _earlier(self, trial: FrozenTrial) -> EarlierTrial | None:

@@ -1,4 +1,4 @@
-"""Optuna as the engine: its samplers propose; a pruner stops trials, by default one of this project's own."""
+"""Optuna as the engine: its samplers propose; a pruner stops trials, or pauses them, which is the default."""
 
 import copy
 import itertools
@@ -35,14 +35,14 @@ SEQUENCE_INDEX = "qmc_place"
 
 
 class OptunaEngine(Engine):
-    """Engine that draws with a sampler of Optuna's and stops trials by a pruner, Optuna's or `BestSoFarHalving`."""
+    """Engine that draws with a sampler of Optuna's, and stops or pauses trials by a pruner."""
 
     def __init__(
         self,
         trial_storage: TrialStorage,
         space: SearchSpace,
         sampler: SamplerName = "tpe",
-        pruner: PrunerName = "successive-halving",
+        pruner: PrunerName = "asha",
         seed: int = 0,
         try_points: tuple[Mapping[str, ParamValue], ...] = (),
     ) -> None:
@@ -82,9 +82,11 @@ class OptunaEngine(Engine):
         epoch, promoted = trial.last_step or 0, int(trial.user_attrs.get("promoted_at") or 0)
         return epoch > promoted and not self._halving.goes_on(trial.number, epoch, self.trial_storage.records)
 
-    def to_go_on(self) -> TrialRecord | None:
+    def to_go_on(self, *, may_begin: bool) -> TrialRecord | None:
         """Return the paused trial that the pruner lets go on."""
-        return None if self._halving is None else self._halving.to_go_on(self.trial_storage.records())
+        if self._halving is None:
+            return None
+        return self._halving.to_go_on(self.trial_storage.records(), may_begin=may_begin)
 
     def _sampler(self, seed: int) -> BaseSampler:
         match self._sampler_name:

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO, StringIO
 from statistics import mean
 from typing import Any
@@ -15,13 +15,11 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from fashion_study.report.facts import Finals, ModelFacts, Reference, StudyFacts
 from fashion_study.study.figures import (
     BASELINE,
     BEST,
-    COMPLETE,
     GRID,
     OTHER,
     PERCENT,
@@ -83,21 +81,6 @@ def finalists(finals: Finals, facts: StudyFacts) -> Figure:
     axes.set(xlabel="validation accuracy")
     axes.xaxis.set_major_formatter(PERCENT)
     legend_above(axes)
-    return figure
-
-
-@mpl.style.context(STYLE)
-def pruned_at(ended_at: Mapping[int, int], most_epochs: int) -> Figure:
-    """Draw how many trials were pruned after which epoch."""
-    listed = ", ".join(f"{count} after epoch {epoch}" for epoch, count in ended_at.items())
-    figure, axes = new_figure(2.5, f"Pruned trials by their last epoch: {listed}.")
-    bars = axes.bar(list(ended_at), list(ended_at.values()), color=COMPLETE, width=0.8)
-    axes.bar_label(bars, padding=2)
-    axes.set(xlabel="epoch after which the trial ended", ylabel="pruned trials", xlim=(0.3, most_epochs + 0.7))
-    axes.margins(y=0.15)
-    axes.grid(visible=False, axis="x")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

@@ -1,7 +1,6 @@
 """The data that a report shows, read once and without HTML, and what is concluded from them."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -172,17 +171,16 @@ class Edge:
 
 @dataclass(frozen=True)
 class Savings:
-    """The epochs that pruning saved, of complete, pruned and paused trials; the latter two count as pruned.
+    """The epochs that the pruner saved, of complete, pruned and paused trials; the latter two were `stopped`.
 
-    `ended_at` counts pruned trials by the epoch after which they ended. `highest_pruned` is the highest validation
-    accuracy at which a trial was pruned, with its number.
+    `highest_stopped` is the highest validation accuracy at which a trial was stopped, with its number.
     """
 
-    pruned: int
+    stopped: int
+    paused: int
     epochs_asked: int
     epochs_saved: int
-    ended_at: Mapping[int, int]
-    highest_pruned: tuple[float, int] | None
+    highest_stopped: tuple[float, int] | None
 
     @property
     def share(self) -> float:
@@ -218,14 +216,14 @@ def edges(space: SearchSpace, params: Mapping[str, ParamValue]) -> tuple[Edge, .
 def savings(facts: StudyFacts) -> Savings:
     """Sum up which epochs the pruner kept from being trained."""
     ended = [r for r in facts.records if r.state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.PAUSED)]
-    pruned = [record for record in ended if record.state is not TrialState.COMPLETE]
-    reached = [(record.curve[max(record.curve)], record.number) for record in pruned if record.curve]
+    stopped = [record for record in ended if record.state is not TrialState.COMPLETE]
+    reached = [(record.curve[record.reached], record.number) for record in stopped if record.curve]
     return Savings(
-        pruned=len(pruned),
+        stopped=len(stopped),
+        paused=sum(record.state is TrialState.PAUSED for record in stopped),
         epochs_asked=sum(facts.epochs_asked(record) - record.inherited_epochs for record in ended),
-        epochs_saved=sum(facts.epochs_asked(record) - record.reached for record in pruned),
-        ended_at=dict(sorted(Counter(record.reached for record in pruned).items())),
-        highest_pruned=max(reached, default=None),
+        epochs_saved=sum(facts.epochs_asked(record) - record.reached for record in stopped),
+        highest_stopped=max(reached, default=None),
     )
 
 

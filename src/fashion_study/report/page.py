@@ -20,6 +20,7 @@ from fashion_study.study.figures import (
     learning_curves,
     optimization_history,
     parameter_importances,
+    trial_lengths,
 )
 from fashion_study.study.finalists import ORDER
 from fashion_study.study.progress import duration
@@ -179,8 +180,8 @@ def _figures(facts: StudyFacts) -> dict[str, str]:
         drawn["finalists"] = charts.finalists(facts.finals, facts)
     if facts.importances:
         drawn["importances"] = parameter_importances(facts.importances)
-    if ended_at := savings(facts).ended_at:
-        drawn["pruned"] = charts.pruned_at(ended_at, facts.space.max_epochs)
+    if savings(facts).stopped:
+        drawn["lengths"] = trial_lengths(facts.records)
     return {name: charts.svg(figure) for name, figure in drawn.items()}
 
 

@@ -104,7 +104,7 @@ def learning_curves(records: Sequence[TrialRecord], best: int | None) -> Figure:
     ordinary = [record for record in drawn if record.number not in highlights]
     complete = [record for record in ordinary if record.objective is not None]
     others = [record for record in ordinary if record.objective is None]
-    kinds = [("pruned or unfinished", others, OTHERS_STYLE), ("complete", complete, COMPLETE_STYLE)]
+    kinds = [("stopped or unfinished", others, OTHERS_STYLE), ("complete", complete, COMPLETE_STYLE)]
     for _, faint, style in kinds:
         _draw_faint(axes, faint, style, rasterized=len(drawn) > MOST_LINES)
     for record in (record for number in highlights for record in drawn if record.number == number):
@@ -117,6 +117,41 @@ def learning_curves(records: Sequence[TrialRecord], best: int | None) -> Figure:
     axes.set(xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _scale_to_most(axes, [value for record in drawn for value in record.curve.values()])
+    return figure
+
+
+@mpl.style.context(STYLE)
+def trial_lengths(records: Sequence[TrialRecord]) -> Figure:
+    """Draw how many epochs each trial was trained for, and how it ended or that it is paused.
+
+    The part before the epoch after which its last attempt went on is pale.
+    """
+    drawn = [record for record in records if record.curve]
+    kinds = {
+        "complete": ([record for record in drawn if record.state is TrialState.COMPLETE], "o", BEST),
+        "paused": ([record for record in drawn if record.state is TrialState.PAUSED], "s", BASELINE),
+        "pruned or failed": ([r for r in drawn if r.state in (TrialState.PRUNED, TrialState.FAILED)], "x", OTHER),
+        "unfinished": ([r for r in drawn if r.state in (TrialState.RUNNING, TrialState.WAITING)], "^", PRUNED),
+    }
+    counts = ", ".join(f"{len(those)} {name}" for name, (those, _, _) in kinds.items() if those)
+    went_on = sum(record.resumes > 0 for record in drawn)
+    figure, axes = new_figure(2.8, f"Epochs of each trial, in their order: {counts}; {went_on} went on after a stop.")
+    width, is_bitmap = min(4.0, 240 / max(1, len(drawn))), len(drawn) > MOST_LINES
+    for name, (those, marker, color) in kinds.items():
+        numbers, ends = [record.number for record in those], [record.reached for record in those]
+        starts = [max(record.resumes, record.inherited_epochs) for record in those]
+        style: dict[str, Any] = {"colors": color, "linewidths": width, "rasterized": is_bitmap}
+        axes.vlines(numbers, [record.inherited_epochs for record in those], starts, alpha=0.35, **style)
+        axes.vlines(numbers, starts, ends, **style)
+        face = "white" if name == "paused" else color
+        if those:
+            axes.plot(numbers, ends, marker, color=color, mfc=face, markersize=5, rasterized=is_bitmap, label=name)
+    axes.set(xlabel="trial", ylabel="epochs")
+    axes.set_ylim(bottom=0)
+    axes.grid(visible=False, axis="x")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    legend_above(axes)
     return figure
 
 

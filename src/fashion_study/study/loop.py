@@ -271,7 +271,7 @@ class TrackedSource(Source):
     def discard_checkpoint(self, spec: TrialSpec) -> None:
         """Delete the checkpoint of a training that needs it no more, or cannot use it."""
         if self.checkpoints is not None:
-            self.checkpoints.discard(spec)
+            self.checkpoints.discard(spec.label)
 
     def log_epoch(self, spec: TrialSpec, report: EpochReport) -> None:
         """Add an epoch to the run's curves."""

@@ -1,10 +1,12 @@
 """The engine's proposals as the work of a loop: each is a trial with a run and a place in the trial storage."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from fashion_study.engines.engine import Engine, Exhausted, PutAside
 from fashion_study.store.checkpoints import Checkpoints
+from fashion_study.store.trials import TrialRecord
 from fashion_study.study.loop import Best, TrackedSource, Tracker
 from fashion_study.study.progress import Observer
 from fashion_study.trial import (
@@ -16,6 +18,7 @@ from fashion_study.trial import (
     TrialResult,
     TrialSpec,
     TrialState,
+    trial_seed,
 )
 
 
@@ -30,9 +33,11 @@ class Proposals(TrackedSource):
         precision: Precision,
         trials: int,
         checkpoints: Checkpoints | None = None,
+        checkpoint_disk: float = math.inf,
     ) -> None:
         self.tracker = tracker
         self.checkpoints = checkpoints
+        self._checkpoint_disk = checkpoint_disk
         self._engine = engine
         self._trial_storage = engine.trial_storage
         self._observer = observer
@@ -102,9 +107,45 @@ class Proposals(TrackedSource):
             self.tracker.log_best(self._trial_storage.ended(), result.objective)
         if result.state.is_ended and not self._engine.continues_trials:
             self.discard_checkpoint(spec)
+        else:
+            self._bound_checkpoints()
         if (lost := result.tags.get(CONTINUATION_LOST)) is not None:
             self._observer.warn(f"{spec.label} was trained from its first epoch: {lost}")
         return self._best
+
+    def end_paused(self) -> int:
+        """End every paused trial; return how many there were."""
+        paused = [record for record in self._trial_storage.records() if record.state is TrialState.PAUSED]
+        for record in paused:
+            self._end_paused(record)
+        return len(paused)
+
+    def _end_paused(self, record: TrialRecord) -> None:
+        """End a paused trial as pruned, its run first: after a kill in between it can still go on."""
+        params, seed = self._engine.space.hyperparameters(record.params), trial_seed(self._engine.seed, record.number)
+        spec = TrialSpec(record.number, record.attempt, params, seed, record.run_id or "")
+        result = TrialResult(*spec.key, TrialState.PRUNED, record.paused_at)
+        self.tracker.close_trial(spec, result)
+        self._engine.tell(result)
+        self.discard_checkpoint(spec)
+
+    def _bound_checkpoints(self) -> None:
+        """Delete checkpoints, those of the lowest ranked trials first, until all fit on the disk that they may take."""
+        kept = self.checkpoints
+        if kept is None or (excess := kept.disk_used() - self._checkpoint_disk) <= 0:
+            return
+        may_go_on = [record for record in self._trial_storage.records() if record.state.is_counted]
+        for record in sorted(may_go_on, key=lambda record: (record.reached, record.value or 0.0)):
+            if excess <= 0:
+                return
+            label = f"trial {record.number:03d}"
+            freed = kept.discard(label)
+            excess -= freed
+            if freed and record.state is TrialState.PAUSED:
+                self._end_paused(record)
+                self._observer.warn(
+                    f"{label} is pruned, paused at {record.paused_at}: checkpoints take more than --checkpoint-disk"
+                )
 
     def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:
         """Send the trial back to waiting, or give it up; what the store or a checkpoint has failed does not count."""

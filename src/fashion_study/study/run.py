@@ -34,7 +34,7 @@ from fashion_study.study.progress import Observer
 from fashion_study.study.proposals import Proposals
 from fashion_study.study.reconcile import fail_pending_models
 from fashion_study.study.session import OwnedStudy, Session, open_executor, open_session
-from fashion_study.trial import BASELINE_NUMBER, DataSource, ParamValue, Precision
+from fashion_study.trial import BASELINE_NUMBER, DataSource, ParamValue, Precision, TrialState
 
 if TYPE_CHECKING:
     from fashion_study.tracking.registry import Version
@@ -192,10 +192,18 @@ def _search(session: Session) -> str | None:
         record.number for record in trial_storage.records() if record.state.is_ended and not engine.continues_trials
     )
     proposals = Proposals(
-        engine, session.tracker, study.observer, session.precision, config.trials, session.checkpoints
+        engine,
+        session.tracker,
+        study.observer,
+        session.precision,
+        config.trials,
+        session.checkpoints,
+        config.checkpoint_disk,
     )
     epochs = (config.epoch_budget or math.inf) - trial_storage.epochs_trained()
     session.train(proposals, epochs, keeper.sweep)
+    if config.close and not study.is_interrupted() and (closed := proposals.end_paused()):
+        study.observer.note(f"--close: {closed} paused trials are pruned, and cannot go on")
     return proposals.exhausted
 
 
@@ -336,4 +344,6 @@ def register_challenger(session: Session, winner: Finalist | None) -> "Version |
 
 def _publication(study: OwnedStudy) -> list[int | None]:
     """Return what a study shows once it is published: where that is asked for again, nothing is left to do."""
-    return [study.trial_storage.counted(), study.plan.config.finalists, study.plan.config.repeats]
+    config, records = study.plan.config, study.trial_storage.records()
+    left_paused = config.close and any(record.state is TrialState.PAUSED for record in records)
+    return [study.trial_storage.counted(), config.finalists, config.repeats, left_paused]

@@ -121,8 +121,13 @@ class MemoryCheckpoints(Checkpoints):
         """Return the epoch after which a training can go on."""
         return max((epoch.epoch for epoch in self.curve(spec)), default=0)
 
-    def discard(self, spec: TrialSpec) -> None:
+    def discard(self, label: str) -> int:  # noqa: ARG002
         """Keep it."""
+        return 0
+
+    def disk_used(self) -> int:
+        """Return nothing: they take no disk."""
+        return 0
 
 
 @dataclass(eq=False)
@@ -177,7 +182,8 @@ class MemoryTracker:
 
     def close_trial(self, spec: TrialSpec, result: TrialResult) -> None:
         """End a run with its result."""
-        run = self._running(spec.run_id)
+        run = self.runs[spec.run_id]
+        assert run.status in ("RUNNING", TrialState.PAUSED.value)
         run.status, run.result = result.state.value, result
         self.journal.append(f"close {spec.number}/{spec.attempt}")
 
@@ -215,6 +221,10 @@ class RecordingObserver(Observer):
         self.note(f"{title}: {counted} of {total} {what}")
 
     def note(self, text: str) -> None:
+        """Record a line."""
+        self.notes.append(text)
+
+    def warn(self, text: str) -> None:
         """Record a line."""
         self.notes.append(text)
 

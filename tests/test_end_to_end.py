@@ -170,7 +170,7 @@ def confusion_of(evidence: Evidence, run: Run) -> npt.NDArray[np.int64]:
 def test_a_study_runs_its_trials_and_names_the_best(first: Start) -> None:
     trials = first.evidence.trials
     assert sorted(trials) == [0, 1, 2, 3]
-    assert {trial.state for trial in trials.values()} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert {trial.state for trial in trials.values()} <= {TrialState.COMPLETE, TrialState.WAITING}
     best = max(complete(first.evidence).values(), key=lambda trial: (trial.value, -trial.number))
     named = "The baseline trial itself" if best.number == 0 else f"Best: trial {best.number:03d}"
     assert re.search(rf"^{named} .*with {best.value:.4f}", first.output, re.MULTILINE)
@@ -270,7 +270,7 @@ def test_every_trial_is_one_nested_run_linked_both_ways(first: Start) -> None:
         run = evidence.run_of(number)
         assert run.data.tags["trial"] == str(number)
         assert run.data.tags["study"] == STUDY
-        assert run.info.status == ("FINISHED" if trial.state is TrialState.COMPLETE else "KILLED")
+        assert run.info.status == ("FINISHED" if trial.state is TrialState.COMPLETE else "SCHEDULED")
 
 
 def test_a_run_is_named_for_a_person_and_tagged_for_a_search(first: Start) -> None:
@@ -280,9 +280,9 @@ def test_a_run_is_named_for_a_person_and_tagged_for_a_search(first: Start) -> No
     for number, trial in evidence.trials.items():
         run = evidence.run_of(number)
         done = trial.state is TrialState.COMPLETE
-        ending = f"{trial.value:.4f}" if done else f"pruned at {max(trial.intermediate_values)}"
+        ending = f"{trial.value:.4f}" if done else f"paused at {max(trial.intermediate_values)}"
         assert run.info.run_name == f"{number:03d}  {ending}"
-        expected = {"state": "complete" if done else "pruned", "precision": "float32", "attempt": "1", "kind": "trial"}
+        expected = {"state": "complete" if done else "paused", "precision": "float32", "attempt": "1", "kind": "trial"}
         assert {name: run.data.tags.get(name) for name in expected} == expected
         assert all(run.data.tags.get(name) for name in ("code_version", "host"))
 
@@ -664,10 +664,10 @@ def test_a_study_stopped_repeatedly_still_reaches_its_total(finished: Start) -> 
     assert finished.exit_code == 0, finished.errors
     trials = finished.evidence.trials
     assert sorted(trials) == list(range(len(trials)))
-    assert {trial.state for trial in trials.values()} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert {trial.state for trial in trials.values()} <= {TrialState.COMPLETE, TrialState.WAITING}
     assert f"{len(trials)} of {len(trials)} trials done" in finished.output
     assert finished.evidence.parent.info.status == "FINISHED"
-    assert {run.info.status for run in finished.evidence.runs.values()} <= {"FINISHED", "KILLED"}
+    assert {run.info.status for run in finished.evidence.runs.values()} <= {"FINISHED", "KILLED", "SCHEDULED"}
 
 
 @pytest.mark.faults

@@ -114,7 +114,7 @@ class TrialSpec:
 
     With `continues` it goes on from an earlier trial's checkpoint up to its own number of epochs; `resumes` is the
     epoch after which it goes on from its own one, 0 for none. `run_id` is its MLflow run, empty while that is not open;
-    `supersedes` is the run of an earlier attempt.
+    `supersedes` is the run of an earlier attempt. `was_paused` says that the trial counts already.
     """
 
     number: int
@@ -127,6 +127,7 @@ class TrialSpec:
     continues: EarlierTrial | None = None
     supersedes: str | None = None
     resumes: int = 0
+    was_paused: bool = False
 
     @property
     def label(self) -> str:

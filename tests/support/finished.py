@@ -65,7 +65,7 @@ def copy_store(store: Path, root: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run a small study to its end, without finalists: three trials are complete, one is pruned."""
+    """Run a small study to its end, without finalists: three trials are complete, one is paused."""
 
     def make(root: Path) -> None:
         from fashion_study import StudyConfig, run_study

@@ -12,7 +12,7 @@ from optuna.trial import TrialState as OptunaState
 
 from fashion_study.errors import BadInputError
 from fashion_study.space.space import Categorical, Float, Int, SearchSpace
-from fashion_study.store.trials import TrialRecord, TrialStorage
+from fashion_study.store.trials import PAUSED_AT, TrialRecord, TrialStorage
 from fashion_study.trial import (
     BASELINE_NUMBER,
     EarlierTrial,
@@ -130,6 +130,7 @@ class Engine(ABC):
             trial_seed(self.seed, number),
             continues=self._earlier(trial),
             supersedes=attrs.get("run_id"),
+            was_paused=attrs.get(PAUSED_AT) is not None,
         )
 
     def _promoted(self, may_begin: bool) -> FrozenTrial | None:

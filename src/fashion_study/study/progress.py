@@ -73,15 +73,15 @@ class PlainLines(Observer):
 
     def trial_closed(self, spec: TrialSpec, result: TrialResult, best: tuple[int, float] | None) -> None:
         """Print how a trial ended or that it is paused, and the best so far."""
-        self._counted += result.state.is_ended
+        self._counted += result.state.is_counted and not spec.was_paused
         so_far = f"; best {best[1]:.4f} (trial {best[0]:03d})" if best else ""
         self.note(f"{spec.label} {outcome(result)}; {self._counted} of {self._total} done{so_far}")
 
     def trial_lost(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
         """Print that an attempt was stopped from outside."""
         consequence = "it goes back to waiting"
+        self._counted += (state is TrialState.FAILED) - spec.was_paused
         if state is TrialState.FAILED:
-            self._counted += 1
             consequence = f"it is given up after attempt {spec.attempt}; {self._counted} of {self._total} done"
         self.note(f"{spec.label} stopped from outside ({cause}); {consequence}")
 

@@ -177,7 +177,7 @@ def _search(session: Session) -> str | None:
     plan, config, trial_storage = study.plan, study.plan.config, study.trial_storage
     keeper = study.model_keeper(session.client)
     keeper.sweep()
-    study.observer.begin(plan.title(session.precision), trial_storage.ended(), config.trials)
+    study.observer.begin(plan.title(session.precision), trial_storage.counted(), config.trials)
     engine: Engine
     if config.engine == "optuna":
         sampler = cast(SamplerName, config.sampler)

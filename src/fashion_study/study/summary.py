@@ -202,7 +202,7 @@ def _ending(result: StudyResult) -> list[str]:
     elif trained == 0 and result.counted >= total:
         lines = [f"Nothing left to do: {result.counted} of {total} trials were done already."]
     if paused := sum(record.state is TrialState.PAUSED for record in result.records):
-        lines.append(f"{paused} of them are paused: with more trials the best of these go on; --close ends them.")
+        lines.append(f"Paused, to go on with more trials if they are among the best: {paused}. --close ends them.")
     if result.exhausted:
         lines.append(f"The study ends here: {result.exhausted}.")
     elif result.stopped_by is not None:

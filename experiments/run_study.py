@@ -94,7 +94,7 @@ def main(
         Option(
             parser=_checkpoint_disk,
             metavar="SIZE",
-            help="End the lowest ranked paused trials where checkpoints take more: 500M, 10G; default 2G.",
+            help="Prune the lowest ranked paused trials where their checkpoints take more: 500M, 10G; default 2G.",
         ),
     ] = None,
     seed: Annotated[Whole, Option(help="Every other seed derives from this one.")] = 0,

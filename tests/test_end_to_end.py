@@ -171,6 +171,8 @@ def test_a_study_runs_its_trials_and_names_the_best(first: Start) -> None:
     trials = first.evidence.trials
     assert sorted(trials) == [0, 1, 2, 3]
     assert {trial.state for trial in trials.values()} <= {TrialState.COMPLETE, TrialState.WAITING}
+    paused = [trial for trial in trials.values() if trial.state is TrialState.WAITING]
+    assert all(trial.user_attrs["paused_at"] == max(trial.intermediate_values) for trial in paused)
     best = max(complete(first.evidence).values(), key=lambda trial: (trial.value, -trial.number))
     named = "The baseline trial itself" if best.number == 0 else f"Best: trial {best.number:03d}"
     assert re.search(rf"^{named} .*with {best.value:.4f}", first.output, re.MULTILINE)

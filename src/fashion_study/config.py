@@ -96,10 +96,11 @@ class StudyConfig(BaseModel):
     `trials` is a total: a study that has some trials already is continued to it. `epoch_budget` is a total too: once
     all trials together have trained for that many epochs, no further trial is started. The same holds after `timeout`
     seconds. `workers` defaults to one per GPU, else one per usable core, as memory allows. A trial that takes longer
-    than `trial_timeout` seconds, or more than `worker_memory` bytes, fails. Where all checkpoints take more than
-    `checkpoint_disk` bytes, the lowest ranked paused trials are pruned; `close` prunes every paused trial at the end.
-    `keep_models` keeps the model files of that many best trials and deletes the others. The best `finalists` trials are
-    trained again `repeats` times; by default 3 and 3, as far as that takes no more epochs than the trials did.
+    than `trial_timeout` seconds, or more than `worker_memory` bytes, fails. Where the checkpoints of paused trials
+    take more than `checkpoint_disk` bytes, the lowest ranked of these trials are pruned; `close` prunes all of them at
+    the end. `keep_models` keeps the model files of that many best trials and deletes the others. The best `finalists`
+    trials are trained again `repeats` times; by default 3 and 3, as far as that takes no more epochs than the trials
+    did.
     `try_points` are tried right after the baseline; the baseline supplies the parameters that a point leaves out.
 
     `study_db` is the URL of a PostgreSQL database for the trials, without a password; the default is `OPTUNA_STORAGE`,

@@ -10,10 +10,15 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow import MlflowClient
+from optuna.trial import TrialState
 
 from experiments._entry import run
 from experiments.run_study import main
 from fashion_study.data.fashion_mnist import OFFICIAL_FILES
+from tests.support.commands import call_command
+from tests.support.finished import copy_store
+from tests.support.optuna_client import trials_of
 from tests.support.processes import started_process
 
 ROOT = Path(__file__).parents[2]
@@ -215,3 +220,24 @@ def on_a_terminal(command: list[str]) -> tuple[int, str]:
     reader.join()
     os.close(ours)
     return exit_code, b"".join(drawn).decode()
+
+
+def test_close_prunes_the_paused_trials_of_a_study_that_has_ended(finished_study: Path, tmp_path: Path) -> None:
+    store = copy_store(finished_study, tmp_path / "store")
+    paused = [trial for trial in trials_of(store, "digits-smoke") if trial.state is TrialState.WAITING]
+    assert paused
+    words = "--space smoke --dataset digits --precision float32 --trials 4 --workers 1 --finalists 0 --close --store"
+
+    closed = call_command("experiments.run_study", *words.split(), str(store))
+
+    assert closed.returncode == 0, closed.stdout + closed.stderr
+    assert f"--close: paused trials that are pruned now: {len(paused)}" in closed.stdout
+    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    ended = {trial.number: trial for trial in trials_of(store, "digits-smoke")}
+    for before in paused:
+        trial = ended[before.number]
+        run = client.get_run(trial.user_attrs["run_id"])
+        assert (trial.state, trial.intermediate_values) == (TrialState.PRUNED, before.intermediate_values)
+        assert (run.info.status, run.data.tags["state"]) == ("KILLED", "pruned")
+    again = call_command("experiments.run_study", *words.split(), str(store))
+    assert (again.returncode, "Nothing left to do" in again.stdout) == (0, True)

@@ -249,7 +249,7 @@ def version_without_its_tags(case: StoreUnderTest) -> None:
 def useless_checkpoints(case: StoreUnderTest) -> None:
     folder = case.root / "checkpoints" / STUDY
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("trial-000.checkpoint", "trial-001.checkpoint.4711", "trial-002-repeat-1.checkpoint"):
+    for name in ("trial-000.checkpoint", "trial-001.checkpoint.999999999", "trial-002-repeat-1.checkpoint"):
         (folder / name).write_bytes(b"half a checkpoint")
 
 

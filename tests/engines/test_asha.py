@@ -32,6 +32,7 @@ def test_where_no_others_come_the_best_of_a_rung_goes_on() -> None:
 
     assert halving.to_go_on(two, may_begin=False) is two[1]
     assert halving.to_go_on([two[0], trial(1, 0.6, state=TrialState.COMPLETE)], may_begin=False) is None
+    assert halving.to_go_on([two[0], trial(1, 0.6, state=TrialState.FAILED)], may_begin=False) is two[0]
 
 
 def test_the_best_third_of_a_rung_goes_on() -> None:

@@ -1,4 +1,4 @@
-"""The promises of the default pruner: early looks, the better half goes on, one unlucky epoch ends nothing."""
+"""The promises of `--pruner successive-halving`: early looks, the better half goes on, no bad epoch ends a trial."""
 
 from collections.abc import Sequence
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fashion_study.engines.optuna_engine import OptunaEngine
+from fashion_study.space.space import SearchSpace
 from fashion_study.store.checkpoints import Checkpoints
 from fashion_study.study.proposals import Proposals
 from fashion_study.testing.training import toy_result
@@ -98,7 +99,7 @@ def test_the_lowest_ranked_paused_trials_make_room_on_the_disk(tmp_path: Path) -
     kept = Checkpoints(tmp_path, "", None)
     for record in paused:
         kept.path(f"trial {record.number:03d}").write_bytes(bytes(100))
-    lowest = sorted(paused, key=lambda record: (record.reached, record.value or 0.0))[:2]
+    lowest = sorted(paused, key=lambda record: (record.paused_at, max(record.curve.values())))[:2]
     engine = OptunaEngine(study.trial_storage, study.space, "random", "asha", SEED)
     room = 100 * (len(paused) - 2)
     proposals = Proposals(engine, study.runs, study.observer, Precision.FLOAT32, 13, kept, room)
@@ -112,5 +113,24 @@ def test_the_lowest_ranked_paused_trials_make_room_on_the_disk(tmp_path: Path) -
     assert {record.number for record in paused if states[record.number] is TrialState.PRUNED} == {
         record.number for record in lowest
     }
-    assert kept.disk_used() == room
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"trial-{record.number:03d}.checkpoint" for record in paused if record not in lowest
+    }
     assert len([line for line in study.observer.notes if "--checkpoint-disk" in line]) == 2
+
+
+def test_a_study_of_few_points_lets_the_best_go_on_when_it_is_taken_up() -> None:
+    narrow = smoke_with(epochs=8).model_dump()
+    narrow["parameters"] = {"filters_1": narrow["parameters"]["filters_1"]}
+    narrow["baseline"] = {"filters_1": 4}  # The other point is the better one.
+    narrow["fixed"] |= {"learning_rate": 1e-3}
+    space = SearchSpace.model_validate(narrow)
+    stopped = Study(trials=50, pruner="asha", space=space, has_checkpoints=True, epoch_budget=9)
+    stopped.run()
+    assert stopped.states() == [TrialState.COMPLETE, TrialState.PAUSED]
+
+    taken_up = stopped.again(epoch_budget=None, tracker=stopped.runs)
+    proposals = taken_up.run()
+
+    assert proposals.exhausted is not None
+    assert taken_up.states() == [TrialState.COMPLETE, TrialState.COMPLETE]

@@ -1,29 +1,34 @@
-"""The checkpoints of a study: those that no trial can go on from."""
+"""The checkpoints of a study: those that nothing can go on from."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 from fashion_study.finding import Finding, Kind, repairing
 from fashion_study.store.checkpoints import SUFFIX, UnusableCheckpointError, read
-from fashion_study.store.trials import TrialRecord
+from fashion_study.store.locks import PLAIN_NAME
 
-FILE_NAME = re.compile(rf"trial-(\d{{3,9}})(-repeat-\d+)?{re.escape(SUFFIX)}")
+# What a worker writes; the number of its process follows until the file is whole.
+FILE_NAME = re.compile(rf"trial-\d{{3,9}}(?:-repeat-\d{{1,9}})?{re.escape(SUFFIX)}(?:\.(?P<pid>\d{{1,9}}))?")
 
 
-def useless_checkpoints(folder: Path, records: Iterable[TrialRecord], *, continues_trials: bool) -> Iterator[Finding]:
-    """Find files that were being written, are torn, or are of trials that need none.
+def useless_checkpoints(folder: Path) -> Iterator[Finding]:
+    """Find files that were being written by a process that has ended, and files that are torn.
 
-    With `continues_trials` a trial may go on from the checkpoint of one that has ended.
+    The folder is named by the study: one that leads out of the store is another person's, and nothing is looked at.
     """
-    ended = {record.number for record in records if record.state.is_ended and not continues_trials}
+    if not PLAIN_NAME.fullmatch(folder.name) or folder.is_symlink():
+        return
     for path in sorted(folder.glob(f"*{SUFFIX}*")):
-        if (named := FILE_NAME.fullmatch(path.name)) is None:
+        named = FILE_NAME.fullmatch(path.name)
+        if named is None:
+            continue
+        if named["pid"] is not None and not psutil.pid_exists(int(named["pid"])):
             what = "was being written when its process ended"
-        elif not named[2] and int(named[1]) in ended:
-            what = "is of a trial that has ended"
-        elif _is_torn(path):
-            what = "is not as it was written: what it was of begins again with its first epoch"
+        elif named["pid"] is None and _is_torn(path):
+            what = "is not as it was written: what it is of begins again with its first epoch"
         else:
             continue
         delete = repairing("it is deleted now", path.unlink, True)
@@ -33,6 +38,6 @@ def useless_checkpoints(folder: Path, records: Iterable[TrialRecord], *, continu
 def _is_torn(path: Path) -> bool:
     try:
         read(path)
-    except UnusableCheckpointError:
-        return True
+    except UnusableCheckpointError as error:
+        return not isinstance(error.__cause__, OSError)  # One that cannot be read may be whole.
     return False

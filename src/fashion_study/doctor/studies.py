@@ -91,9 +91,7 @@ def _damaged_study(context: CheckContext, trial_storage: TrialStorage) -> Iterat
     context.run_trees.update(named for named, _ in identities(trial_storage, run_id))
     for found in disagreements(trial_storage, runs, context.store.checkpoints(trial_storage.name)):
         yield replace(found, where=f"{trial_storage.name}, {found.where}")
-    kept = context.store.checkpoints(trial_storage.name)
-    continues = run.data.tags.get("engine") == "keras-tuner"
-    for found in useless_checkpoints(kept, trial_storage.records(), continues_trials=continues):
+    for found in useless_checkpoints(context.store.checkpoints(trial_storage.name)):
         yield replace(found, where=f"{trial_storage.name}, {found.where}")
     # The study's own run last: killed before, the rest is found again under a study without a process.
     if run.info.status == "RUNNING":

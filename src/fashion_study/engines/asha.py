@@ -33,19 +33,22 @@ class AsynchronousHalving:
 
         Unless new trials `may_begin` the best of a rung has: else a short study would end with nothing complete.
         """
-        records, fewest = tuple(records), 0 if may_begin else 1
+        records = tuple(records)
         paused = {record.number: record for record in records if record.state is TrialState.PAUSED}
         for rung in reversed(self._rungs if paused else ()):
-            for number in self._best(rung, records, fewest):
+            for number in self._best(rung, records, may_begin=may_begin):
                 if number in paused and paused[number].paused_at == rung:
                     return paused[number]
         return None
 
-    def _best(self, rung: int, records: Iterable[TrialRecord], fewest: int = 0) -> list[int]:
-        """Return the trials that may go on from a rung, at least the `fewest`, the best first."""
+    def _best(self, rung: int, records: Iterable[TrialRecord], *, may_begin: bool = True) -> list[int]:
+        """Return the trials that may go on from a rung, the best first."""
+        reached = [record for record in records if rung in record.curve]
+        allowed = len(reached) // self._reduction
+        if not (may_begin or allowed):
+            reached = [record for record in reached if record.state not in (TrialState.FAILED, TrialState.PRUNED)]
+            allowed = 1
         values = [
-            (max(value for epoch, value in record.curve.items() if epoch <= rung), -record.number)
-            for record in records
-            if rung in record.curve
+            (max(value for epoch, value in record.curve.items() if epoch <= rung), -record.number) for record in reached
         ]
-        return [-number for _, number in sorted(values, reverse=True)[: max(fewest, len(values) // self._reduction)]]
+        return [-number for _, number in sorted(values, reverse=True)[:allowed]]

@@ -83,23 +83,14 @@ class Checkpoints:
         """Return the epoch after which the training of this run can go on, 0 where it would begin anew."""
         return epoch_reached(self.folder, spec.label, spec.run_id)
 
-    def discard(self, label: str) -> int:
-        """Delete the checkpoint of a training that needs it no more; return its size in bytes, 0 for none."""
-        path = self.path(label)
-        try:
-            size = path.stat().st_size
-            path.unlink()
-        except FileNotFoundError:
-            return 0
-        return size
+    def discard(self, label: str) -> None:
+        """Delete the checkpoint of a training that needs it no more."""
+        self.path(label).unlink(missing_ok=True)
 
-    def disk_used(self) -> int:
-        """Return the bytes that all checkpoints of the study take."""
-        total = 0
-        for path in self.folder.glob(f"*{SUFFIX}"):
-            with suppress(FileNotFoundError):  # A worker has replaced it just now.
-                total += path.stat().st_size
-        return total
+    def size(self, label: str) -> int:
+        """Return the bytes that the checkpoint of a training takes, 0 for none."""
+        path = self.path(label)
+        return path.stat().st_size if path.exists() else 0
 
     def sweep(self, ended: Iterable[int] = (), *, repeats: bool = False) -> None:
         """Delete what a kill has left: files that were being written, the checkpoints of trials that have ended.

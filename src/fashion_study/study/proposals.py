@@ -60,6 +60,7 @@ class Proposals(TrackedSource):
             )
         if isinstance(answer, Exhausted):
             self.exhausted = answer.reason
+            answer = self._engine.ask(may_begin=False)  # The best of the paused trials may go on now.
         if not isinstance(answer, TrialSpec):
             return None
         self._in_flight += 1
@@ -105,46 +106,52 @@ class Proposals(TrackedSource):
         if result.objective is not None and (self._best is None or result.objective > self._best[1]):
             self._best = (result.number, result.objective)
             self.tracker.log_best(self._trial_storage.ended(), result.objective)
-        if result.state.is_ended and not self._engine.continues_trials:
+        if result.state is TrialState.PAUSED:
+            self.bound_checkpoints()
+        elif not self._engine.continues_trials:
             self.discard_checkpoint(spec)
-        else:
-            self._bound_checkpoints()
         if (lost := result.tags.get(CONTINUATION_LOST)) is not None:
             self._observer.warn(f"{spec.label} was trained from its first epoch: {lost}")
         return self._best
 
     def end_paused(self) -> int:
         """End every paused trial; return how many there were."""
-        paused = [record for record in self._trial_storage.records() if record.state is TrialState.PAUSED]
+        paused = self._paused()
         for record in paused:
             self._end_paused(record)
         return len(paused)
 
+    def _paused(self) -> list[TrialRecord]:
+        return [record for record in self._trial_storage.records() if record.state is TrialState.PAUSED]
+
     def _end_paused(self, record: TrialRecord) -> None:
-        """End a paused trial as pruned, its run first: after a kill in between it can still go on."""
+        """End a paused trial as pruned, its run first: after a kill in between the next start takes that over."""
         params, seed = self._engine.space.hyperparameters(record.params), trial_seed(self._engine.seed, record.number)
         spec = TrialSpec(record.number, record.attempt, params, seed, record.run_id or "")
         result = TrialResult(*spec.key, TrialState.PRUNED, record.paused_at)
-        self.tracker.close_trial(spec, result)
+        if record.run_id is not None:  # Else somebody has deleted the run for good.
+            self.tracker.close_trial(spec, result)
         self._engine.tell(result)
         self.discard_checkpoint(spec)
 
-    def _bound_checkpoints(self) -> None:
-        """Delete checkpoints, those of the lowest ranked trials first, until all fit on the disk that they may take."""
+    def bound_checkpoints(self) -> None:
+        """Prune paused trials, the lowest ranked first, until the checkpoints of the others fit the disk."""
         kept = self.checkpoints
-        if kept is None or (excess := kept.disk_used() - self._checkpoint_disk) <= 0:
+        if kept is None or not self._engine.pauses:
             return
-        may_go_on = [record for record in self._trial_storage.records() if record.state.is_counted]
-        for record in sorted(may_go_on, key=lambda record: (record.reached, record.value or 0.0)):
-            if excess <= 0:
-                return
-            label = f"trial {record.number:03d}"
-            freed = kept.discard(label)
-            excess -= freed
-            if freed and record.state is TrialState.PAUSED:
+        sizes = {record.number: kept.size(f"trial {record.number:03d}") for record in self._paused()}
+        excess = sum(sizes.values()) - self._checkpoint_disk
+        if excess <= 0:
+            return
+        for record in sorted(
+            self._paused(), key=lambda record: (record.paused_at, max(record.curve.values(), default=0))
+        ):
+            if excess > 0 and sizes[record.number]:
+                excess -= sizes[record.number]
                 self._end_paused(record)
                 self._observer.warn(
-                    f"{label} is pruned, paused at {record.paused_at}: checkpoints take more than --checkpoint-disk"
+                    f"trial {record.number:03d} is pruned, paused at {record.paused_at}: "
+                    "checkpoints take more than --checkpoint-disk"
                 )
 
     def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:

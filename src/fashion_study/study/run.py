@@ -200,10 +200,11 @@ def _search(session: Session) -> str | None:
         session.checkpoints,
         config.checkpoint_disk,
     )
+    proposals.bound_checkpoints()
     epochs = (config.epoch_budget or math.inf) - trial_storage.epochs_trained()
     session.train(proposals, epochs, keeper.sweep)
     if config.close and not study.is_interrupted() and (closed := proposals.end_paused()):
-        study.observer.note(f"--close: {closed} paused trials are pruned, and cannot go on")
+        study.observer.note(f"--close: paused trials that are pruned now: {closed}")
     return proposals.exhausted
 
 
@@ -346,4 +347,4 @@ def _publication(study: OwnedStudy) -> list[int | None]:
     """Return what a study shows once it is published: where that is asked for again, nothing is left to do."""
     config, records = study.plan.config, study.trial_storage.records()
     left_paused = config.close and any(record.state is TrialState.PAUSED for record in records)
-    return [study.trial_storage.counted(), config.finalists, config.repeats, left_paused]
+    return [study.trial_storage.counted(), config.finalists, config.repeats, config.epoch_budget, left_paused]

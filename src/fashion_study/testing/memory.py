@@ -121,13 +121,8 @@ class MemoryCheckpoints(Checkpoints):
         """Return the epoch after which a training can go on."""
         return max((epoch.epoch for epoch in self.curve(spec)), default=0)
 
-    def discard(self, label: str) -> int:  # noqa: ARG002
+    def discard(self, label: str) -> None:
         """Keep it."""
-        return 0
-
-    def disk_used(self) -> int:
-        """Return nothing: they take no disk."""
-        return 0
 
 
 @dataclass(eq=False)

@@ -188,6 +188,8 @@ def test_a_pruned_trial_above_the_best_is_pointed_out(full: Page) -> None:
     lucky = record(70, TrialState.PRUNED, [0.9], epochs=15)
     assert "the pruner may have cost more than it saved" in Page(render(facts(records=(*facts().records, lucky)))).text
     assert "the pruner may have cost more than it saved" not in full.text
+    paused = replace(lucky, state=TrialState.PAUSED)
+    assert "with more trials it may go on" in Page(render(facts(records=(*facts().records, paused)))).text
 
 
 def test_the_page_says_why_there_are_no_importances() -> None:

@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -34,6 +35,7 @@ LONGEST = (
 
 # What a shell may have ignored for what it starts: a script's background SIGINT, nohup SIGHUP.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LOG_IN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 OWN_SETTINGS = ("MLFLOW_", "OPTUNA_", "KERAS_", "PG", "RAY_")
 
 
@@ -84,3 +86,11 @@ def fashion_mnist_dir() -> Path:
     if not directory:
         pytest.skip("FASHION_MNIST_DIR is not set")
     return Path(directory)
+
+
+@pytest.fixture(autouse=True)
+def log_in_of_the_test_alone() -> Iterator[None]:
+    """Take back the log-in that a store moves from an address into MLflow's own variables."""
+    yield
+    for name in LOG_IN:
+        os.environ.pop(name, None)

@@ -46,7 +46,7 @@ def test_ledger_runs_and_models_lie_on_the_servers_alone(ran: Ran, postgres: Pos
         f"SELECT state::text FROM trials JOIN studies USING (study_id) WHERE study_name = '{STUDY}'"
     )
     states = [state for (state,) in trials]
-    assert (len(states), set(states) <= {"COMPLETE", "PRUNED"}) == (3, True)
+    assert (len(states), set(states) <= {"COMPLETE", "WAITING"}) == (3, True)  # Waiting: paused.
     # A run of the study, one of each trial, one of the finalist's repeat.
     assert _of_the_study("count(*)", "status <> 'RUNNING'", postgres) == [(5,)]
     assert list((postgres.folder / "mlflow" / "artifacts").rglob("model.keras"))

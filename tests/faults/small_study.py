@@ -7,7 +7,7 @@ from tests.faults.launcher import Launcher, Life, Plan
 
 EVERYTHING = "I1 I2 I3 I4 I5 I6 I7 I8"
 STUDY = "digits-smoke"
-# With a pruner that ends trials: every trial comes to an end, and the studies that are compared need no order of reports.
+# With a pruner that ends trials: every trial comes to an end, and what is compared needs no order of reports.
 FIXED = ("--space", "smoke", "--dataset", "digits", "--precision", "float32", "--pruner", "successive-halving")
 TOTAL = 3
 SMALL = (*FIXED, "--trials", TOTAL, "--workers", 1, "--finalists", 1, "--repeats", 2)

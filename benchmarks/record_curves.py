@@ -3,11 +3,12 @@
 `python -m benchmarks.record_curves` trains 200 configurations and the baseline for 20 epochs on 20,000 images of
 Fashion-MNIST (FASHION_MNIST_DIR or Keras's cache): two hours of processor time where bfloat16 is fast, at the lowest
 priority. Stop it whenever you like: the same command goes on where it ended. The configurations are trained in the
-order of the sequence, so that whatever is recorded so far is a fair design too. The second table, `small.jsonl.gz`, has
-100 configurations of another space, on 10,000 images:
+order of the sequence, so that whatever is recorded so far is a fair design too.
 
-    python -m benchmarks.record_curves --space benchmarks/small.yaml --configurations 100 --images 10000 \
-        --output benchmarks/small.jsonl.gz
+A table of another space, for a check of what was chosen on the first:
+
+    python -m benchmarks.record_curves --space benchmarks/small.yaml --dataset digits --configurations 100 \
+        --images 1000 --output benchmarks/small.jsonl.gz
 
 In the background, where a session of its own also gets the lowest weight:
 

@@ -1,4 +1,4 @@
-"""The recording of learning curves of a Sobol design over a search space, for the replay in `benchmarks.search`.
+r"""The recording of learning curves of a Sobol design over a search space, for the replay in `benchmarks.search`.
 
 `python -m benchmarks.record_curves` trains 200 configurations and the baseline for 20 epochs on 20,000 images of
 Fashion-MNIST (FASHION_MNIST_DIR or Keras's cache): two hours of processor time where bfloat16 is fast, at the lowest

@@ -148,9 +148,10 @@ def no_half_written_model_is_registered(found: Found) -> None:
 
 
 def the_study_has_its_total(found: Found, total: int) -> None:
-    """I5: no trial too many or too few, no parameters twice."""
+    """I5: no trial too many or too few, each has ended or is paused, no parameters twice."""
     assert [trial.number for trial in found.trials] == list(range(total))
-    assert {trial.state for trial in found.trials} <= set(ENDED)
+    unfinished = [trial for trial in found.trials if trial.state not in ENDED]
+    assert all(trial.user_attrs.get("paused_at") for trial in unfinished), unfinished
     points = [tuple(sorted(trial.params.items())) for trial in found.trials]
     assert len(set(points)) == total
 

@@ -116,7 +116,7 @@ def main(
             help="Train the best K trials again; 0: none. Default 3, or fewer that cost no more than the trials did."
         ),
     ] = None,
-    repeats: Annotated[Whole | None, Option(help="How often, with other seeds; default 3.")] = None,
+    repeats: Annotated[Whole | None, Option(help="How often at most, with other seeds; default 3.")] = None,
     keep_models: Annotated[
         Whole | None,
         Option(help="Keep the model files of the best K trials, baseline, finalists and registered ones; default all."),

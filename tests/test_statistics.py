@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import ttest_1samp
+from scipy.stats import ttest_1samp, ttest_ind
 
 from benchmarks.engines import sign_flip_p
 from fashion_study.statistics import (
     paired_interval,
+    pooled_deviation,
     student_interval,
-    student_lower_bound,
+    student_margin,
     wilson_interval,
 )
 
@@ -65,7 +66,19 @@ def test_student_s_bounds_are_those_of_the_t_test() -> None:
     expected = ttest_1samp(values, 0)
     assert student_interval(values) == pytest.approx(tuple(expected.confidence_interval()))
     lower = ttest_1samp(values, 0, alternative="greater").confidence_interval().low
-    assert student_lower_bound(values) == pytest.approx(lower)
+    pooled = pooled_deviation([values, [0.5]])
+    assert pooled is not None
+    assert mean(values) - student_margin(*pooled, len(values)) == pytest.approx(lower)
+
+
+def test_two_means_are_compared_as_by_the_t_test() -> None:
+    first, second = [0.89, 0.90, 0.93, 0.91], [0.88, 0.89]
+    pooled = pooled_deviation([first, second])
+    assert pooled is not None
+    lower = ttest_ind(first, second, alternative="greater").confidence_interval().low
+    margin = student_margin(*pooled, 1 / (1 / len(first) + 1 / len(second)))
+    assert mean(first) - mean(second) - margin == pytest.approx(lower)
+    assert pooled_deviation([[0.5], []]) is None
 
 
 @given(st.lists(st.integers(-20, 20), min_size=2, max_size=7))

@@ -1,8 +1,8 @@
 """The confidence intervals that compare models and engines."""
 
 import math
-from collections.abc import Sequence
-from statistics import NormalDist, mean, stdev
+from collections.abc import Iterable, Sequence
+from statistics import NormalDist, mean, stdev, variance
 
 CONFIDENCE = 0.95
 
@@ -39,6 +39,17 @@ def student_interval(values: Sequence[float], confidence: float = CONFIDENCE) ->
     return mean(values) - half, mean(values) + half
 
 
-def student_lower_bound(values: Sequence[float], confidence: float = CONFIDENCE) -> float:
-    """Return the one-sided lower confidence bound of the mean of at least two values (Student's t)."""
-    return student_interval(values, 2 * confidence - 1)[0]
+def pooled_deviation(samples: Iterable[Sequence[float]]) -> tuple[float, int] | None:
+    """Return the standard deviation within the samples and its degrees of freedom; None where none has two values."""
+    several = [values for values in samples if len(values) > 1]
+    freedom = sum(len(values) - 1 for values in several)
+    if not freedom:
+        return None
+    return math.sqrt(sum((len(values) - 1) * variance(values) for values in several) / freedom), freedom
+
+
+def student_margin(deviation: float, freedom: int, size: float, confidence: float = CONFIDENCE) -> float:
+    """Return how far below a mean of `size` values its one-sided lower confidence bound lies (Student's t)."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, confidence)) * deviation / math.sqrt(size)

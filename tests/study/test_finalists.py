@@ -1,8 +1,10 @@
 """The promises of the finalists: what is trained again, what wins, and what a kill costs."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -13,17 +15,19 @@ from fashion_study.errors import StoreError
 from fashion_study.space.file import load_space
 from fashion_study.store.trials import MAX_RETRIES, TrialRecord
 from fashion_study.study.finalists import (
+    ENDED,
     Finalist,
     FinalistPlan,
     Repeats,
     choose,
+    contenders,
     plan_finalists,
     rank_finalists,
 )
 from fashion_study.study.loop import Loop
 from fashion_study.testing.memory import MemoryExecutor, MemoryTracker, RecordingObserver
 from fashion_study.testing.training import Key, SimulatedOutcome, toy_accuracy
-from fashion_study.trial import ParamValue, Precision, TrialState, trial_seed
+from fashion_study.trial import ParamValue, Precision, TrialResult, TrialSpec, TrialState, trial_seed
 from tests.support.executors import IntermittentExecutor, StoreFailureExecutor
 
 SMOKE = load_space("smoke")
@@ -57,10 +61,13 @@ class Final:
     make_executor: type[MemoryExecutor] = MemoryExecutor
     records: Sequence[TrialRecord] = RANKED
 
+    def source(self) -> Repeats:
+        self.observer = RecordingObserver()
+        return Repeats(self.plan, self.records, self.tracker, self.observer, SMOKE, SEED, Precision.FLOAT32)
+
     def run(self, interrupted: Callable[[], bool] = lambda: False) -> tuple[Finalist, ...]:
         self.executor = self.make_executor(self.slots, self.outcomes)
-        self.observer = RecordingObserver()
-        repeats = Repeats(self.plan, self.records, self.tracker, SMOKE, SEED, Precision.FLOAT32)
+        repeats = self.source()
         Loop(repeats, self.executor, self.observer, interrupted, self.deadline).run()
         return repeats.results()
 
@@ -68,7 +75,7 @@ class Final:
 def test_the_best_complete_trials_are_the_finalists() -> None:
     plan = plan_finalists(RANKED, 2, 3)
     assert [trial.number for trial in plan.trials] == [4, 2]
-    assert (plan.repeats, plan.total, plan.note) == (3, 6, None)
+    assert (plan.repeats, plan.note) == (3, None)
 
 
 def test_fewer_complete_trials_than_finalists_are_noted() -> None:
@@ -77,11 +84,11 @@ def test_fewer_complete_trials_than_finalists_are_noted() -> None:
     assert plan.note == "5 finalists with 2 repeats were asked; 3 trials are complete"
 
 
-@pytest.mark.parametrize(("epochs", "finalists", "repeats"), [(18, 3, 3), (17, 2, 3), (6, 1, 3), (4, 1, 2), (3, 0, 3)])
+@pytest.mark.parametrize(("epochs", "finalists", "repeats"), [(14, 3, 3), (13, 2, 3), (6, 1, 3), (4, 1, 2), (3, 0, 3)])
 def test_a_small_budget_drops_finalists_first_then_repeats(epochs: int, finalists: int, repeats: int) -> None:
     plan = plan_finalists(RANKED, 3, 3, epochs=epochs)
     assert (len(plan.trials), plan.repeats) == (finalists, repeats)
-    assert (plan.note is None) == (epochs == 18)
+    assert (plan.note is None) == (epochs == 14)
 
 
 def test_a_budget_counts_inherited_epochs() -> None:
@@ -91,39 +98,36 @@ def test_a_budget_counts_inherited_epochs() -> None:
 
 
 def test_the_time_left_limits_the_finalists_and_is_named() -> None:
-    plan = plan_finalists(RANKED, 3, 3, epochs_in_time=12.5)
+    plan = plan_finalists(RANKED, 3, 3, epochs_in_time=10.5)
     assert len(plan.trials) == 2
     assert plan.note is not None
     assert "do not fit the time left" in plan.note
 
 
-def test_the_lower_bound_is_that_of_students_t_test() -> None:
-    one = finalist(0.90, 0.91, 0.93)
-    assert one.lower_bound == pytest.approx(
-        ttest_1samp(one.objectives, 0, alternative="greater").confidence_interval().low
-    )
+def test_the_bounds_are_those_of_students_t_test() -> None:
+    (one,) = rank_finalists([finalist(0.90, 0.91, 0.93)])
+    expected = ttest_1samp(one.objectives, 0, alternative="greater").confidence_interval()
+    assert one.lower_bound == pytest.approx(expected.low)
     expected = ttest_1samp(one.objectives, 0).confidence_interval()
     assert one.interval == pytest.approx((expected.low, expected.high))
 
 
-def test_a_steady_finalist_beats_a_lucky_one() -> None:
-    steady, lucky = finalist(0.900, 0.901, 0.902, trial=5), finalist(0.93, 0.88, 0.90, trial=2)
-    assert lucky.mean is not None
-    assert steady.mean is not None
-    assert lucky.mean > steady.mean
-    assert choose([lucky, steady]) is steady
+def test_a_pair_that_is_alike_by_luck_wins_nothing() -> None:
+    alike, better = finalist(0.900, 0.900, trial=5), finalist(0.93, 0.88, 0.90, trial=2)
+    assert [each.trial for each in rank_finalists([alike, better])] == [2, 5]
 
 
-def test_one_repeat_ranks_after_those_with_a_lower_bound() -> None:
-    single, bounded = finalist(0.95, trial=1), finalist(0.90, 0.91, trial=2)
-    assert single.lower_bound is None
-    assert choose([single, bounded]) is bounded
-    assert choose([finalist(trial=3), single]) is single
+def test_fewer_repeats_have_a_lower_bound() -> None:
+    twice, thrice = finalist(0.89, 0.91, trial=1), finalist(0.89, 0.90, 0.91, trial=2)
+    assert [each.trial for each in rank_finalists([twice, thrice])] == [2, 1]
+    single, bounded = rank_finalists([finalist(0.95, trial=1), finalist(0.90, 0.91, trial=2)])
+    assert None not in (single.lower_bound, bounded.lower_bound)
+    assert [each.lower_bound for each in rank_finalists([finalist(0.95), finalist(trial=3)])] == [None, None]
 
 
 def test_without_a_complete_repeat_nobody_wins() -> None:
-    assert choose([]) is None
-    assert choose([finalist()]) is None
+    assert choose(rank_finalists([])) is None
+    assert choose(rank_finalists([finalist()])) is None
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
@@ -138,7 +142,7 @@ def test_the_median_run_is_the_lower_median(scores: list[float]) -> None:
 
 
 def test_a_finalist_survives_being_written_down() -> None:
-    one = finalist(0.9, 0.8)
+    (one,) = rank_finalists([finalist(0.9, 0.8)])
     assert Finalist.from_dict(one.as_dict()) == one
 
 
@@ -154,6 +158,73 @@ def test_every_finalist_is_trained_with_seeds_of_its_own() -> None:
     assert results == rank_finalists(results)
     height = toy_accuracy(final.executor.submitted[0].hyperparameters, 2)
     assert results[0].objectives == (height,) * 3
+
+
+def test_who_is_too_far_behind_cannot_win() -> None:
+    near = {1: [0.900, 0.904], 2: [0.899, 0.903], 3: [0.892, 0.894]}
+    assert contenders(near) == [1, 2]
+    # The same means, but each as unsteady as the distance between them.
+    assert contenders({1: [0.897, 0.907], 2: [0.896, 0.906], 3: [0.888, 0.898]}) == [1, 2, 3]
+    assert contenders({1: [0.9], 2: [], 3: [0.8]}) == [1, 3]
+    assert contenders({1: [], 2: []}) == []
+
+
+def settle(repeats: Repeats, scores: Mapping[Key, float | None], slots: int, results: float, order: Random) -> None:
+    """Train so many at a time, and take the results as they come; after `results` of them, stop the others."""
+    running: list[TrialSpec] = []
+    while results > 0:
+        results -= 1
+        while len(running) < slots and (spec := repeats.next()) is not None:
+            running.append(repeats.begin(spec))
+        if not running:
+            return
+        spec = running.pop(order.randrange(len(running)))
+        objective = scores[spec.number, spec.repeat]
+        state = TrialState.FAILED if objective is None else TrialState.COMPLETE
+        repeats.settle(spec, TrialResult(*spec.key, state, 2, objective))
+    for spec in running:
+        repeats.log_loss(spec, "stopped", repeats.stop(spec))
+
+
+@given(
+    st.integers(1, 5),
+    st.integers(2, 30),
+    st.integers(1, 9),
+    st.integers(0, 9),
+    st.integers(0, 2**32),
+)
+def test_the_race_depends_on_the_results_alone(
+    repeats: int, epochs: int, slots: int, stopped_after: int, seed: int
+) -> None:
+    order = Random(seed)
+    keys = itertools.product((4, 2, 0), range(1, repeats + 1))
+    scores = {key: None if order.random() < 0.1 else order.uniform(0.89, 0.9) for key in keys}
+    plan = plan_finalists(RANKED, 3, repeats, epochs=epochs)
+    one_by_one, other = Final(plan), Final(plan)
+    settle(one_by_one.source(), scores, 1, math.inf, order)
+    settle(other.source(), scores, slots, stopped_after, order)
+    settle(other.source(), scores, slots, math.inf, order)
+    trained = {(run.trial, run.repeat) for run in one_by_one.tracker.repeats()}
+    assert {(run.trial, run.repeat) for run in other.tracker.repeats() if run.status in ENDED} == trained
+    results = [[(each.trial, each.objectives) for each in final.source().results()] for final in (one_by_one, other)]
+    assert results[0] == results[1]
+    assert 2 * len(trained) <= epochs
+    assert one_by_one.source().left == 0
+
+
+def test_who_leaves_the_race_is_said_and_counted() -> None:
+    records = (RANKED[0], record(2, 0.92, learning_rate=1e-2))
+    final = Final(FinalistPlan(records, 3), records=records)
+    final.run()
+    assert [(spec.number, spec.repeat) for spec in final.executor.submitted] == [(4, 1), (2, 1), (4, 2), (2, 2), (4, 3)]
+    assert final.observer.notes == ["trial 002 is trained no more: it can no longer win"]
+    assert final.observer.expected[-1] == 5
+
+
+def test_the_last_epochs_are_for_the_best() -> None:
+    final = Final(plan_finalists(RANKED, 2, 3, epochs=10))
+    assert {result.trial: len(result.objectives) for result in final.run()} == {4: 3, 2: 2}
+    assert final.observer.notes == ["trial 002 is trained no more: the epochs left are for those ahead of it"]
 
 
 def test_a_second_start_trains_nothing_again() -> None:

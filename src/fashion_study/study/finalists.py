@@ -8,10 +8,11 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from fashion_study.space.space import SearchSpace
-from fashion_study.statistics import student_interval, student_lower_bound
+from fashion_study.statistics import pooled_deviation, student_interval, student_margin
 from fashion_study.store.checkpoints import Checkpoints
 from fashion_study.store.trials import MAX_RETRIES, TrialRecord
 from fashion_study.study.loop import TrackedSource, Tracker
+from fashion_study.study.progress import Observer
 from fashion_study.tracking.attempt import Attempt
 from fashion_study.trial import AttemptLost, ParamValue, Precision, TrialResult, TrialSpec, TrialState, trial_seed
 
@@ -29,18 +30,27 @@ ORDER = (
 )
 DEFAULT_FINALISTS = 3
 DEFAULT_REPEATS = 3
+# So many repeats every finalist has: one alone says nothing of how far luck goes.
+SURE_REPEATS = 2
+# A trial's number and that of a repeat of it.
+Key = tuple[int, int]
 # What MLflow calls the run of a repeat that is not trained again.
 ENDED = ("FINISHED", "FAILED")
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A trial that was trained again: the objective and the run of each repeat that is complete."""
+    """A trial that was trained again: the objective and the run of each repeat that is complete.
+
+    `lower_bound` is that of the mean, one-sided 95 % (Student's t), with the standard deviation that all finalists of
+    the study have together; None where none has two repeats.
+    """
 
     trial: int
     params: Mapping[str, ParamValue]
     objectives: tuple[float, ...]
     run_ids: tuple[str, ...]
+    lower_bound: float | None = None
 
     @property
     def mean(self) -> float | None:
@@ -51,11 +61,6 @@ class Finalist:
     def sd(self) -> float | None:
         """Return the standard deviation of the objectives, None for fewer than two."""
         return stdev(self.objectives) if len(self.objectives) > 1 else None
-
-    @property
-    def lower_bound(self) -> float | None:
-        """Return the one-sided 95 % lower confidence bound of the mean (Student's t), None for fewer than two."""
-        return student_lower_bound(self.objectives) if len(self.objectives) > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -70,26 +75,26 @@ class Finalist:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        return asdict(self) | {name: getattr(self, name) for name in ("mean", "sd", "lower_bound", "interval")}
+        return asdict(self) | {name: getattr(self, name) for name in ("mean", "sd", "interval")}
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> "Finalist":
         """Return what `as_dict` was made of."""
-        return cls(entry["trial"], entry["params"], tuple(entry["objectives"]), tuple(entry["run_ids"]))
+        objectives, run_ids = tuple(entry["objectives"]), tuple(entry["run_ids"])
+        return cls(entry["trial"], entry["params"], objectives, run_ids, entry["lower_bound"])
 
 
 @dataclass(frozen=True)
 class FinalistPlan:
-    """Which trials are trained again, and how often; `note` says why that is less than what was asked for."""
+    """Which trials are trained again, and how often at most; `note` says why that is less than what was asked for.
+
+    All repeats together train no more than `epochs`.
+    """
 
     trials: tuple[TrialRecord, ...]
     repeats: int
     note: str | None = None
-
-    @property
-    def total(self) -> int:
-        """Count the trainings."""
-        return len(self.trials) * self.repeats
+    epochs: float = math.inf
 
 
 def rank(records: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
@@ -132,8 +137,8 @@ def plan_finalists(
     """Choose the best complete trials to train again, as many and as often as both limits allow.
 
     All repeats together have so many `epochs`, and those that are not in `known`, from earlier starts, no more than
-    `epochs_in_time`. Fewer trials come before fewer repeats: two repeats say next to nothing of their spread. `records`
-    are ranked, the best first.
+    `epochs_in_time`. What must fit is the shortest race: two repeats of each and the others of one. Fewer trials come
+    before fewer repeats: two repeats say next to nothing of their spread. `records` are ranked, the best first.
     """
     done = {(run.trial, run.repeat) for run in known if run.status in ENDED}
     chosen = tuple(record for record in records if record.state is TrialState.COMPLETE)[:finalists]
@@ -145,72 +150,108 @@ def plan_finalists(
         "Ask for more with --finalists and --repeats"
     )
     shortfall = by_time if epochs_in_time < epochs else by_epochs
-    for fewer in range(repeats, min(repeats, 2) - 1, -1):
+    for fewer in range(repeats, min(repeats, SURE_REPEATS) - 1, -1):
         for count in range(len(chosen), 0, -1):
-            wanted = [(trial, repeat) for trial in chosen[:count] for repeat in range(1, fewer + 1)]
             # A repeat trains what a trial has taken over, too.
+            longest = max(chosen[:count], key=lambda trial: trial.reached)
+            wanted = [(trial, repeat) for trial in chosen[:count] for repeat in range(1, min(fewer, SURE_REPEATS) + 1)]
+            wanted += [(longest, repeat) for repeat in range(SURE_REPEATS + 1, fewer + 1)]
             missing = sum(trial.reached for trial, repeat in wanted if (trial.number, repeat) not in done)
             if sum(trial.reached for trial, _ in wanted) <= epochs and missing <= epochs_in_time:
                 is_all = (count, fewer) == (len(chosen), repeats)
-                return FinalistPlan(
-                    chosen[:count], fewer, note if is_all else shortfall.format(f"{count} with {fewer}")
-                )
+                note = note if is_all else shortfall.format(f"{count} with {fewer}")
+                return FinalistPlan(chosen[:count], fewer, note, epochs)
     return FinalistPlan((), repeats, shortfall.format("none") if chosen else note)
 
 
 def choose(finalists: Iterable[Finalist]) -> Finalist | None:
-    """Return the finalist with the highest lower bound of its mean; None where no repeat is complete.
-
-    Where repeats failed and only one is left there is no bound, and such a finalist comes after those with one.
-    """
-    return next((finalist for finalist in rank_finalists(finalists) if finalist.objectives), None)
+    """Return the first of ranked finalists; None where no repeat is complete."""
+    return next((finalist for finalist in finalists if finalist.objectives), None)
 
 
 def rank_finalists(finalists: Iterable[Finalist]) -> tuple[Finalist, ...]:
-    """Sort finalists by the lower bound of their mean, then by the mean, the best first."""
+    """Give finalists the lower bounds of their means, and sort them by these, then by the mean, the best first."""
+    finalists = tuple(finalists)
+    pooled = pooled_deviation(finalist.objectives for finalist in finalists)
+
+    def bounded(finalist: Finalist) -> Finalist:
+        if pooled is None or finalist.mean is None:
+            return replace(finalist, lower_bound=None)
+        return replace(finalist, lower_bound=finalist.mean - student_margin(*pooled, len(finalist.objectives)))
 
     def key(finalist: Finalist) -> tuple[float, float, int]:
         bound, average = (-math.inf if each is None else each for each in (finalist.lower_bound, finalist.mean))
         return -bound, -average, finalist.trial
 
-    return tuple(sorted(finalists, key=key))
+    return tuple(sorted(map(bounded, finalists), key=key))
+
+
+def contenders(objectives: Mapping[int, Sequence[float]]) -> list[int]:
+    """Return the trials that can still win after so many repeats of each, the best first.
+
+    Out are those whose mean is so far below the best that chance explains it in one of twenty cases at most: a
+    one-sided t-test with the standard deviation that all of them have together. Without a complete repeat a trial is
+    out, too.
+    """
+    means = {trial: mean(values) for trial, values in objectives.items() if values}
+    ranked = sorted(means, key=means.__getitem__, reverse=True)
+    pooled = pooled_deviation(objectives.values())
+    if not ranked or pooled is None:
+        return ranked
+    first = ranked[0]
+
+    def is_near(trial: int) -> bool:
+        pairs = 1 / (1 / len(objectives[first]) + 1 / len(objectives[trial]))
+        return means[first] - means[trial] <= student_margin(*pooled, pairs)
+
+    return [trial for trial in ranked if is_near(trial)]
 
 
 @dataclass(eq=False)
 class Repeats(TrackedSource):
     """The finalists' repeats that the tracking store does not have yet, as the work of a loop.
 
-    They are no trials: nothing is pruned, and the engine learns nothing of them.
+    It is a race, in rounds of one repeat each: after the second, and each that follows, those go on who can still win,
+    the best first, as far as the plan's epochs go. Who that is depends on the results alone, not on the order in which
+    they come. Repeats are no trials: nothing is pruned, and the engine learns nothing of them.
     """
 
     plan: FinalistPlan
     records: Iterable[TrialRecord]
     tracker: Tracker
+    observer: Observer
     space: SearchSpace
     seed: int
     precision: Precision
     checkpoints: Checkpoints | None = None
 
     def __post_init__(self) -> None:
-        self._params = {record.number: record.params for record in self.records}
-        self._superseded: dict[tuple[int, int], str] = {}
+        self._records = {record.number: record for record in self.records}
+        self._superseded: dict[Key, str] = {}
         self._attempts: Counter[int] = Counter()
-        self._lost: Counter[tuple[int, int]] = Counter()
-        ended = set()
+        self._lost: Counter[Key] = Counter()
+        self._training: set[Key] = set()
+        # The objectives of those that are complete, None of those that failed.
+        self._ended: dict[Key, float | None] = {}
         for run in self.tracker.repeats():
             self._attempts[run.trial] = max(self._attempts[run.trial], run.number)
             if run.status in ENDED:
-                ended.add((run.trial, run.repeat))
+                self._ended[run.trial, run.repeat] = run.objective if run.status == "FINISHED" else None
             else:
                 self._superseded[run.trial, run.repeat] = run.run_id
-        # Round by round, so that a study that is stopped has as many repeats of each finalist as it can.
-        wanted = ((each.number, repeat) for repeat in range(1, self.plan.repeats + 1) for each in self.plan.trials)
-        self._open = [key for key in wanted if key not in ended]
+        self._racing = [record.number for record in self.plan.trials]
+        self._rounds = min(SURE_REPEATS, self.plan.repeats)
+        self._judge_rounds()
 
     @property
     def left(self) -> int:
-        """Count the repeats that are not trained."""
-        return len(self._open)
+        """Count the repeats that are not trained, if nobody else leaves the race."""
+        return len(self._missing(self.plan.repeats))
+
+    @property
+    def total(self) -> int:
+        """Count those that are left, and the plan's that have ended."""
+        return self.left + len(self._done())
 
     def results(self) -> tuple[Finalist, ...]:
         """Return every trial that has been trained again, the best first.
@@ -218,33 +259,35 @@ class Repeats(TrackedSource):
         Those of earlier starts count too: what was measured stays, whatever came after it.
         """
         # A user may have deleted the tags that say of what trial a run is, and which repeat.
-        known = (run for run in self.tracker.repeats() if run.trial in self._params and run.repeat)
+        known = (run for run in self.tracker.repeats() if run.trial in self._records and run.repeat)
         finished = {(run.trial, run.repeat): run for run in known if run.status == "FINISHED"}
         finalists = []
         for number in {record.number for record in self.plan.trials} | {trial for trial, _ in finished}:
             own = [run for (trial, _), run in sorted(finished.items()) if trial == number]
             scores = tuple(run.objective for run in own if run.objective is not None)
-            finalists.append(Finalist(number, self._params[number], scores, tuple(run.run_id for run in own)))
+            finalists.append(Finalist(number, self._records[number].params, scores, tuple(run.run_id for run in own)))
         return rank_finalists(finalists)
 
     def next(self) -> TrialSpec | None:
-        """Take the first of the repeats that are left."""
-        if not self._open:
+        """Take the first repeat that is left of the rounds that have begun."""
+        key = next((key for key in self._missing(self._rounds) if key not in self._training), None)
+        if key is None:
             return None
-        number, repeat = self._open.pop(0)
+        self._training.add(key)
+        number, repeat = key
         return TrialSpec(
             number,
             0,
-            self.space.hyperparameters(self._params[number]),
+            self.space.hyperparameters(self._records[number].params),
             trial_seed(self.seed, number, repeat),
             precision=self.precision,
             repeat=repeat,
-            supersedes=self._superseded.get((number, repeat)),
+            supersedes=self._superseded.get(key),
         )
 
     def put_back(self, spec: TrialSpec) -> None:
         """Leave a repeat to be trained later."""
-        self._open.insert(0, (spec.number, spec.repeat))
+        self._training.discard((spec.number, spec.repeat))
 
     def begin(self, spec: TrialSpec) -> TrialSpec:
         """Count the attempt among all those at the trial's repeats, and open its run."""
@@ -255,6 +298,7 @@ class Repeats(TrackedSource):
         """Close the run."""
         self.tracker.close_trial(spec, result)
         self.discard_checkpoint(spec)
+        self._end(spec, result.objective)
 
     def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:
         """Train the repeat again, or give it up after too many losses."""
@@ -263,10 +307,58 @@ class Repeats(TrackedSource):
             self.discard_checkpoint(spec)
         has_progressed = self.reached(spec) > spec.resumes
         self._lost[key] += not (lost.by_store or lost.by_checkpoint or has_progressed)
-        return TrialState.FAILED if self._lost[key] > MAX_RETRIES else self.stop(spec)
+        if self._lost[key] <= MAX_RETRIES:
+            return self.stop(spec)
+        self._end(spec, None)
+        return TrialState.FAILED
 
     def stop(self, spec: TrialSpec, *, by_error: bool = False) -> TrialState:  # noqa: ARG002
         """Leave the repeat to be trained again: a user may stop a study as often as they like."""
         self._superseded[spec.number, spec.repeat] = spec.run_id
         self.put_back(spec)
         return TrialState.WAITING
+
+    def _done(self) -> list[Key]:
+        planned = {record.number for record in self.plan.trials}
+        return [key for key in self._ended if key[0] in planned and key[1] <= self.plan.repeats]
+
+    def _missing(self, rounds: int) -> list[Key]:
+        """Return the repeats that have not ended, round by round."""
+        keys = ((number, repeat) for repeat in range(1, rounds + 1) for number in self._racing)
+        return [key for key in keys if key not in self._ended]
+
+    def _end(self, spec: TrialSpec, objective: float | None) -> None:
+        self.put_back(spec)
+        self._ended[spec.number, spec.repeat] = objective
+        for number, reason in self._judge_rounds().items():
+            self.observer.note(f"trial {number:03d} is trained no more: {reason}")
+        self.observer.expect(self.total)
+
+    def _judge_rounds(self) -> dict[int, str]:
+        """Begin the rounds whose racers are known now; return who is out, and why."""
+        out: dict[int, str] = {}
+        while self._racing and self._rounds < self.plan.repeats and not self._missing(self._rounds):
+            objectives = {
+                number: [
+                    score for repeat in range(1, self._rounds + 1) if (score := self._ended[number, repeat]) is not None
+                ]
+                for number in self._racing
+            }
+            able = contenders(objectives)
+            going_on = self._affordable(able)
+            out |= dict.fromkeys(set(self._racing) - set(able), "it can no longer win")
+            out |= dict.fromkeys(set(able) - set(going_on), "the epochs left are for those ahead of it")
+            self._racing = going_on
+            self._rounds += 1
+        return out
+
+    def _affordable(self, ranked: Iterable[int]) -> list[int]:
+        """Return those for whose other repeats the plan's epochs are enough, the first of them first."""
+        left = self.plan.epochs - sum(self._records[number].reached for number, _ in self._done())
+        chosen = []
+        for number in ranked:
+            others = sum((number, repeat) not in self._ended for repeat in range(1, self.plan.repeats + 1))
+            if (cost := others * self._records[number].reached) <= left:
+                left -= cost
+                chosen.append(number)
+        return chosen

@@ -18,6 +18,9 @@ class Observer:
     def begin(self, title: str, counted: int, total: int, what: str = "trials") -> None:
         """Show what begins, a study's trials or its finalists' repeats: `counted` of `total` are done already."""
 
+    def expect(self, total: int) -> None:
+        """Show that `total` are to be done, not what was said when they began."""
+
     def note(self, text: str) -> None:
         """Show a line that matters."""
 
@@ -49,6 +52,10 @@ class PlainLines(Observer):
         self._counted, self._total = counted, total
         self.note(title)
         self.note(f"{counted} of {total} {what} done")
+
+    def expect(self, total: int) -> None:
+        """Count towards another total from now on."""
+        self._total = total
 
     def note(self, text: str) -> None:
         """Print a line that matters."""
@@ -114,6 +121,11 @@ class LiveDisplay(PlainLines):
         self.note(title)
         self.bars.remove_task(self._study_bar)
         self._study_bar = self.bars.add_task(what, total=total, completed=counted, detail="", resumed_at=counted)
+
+    def expect(self, total: int) -> None:
+        """Change the length of the study's bar."""
+        super().expect(total)
+        self.bars.update(self._study_bar, total=total)
 
     def trial_started(self, spec: TrialSpec) -> None:
         """Draw a bar for the attempt."""

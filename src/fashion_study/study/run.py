@@ -226,10 +226,10 @@ def train_finalists(session: Session) -> Repeats:
     if plan.note:
         study.observer.note(f"finalists: {plan.note}")
     space, kept = study.plan.space, session.checkpoints
-    repeats = Repeats(plan, records, session.tracker, space, config.seed, session.precision, kept)
+    repeats = Repeats(plan, records, session.tracker, study.observer, space, config.seed, session.precision, kept)
     if repeats.left:
-        title = f"finalists: the best {len(plan.trials)} trained again, {plan.repeats} times each"
-        study.observer.begin(title, plan.total - repeats.left, plan.total, "repeats")
+        title = f"finalists: the best {len(plan.trials)} trained again, up to {plan.repeats} times each"
+        study.observer.begin(title, repeats.total - repeats.left, repeats.total, "repeats")
     session.train(repeats)
     if not repeats.left:
         session.checkpoints.sweep(repeats=True)

@@ -206,6 +206,7 @@ class RecordingObserver(Observer):
     """In-memory twin of the progress display: what a person would have seen, as lists."""
 
     notes: list[str] = field(default_factory=list)
+    expected: list[int] = field(default_factory=list)
     started: list[Key] = field(default_factory=list)
     epochs: list[tuple[int, int, int]] = field(default_factory=list)
     closed: list[tuple[int, TrialState, tuple[int, float] | None]] = field(default_factory=list)
@@ -214,6 +215,10 @@ class RecordingObserver(Observer):
     def begin(self, title: str, counted: int, total: int, what: str = "trials") -> None:
         """Record what begins."""
         self.note(f"{title}: {counted} of {total} {what}")
+
+    def expect(self, total: int) -> None:
+        """Record another total."""
+        self.expected.append(total)
 
     def note(self, text: str) -> None:
         """Record a line."""

@@ -25,15 +25,15 @@ from benchmarks.processes import use_own_stores
 from benchmarks.results import FOLDER, Line, publish
 from experiments._entry import run
 from fashion_study.config import StudyConfig
-from fashion_study.executors.local import ATTEMPTS_PER_WORKER, default_workers
+from fashion_study.executors.local import ATTEMPTS_PER_FORK, default_workers
 from fashion_study.study.progress import Observer
 from fashion_study.trial import TrialResult, TrialSpec
 
 SAMPLE_SECONDS = 1.0
 # With its first attempts a worker gets libraries and compiled functions, which it has once.
-FIRST_ATTEMPTS = 5
+FIRST_ATTEMPTS = 2
 # Fewer behind them tell more of how an allocator breathes than of what stays.
-FEWEST_ATTEMPTS = 15
+FEWEST_ATTEMPTS = 6
 MIB = 2**20
 
 
@@ -79,7 +79,7 @@ def main(
         {
             "trials": result.counted,
             "seconds": result.seconds,
-            "attempts_per_worker": ATTEMPTS_PER_WORKER,
+            "attempts_per_worker": ATTEMPTS_PER_FORK,
             "growths_mib": growths,
             "peaks_mib": peaks,
             "totals_mib": totals,
@@ -90,7 +90,7 @@ def main(
 
 
 def _growth_line(growths: Sequence[float]) -> Line:
-    what = f"growth of a worker with each attempt; its renewal after {ATTEMPTS_PER_WORKER} bounds it"
+    what = f"growth of a worker with each attempt; its renewal after {ATTEMPTS_PER_FORK} bounds it"
     if not growths:
         return Line(what, "no life was long enough", n=0)
     return Line(what, f"{median(growths):+.1f} MiB ({min(growths):+.1f} to {max(growths):+.1f})", n=len(growths))

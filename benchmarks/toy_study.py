@@ -12,6 +12,7 @@ from fashion_study.data.catalog import load_dataset
 from fashion_study.engines.engine import Engine
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.executors.executor import Executor
+from fashion_study.store.checkpoints import Checkpoints
 from fashion_study.store.store import Store, open_store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.loop import Loop, Tracker
@@ -39,12 +40,19 @@ class ToyStudy:
     tracker: Tracker
     resumed: float
 
-    def run(self, trials: int, executor: Executor, engine: Any = None, tracker: Any = None) -> None:
+    def run(
+        self,
+        trials: int,
+        executor: Executor,
+        engine: Any = None,
+        tracker: Any = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
         """Run so many trials more; `engine` and `tracker` may stand between the coordinator and the study's own."""
         total = self.trial_storage.counted() + trials
         observer = Observer()
         used = cast(Engine, engine or self.engine)
-        proposals = Proposals(used, cast(Tracker, tracker or self.tracker), observer, PRECISION, total)
+        proposals = Proposals(used, cast(Tracker, tracker or self.tracker), observer, PRECISION, total, checkpoints)
         Loop(proposals, executor, observer).run()
 
 

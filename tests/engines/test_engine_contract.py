@@ -12,9 +12,10 @@ import pytest
 from optuna import create_study, load_study
 from optuna.samplers import TPESampler
 from optuna.storages import InMemoryStorage, RDBStorage
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, create_trial
 
 from fashion_study.config import KerasTunerSampler, PrunerName, SamplerName
+from fashion_study.engines import optuna_engine
 from fashion_study.engines.engine import Candidate, Engine, Exhausted, Wait, distributions_of
 from fashion_study.engines.keras_tuner_engine import KerasTunerEngine
 from fashion_study.engines.optuna_engine import OptunaEngine
@@ -501,3 +502,14 @@ def run_id(proposal: TrialSpec) -> str:
 
 def searched(proposal: TrialSpec, space: SearchSpace) -> Point:
     return {name: getattr(proposal.hyperparameters, name) for name in space.parameters}
+
+
+def test_tpe_looks_at_the_best_and_at_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optuna_engine, "TPE_HISTORY", 30)
+    monkeypatch.setattr(optuna_engine, "GOOD_TRIALS", 3)
+    trials = [create_trial(value=-abs(number - 40.0)) for number in range(99)]
+    for number, trial in enumerate(trials):
+        trial.number = number
+    seen = [trial.number for trial in optuna_engine.tpe_history(trials)]
+    assert seen == [39, 40, 41, *range(72, 99)]
+    assert optuna_engine.tpe_history(trials[:30]) == trials[:30]

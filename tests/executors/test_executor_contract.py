@@ -542,7 +542,7 @@ class TestLocalExecutor(ProcessContract):
     def test_workers_are_renewed_between_attempts_one_by_one(
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(local, "ATTEMPTS_PER_WORKER", 2)
+        monkeypatch.setattr(local, "ATTEMPTS_PER_FORK", 2)
         executor = make(2, {})
         first = {worker.pid for worker in await_workers(2)}
 

@@ -165,8 +165,8 @@ def test_who_is_too_far_behind_cannot_win() -> None:
     assert contenders(near) == [1, 2]
     # The same means, but each as unsteady as the distance between them.
     assert contenders({1: [0.897, 0.907], 2: [0.896, 0.906], 3: [0.888, 0.898]}) == [1, 2, 3]
-    assert contenders({1: [0.9], 2: [], 3: [0.8]}) == [1, 3]
-    assert contenders({1: [], 2: []}) == []
+    assert contenders({1: [0.8], 2: [], 3: [0.9]}) == [3, 1, 2]
+    assert contenders({1: [0.80, 0.81], 2: [], 3: [0.90, 0.91]}) == [3, 2]
 
 
 def settle(repeats: Repeats, scores: Mapping[Key, float | None], slots: int, results: float, order: Random) -> None:

@@ -314,3 +314,11 @@ def test_the_objective_is_that_of_the_best_epoch(bench: Bench, digits: Dataset) 
     assert result.metrics["last_val_accuracy"] == curve[-1] < max(curve)
     assert result.metrics["last_val_loss"] == reports[-1].val_loss
     assert result.objective == validation_accuracy(result, digits)
+
+
+def test_images_that_are_prepared_are_not_read_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(bench.settings, limit_train=100)
+    Trainer.prepare(settings)
+    monkeypatch.setattr(trainer, "load_dataset", lambda *_: pytest.fail("the images are read again"))
+
+    Trainer(settings)

@@ -1,6 +1,7 @@
 """Optuna as the engine: its samplers propose; a pruner stops trials, or pauses them, which is the default."""
 
 import copy
+import heapq
 import itertools
 import math
 import random
@@ -30,6 +31,10 @@ SAMPLER_DRAWS = 20
 # draws in a row without a new point mean that there is next to none.
 RANDOM_DRAWS = 200
 
+# So many trials TPE looks at: its time grows with them. It imitates GOOD_TRIALS at most
+# (`optuna.samplers.TPESampler`, `gamma`), which stay among them; of the others the newest are enough to avoid.
+TPE_HISTORY, GOOD_TRIALS = 1_000, 25
+
 # The attribute of a trial with its index in the sampler's sequence.
 SEQUENCE_INDEX = "qmc_place"
 
@@ -51,7 +56,7 @@ class OptunaEngine(Engine):
         self._study.pruner = _pruner(pruner, space.max_epochs)
         self._halving = AsynchronousHalving(space.max_epochs) if pruner == "asha" else None
         self.pauses = self._halving is not None
-        self._seen: list[FrozenTrial] = []
+        self._history: list[FrozenTrial] = []
         self._sampler_name = sampler
         # The points that can be counted: those of the grid, in an order that the seed decides, or all of a small space.
         self._points = _product(space.grid) if sampler == "grid" else _every_point(self.distributions)
@@ -62,7 +67,8 @@ class OptunaEngine(Engine):
         """Yield points drawn by the sampler, then those that can be counted, else points drawn at random."""
         # Seeded for each trial: a sampler that lives on in a resumed study would draw its first points again.
         sampler = self._sampler(seed)
-        self._seen = [_so_far(each) for each in self.trial_storage.trials()] if self.pauses else []
+        history = tpe_history(self.trial_storage.trials())
+        self._history = [_so_far(trial) for trial in history] if self.pauses else history
         for point in self._candidates(sampler, number, seed):
             yield Candidate(point, {SEQUENCE_INDEX: sampler.index} if isinstance(sampler, _Sobol) else {})
         if self._sampler_name == "grid":
@@ -115,10 +121,9 @@ class OptunaEngine(Engine):
         """Draw a point for the trial that will have this number, as Optuna's own `ask` does, but write nothing."""
         # A copy, since a study goes on seeing its trials as they were at its last `ask`.
         study = copy.copy(self._study)
-        if self.pauses:
-            seen = self._seen
-            # TPE asks past the study's cache.
-            vars(study)["_get_trials"] = lambda *_, states=OptunaState, **__: [t for t in seen if t.state in states]
+        history = self._history
+        # TPE asks past the study's cache. Hyperband makes a study of its own, of the trials in one bracket.
+        vars(study)["_get_trials"] = lambda *_, states=OptunaState, **__: [t for t in history if t.state in states]
         trial = create_trial(state=OptunaState.RUNNING)
         trial.number = number
         # QMC counts as experimental, and Optuna says so each time.
@@ -132,6 +137,16 @@ class OptunaEngine(Engine):
                 elif name not in drawn:
                     drawn[name] = sampler.sample_independent(study, trial, name, distribution)
         return {name: drawn[name] for name in self.distributions}
+
+
+def tpe_history(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Return those of all trials that TPE looks at: the best complete ones, and the newest of the others."""
+    if len(trials) <= TPE_HISTORY:
+        return trials
+    complete = ((trial.values[0], trial.number) for trial in trials if trial.state is OptunaState.COMPLETE)
+    good = {number for _, number in heapq.nlargest(GOOD_TRIALS, complete)}
+    oldest = len(trials) - (TPE_HISTORY - len(good))
+    return [trial for trial in trials if trial.number in good or trial.number >= oldest]
 
 
 def _every_point(distributions: Mapping[str, BaseDistribution]) -> list[Point] | None:

@@ -16,6 +16,7 @@ from signal import SIGKILL
 from typing import ClassVar, cast
 
 from fashion_study.libraries import DECIDES_BITS
+from fashion_study.trial import WorkerSettings
 
 # A server that is alive answers at once: this one is stopped, or hangs.
 ANSWER_SECONDS = 60.0
@@ -86,11 +87,13 @@ class ForkServer:
         """Return whether workers can be forked."""
         return self._process.poll() is None
 
-    def fork(self, pipe: Connection, environment: dict[str, str], log: int) -> "ForkedProcess":
+    def fork(
+        self, pipe: Connection, environment: dict[str, str], settings: WorkerSettings, log: int
+    ) -> "ForkedProcess":
         """Let the server fork a worker as soon as it can; of one that has died, the pipe is closed."""
         folder = os.open(".", os.O_RDONLY)
         with suppress(OSError):
-            self._connection.send(environment)
+            self._connection.send((environment, settings))
             for handle in (pipe.fileno(), log, folder):
                 send_handle(self._connection, handle, self._process.pid)
         os.close(folder)

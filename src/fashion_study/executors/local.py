@@ -45,9 +45,9 @@ STOP_SECONDS = 5.0
 FAILED_STARTS = 3
 FAILED_PROBES = 3
 BYTES_PER_WORKER = 1.5 * 2**30
-# TensorFlow keeps some 3 MiB of each trial (docs/performance.md): so a worker stays below BYTES_PER_WORKER. Fifty
-# trials of half a minute take a hundred times as long as the start of a new worker.
-ATTEMPTS_PER_WORKER = 50
+# TensorFlow keeps some 3 MiB of each trial (docs/performance.md): so a worker stays below BYTES_PER_WORKER. A new one
+# takes a second where it is forked, ten where it imports TensorFlow itself.
+ATTEMPTS_PER_FORK, ATTEMPTS_PER_WORKER = 10, 50
 # A busy machine imports TensorFlow in a minute or two; a worker that takes longer than this hangs.
 START_SECONDS = 600.0
 SAMPLE_SECONDS = 0.5
@@ -121,7 +121,7 @@ class LocalExecutor:
         self._oom = OomWatch()
         self._clocked = self._sampled = time.monotonic()
         # Spread over time, so that not all of them are replaced at once.
-        lives = (ATTEMPTS_PER_WORKER * (workers - slot) // workers for slot in range(workers))
+        lives = (self._most_attempts * (workers - slot) // workers for slot in range(workers))
         self._workers = [self._start(slot, max(1, life)) for slot, life in enumerate(lives)]
 
     @property
@@ -202,7 +202,16 @@ class LocalExecutor:
             self._server.give_back()
             self._server = None
 
-    def _start(self, slot: int, attempts: int = ATTEMPTS_PER_WORKER) -> _Worker:
+    @property
+    def _forks(self) -> bool:
+        """Return whether workers are forked: a process that has loaded TensorFlow is not everywhere forked safely."""
+        return not self._gpus and sys.platform == "linux"
+
+    @property
+    def _most_attempts(self) -> int:
+        return ATTEMPTS_PER_FORK if self._forks else ATTEMPTS_PER_WORKER
+
+    def _start(self, slot: int, attempts: int | None = None) -> _Worker:
         ours, theirs = Pipe()
         environment = worker_environment()
         log = self._log_dir / f"worker-{slot}.log"
@@ -210,18 +219,18 @@ class LocalExecutor:
             process = self._start_process(slot, theirs, environment, output.fileno())
         with suppress(OSError):  # Of a worker that cannot be started the end is noticed where its messages are read.
             ours.send(self._settings)
-        return _Worker(slot, process, ours, log, attempts)
+        return _Worker(slot, process, ours, log, attempts or self._most_attempts)
 
     def _start_process(
         self, slot: int, pipe: Connection, environment: dict[str, str], log: int
     ) -> subprocess.Popen[bytes] | ForkedProcess:
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
-        if self._gpus or sys.platform != "linux":  # Where a process that has loaded TensorFlow is not forked safely.
+        if not self._forks:
             return start(self._module, "work", pipe, environment, log)
         if self._server is None or not self._server.is_alive:
             self._server = ForkServer.borrow(self._module, environment, log)
-        return self._server.fork(pipe, environment, log)
+        return self._server.fork(pipe, environment, self._settings, log)
 
     def _receive(self, worker: _Worker) -> list[Any]:
         try:

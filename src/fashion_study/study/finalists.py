@@ -190,17 +190,17 @@ def contenders(objectives: Mapping[int, Sequence[float]]) -> list[int]:
     """Return the trials that can still win after so many repeats of each, the best first.
 
     Out are those whose mean is so far below the best that chance explains it in one of twenty cases at most: a
-    one-sided t-test with the standard deviation that all of them have together. Without a complete repeat a trial is
-    out, too.
+    one-sided t-test with the standard deviation that all of them have together. A trial without a complete repeat
+    comes last, and is not judged.
     """
     means = {trial: mean(values) for trial, values in objectives.items() if values}
-    ranked = sorted(means, key=means.__getitem__, reverse=True)
+    ranked = sorted(objectives, key=lambda trial: means.get(trial, -math.inf), reverse=True)
     pooled = pooled_deviation(objectives.values())
-    if not ranked or pooled is None:
-        return ranked
     first = ranked[0]
 
     def is_near(trial: int) -> bool:
+        if pooled is None or trial not in means:
+            return True
         pairs = 1 / (1 / len(objectives[first]) + 1 / len(objectives[trial]))
         return means[first] - means[trial] <= student_margin(*pooled, pairs)
 

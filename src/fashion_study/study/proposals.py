@@ -139,15 +139,15 @@ class Proposals(TrackedSource):
         kept = self.checkpoints
         if kept is None or not self._engine.pauses:
             return
-        sizes = {record.number: kept.size(f"trial {record.number:03d}") for record in self._paused()}
-        excess = sum(sizes.values()) - self._checkpoint_disk
+        paused = [(record, kept.size(f"trial {record.number:03d}")) for record in self._paused()]
+        excess = sum(size for _, size in paused) - self._checkpoint_disk
         if excess <= 0:
             return
-        for record in sorted(
-            self._paused(), key=lambda record: (record.paused_at, max(record.curve.values(), default=0))
+        for record, size in sorted(
+            paused, key=lambda each: (each[0].paused_at, max(each[0].curve.values(), default=0))
         ):
-            if excess > 0 and sizes[record.number]:
-                excess -= sizes[record.number]
+            if excess > 0 and size:
+                excess -= size
                 self._end_paused(record)
                 self._observer.warn(
                     f"trial {record.number:03d} is pruned, paused at {record.paused_at}: "

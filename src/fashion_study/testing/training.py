@@ -76,6 +76,10 @@ class ToyTrainer:
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
 
+    @staticmethod
+    def prepare(settings: WorkerSettings) -> None:
+        """Read nothing."""
+
     def probe(self) -> ProbeResult:
         """Return invented measurements."""
         return PROBED

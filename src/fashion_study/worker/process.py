@@ -72,13 +72,18 @@ def work(connection: Connection) -> NoReturn:
 def serve(connection: Connection) -> None:
     """Fork a worker for each environment that is received, with its pipe, log and folder; tell exit codes by pid.
 
-    This process has no thread and runs no operation of TensorFlow's: neither outlives a fork.
+    The images that a worker will need are read before it is forked. This process has no thread and runs no operation
+    of TensorFlow's: neither outlives a fork.
     """
     _import_trainer()
+    from fashion_study.worker.trainer import Trainer
+
     with suppress(EOFError):
         while True:
             match connection.recv():
-                case dict() as environment:
+                case dict() as environment, WorkerSettings() as settings:
+                    with suppress(Exception):  # The worker meets it too, and says it.
+                        Trainer.prepare(settings)
                     _fork(connection, environment)
                 case int() as pid:
                     _, status = ended = os.waitpid(pid, os.WNOHANG)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import keras
@@ -32,6 +32,7 @@ from fashion_study.trial import (
     CONTINUED,
     ENVIRONMENT_CHANGED,
     AttemptLost,
+    DataSource,
     Epoch,
     EpochReport,
     FailReason,
@@ -64,12 +65,12 @@ class Trainer:
         self._environment = environment(settings.threads)
         self._checkpoints = Checkpoints.of(settings)
         self._kind = describe(settings.source.name)
-        self._validation: Split | None = None
-        if settings.pool:
-            self._train_images = load_pool(settings.source)
-        else:
-            data = load_dataset(settings.source, settings.limit_train)
-            self._train_images, self._validation = data.train, data.validation
+        self._train_images, self._validation = _images(settings.source, settings.limit_train, pool=settings.pool)
+
+    @staticmethod
+    def prepare(settings: WorkerSettings) -> None:
+        """Read the images, which trainers in processes that are forked from this one share."""
+        _images(settings.source, settings.limit_train, pool=settings.pool)
 
     @cached_property
     def _client(self) -> MlflowClient:
@@ -259,3 +260,12 @@ def _weights_digest(model: keras.Model) -> dict[str, str]:
     for weights in model.get_weights():
         digest.update(str(weights.shape).encode() + weights.tobytes())
     return {"weights_sha256": digest.hexdigest()}
+
+
+@lru_cache(maxsize=1)
+def _images(source: DataSource, limit_train: int | None, *, pool: bool) -> tuple[Split, Split | None]:
+    """Return the images to train on and those for validation; of the whole pool there are none for validation."""
+    if pool:
+        return load_pool(source), None
+    data = load_dataset(source, limit_train)
+    return data.train, data.validation

@@ -43,6 +43,7 @@ PARTS = {
     "overhead": Part("overhead", short=("--short",)),
     "scale": Part("scale", full=("--full",), short=("--short",)),
     "sustain": Part("sustain", short=("--short",)),
+    "busy": Part("busy"),
     "search": Part("search", short=("--short",)),
     "endurance": Part("endurance"),
     "first-use": Part("first_use"),

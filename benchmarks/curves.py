@@ -91,13 +91,18 @@ def read_table(path: Path) -> CurveTable:
     return CurveTable(designs[0], sessions, tuple(sorted(curves, key=lambda curve: curve.place)))
 
 
+def space_file(path: Path) -> Path:
+    """Return the file with the search space of a table, which lies beside it: `curves.yaml` of `curves.jsonl.gz`."""
+    return path.with_name(f"{path.name.partition('.')[0]}.yaml")
+
+
 def space_of(path: Path, design: Design) -> SearchSpace:
-    """Return the search space of a table: a named one, or a file beside the table.
+    """Return the search space of a table.
 
     Raises:
-        BadInputError: it has changed since.
+        BadInputError: there is no file, or it has changed since.
     """
-    space = load_space(str(path.with_name(design.space)) if design.space.endswith(".yaml") else design.space)
+    space = load_space(str(space_file(path)))
     if space.digest != design.space_digest:
         raise BadInputError(f"{path}: the space {space.name!r} has changed since. Record the curves anew.")
     return space

@@ -5,10 +5,10 @@ Fashion-MNIST (FASHION_MNIST_DIR or Keras's cache): two hours of processor time 
 priority. Stop it whenever you like: the same command goes on where it ended. The configurations are trained in the
 order of the sequence, so that whatever is recorded so far is a fair design too.
 
-A table of another space, for a check of what was chosen on the first:
+The search space is the YAML file beside the table. A table of another one, for a check of what was chosen on the first:
 
-    python -m benchmarks.record_curves --space benchmarks/small.yaml --dataset digits --configurations 100 \
-        --images 1000 --output benchmarks/small.jsonl.gz
+    python -m benchmarks.record_curves --dataset digits --configurations 100 --images 1000 \
+        --output benchmarks/small.jsonl.gz
 
 In the background, where a session of its own also gets the lowest weight:
 
@@ -35,7 +35,16 @@ import numpy as np
 import typer
 from scipy.stats import qmc
 
-from benchmarks.curves import TABLE, Curve, Design, append_curve, append_session, continue_table, recorded_sessions
+from benchmarks.curves import (
+    TABLE,
+    Curve,
+    Design,
+    append_curve,
+    append_session,
+    continue_table,
+    recorded_sessions,
+    space_file,
+)
 from benchmarks.results import surroundings
 from experiments._entry import run
 from fashion_study.data.catalog import load_dataset, locate
@@ -76,17 +85,14 @@ def main(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = default_workers(),
     output: Annotated[Path, typer.Option(help="The table, begun or continued.")] = TABLE,
-    space_name: Annotated[
-        str, typer.Option("--space", help="A name from search_spaces/, or a YAML file beside the table.")
-    ] = "baseline",
 ) -> None:
     """Train what the table lacks, in the order of the design."""
     precision = precision or last_precision(output)
-    space = load_space(space_name)
+    space = load_space(str(space_file(output)))
     source = locate(dataset)
     data = load_dataset(source, images)
     design = Design(
-        space=Path(space_name).name,
+        space=space.name,
         space_digest=space.digest,
         epochs=space.max_epochs,
         data_digest=source.digest,

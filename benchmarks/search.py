@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks.curves import TABLE, CurveTable, read_table, space_of
 from benchmarks.results import FOLDER, Line, publish, table_of
-from benchmarks.virtual_study import CANDIDATES, DEFAULT_TRIALS, Moment, OneEpoch, Outcome, Strategy, replay
+from benchmarks.virtual_study import CANDIDATES, FEW_TRIALS, Moment, OneEpoch, Outcome, Strategy, replay
 from experiments._entry import run
 from fashion_study.config import PrunerName, SamplerName, StudyConfig
 from fashion_study.space.space import SearchSpace
@@ -31,7 +31,7 @@ from fashion_study.space.space import SearchSpace
 MARGINS = (0.010, 0.005)
 WORKERS = (1, 2, 8, 16)
 SHORT_WORKERS = (1, 2, 8)
-ONE_EPOCH = tuple(OneEpoch(trials) for trials in (DEFAULT_TRIALS, 50, 100))
+ONE_EPOCH = tuple(OneEpoch(trials) for trials in (FEW_TRIALS, 50, 100))
 # By the number of workers, to 1.0 points: against the published reference, and where the best epoch counts there too.
 GOALS = ({1: "6x", 2: "5x", 8: "4x", 16: "3.5x"}, {1: "3x", 2: "2.6x", 8: "1.7x", 16: "1.3x"})
 # Of a ratio of medians, by the bootstrap: each draws as many studies as there are, with replacement.
@@ -55,12 +55,12 @@ class Reached:
 
 @dataclass(frozen=True)
 class Summary:
-    """A strategy over its seeds; `default_epochs` and `default_gap` are those after the default's trials."""
+    """A strategy over its seeds; `early_epochs` and `early_gap` are those after FEW_TRIALS."""
 
     strategy: Strategy
     reached: Mapping[float, Reached]
-    default_epochs: Quartiles | None
-    default_gap: Quartiles | None
+    early_epochs: Quartiles | None
+    early_gap: Quartiles | None
     distance: Quartiles
 
 
@@ -140,7 +140,7 @@ def _one(order: tuple[Strategy, int, int, Path]) -> Outcome:
 
 
 def _summary(strategy: Strategy, outcomes: list[Outcome], best: float) -> Summary:
-    ends = [outcome.default for outcome in outcomes if outcome.default is not None]
+    ends = [outcome.early for outcome in outcomes if outcome.early is not None]
     distances = [distance for outcome in outcomes for distance in outcome.distances]
     return Summary(
         strategy,
@@ -186,7 +186,7 @@ def _table(group: list[Summary], title: str) -> Table:
         "epochs to 0.5 points",
         "fewer",
         "never",
-        f"{DEFAULT_TRIALS} trials: epochs",
+        f"{FEW_TRIALS} trials: epochs",
         "points below",
         "distance",
     )
@@ -196,11 +196,11 @@ def _table(group: list[Summary], title: str) -> Table:
         for margin in MARGINS:
             reached, reference = summary.reached[margin], group[0].reached[margin]
             cells += [_spread(reached.epochs), _ratio(reference.epochs, reached.epochs), f"{reached.never:.0%}"]
-        gap = summary.default_gap and tuple(100 * value for value in summary.default_gap)
+        gap = summary.early_gap and tuple(100 * value for value in summary.early_gap)
         table.add_row(
             _name(summary.strategy),
             *cells,
-            _spread(summary.default_epochs),
+            _spread(summary.early_epochs),
             _spread(gap, digits=2),
             f"{summary.distance[1]:.2f}",
         )
@@ -305,8 +305,8 @@ def _plain(summary: Summary) -> dict[str, Any]:
         "workers": strategy.workers,
         "last_epoch": strategy.last_epoch,
         "reached": reached,
-        "default_epochs": summary.default_epochs,
-        "default_gap": summary.default_gap,
+        "early_epochs": summary.early_epochs,
+        "early_gap": summary.early_gap,
         "distance": summary.distance,
     }
 

@@ -20,8 +20,8 @@ from fashion_study.study.proposals import Proposals
 from fashion_study.testing.memory import MemoryCheckpoints, MemoryTracker
 from fashion_study.trial import EpochReport, Precision, TrialResult, TrialState
 
-# As many as the default study has.
-DEFAULT_TRIALS = 20
+# After so many trials it is told where a study stands.
+FEW_TRIALS = 20
 
 
 class _AfterOneEpoch(BasePruner):
@@ -76,12 +76,12 @@ class Moment:
 class Outcome:
     """One replay: each moment at which the best objective rose, and the distances of the rows from the proposals.
 
-    `default` is its progress when the default study's number of trials had ended; None where it never came so far.
+    `early` is its progress when FEW_TRIALS had ended; None where it never came so far.
     """
 
     rises: tuple[Moment, ...]
     end: Moment
-    default: Moment | None
+    early: Moment | None
     distances: tuple[float, ...]
 
     def reached(self, target: float) -> Moment | None:
@@ -92,7 +92,7 @@ class Outcome:
 def replay(
     strategy: Strategy, space: SearchSpace, table: CurveTable, seed: int, trials: int, target: float = math.inf
 ) -> Outcome:
-    """Run a study of at most `trials`; it ends early once it has its default number of trials and the target.
+    """Run a study of at most `trials`; it ends early once it has FEW_TRIALS and the target.
 
     A trial gets the nearest row that no other trial of the study has had; its objective is the row's best accuracy
     within as many epochs as were proposed, or the last of these.
@@ -108,7 +108,7 @@ def replay(
     watch = _Watch(executor, tracker, trial_storage)
 
     def is_done() -> bool:
-        return one_epoch is None and watch.best >= target and watch.default is not None
+        return one_epoch is None and watch.best >= target and watch.early is not None
 
     engine, observer = _engine(strategy, trial_storage, space, seed), Observer()
     kept = MemoryCheckpoints.having(lambda spec: executor.curve(spec.number))
@@ -116,8 +116,8 @@ def replay(
     Loop(proposals, executor, observer, interrupted=is_done, after_result=watch.look).run()
     if one_epoch is not None:
         _finish(trial_storage.records(), one_epoch.finished, space.max_epochs, executor, watch)
-        watch.default = watch.now if one_epoch.trials == DEFAULT_TRIALS else None
-    return Outcome(tuple(watch.rises), watch.now, watch.default, tuple(executor.distances))
+        watch.early = watch.now if one_epoch.trials == FEW_TRIALS else None
+    return Outcome(tuple(watch.rises), watch.now, watch.early, tuple(executor.distances))
 
 
 def _engine(strategy: Strategy, trial_storage: TrialStorage, space: SearchSpace, seed: int) -> OptunaEngine:
@@ -156,7 +156,7 @@ class _Watch:
     tracker: MemoryTracker
     trial_storage: TrialStorage
     rises: list[Moment] = field(default_factory=list)
-    default: Moment | None = None
+    early: Moment | None = None
     best: float = -math.inf
 
     @property
@@ -165,8 +165,8 @@ class _Watch:
 
     def look(self) -> None:
         self.consider(self.tracker.best[-1][1] if self.tracker.best else None)
-        if self.default is None and self.trial_storage.counted() == DEFAULT_TRIALS:
-            self.default = self.now
+        if self.early is None and self.trial_storage.counted() == FEW_TRIALS:
+            self.early = self.now
 
     def consider(self, objective: float | None) -> None:
         if objective is not None and objective > self.best:

@@ -42,7 +42,7 @@ def main(
     space: Annotated[str, Option(help="A name from search_spaces/, or a YAML file.")] = "baseline",
     dataset: DatasetName = "auto",
     data_dir: DataFolder = None,
-    trials: Annotated[Whole, Option(help="Total number of trials, those of earlier runs included.")] = 20,
+    trials: Annotated[Whole, Option(help="Total number of trials, those of earlier runs included.")] = 30,
     epoch_budget: Annotated[
         Whole | None, Option(help="Start no trial when all of them have taken so many epochs.")
     ] = None,

@@ -118,7 +118,7 @@ class StudyConfig(BaseModel):
     space: str = "baseline"
     dataset: Annotated[str, AfterValidator(_checked_dataset)] = AUTO
     data_dir: Path | None = None
-    trials: Annotated[Whole, Field(ge=1, le=1_000_000)] = 20
+    trials: Annotated[Whole, Field(ge=1, le=1_000_000)] = 30
     epoch_budget: Annotated[Whole, Field(ge=1)] | None = None
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     trial_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

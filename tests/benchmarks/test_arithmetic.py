@@ -26,8 +26,8 @@ def test_a_training_step_is_counted_layer_by_layer() -> None:
 
 def test_growth_is_measured_after_a_worker_s_first_attempts() -> None:
     # Two workers: this one has every second trial. Its libraries come with the first attempts.
-    held = [Sample(moment, closed=2 * moment, mib=1000 + 7 * moment) for moment in range(5, 45)]
-    first = [Sample(moment, closed=2 * moment, mib=200 * moment) for moment in range(5)]
+    held = [Sample(moment, closed=2 * moment, mib=1000 + 7 * moment) for moment in range(2, 12)]
+    first = [Sample(moment, closed=2 * moment, mib=400 * moment) for moment in range(2)]
 
     assert growth_per_attempt([*first, *held], workers=2) == pytest.approx(7)
     assert growth_per_attempt(held[:5], workers=2) is None

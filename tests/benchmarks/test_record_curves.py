@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.curves import append_session, read_table
+from benchmarks.curves import TABLE, append_session, read_table, space_file
 from benchmarks.record_curves import design_points, last_precision
 from fashion_study.space.file import load_space
 from fashion_study.trial import Precision
@@ -39,7 +40,7 @@ def test_a_prefix_of_the_design_is_spread_over_the_whole_space() -> None:
 
     batches = Counter(point["batch_size"] for point in points)
     low_rates = sum(float(point["learning_rate"]) < (3e-5 * 1e-2) ** 0.5 for point in points)
-    assert len(batches) == 5
+    assert len(batches) == 6
     assert max(batches.values()) <= 10
     assert 18 <= low_rates <= 22
 
@@ -57,6 +58,7 @@ def test_a_recording_goes_on_in_the_precision_of_the_last_one(tmp_path: Path) ->
 @pytest.mark.timeout(1800)  # At the lowest priority, beside whatever else runs.
 def test_a_killed_recording_resumes_and_leaves_no_process(tmp_path: Path) -> None:
     table = tmp_path / "curves.jsonl.gz"
+    shutil.copy(space_file(TABLE), space_file(table))
     command = [*COMMAND, "--configurations", "3", "--workers", "2", "--output", str(table)]
     with started_process(command, stdout=subprocess.PIPE, text=True) as recorder:
         assert recorder.stdout is not None

@@ -1,12 +1,13 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.curves import append_curve, append_session, continue_table
+from benchmarks.curves import TABLE, append_curve, append_session, continue_table, space_file
 from benchmarks.search import Reached, _ratio_and_interval, _reached, main
 from benchmarks.virtual_study import Moment
 from fashion_study.errors import BadInputError
@@ -14,6 +15,7 @@ from tests.benchmarks.test_virtual_study import DESIGN, rising_table
 
 
 def write(path: Path, design_digest: str = DESIGN.space_digest) -> Path:
+    shutil.copy(space_file(TABLE), space_file(path))
     continue_table(path, replace(DESIGN, space_digest=design_digest))
     for version in (1, 2):
         append_session(path, {"training_version": version, "precision": "float32"})

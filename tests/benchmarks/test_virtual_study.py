@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.curves import Curve, CurveTable, Design
+from benchmarks.curves import TABLE, Curve, CurveTable, Design, space_file
 from benchmarks.record_curves import design_points
 from benchmarks.table_executor import coordinates
 from benchmarks.virtual_study import OneEpoch, Outcome, Strategy, replay
@@ -12,7 +12,7 @@ from fashion_study.space.file import load_space
 from fashion_study.space.space import SearchSpace
 from fashion_study.trial import ParamValue
 
-SPACE = load_space("baseline")
+SPACE = load_space(str(space_file(TABLE)))
 # The same with nothing to say about epochs: every trial has them all, so that they can be counted beforehand.
 FULL = SearchSpace.model_validate(
     SPACE.model_dump()
@@ -56,8 +56,8 @@ def test_full_training_uses_every_row_once_and_finds_the_best() -> None:
     assert outcome.end.epochs == 24 * 20
     assert outcome.end.best == table.curves[-1].accuracy[-1]
     assert [moment.best for moment in outcome.rises] == sorted({moment.best for moment in outcome.rises})
-    assert outcome.default is not None
-    assert outcome.default.epochs == 20 * 20
+    assert outcome.early is not None
+    assert outcome.early.epochs == 20 * 20
 
 
 @pytest.mark.parametrize("seed", range(6))

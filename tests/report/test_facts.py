@@ -22,7 +22,7 @@ def two_classes(confusion: list[list[int]], mistakes: set[int] | None = None) ->
     ("changes", "expected"),
     [
         ({}, {}),
-        ({"filters_1": 48}, {"filters_1": "highest"}),
+        ({"filters_1": 64}, {"filters_1": "highest"}),
         ({"filters_1": 16}, {"filters_1": "lowest"}),
         ({"filters_1": 40}, {}),
         ({"learning_rate": 1e-2}, {"learning_rate": "highest"}),
@@ -31,14 +31,14 @@ def two_classes(confusion: list[list[int]], mistakes: set[int] | None = None) ->
         ({"learning_rate": 3.5e-5}, {}),
         ({"learning_rate": 9e-3}, {"learning_rate": "highest"}),
         ({"learning_rate": 8.8e-3}, {}),
-        ({"batch_size": 64, "epochs": 20}, {"batch_size": "lowest", "epochs": "highest"}),
+        ({"batch_size": 32, "epochs": 20}, {"batch_size": "lowest", "epochs": "highest"}),
         ({"batch_size": 128}, {}),
     ],
 )
 def test_a_value_at_the_end_of_its_range_is_named_with_the_end(
     changes: dict[str, ParamValue], expected: dict[str, str]
 ) -> None:
-    assert {edge.name: edge.side for edge in edges(SPACE, params(**changes))} == expected
+    assert {edge.name: edge.side for edge in edges(SPACE, params(decay=1e-4, **changes))} == expected
 
 
 def test_what_has_nothing_but_edges_or_no_order_is_not_warned_of() -> None:

@@ -95,13 +95,14 @@ def test_the_baseline_space_is_the_one_that_was_agreed() -> None:
     }
 
     assert ranges == {
-        "filters_1": (16, 48, 8, False),
-        "filters_2": (32, 96, 8, False),
-        "filters_3": (32, 96, 8, False),
+        "filters_1": (16, 64, 8, False),
+        "filters_2": (32, 128, 8, False),
+        "filters_3": (32, 128, 8, False),
         "learning_rate": (3e-5, 1e-2, None, True),
+        "decay": (1e-6, 1e-2, None, True),
         "epochs": (5, 20, 1, False),
     }
-    assert space.grid["batch_size"] == (64, 128, 256, 512, 1024)
+    assert space.grid["batch_size"] == (32, 64, 128, 256, 512, 1024)
     assert space.max_epochs == 20
     assert space.baseline_point == Hyperparameters(), "trial 0 is no longer the blog post's model"
 

@@ -202,7 +202,7 @@ def outcome(found: Found) -> object:
 
 
 def _curve(trial: FrozenTrial) -> dict[int, float]:
-    last = trial.user_attrs.get("epochs_run", 0)
+    last = trial.user_attrs.get("epochs_run", trial.user_attrs.get("paused_at", 0))
     return {epoch: value for epoch, value in sorted(trial.intermediate_values.items()) if epoch <= last}
 
 

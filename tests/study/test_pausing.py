@@ -1,6 +1,7 @@
 """The promises of a study whose pruner pauses trials and goes back to them."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.space.space import SearchSpace
 from fashion_study.store.checkpoints import Checkpoints
 from fashion_study.study.proposals import Proposals
-from fashion_study.testing.training import toy_result
+from fashion_study.testing.memory import memory_storage
+from fashion_study.testing.training import SimulatedOutcome, toy_result
 from fashion_study.trial import Precision, TrialState
 from tests.support.memory_study import SEED, Study, smoke_with
 
@@ -134,3 +136,20 @@ def test_a_study_of_few_points_lets_the_best_go_on_when_it_is_taken_up() -> None
 
     assert proposals.exhausted is not None
     assert taken_up.states() == [TrialState.COMPLETE, TrialState.COMPLETE]
+
+
+@pytest.mark.parametrize("lost", [range(27), range(1, 27, 3)])
+def test_lost_attempts_change_nothing_of_what_a_study_tries(lost: range) -> None:
+    never = Study(trials=27, sampler="tpe", pruner="asha", space=smoke_with(epochs=8), has_checkpoints=True)
+    outcomes = {(number, attempt): SimulatedOutcome.LOST for number in lost for attempt in (1, 2, 4)}
+    often = replace(never, storage=memory_storage(), outcomes=outcomes)
+
+    never.run()
+    often.run()
+
+    assert len(often.observer.lost) >= len(lost) / 3
+    told = [
+        [(each.number, each.state, each.params, each.curve) for each in study.trial_storage.records()]
+        for study in (never, often)
+    ]
+    assert told[0] == told[1]

@@ -75,7 +75,8 @@ class Loop:
 
     After the `deadline`, or when no `epochs` are left, no attempt is begun; those that run come to their end. A worker
     waits for what its answer rests on, and for nothing more: all else that goes to the stores waits in `_later` until
-    no message does. `after_result` is called when a result is written down.
+    no message does. An attempt that was lost goes on before what was asked for meanwhile: the order of a study does not
+    depend on what kills its workers. `after_result` is called when a result is written down.
     """
 
     source: Source
@@ -88,7 +89,7 @@ class Loop:
     busy_seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self._next: TrialSpec | None = None
+        self._ready: deque[TrialSpec] = deque()
         self._running: dict[tuple[int, int], TrialSpec] = {}
         self._later: deque[Callable[[], None]] = deque()
         self._store_failures = StoreFailurePolicy()
@@ -113,8 +114,8 @@ class Loop:
                 self._later.popleft()()
             elif not self._running and not self._waits_for_a_slot():
                 break
-            if not self._later and self._next is None:
-                self._next = self._ask()
+            if not self._later:
+                self._prepare()
             events = self.executor.wait(0 if self._later else TICK_SECONDS)
             # Losses last: one may end the study, and results that came with it would be trained again.
             for event in sorted(events, key=lambda event: isinstance(event, AttemptLost)):
@@ -122,9 +123,10 @@ class Loop:
 
     def _fill_slots(self) -> None:
         while len(self._running) < self.executor.slots and not self._is_over():
-            spec, self._next = self._next or self._ask(), None
-            if spec is None:
+            self._prepare()
+            if not self._ready:
                 return
+            spec = self._ready.popleft()
             while spec.supersedes is not None and self._later:
                 self._later.popleft()()  # Among it is the end of the run in which the attempt may go on.
             spec = self.source.begin(spec)
@@ -136,8 +138,13 @@ class Loop:
         """Return whether something is left to train and no worker is there: a cluster may have lost its last node."""
         if self.executor.slots > 0 or self._is_over():
             return False
-        self._next = self._next or self._ask()
-        return self._next is not None
+        self._prepare()
+        return bool(self._ready)
+
+    def _prepare(self) -> None:
+        """Ask for the next attempt, so that it is ready when a worker is free."""
+        if not self._ready and (spec := self._ask()) is not None:
+            self._ready.append(spec)
 
     def _ask(self) -> TrialSpec | None:
         return None if self._is_over() else self.source.next()
@@ -168,9 +175,15 @@ class Loop:
                     self._store_failures.has_answered()
             case AttemptLost():
                 del self._running[spec.key]
-                self._end_run(spec, event.cause, self.source.lose(spec, event))
-                if event.by_store:
-                    self._store_failures.has_failed(spec.label, event.cause)
+                self._lose(spec, event)
+
+    def _lose(self, spec: TrialSpec, lost: AttemptLost) -> None:
+        state = self.source.lose(spec, lost)
+        self._end_run(spec, lost.cause, state)
+        if lost.by_store:
+            self._store_failures.has_failed(spec.label, lost.cause)
+        if state is TrialState.WAITING and self._ready and (again := self._ask()) is not None:
+            self._ready.appendleft(again)
 
     def _settle(self, spec: TrialSpec, result: TrialResult) -> None:
         best = self.source.settle(spec, result)
@@ -188,9 +201,9 @@ class Loop:
         for spec in self._running.values():
             self._end_run(spec, "the study was stopped", self.source.stop(spec, by_error=by_error))
         self._running.clear()
-        if self._next is not None:
-            self.source.put_back(self._next)
-            self._next = None
+        for spec in self._ready:
+            self.source.put_back(spec)
+        self._ready.clear()
         while self._later:
             self._later.popleft()()
 

@@ -121,6 +121,26 @@ def test_the_lowest_ranked_paused_trials_make_room_on_the_disk(tmp_path: Path) -
     assert len([line for line in study.observer.notes if "--checkpoint-disk" in line]) == 2
 
 
+def test_ended_trials_from_which_others_go_on_make_room_too(tmp_path: Path) -> None:
+    study = Study(trials=4, space=smoke_with(epochs=2))
+    study.run()
+    ranked = sorted(study.trial_storage.records(), key=lambda record: record.objective or 0.0)
+    kept = Checkpoints(tmp_path, "", None)
+    for record in ranked:
+        kept.path(f"trial {record.number:03d}").write_bytes(bytes(100))
+    engine = OptunaEngine(study.trial_storage, study.space, "random", "none", SEED)
+    engine.continues_trials = True
+    proposals = Proposals(engine, study.runs, study.observer, Precision.FLOAT32, 5, kept, 250)
+
+    proposals.bound_checkpoints()
+
+    assert study.states() == [TrialState.COMPLETE] * 4
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"trial-{record.number:03d}.checkpoint" for record in ranked[2:]
+    }
+    assert len([line for line in study.observer.notes if "--checkpoint-disk" in line]) == 2
+
+
 def test_a_study_of_few_points_lets_the_best_go_on_when_it_is_taken_up() -> None:
     narrow = smoke_with(epochs=8).model_dump()
     narrow["parameters"] = {"filters_1": narrow["parameters"]["filters_1"]}

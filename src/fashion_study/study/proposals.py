@@ -106,9 +106,9 @@ class Proposals(TrackedSource):
         if result.objective is not None and (self._best is None or result.objective > self._best[1]):
             self._best = (result.number, result.objective)
             self.tracker.log_best(self._trial_storage.ended(), result.objective)
-        if result.state is TrialState.PAUSED:
+        if result.state is TrialState.PAUSED or self._engine.continues_trials:
             self.bound_checkpoints()
-        elif not self._engine.continues_trials:
+        else:
             self.discard_checkpoint(spec)
         if (lost := result.tags.get(CONTINUATION_LOST)) is not None:
             self._observer.warn(f"{spec.label} was trained from its first epoch: {lost}")
@@ -135,24 +135,33 @@ class Proposals(TrackedSource):
         self.discard_checkpoint(spec)
 
     def bound_checkpoints(self) -> None:
-        """Prune paused trials, the lowest ranked first, until the checkpoints of the others fit the disk."""
+        """Let the lowest ranked trials go without their checkpoints until those of the others fit the disk.
+
+        A paused trial is pruned by that; a trial that would go on from an ended one trains that one's epochs again.
+        """
         kept = self.checkpoints
-        if kept is None or not self._engine.pauses:
+        if kept is None:
             return
-        paused = [(record, kept.size(f"trial {record.number:03d}")) for record in self._paused()]
-        excess = sum(size for _, size in paused) - self._checkpoint_disk
+        ended = (TrialState.COMPLETE,) if self._engine.continues_trials else ()
+        records = [each for each in self._trial_storage.records() if each.state in (TrialState.PAUSED, *ended)]
+        sized = [(record, kept.size(f"trial {record.number:03d}")) for record in records]
+        excess = sum(size for _, size in sized) - self._checkpoint_disk
         if excess <= 0:
             return
-        for record, size in sorted(
-            paused, key=lambda each: (each[0].paused_at, max(each[0].curve.values(), default=0))
-        ):
+        for record, size in sorted(sized, key=lambda each: (each[0].reached, max(each[0].curve.values(), default=0))):
             if excess > 0 and size:
                 excess -= size
-                self._end_paused(record)
-                self._observer.warn(
-                    f"trial {record.number:03d} is pruned, paused at {record.paused_at}: "
-                    "checkpoints take more than --checkpoint-disk"
-                )
+                self._make_room(record, kept)
+
+    def _make_room(self, record: TrialRecord, kept: Checkpoints) -> None:
+        label = f"trial {record.number:03d}"
+        if record.state is TrialState.PAUSED:
+            self._end_paused(record)
+            what = f"{label} is pruned, paused at {record.paused_at}"
+        else:
+            kept.discard(label)
+            what = f"{label} has no checkpoint any more: a trial that goes on from it trains its epochs again"
+        self._observer.warn(f"{what}; checkpoints take more than --checkpoint-disk")
 
     def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:
         """Send the trial back to waiting, or give it up; what the store or a checkpoint has failed does not count."""

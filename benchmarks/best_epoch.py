@@ -51,9 +51,9 @@ class Curves:
 
     @property
     def flattery(self) -> float:
-        """Return by how many points the chosen epoch is above the unseen images, beyond what all epochs are."""
+        """Return by how many points the chosen epoch is above the unseen images, beyond what the other epochs are."""
         above = [own - other for own, other in zip(self.chosen_by, self.unseen, strict=True)]
-        return above[self.best] - mean(above)
+        return above.pop(self.best) - mean(above)
 
     @property
     def gain(self) -> float:
@@ -63,7 +63,7 @@ class Curves:
 
 def main(
     seeds: Annotated[int, typer.Option(min=2, help="Trainings.")] = 10,
-    images: Annotated[int, typer.Option(help="Training images.")] = 20_000,
+    images: Annotated[int, typer.Option(max=40_000, help="Training images.")] = 20_000,
     epochs: Annotated[int, typer.Option(min=2, help="Of each training.")] = 12,
     learning_rate: Annotated[float, typer.Option(help="Of all.")] = 1e-3,
     decay: Annotated[float, typer.Option(help="Of all.")] = 1e-6,

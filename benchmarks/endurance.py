@@ -5,7 +5,6 @@ RAM. A worker is renewed after some attempts, which keeps the memory of all flat
 gains with each attempt within its life is shown beside.
 """
 
-import os
 import tempfile
 import threading
 from collections import defaultdict
@@ -134,7 +133,8 @@ class Samples(Observer):
             moment = 0
             while not ended.wait(SAMPLE_SECONDS):
                 moment += 1
-                for child in psutil.Process(os.getpid()).children():
+                # The process that forks the workers is no worker.
+                for child in (each for server in psutil.Process().children() for each in server.children()):
                     try:
                         mib = child.memory_info().rss / MIB
                     except psutil.Error:

@@ -217,7 +217,7 @@ def test_who_leaves_the_race_is_said_and_counted() -> None:
     final = Final(FinalistPlan(records, 3), records=records)
     final.run()
     assert [(spec.number, spec.repeat) for spec in final.executor.submitted] == [(4, 1), (2, 1), (4, 2), (2, 2), (4, 3)]
-    assert final.observer.notes == ["trial 002 is trained no more: it can no longer win"]
+    assert final.observer.notes == ["trial 002 is trained no more: it is too far behind"]
     assert final.observer.expected[-1] == 5
 
 

@@ -41,7 +41,7 @@ def records() -> tuple[TrialRecord, ...]:
         record(0, TrialState.COMPLETE, climbing, epochs=5),
         record(1, TrialState.COMPLETE, [value + 0.03 for value in climbing], epochs=5, filters_1=40),
         record(
-            2, TrialState.COMPLETE, [value + 0.04 for value in climbing], epochs=5, filters_1=48, learning_rate=3e-3
+            2, TrialState.COMPLETE, [value + 0.04 for value in climbing], epochs=5, filters_1=64, learning_rate=3e-3
         ),
         *(
             record(number, TrialState.PRUNED, list(rng.uniform(0.6, 0.8, size=1 + number % 3)), epochs=15)
@@ -70,7 +70,7 @@ def model(trial: int, accuracy: float, mistakes: frozenset[int] | None = None, *
 def finals() -> Finals:
     return Finals(
         finalists=(
-            Finalist(2, params(filters_1=48), (0.889, 0.891, 0.89), ("a", "b", "c")),
+            Finalist(2, params(filters_1=64), (0.889, 0.891, 0.89), ("a", "b", "c")),
             Finalist(1, params(filters_1=40), (0.881, 0.883), ("d", "e")),
         ),
         winner=2,

@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from optuna import Study
@@ -31,7 +31,7 @@ SAMPLER_DRAWS = 20
 # draws in a row without a new point mean that there is next to none.
 RANDOM_DRAWS = 200
 
-# So many trials TPE looks at: its time grows with them. It imitates GOOD_TRIALS at most
+# So many trials TPE looks at: its time grows with them. It imitates the best, GOOD_TRIALS at most
 # (`optuna.samplers.TPESampler`, `gamma`), which stay among them; of the others the newest are enough to avoid.
 TPE_HISTORY, GOOD_TRIALS = 1_000, 25
 
@@ -117,13 +117,16 @@ class OptunaEngine(Engine):
             yield from (self._draw(sampler, number) for _ in range(SAMPLER_DRAWS))
             yield from random.Random(seed).sample(self._points, len(self._points))
 
+    def _seen(self, *_: Any, states: Container[OptunaState] = tuple(OptunaState), **__: Any) -> list[FrozenTrial]:
+        """Return what the sampler sees of the study's trials, in the place of a study's own method."""
+        return [trial for trial in self._history if trial.state in states]
+
     def _draw(self, sampler: BaseSampler, number: int) -> Point:
         """Draw a point for the trial that will have this number, as Optuna's own `ask` does, but write nothing."""
         # A copy, since a study goes on seeing its trials as they were at its last `ask`.
         study = copy.copy(self._study)
-        history = self._history
-        # TPE asks past the study's cache. Hyperband makes a study of its own, of the trials in one bracket.
-        vars(study)["_get_trials"] = lambda *_, states=OptunaState, **__: [t for t in history if t.state in states]
+        # TPE asks past the study's cache. (The study that Hyperband makes below reads all trials itself.)
+        vars(study)["_get_trials"] = self._seen
         trial = create_trial(state=OptunaState.RUNNING)
         trial.number = number
         # QMC counts as experimental, and Optuna says so each time.
@@ -140,13 +143,20 @@ class OptunaEngine(Engine):
 
 
 def tpe_history(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Return those of all trials that TPE looks at: the best complete ones, and the newest of the others."""
+    """Return those of all trials that TPE looks at: the best, finished or not, and the newest of the others."""
     if len(trials) <= TPE_HISTORY:
         return trials
-    complete = ((trial.values[0], trial.number) for trial in trials if trial.state is OptunaState.COMPLETE)
-    good = {number for _, number in heapq.nlargest(GOOD_TRIALS, complete)}
+    values = ((value, place) for place, trial in enumerate(trials) if (value := _value_so_far(trial)) is not None)
+    good = {place for _, place in heapq.nlargest(GOOD_TRIALS, values)}
     oldest = len(trials) - (TPE_HISTORY - len(good))
-    return [trial for trial in trials if trial.number in good or trial.number >= oldest]
+    return [trial for place, trial in enumerate(trials) if place in good or place >= oldest]
+
+
+def _value_so_far(trial: FrozenTrial) -> float | None:
+    """Return the objective of a complete trial and the best value of one that may go on, None of any other."""
+    if trial.state is OptunaState.COMPLETE:
+        return float(trial.values[0])
+    return None if trial.state.is_finished() else max(trial.intermediate_values.values(), default=None)
 
 
 def _every_point(distributions: Mapping[str, BaseDistribution]) -> list[Point] | None:
@@ -267,11 +277,10 @@ def _so_far(trial: FrozenTrial) -> FrozenTrial:
 
     Optuna's samplers see nothing of a waiting trial, and take a running one for a bad one.
     """
-    if trial.state.is_finished() or not trial.intermediate_values:
+    if trial.state.is_finished() or (value := _value_so_far(trial)) is None:
         return trial
     seen = copy.copy(trial)
-    seen.state = OptunaState.COMPLETE
-    seen.value = max(trial.intermediate_values.values())
+    seen.state, seen.value = OptunaState.COMPLETE, value
     return seen
 
 

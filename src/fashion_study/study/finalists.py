@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from fashion_study.space.space import SearchSpace
-from fashion_study.statistics import pooled_deviation, student_interval, student_margin
+from fashion_study.statistics import CONFIDENCE, pooled_deviation, student_margin
 from fashion_study.store.checkpoints import Checkpoints
 from fashion_study.store.trials import MAX_RETRIES, TrialRecord
 from fashion_study.study.loop import TrackedSource, Tracker
@@ -42,15 +42,15 @@ ENDED = ("FINISHED", "FAILED")
 class Finalist:
     """A trial that was trained again: the objective and the run of each repeat that is complete.
 
-    `lower_bound` is that of the mean, one-sided 95 % (Student's t), with the standard deviation that all finalists of
-    the study have together; None where none has two repeats.
+    `pooled` is the pooled standard deviation of a study's finalists and its degrees of freedom, on which bound and
+    interval of the mean rest; without it they rest on the finalist's own.
     """
 
     trial: int
     params: Mapping[str, ParamValue]
     objectives: tuple[float, ...]
     run_ids: tuple[str, ...]
-    lower_bound: float | None = None
+    pooled: tuple[float, int] | None = None
 
     @property
     def mean(self) -> float | None:
@@ -63,9 +63,23 @@ class Finalist:
         return stdev(self.objectives) if len(self.objectives) > 1 else None
 
     @property
+    def lower_bound(self) -> float | None:
+        """Return the one-sided 95 % lower confidence bound of the mean (Student's t), None without a deviation."""
+        low, _ = self._bounds(CONFIDENCE) or (None, None)
+        return low
+
+    @property
     def interval(self) -> tuple[float, float] | None:
-        """Return the two-sided 95 % confidence interval of the mean (Student's t), None for fewer than two."""
-        return student_interval(self.objectives) if len(self.objectives) > 1 else None
+        """Return the two-sided 95 % confidence interval of the mean (Student's t), None without a deviation."""
+        return self._bounds((1 + CONFIDENCE) / 2)
+
+    def _bounds(self, confidence: float) -> tuple[float, float] | None:
+        """Return the one-sided confidence bounds of the mean, the lower and the upper one."""
+        deviation = self.pooled or pooled_deviation([self.objectives])
+        if deviation is None or self.mean is None:
+            return None
+        margin = student_margin(*deviation, len(self.objectives), confidence)
+        return self.mean - margin, self.mean + margin
 
     @property
     def median_run(self) -> str | None:
@@ -75,13 +89,15 @@ class Finalist:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        return asdict(self) | {name: getattr(self, name) for name in ("mean", "sd", "interval")}
+        return asdict(self) | {name: getattr(self, name) for name in ("mean", "sd", "lower_bound", "interval")}
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> "Finalist":
         """Return what `as_dict` was made of."""
-        objectives, run_ids = tuple(entry["objectives"]), tuple(entry["run_ids"])
-        return cls(entry["trial"], entry["params"], objectives, run_ids, entry["lower_bound"])
+        # Earlier versions had none.
+        deviation, freedom = entry.get("pooled") or (None, 0)
+        pooled = None if deviation is None else (deviation, freedom)
+        return cls(entry["trial"], entry["params"], tuple(entry["objectives"]), tuple(entry["run_ids"]), pooled)
 
 
 @dataclass(frozen=True)
@@ -136,9 +152,9 @@ def plan_finalists(
 ) -> FinalistPlan:
     """Choose the best complete trials to train again, as many and as often as both limits allow.
 
-    All repeats together have so many `epochs`, and those that are not in `known`, from earlier starts, no more than
-    `epochs_in_time`. What must fit is the shortest race: two repeats of each and the others of one. Fewer trials come
-    before fewer repeats: two repeats say next to nothing of their spread. `records` are ranked, the best first.
+    What must fit is the shortest race, two repeats of each and the others of one: all of it into `epochs`, to which the
+    race itself keeps, and what is not in `known`, from earlier starts, into `epochs_in_time`. Fewer trials come before
+    fewer repeats: two repeats say next to nothing of their spread. `records` are ranked, the best first.
     """
     done = {(run.trial, run.repeat) for run in known if run.status in ENDED}
     chosen = tuple(record for record in records if record.state is TrialState.COMPLETE)[:finalists]
@@ -170,28 +186,22 @@ def choose(finalists: Iterable[Finalist]) -> Finalist | None:
 
 
 def rank_finalists(finalists: Iterable[Finalist]) -> tuple[Finalist, ...]:
-    """Give finalists the lower bounds of their means, and sort them by these, then by the mean, the best first."""
+    """Give finalists their pooled deviation, and sort them by lower bound, then by mean, the best first."""
     finalists = tuple(finalists)
     pooled = pooled_deviation(finalist.objectives for finalist in finalists)
-
-    def bounded(finalist: Finalist) -> Finalist:
-        if pooled is None or finalist.mean is None:
-            return replace(finalist, lower_bound=None)
-        return replace(finalist, lower_bound=finalist.mean - student_margin(*pooled, len(finalist.objectives)))
 
     def key(finalist: Finalist) -> tuple[float, float, int]:
         bound, average = (-math.inf if each is None else each for each in (finalist.lower_bound, finalist.mean))
         return -bound, -average, finalist.trial
 
-    return tuple(sorted(map(bounded, finalists), key=key))
+    return tuple(sorted((replace(finalist, pooled=pooled) for finalist in finalists), key=key))
 
 
 def contenders(objectives: Mapping[int, Sequence[float]]) -> list[int]:
-    """Return the trials that can still win after so many repeats of each, the best first.
+    """Return the trials that may still win after so many repeats of each, the best first.
 
-    Out are those whose mean is so far below the best that chance explains it in one of twenty cases at most: a
-    one-sided t-test with the standard deviation that all of them have together. A trial without a complete repeat
-    comes last, and is not judged.
+    Out are those whose mean is too far below the best: by a one-sided t-test at 5 % with the pooled standard deviation,
+    one comparison at a time. A trial without a complete repeat comes last, and is not judged.
     """
     means = {trial: mean(values) for trial, values in objectives.items() if values}
     ranked = sorted(objectives, key=lambda trial: means.get(trial, -math.inf), reverse=True)
@@ -211,7 +221,7 @@ def contenders(objectives: Mapping[int, Sequence[float]]) -> list[int]:
 class Repeats(TrackedSource):
     """The finalists' repeats that the tracking store does not have yet, as the work of a loop.
 
-    It is a race, in rounds of one repeat each: after the second, and each that follows, those go on who can still win,
+    It is a race, in rounds of one repeat each: after the second, and each that follows, those go on who may still win,
     the best first, as far as the plan's epochs go. Who that is depends on the results alone, not on the order in which
     they come. Repeats are no trials: nothing is pruned, and the engine learns nothing of them.
     """
@@ -320,7 +330,7 @@ class Repeats(TrackedSource):
 
     def _done(self) -> list[Key]:
         planned = {record.number for record in self.plan.trials}
-        return [key for key in self._ended if key[0] in planned and key[1] <= self.plan.repeats]
+        return [key for key in self._ended if key[0] in planned and 0 < key[1] <= self.plan.repeats]
 
     def _missing(self, rounds: int) -> list[Key]:
         """Return the repeats that have not ended, round by round."""
@@ -346,7 +356,7 @@ class Repeats(TrackedSource):
             }
             able = contenders(objectives)
             going_on = self._affordable(able)
-            out |= dict.fromkeys(set(self._racing) - set(able), "it can no longer win")
+            out |= dict.fromkeys(set(self._racing) - set(able), "it is too far behind")
             out |= dict.fromkeys(set(able) - set(going_on), "the epochs left are for those ahead of it")
             self._racing = going_on
             self._rounds += 1

@@ -75,8 +75,8 @@ class Loop:
 
     After the `deadline`, or when no `epochs` are left, no attempt is begun; those that run come to their end. A worker
     waits for what its answer rests on, and for nothing more: all else that goes to the stores waits in `_later` until
-    no message does. An attempt that was lost goes on before what was asked for meanwhile: the order of a study does not
-    depend on what kills its workers. `after_result` is called when a result is written down.
+    no message does. An attempt that was lost goes on before what was asked for meanwhile: a study of one worker comes
+    to the same, whatever kills that. `after_result` is called when a result is written down.
     """
 
     source: Source

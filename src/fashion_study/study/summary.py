@@ -34,7 +34,9 @@ def summarise(result: StudyResult, console: Console) -> None:
     for table in (*_ranking(result, console.width), *_finalists(result, console.width)):
         console.print(table)
     if result.finalists:
-        console.print("lower bound of the mean: one-sided 95 %, Student's t; the highest one wins\n", highlight=False)
+        console.print(
+            "lower bound of the mean: one-sided 95 %, pooled Student's t; the highest one wins\n", highlight=False
+        )
     told = (_failed, _comparison, _ending, _registered, _where_next)
     for line in (line for tell in told for line in tell(result)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -198,7 +200,7 @@ def _ending(result: StudyResult) -> list[str]:
     trained, total = result.counted - result.began_with, result.config.trials
     lines = [f"{result.counted} of {total} trials done, {trained} of them now, in {duration(result.seconds)}."]
     if result.repeats_left:
-        lines.append(f"{result.repeats_left} of the finalists' repeats are not trained yet.")
+        lines.append(f"Up to {result.repeats_left} of the finalists' repeats are not trained yet.")
     elif trained == 0 and result.counted >= total:
         lines = [f"Nothing left to do: {result.counted} of {total} trials were done already."]
     if paused := sum(record.state is TrialState.PAUSED for record in result.records):

@@ -70,7 +70,7 @@ def work(connection: Connection) -> NoReturn:
 
 
 def serve(connection: Connection) -> None:
-    """Fork a worker for each environment that is received, with its pipe, log and folder; tell exit codes by pid.
+    """Fork a worker for each request: environment, settings, pipe, log and folder; tell exit codes by pid.
 
     The images that a worker will need are read before it is forked. This process has no thread and runs no operation
     of TensorFlow's: neither outlives a fork.

@@ -167,7 +167,7 @@ def test_only_a_best_point_on_the_edge_is_warned_of(full: Page) -> None:
     warning = "The best point lies on the edge of its range"
     assert warning in full.text
     assert "filters_1 = 64, at the highest end (64)" in full.text
-    inside = record(2, TrialState.COMPLETE, [0.89], filters_1=40, epochs=12)
+    inside = record(2, TrialState.COMPLETE, [0.89], filters_1=40, decay=1e-4, epochs=12)
     assert warning not in Page(render(facts(records=(inside,)))).text
 
 

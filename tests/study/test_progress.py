@@ -61,7 +61,7 @@ def test_without_a_terminal_every_event_is_a_plain_line() -> None:
 
     act(PlainLines(Console(file=out, width=40)))
 
-    tried = "filters 32-64-64, learning rate 0.0012, batch 512, 4 epochs"
+    tried = "filters 32-64-64, learning rate 0.0012, decay 1e-06, batch 512, 4 epochs"
     assert out.getvalue().splitlines() == [
         "study toy [1/2]",
         "1 of 5 trials done",

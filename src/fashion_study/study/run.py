@@ -307,7 +307,7 @@ def register_challenger(session: Session, winner: Finalist | None) -> "Version |
     plan, best = session.study.plan, session.study.trial_storage.best()
     if winner is not None and winner.median_run is not None and winner.mean is not None:
         trial, run_id, objective, interval = winner.trial, winner.median_run, winner.mean, winner.interval
-        kind = f"Student t over {len(winner.objectives)} repeats"
+        kind = f"pooled Student t, {len(winner.objectives)} repeats"
     elif best is not None and best.run_id is not None and best.objective is not None:
         trial, run_id, objective, images = best.number, best.run_id, best.objective, session.validation_images
         interval, kind = wilson_interval(round(objective * images), images), "Wilson, one training"

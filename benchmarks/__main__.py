@@ -40,6 +40,7 @@ PARTS = {
     "workers": Part("workers"),
     "accuracy-float32": Part("accuracy"),
     "accuracy-bfloat16": Part("accuracy", full=("--precision", "bfloat16")),
+    "best-epoch": Part("best_epoch"),
     "overhead": Part("overhead", short=("--short",)),
     "scale": Part("scale", full=("--full",), short=("--short",)),
     "sustain": Part("sustain", short=("--short",)),

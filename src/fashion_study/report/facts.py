@@ -156,7 +156,7 @@ class StudyFacts:
 
     def epochs_asked(self, record: TrialRecord) -> int:
         """Return after how many epochs a trial ends if nothing stops it, those that it has taken over included."""
-        return int(record.params.get("epochs", self.space.fixed.get("epochs", 0)))
+        return int(record.params.get("epochs", self.space.max_epochs))
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ _PARAMETER: TypeAdapter[Parameter] = TypeAdapter(Parameter)
 class SearchSpace(BaseModel):
     """What a study varies (`parameters`), the point where it starts (`baseline`) and what stays the same (`fixed`).
 
-    Each field of Hyperparameters stands under `parameters` or `fixed`; `baseline` names each parameter.
+    A field of Hyperparameters that stands under neither has its default; `baseline` names each parameter.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -164,7 +164,7 @@ class SearchSpace(BaseModel):
     baseline: dict[str, Value]
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
     # `fixed:` is null when its last line has moved to `parameters:`.
-    fixed: Annotated[dict[str, Value], BeforeValidator(lambda value: {} if value is None else value)]
+    fixed: Annotated[dict[str, Value], BeforeValidator(lambda value: {} if value is None else value)] = {}
     _source_text: str = PrivateAttr("")
 
     @model_validator(mode="wrap")
@@ -212,7 +212,7 @@ class SearchSpace(BaseModel):
         """Return the most epochs that a trial can take; the rungs of pruners derive from it."""
         epochs = self.parameters.get("epochs")
         if epochs is None:
-            return int(self.fixed["epochs"])
+            return int(self.fixed.get("epochs", Hyperparameters().epochs))
         return int(max(epochs.choices)) if isinstance(epochs, Categorical) else int(epochs.high)
 
     @property
@@ -249,17 +249,19 @@ def _repeated(field: str, values: tuple[ParamValue, ...]) -> Iterator[str]:
 
 
 def _off_space(partial: Mapping[str, ParamValue], space: SearchSpace) -> Iterator[str]:
+    unsearched = Hyperparameters().model_dump() | space.fixed
     for name, value in partial.items():
-        if name in space.fixed:
+        if name in space.parameters:
+            if not space.parameters[name].contains(value):
+                yield f"{name}: {_found(value)}; allowed: {space.parameters[name].allowed}"
+        elif name in unsearched:
             yield (
-                f"{name} is fixed at {space.fixed[name]!r} in space {space.name!r}; "
-                "to search it, move it from `fixed` to `parameters` and to `baseline`"
+                f"{name} is fixed at {unsearched[name]!r} in space {space.name!r}; "
+                "to search it, give it a range under `parameters` and a value under `baseline`"
             )
-        elif name not in space.parameters:
+        else:
             hint = did_you_mean(name, space.parameters)
             yield f"unknown parameter {shown(name)}{hint}; allowed: {shown_list(space.parameters)}"
-        elif not space.parameters[name].contains(value):
-            yield f"{name}: {_found(value)}; allowed: {space.parameters[name].allowed}"
 
 
 def _values_for_grid(name: str, parameter: Parameter) -> tuple[ParamValue, ...]:
@@ -290,7 +292,7 @@ def _conflicts(space: SearchSpace) -> Iterator[str]:
 def _conflicts_of_readable(data: object) -> Iterator[str]:
     """Check a space that has faults, as far as its sections can be read."""
     sections: list[Any] = (
-        [data.get(name) for name in ("baseline", "parameters", "fixed")] if isinstance(data, dict) else [None]
+        [data.get("baseline"), data.get("parameters"), data.get("fixed") or {}] if isinstance(data, dict) else [None]
     )
     if not all(isinstance(section, dict) and all(isinstance(name, str) for name in section) for section in sections):
         return
@@ -315,8 +317,6 @@ def _misplaced(space: SearchSpace) -> Iterator[str]:
     for name in known:
         if name in space.parameters and name in space.fixed:
             yield f"{name}: found under `parameters` and under `fixed`; allowed: one of the two"
-        if name not in space.parameters and name not in space.fixed:
-            yield f"{name}: missing; allowed: a range under `parameters` or a value under `fixed`"
 
 
 def _impossible(space: SearchSpace) -> Iterator[str]:

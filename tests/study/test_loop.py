@@ -377,6 +377,20 @@ def test_a_store_that_fails_for_a_moment_costs_no_attempt() -> None:
     assert [record.counted_attempts for record in study.trial_storage.records()] == [1] * 4
 
 
+def test_a_store_that_has_taken_a_checkpoint_works_again() -> None:
+    # Those that go on after their pause, one after the other.
+    outcomes = {(number, 2): SimulatedOutcome.LOST for number in range(1, 9)}
+    space = smoke_with(epochs=8)
+    study = with_failing_store(Study(trials=9, outcomes=outcomes, pruner="asha", space=space, has_checkpoints=True))
+
+    study.run()
+
+    lost = [spec.number for spec in study.executor.submitted if spec.attempt == 2]
+    assert len(lost) >= 2
+    assert study.journal.index(f"record {lost[0]}/3") < study.journal.index(f"submit {lost[1]}/2")
+    assert study.trial_storage.counted() == 9
+
+
 @pytest.mark.parametrize(
     ("slots", "lost"),
     [

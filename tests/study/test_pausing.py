@@ -9,6 +9,7 @@ import pytest
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.space.space import SearchSpace
 from fashion_study.store.checkpoints import Checkpoints
+from fashion_study.study.figures import study_figures
 from fashion_study.study.proposals import Proposals
 from fashion_study.testing.memory import memory_storage
 from fashion_study.testing.training import SimulatedOutcome, toy_result
@@ -80,7 +81,10 @@ def test_points_to_try_are_part_of_a_total_of_pausing_trials() -> None:
 def test_paused_trials_that_are_ended_do_not_go_on() -> None:
     study = Study(trials=9, pruner="asha", space=smoke_with(epochs=8), has_checkpoints=True)
     proposals = study.run()
-    paused = [record for record in study.trial_storage.records() if record.state is TrialState.PAUSED]
+    numbers = [record.number for record in study.trial_storage.records() if record.state is TrialState.PAUSED]
+    for number in numbers:
+        study.trial_storage.pause(number, study.trial_storage.record(number).paused_at, seconds=60.0)
+    paused = [study.trial_storage.record(number) for number in numbers]
 
     assert proposals.end_paused() == len(paused) > 0
 
@@ -89,6 +93,9 @@ def test_paused_trials_that_are_ended_do_not_go_on() -> None:
         assert (after.state, after.curve, after.seconds) == (TrialState.PRUNED, before.curve, before.seconds)
         assert study.runs.runs[after.run_id or ""].status == TrialState.PRUNED.value
     assert study.trial_storage.counted() == 9
+    timeline = dict(study_figures(study.trial_storage))["timeline"].axes[0]
+    widths = {bar.get_y() + bar.get_height() / 2: bar.get_width() for bar in timeline.patches}
+    assert all(widths[record.number] == 0 for record in paused)
     more = study.again(trials=30, tracker=study.runs)
     more.run()
     assert not {record.number for record in paused} & {spec.number for spec in more.executor.submitted}

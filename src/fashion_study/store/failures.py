@@ -103,11 +103,11 @@ class StoreFailurePolicy:
         self._failed: set[str] = set()
 
     def has_answered(self) -> None:
-        """Record that a worker has written its result."""
+        """Record that a worker has written its model, or the checkpoint of a paused trial."""
         self._is_failing = False
 
     def has_failed(self, label: str, cause: str) -> None:
-        """Record that the worker with the trial `label` could not write its result.
+        """Record that the worker with the trial `label` could not write its checkpoint or its model.
 
         Raises:
             StoreError: that has happened before.

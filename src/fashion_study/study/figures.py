@@ -16,7 +16,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from fashion_study.store.trials import TrialRecord, TrialStorage
+from fashion_study.store.trials import PAUSED_AT, TrialRecord, TrialStorage
 from fashion_study.trial import BASELINE_NUMBER, TrialState
 
 # Importances compare trials with each other; with fewer there is nothing to compare.
@@ -223,11 +223,14 @@ def _figures_by_optuna(study: optuna.Study) -> Iterator[tuple[str, Figure]]:
 
 
 def _as_trained(study: optuna.Study) -> optuna.Study:
-    """Copy a study; each finished trial begins when a worker took it up, not when it was proposed."""
+    """Copy a study; each finished trial begins when a worker took it up, not when it was proposed.
+
+    One that was paused when it was ended had been trained before, nobody knows when: it has an end alone.
+    """
     copy = optuna.create_study(direction="maximize")
     for trial in study.get_trials():
         if trial.datetime_complete is not None:
-            seconds = trial.user_attrs.get("seconds", 0.0)
+            seconds = 0.0 if trial.user_attrs.get(PAUSED_AT) else trial.user_attrs.get("seconds", 0.0)
             trial.datetime_start = trial.datetime_complete - timedelta(seconds=seconds)
         copy.add_trial(trial)
     return copy

@@ -171,7 +171,7 @@ class Loop:
                 self.busy_seconds += result.seconds
                 del self._running[spec.key]
                 self._later.append(lambda: self._settle(spec, result))
-                if result.state is TrialState.COMPLETE:
+                if result.state in (TrialState.COMPLETE, TrialState.PAUSED):
                     self._store_failures.has_answered()
             case AttemptLost():
                 del self._running[spec.key]

@@ -47,6 +47,7 @@ PARTS = {
     "busy": Part("busy"),
     "search": Part("search", short=("--short",)),
     "endurance": Part("endurance"),
+    "forks": Part("forks"),
     "first-use": Part("first_use"),
 }
 

@@ -1,7 +1,7 @@
 """A thousand forked workers, one after another, each with one step of training.
 
-`python -m benchmarks.forks` gives every attempt a worker of its own, through the executor that a study has. It fails where
-a worker does, and where for a minute nothing comes from any.
+`python -m benchmarks.forks` gives every attempt a worker of its own, through the executor that a study has. It fails
+where a worker does, and where for a minute nothing comes from any.
 """
 
 import os

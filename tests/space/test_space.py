@@ -149,7 +149,7 @@ def test_a_hyperparameter_that_a_space_lacks_has_its_default(tmp_path: Path) -> 
 
     space = load_space(write(tmp_path, content))
 
-    assert space.baseline_point == Hyperparameters(**space.baseline)
+    assert space.baseline_point == Hyperparameters.model_validate(space.baseline)
     assert space.max_epochs == Hyperparameters().epochs
     with pytest.raises(BadInputError, match="epochs is fixed at 10 in space 'mine'; to search it, give it a range"):
         space.complete({"epochs": 5})

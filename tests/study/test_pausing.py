@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.patches import Rectangle
 
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.space.space import SearchSpace
@@ -94,7 +95,8 @@ def test_paused_trials_that_are_ended_do_not_go_on() -> None:
         assert study.runs.runs[after.run_id or ""].status == TrialState.PRUNED.value
     assert study.trial_storage.counted() == 9
     timeline = dict(study_figures(study.trial_storage))["timeline"].axes[0]
-    widths = {bar.get_y() + bar.get_height() / 2: bar.get_width() for bar in timeline.patches}
+    bars = [bar for bar in timeline.patches if isinstance(bar, Rectangle)]
+    widths = {bar.get_y() + bar.get_height() / 2: bar.get_width() for bar in bars}
     assert all(widths[record.number] == 0 for record in paused)
     more = study.again(trials=30, tracker=study.runs)
     more.run()

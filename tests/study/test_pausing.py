@@ -100,7 +100,7 @@ def test_the_lowest_ranked_paused_trials_make_room_on_the_disk(tmp_path: Path) -
     paused = [record for record in study.trial_storage.records() if record.state is TrialState.PAUSED]
     kept = Checkpoints(tmp_path, "", None)
     for record in paused:
-        kept.path(f"trial {record.number:03d}").write_bytes(bytes(100))
+        kept.path(record.label).write_bytes(bytes(100))
     lowest = sorted(paused, key=lambda record: (record.paused_at, max(record.curve.values())))[:2]
     engine = OptunaEngine(study.trial_storage, study.space, "random", "asha", SEED)
     room = 100 * (len(paused) - 2)
@@ -127,7 +127,7 @@ def test_ended_trials_from_which_others_go_on_make_room_too(tmp_path: Path) -> N
     ranked = sorted(study.trial_storage.records(), key=lambda record: record.objective or 0.0)
     kept = Checkpoints(tmp_path, "", None)
     for record in ranked:
-        kept.path(f"trial {record.number:03d}").write_bytes(bytes(100))
+        kept.path(record.label).write_bytes(bytes(100))
     engine = OptunaEngine(study.trial_storage, study.space, "random", "none", SEED)
     engine.continues_trials = True
     proposals = Proposals(engine, study.runs, study.observer, Precision.FLOAT32, 5, kept, 250)

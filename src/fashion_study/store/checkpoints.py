@@ -92,12 +92,12 @@ class Checkpoints:
         path = self.path(label)
         return path.stat().st_size if path.exists() else 0
 
-    def sweep(self, ended: Iterable[int] = (), *, repeats: bool = False) -> None:
-        """Delete what a kill has left: files that were being written, the checkpoints of trials that have ended.
+    def sweep(self, ended: Iterable[str] = (), *, repeats: bool = False) -> None:
+        """Delete what a kill has left: files that were being written, the checkpoints of these `ended` trials.
 
         With `repeats` also those of all finalists' repeats.
         """
-        unneeded = [self.path(f"trial {number:03d}") for number in ended]
+        unneeded = [self.path(label) for label in ended]
         of_repeats = self.folder.glob(f"*-repeat-*{SUFFIX}") if repeats else ()
         for path in (*self.folder.glob(f"*{SUFFIX}.*"), *unneeded, *of_repeats):
             path.unlink(missing_ok=True)

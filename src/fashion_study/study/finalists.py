@@ -341,7 +341,7 @@ class Repeats(TrackedSource):
         self.put_back(spec)
         self._ended[spec.number, spec.repeat] = objective
         for number, reason in self._judge_rounds().items():
-            self.observer.note(f"trial {number:03d} is trained no more: {reason}")
+            self.observer.note(f"{self._records[number].label} is trained no more: {reason}")
         self.observer.expect(self.total)
 
     def _judge_rounds(self) -> dict[int, str]:

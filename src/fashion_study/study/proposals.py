@@ -144,7 +144,7 @@ class Proposals(TrackedSource):
             return
         ended = (TrialState.COMPLETE,) if self._engine.continues_trials else ()
         records = [each for each in self._trial_storage.records() if each.state in (TrialState.PAUSED, *ended)]
-        sized = [(record, kept.size(f"trial {record.number:03d}")) for record in records]
+        sized = [(record, kept.size(record.label)) for record in records]
         excess = sum(size for _, size in sized) - self._checkpoint_disk
         if excess <= 0:
             return
@@ -154,13 +154,12 @@ class Proposals(TrackedSource):
                 self._make_room(record, kept)
 
     def _make_room(self, record: TrialRecord, kept: Checkpoints) -> None:
-        label = f"trial {record.number:03d}"
         if record.state is TrialState.PAUSED:
             self._end_paused(record)
-            what = f"{label} is pruned, paused at {record.paused_at}"
+            what = f"{record.label} is pruned, paused at {record.paused_at}"
         else:
-            kept.discard(label)
-            what = f"{label} has no checkpoint any more: a trial that goes on from it trains its epochs again"
+            kept.discard(record.label)
+            what = f"{record.label} has no checkpoint any more: a trial that goes on from it trains its epochs again"
         self._observer.warn(f"{what}; checkpoints take more than --checkpoint-disk")
 
     def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:

@@ -189,7 +189,7 @@ def _search(session: Session) -> str | None:
         own_sampler = cast(KerasTunerSampler, config.sampler)
         engine = KerasTunerEngine(trial_storage, plan.space, own_sampler, config.seed, plan.points)
     session.checkpoints.sweep(
-        record.number for record in trial_storage.records() if record.state.is_ended and not engine.continues_trials
+        record.label for record in trial_storage.records() if record.state.is_ended and not engine.continues_trials
     )
     proposals = Proposals(
         engine,

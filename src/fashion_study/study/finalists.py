@@ -198,10 +198,11 @@ def rank_finalists(finalists: Iterable[Finalist]) -> tuple[Finalist, ...]:
 
 
 def contenders(objectives: Mapping[int, Sequence[float]]) -> list[int]:
-    """Return the trials that may still win after so many repeats of each, the best first.
+    """Return the trials that are not too far behind after so many repeats of each, the best first.
 
-    Out are those whose mean is too far below the best: by a one-sided t-test at 5 % with the pooled standard deviation,
-    one comparison at a time. A trial without a complete repeat comes last, and is not judged.
+    Too far behind is a mean that is below the best one by more than chance: by a one-sided t-test at 5 % with the
+    pooled standard deviation, one comparison at a time. A trial without a complete repeat comes last, and is not
+    judged.
     """
     means = {trial: mean(values) for trial, values in objectives.items() if values}
     ranked = sorted(objectives, key=lambda trial: means.get(trial, -math.inf), reverse=True)
@@ -221,9 +222,9 @@ def contenders(objectives: Mapping[int, Sequence[float]]) -> list[int]:
 class Repeats(TrackedSource):
     """The finalists' repeats that the tracking store does not have yet, as the work of a loop.
 
-    It is a race, in rounds of one repeat each: after the second, and each that follows, those go on who may still win,
-    the best first, as far as the plan's epochs go. Who that is depends on the results alone, not on the order in which
-    they come. Repeats are no trials: nothing is pruned, and the engine learns nothing of them.
+    It is a race, in rounds of one repeat each: after the second, and each that follows, those go on who are not too
+    far behind, the best first, as far as the plan's epochs go. Who that is depends on the results alone, not on the
+    order in which they come. Repeats are no trials: nothing is pruned, and the engine learns nothing of them.
     """
 
     plan: FinalistPlan

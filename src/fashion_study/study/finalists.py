@@ -1,11 +1,11 @@
-"""The ranked trials of a study, and its finalists: the best trained again, so that luck does not choose the model."""
+"""The finalists of a study: its best trials trained again, so that luck does not choose the model."""
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fashion_study.space.space import SearchSpace
 from fashion_study.statistics import CONFIDENCE, pooled_deviation, student_margin
@@ -16,18 +16,6 @@ from fashion_study.study.progress import Observer
 from fashion_study.tracking.attempt import Attempt
 from fashion_study.trial import AttemptLost, ParamValue, Precision, TrialResult, TrialSpec, TrialState, trial_seed
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-# Of the states in a ranking.
-ORDER = (
-    TrialState.COMPLETE,
-    TrialState.PAUSED,
-    TrialState.PRUNED,
-    TrialState.RUNNING,
-    TrialState.WAITING,
-    TrialState.FAILED,
-)
 DEFAULT_FINALISTS = 3
 DEFAULT_REPEATS = 3
 # So many repeats every finalist has: one alone says nothing of how far luck goes.
@@ -111,34 +99,6 @@ class FinalistPlan:
     repeats: int
     note: str | None = None
     epochs: float = math.inf
-
-
-def rank(records: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
-    """Sort trials: complete ones by objective, then paused and pruned ones by how far and how well they went."""
-
-    def key(record: TrialRecord) -> tuple[float, ...]:
-        reached = record.reached if record.objective is None else 0
-        return ORDER.index(record.state), -reached, -(record.value or 0.0), record.number
-
-    return tuple(sorted(records, key=key))
-
-
-def table(ranked: Sequence[TrialRecord]) -> "pd.DataFrame":
-    """Turn ranked trials into a table, one row each, the hyperparameters as columns of their own."""
-    import pandas as pd
-
-    names = dict.fromkeys(name for record in ranked for name in record.params)
-    columns = {
-        "rank": range(1, len(ranked) + 1),
-        "trial": [record.number for record in ranked],
-        "state": [str(record.reason or record.state) for record in ranked],
-        "objective": [record.objective for record in ranked],
-        **{name: [record.params.get(name) for record in ranked] for name in names},
-        "epochs_run": [record.reached for record in ranked],
-        "seconds": [None if record.seconds is None else round(record.seconds, 1) for record in ranked],
-        "run_id": [record.run_id for record in ranked],
-    }
-    return pd.DataFrame(columns)
 
 
 def plan_finalists(

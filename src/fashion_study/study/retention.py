@@ -11,7 +11,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from fashion_study.store.relocation import local_path
 from fashion_study.store.trials import TrialRecord, TrialStorage
-from fashion_study.study.finalists import rank
+from fashion_study.study.leaderboard import rank
 from fashion_study.text import printable
 from fashion_study.tracking.search import all_pages, find, find_run
 from fashion_study.trial import BASELINE_NUMBER, TrialState

@@ -26,9 +26,8 @@ from fashion_study.study.finalists import (
     Repeats,
     choose,
     plan_finalists,
-    rank,
-    table,
 )
+from fashion_study.study.leaderboard import rank, table
 from fashion_study.study.plan import Plan, plan_study
 from fashion_study.study.progress import Observer
 from fashion_study.study.proposals import Proposals

@@ -1,6 +1,5 @@
 """The engine's proposals as the work of a loop: each is a trial with a run and a place in the trial storage."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -33,11 +32,9 @@ class Proposals(TrackedSource):
         precision: Precision,
         trials: int,
         checkpoints: Checkpoints | None = None,
-        checkpoint_disk: float = math.inf,
     ) -> None:
         self.tracker = tracker
         self.checkpoints = checkpoints
-        self._checkpoint_disk = checkpoint_disk
         self._engine = engine
         self._trial_storage = engine.trial_storage
         self._observer = observer
@@ -145,7 +142,7 @@ class Proposals(TrackedSource):
         ended = (TrialState.COMPLETE,) if self._engine.continues_trials else ()
         records = [each for each in self._trial_storage.records() if each.state in (TrialState.PAUSED, *ended)]
         sized = [(record, kept.size(record.label)) for record in records]
-        excess = sum(size for _, size in sized) - self._checkpoint_disk
+        excess = sum(size for _, size in sized) - kept.disk
         if excess <= 0:
             return
         for record, size in sorted(sized, key=lambda each: (each[0].reached, max(each[0].curve.values(), default=0))):

@@ -191,13 +191,7 @@ def _search(session: Session) -> str | None:
         record.label for record in trial_storage.records() if record.state.is_ended and not engine.continues_trials
     )
     proposals = Proposals(
-        engine,
-        session.tracker,
-        study.observer,
-        session.precision,
-        config.trials,
-        session.checkpoints,
-        config.checkpoint_disk,
+        engine, session.tracker, study.observer, session.precision, config.trials, session.checkpoints
     )
     proposals.bound_checkpoints()
     epochs = (config.epoch_budget or math.inf) - trial_storage.epochs_trained()

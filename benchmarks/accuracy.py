@@ -16,12 +16,12 @@ from unittest import mock
 
 import typer
 
-from benchmarks.results import FOLDER, Line, publish, table_of
+from benchmarks.results import FOLDER, points_line, publish, table_of
 from experiments._entry import run
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.data.dataset import ImageShape
 from fashion_study.libraries import MALLOC, import_without_stderr
-from fashion_study.statistics import CONFIDENCE, student_interval
+from fashion_study.statistics import student_interval
 from fashion_study.trial import DataSource, Hyperparameters, Precision, trial_seed
 
 if TYPE_CHECKING:
@@ -85,19 +85,14 @@ def main(
     for pair in pairs:
         table.add_row(f"seed {pair.seed}", f"{pair.ours:.4f}", f"{pair.stock:.4f}", f"{pair.points:+.2f}")
     differences = [pair.points for pair in pairs]
-    middle, (low, high) = mean(differences), student_interval(differences)
-    line = Line(
-        f"accuracy, our training layers less Keras's, {precision}",
-        f"{middle:+.2f} points ({CONFIDENCE:.0%}: {low:+.2f} to {high:+.2f})",
-        GOAL,
-    )
+    line = points_line(f"accuracy, our training layers less Keras's, {precision}", differences, GOAL)
     figures = {
         "precision": precision.value,
         "images": images,
         "params": params.model_dump(),
         "pairs": [asdict(pair) for pair in pairs],
-        "mean_points": middle,
-        "interval_points": [float(low), float(high)],
+        "mean_points": mean(differences),
+        "interval_points": list(student_interval(differences)),
     }
     publish("accuracy", [table], [line], figures, seeds, output)
 

@@ -17,11 +17,10 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from benchmarks.results import FOLDER, Line, publish, table_of
+from benchmarks.results import FOLDER, points_line, publish, table_of
 from experiments._entry import run
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.libraries import MALLOC, import_without_stderr
-from fashion_study.statistics import CONFIDENCE, student_interval
 from fashion_study.trial import DataSource, Epoch, Hyperparameters, trial_seed
 
 PROCESSES = 2
@@ -85,16 +84,11 @@ def main(
         points = (f"{each.flattery:+.2f}", f"{each.gain:+.2f}")
         table.add_row(f"seed {order.seed}", str(each.best + 1), *(f"{value:.2f}" for value in shown), *points)
     lines = [
-        _line("validation accuracy of the best epoch above unseen images", [each.flattery for each in curves]),
-        _line("best epoch above the last one, on unseen images", [each.gain for each in curves]),
+        points_line("validation accuracy of the best epoch above unseen images", [each.flattery for each in curves]),
+        points_line("best epoch above the last one, on unseen images", [each.gain for each in curves]),
     ]
     figures = {"params": params.model_dump(), "images": images, "curves": [vars(each) for each in curves]}
     publish("best_epoch", [table], lines, figures, seeds, output)
-
-
-def _line(what: str, points: list[float]) -> Line:
-    low, high = student_interval(points)
-    return Line(what, f"{mean(points):+.2f} points ({CONFIDENCE:.0%}: {low:+.2f} to {high:+.2f})")
 
 
 def trained(order: Order) -> Curves:

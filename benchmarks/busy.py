@@ -11,7 +11,8 @@ import itertools
 import random
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -120,28 +121,25 @@ class VirtualWorkers:
 
     def submit(self, spec: TrialSpec) -> None:
         """Begin an attempt."""
-        self._enter()
-        if not spec.resumes:
-            self._begun.append(_Moment(self._now, self._worked))
-        self._attempts[spec.number] = spec, toy_training(spec, None)
-        self._train(spec.number, prune=None)
-        self._left = time.perf_counter()
+        with self._call():
+            if not spec.resumes:
+                self._begun.append(_Moment(self._now, self._worked))
+            self._attempts[spec.number] = spec, toy_training(spec, None)
+            self._train(spec.number, prune=None)
 
     def answer(self, report: EpochReport, *, prune: bool) -> None:
         """Go on with a trial, or end it."""
-        self._enter()
-        self._train(report.number, prune=prune)
-        self._left = time.perf_counter()
+        with self._call():
+            self._train(report.number, prune=prune)
 
     def wait(self, timeout: float) -> list[Event]:
         """Return what has happened by now; given time, wait for the next event."""
-        self._enter()
-        if timeout > 0 and self._queue:
-            self._now = max(self._now, self._queue[0][0])
         events = []
-        while self._queue and self._queue[0][0] <= self._now:
-            events.append(heapq.heappop(self._queue)[2])
-        self._left = time.perf_counter()
+        with self._call():
+            if timeout > 0 and self._queue:
+                self._now = max(self._now, self._queue[0][0])
+            while self._queue and self._queue[0][0] <= self._now:
+                events.append(heapq.heappop(self._queue)[2])
         return events
 
     def close(self) -> None:
@@ -164,10 +162,14 @@ class VirtualWorkers:
             "epochs": len(self._trained),
         }
 
-    def _enter(self) -> None:
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """Let the clock run on by what the coordinator has worked since the last call; this call takes no time."""
         worked = time.perf_counter() - self._left
         self._now += worked
         self._worked += worked
+        yield
+        self._left = time.perf_counter()
 
     def _train(self, number: int, *, prune: bool | None) -> None:
         spec, training = self._attempts[number]

@@ -104,7 +104,10 @@ def space_of(path: Path, design: Design) -> SearchSpace:
     """
     space = load_space(str(space_file(path)))
     if space.digest != design.space_digest:
-        raise BadInputError(f"{path}: the space {space.name!r} has changed since. Record the curves anew.")
+        raise BadInputError(
+            f"{space_file(path)}: the space {space.name!r} has changed since the curves of {path.name} were recorded. "
+            "Restore the committed file, or record the curves anew."
+        )
     return space
 
 

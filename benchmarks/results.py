@@ -10,12 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import psutil
 from joblib import cpu_count
 from rich.console import Console
 from rich.table import Table
+
+from fashion_study.statistics import CONFIDENCE, student_interval
 
 # The JSON files go here by default; make clean removes it.
 FOLDER = Path("build/benchmarks")
@@ -35,6 +38,12 @@ class Line:
     measured: str
     goal: str = ""
     n: int | None = None
+
+
+def points_line(what: str, points: Sequence[float], goal: str = "") -> Line:
+    """Return a line with the mean of differences in percentage points and its confidence interval (Student's t)."""
+    low, high = student_interval(points)
+    return Line(what, f"{mean(points):+.2f} points ({CONFIDENCE:.0%}: {low:+.2f} to {high:+.2f})", goal)
 
 
 def publish(

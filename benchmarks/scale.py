@@ -130,7 +130,7 @@ def _run_on(root: Path, sampler: SamplerName, workers: int) -> dict[str, Any]:
 def _read(root: Path) -> dict[str, Any]:
     """Read what a person asks of a study (best trial, leaderboard, report), and what is logged at its end."""
     from fashion_study.report.publish import publish_report
-    from fashion_study.study.finalists import rank, table
+    from fashion_study.study.leaderboard import rank, table
 
     study = _open(root, "tpe")
     ranked = rank(study.trial_storage.records())

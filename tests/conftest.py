@@ -19,6 +19,7 @@ LONGEST = (
     "test_walkthrough.py",
     "test_end_to_end.py",
     "test_processes.py",
+    "test_study_signals.py",
     "deploy/test_study.py",
     "test_peers.py",
     "test_stopped_early.py",

@@ -3,13 +3,10 @@ import math
 import re
 import shlex
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
-from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +15,17 @@ import mlflow
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import psutil
 import pytest
-from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.space.file import load_space
-from tests.faults.table import RecordFault
 from tests.support.commands import call_command
 from tests.support.finished import copy_store
-from tests.support.optuna_client import trials_of
-from tests.support.processes import started_process
+from tests.support.study_command import PATIENCE, ROOT, STUDY, Evidence, Start, command, look, read_back, start_here
 
-ROOT = Path(__file__).parents[1]
-STUDY = "digits-smoke"
 SPACE = load_space("smoke")
-# Not a measure of anything: how long a study on a busy machine may take before something must be wrong.
-PATIENCE = 280
 CURVES = {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "epoch_seconds", "images_per_second"}
 EVIDENCE = {
     "confusion_matrix.png",
@@ -57,83 +46,6 @@ fixed:
   {filters_1: 64, filters_2: 8, filters_3: 8, dense_units: 256, optimizer: sgd, decay: 0.0,
    batch_size: 8, epochs: 2, input_scale: raw}
 """
-
-
-def command(store: Path, *options: str, space: str = "smoke") -> list[str]:
-    fixed = ["--space", space, "--dataset", "digits", "--store", str(store), "--precision", "float32"]
-    without = [] if "--finalists" in options else ["--finalists", "0"]
-    return [sys.executable, "-m", "experiments.run_study", *fixed, *without, *options]
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What a study left, read with MLflow's and Optuna's own clients.
-
-    `runs` are its trials' attempts, `repeats` those of its finalists.
-    """
-
-    client: MlflowClient
-    parent: Run
-    runs: dict[str, Run]
-    repeats: list[Run]
-    trials: dict[int, FrozenTrial]
-
-    def run_of(self, number: int) -> Run:
-        return self.runs[self.trials[number].user_attrs["run_id"]]
-
-    def artifacts(self, run: Run, folder: str = "") -> set[str]:
-        return {artifact.path for artifact in self.client.list_artifacts(run.info.run_id, folder)}
-
-    def table(self, run: Run, name: str) -> Any:
-        return json.loads(Path(self.client.download_artifacts(run.info.run_id, name)).read_text())
-
-
-def read_back(store: Path, study: str = STUDY) -> Evidence:
-    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
-    experiment = client.get_experiment_by_name("digits")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
-    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-    assert {run.data.tags["mlflow.parentRunId"] for run in runs if run is not parent} <= {parent.info.run_id}
-    return Evidence(
-        client=client,
-        parent=parent,
-        runs={run.info.run_id: run for run in runs if run.data.tags["kind"] == "trial"},
-        repeats=[run for run in runs if run.data.tags["kind"] == "finalist"],
-        trials={trial.number: trial for trial in trials_of(store, study)},
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """One start of the command, run to its end, and what the store held then: later starts change the store."""
-
-    store: Path
-    exit_code: int
-    output: str
-    errors: str
-    evidence: Evidence
-    parent_files: Path
-
-
-def start(store: Path, copy_to: Path, *options: str) -> Start:
-    """Start the command in a process of its own."""
-    done = subprocess.run(
-        command(store, *options), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    return look(store, copy_to, done)
-
-
-def start_here(store: Path, copy_to: Path, *options: str) -> Start:
-    """Start the command in this process, which has imported already what it needs."""
-    return look(store, copy_to, call_command(*command(store, *options)[2:]))
-
-
-def look(store: Path, copy_to: Path, done: subprocess.CompletedProcess[str]) -> Start:
-    evidence = read_back(store)
-    copy_to.mkdir()
-    files = evidence.client.download_artifacts(evidence.parent.info.run_id, "", str(copy_to))
-    return Start(store, done.returncode, done.stdout, done.stderr, evidence, Path(files))
 
 
 @pytest.fixture(scope="module")
@@ -516,188 +428,6 @@ def test_another_seed_is_refused_with_the_difference(extended: Start) -> None:
     assert refused.evidence.runs.keys() == extended.evidence.runs.keys()
 
 
-@dataclass(frozen=True, eq=False)
-class Ending:
-    """How a study ended that was sent signals, and what it left behind for the next start of it."""
-
-    store: Path
-    exit_code: int
-    output: str
-    errors: str
-    surviving_workers: list[psutil.Process]
-    evidence: Evidence
-
-    def states(self) -> Counter[TrialState]:
-        return Counter(trial.state for trial in self.evidence.trials.values())
-
-    def statuses(self) -> Counter[str]:
-        return Counter(run.info.status for run in self.evidence.runs.values())
-
-
-def end_with(store: Path, *signals: signal.Signals) -> Ending:
-    """Send a study the first signal when a trial is complete, a second one when it says that it stops."""
-    options = ("--trials", "500", "--workers", "1")
-    with started_process(
-        command(store, *options), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        workers: list[psutil.Process] = []
-        shown = ""
-        for number, awaited in zip(signals, (" complete: ", " stopped from outside "), strict=False):
-            shown += read_up_to(awaited, process)
-            workers = workers or psutil.Process(process.pid).children(recursive=True)
-            process.send_signal(number)
-        output, errors = process.communicate(timeout=PATIENCE)
-    assert workers
-    _, surviving = psutil.wait_procs(workers, timeout=30)
-    return Ending(store, process.returncode, shown + output, errors, surviving, read_back(store))
-
-
-def read_up_to(text: str, process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    lines: list[str] = []
-    for line in process.stdout:
-        lines.append(line)
-        if text in line:
-            return "".join(lines)
-    raise AssertionError(f"The study ended before it said {text!r}: {lines}")
-
-
-@pytest.fixture(scope="module")
-def stopped_once(tmp_path_factory: pytest.TempPathFactory) -> Ending:
-    return end_with(tmp_path_factory.mktemp("interrupted") / "store", signal.SIGINT)
-
-
-@pytest.fixture(scope="module")
-def stopped_twice(stopped_once: Ending) -> Ending:
-    return end_with(stopped_once.store, signal.SIGINT, signal.SIGINT)
-
-
-@pytest.fixture(scope="module")
-def killed(stopped_twice: Ending) -> Ending:
-    return end_with(stopped_twice.store, signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def terminated(killed: Ending) -> Ending:
-    return end_with(killed.store, signal.SIGTERM)
-
-
-@pytest.fixture(scope="module")
-def terminated_twice(terminated: Ending) -> Ending:
-    return end_with(terminated.store, signal.SIGTERM, signal.SIGTERM)
-
-
-@pytest.fixture(scope="module")
-def finished(terminated_twice: Ending) -> Start:
-    total = len(terminated_twice.evidence.trials)
-    copy_to = terminated_twice.store.parent / "finished"
-    return start(terminated_twice.store, copy_to, "--trials", str(total), "--workers", "1")
-
-
-@pytest.mark.faults
-def test_one_ctrl_c_ends_a_study_cleanly(stopped_once: Ending, record_fault: RecordFault) -> None:
-    assert stopped_once.exit_code == 130
-    assert stopped_once.errors == ""
-    assert "Stopped by Ctrl-C; the unfinished trials wait." in stopped_once.output
-    (following,) = re.findall(r"^Go on: +[^ ]*python[^ ]* (.+)$", stopped_once.output, re.MULTILINE)
-    assert set(shlex.split(following)) >= set(command(stopped_once.store, "--trials", "500", "--workers", "1")[1:])
-    assert stopped_once.surviving_workers == []
-    assert stopped_once.states()[TrialState.WAITING] >= 1
-    assert stopped_once.states()[TrialState.RUNNING] == 0
-    assert stopped_once.statuses()["RUNNING"] == 0
-    assert stopped_once.evidence.parent.info.status == "KILLED"
-    record_fault("Ctrl-C once", "I2 I6 I8", phases={"tell": 1})
-
-
-@pytest.mark.faults
-def test_a_second_ctrl_c_ends_it_at_once(stopped_twice: Ending, record_fault: RecordFault) -> None:
-    assert stopped_twice.exit_code == 130
-    assert "Stopped at once" in stopped_twice.errors
-    assert "Traceback" not in stopped_twice.errors
-    assert "MLflow UI" not in stopped_twice.output
-    assert stopped_twice.surviving_workers == []
-    record_fault("Ctrl-C twice", "I6", phases={"tell": 1})
-
-
-@pytest.mark.faults
-def test_workers_do_not_outlive_a_coordinator_that_is_killed(killed: Ending) -> None:
-    assert killed.exit_code == -signal.SIGKILL
-    assert killed.surviving_workers == []
-    assert killed.states()[TrialState.RUNNING] >= 1
-    assert killed.statuses()["RUNNING"] >= 1
-
-
-@pytest.mark.faults
-def test_the_start_after_a_kill_says_what_it_resumes(
-    killed: Ending, terminated: Ending, record_fault: RecordFault
-) -> None:
-    abandoned = [number for number, trial in killed.evidence.trials.items() if trial.state is TrialState.RUNNING]
-    for number in abandoned:
-        assert re.search(rf"trial {number:03d} was interrupted in attempt \d; it is waiting now", terminated.output)
-    restarted = re.findall(r"trial (\d{3}) started \(attempt \d\)", terminated.output)
-    assert min(abandoned) == int(restarted[0])
-    record_fault("SIGKILL of a real Keras study", "I8", phases={"tell": 1})
-
-
-@pytest.mark.faults
-def test_sigterm_ends_a_study_cleanly_with_its_own_exit_code(terminated: Ending, record_fault: RecordFault) -> None:
-    assert terminated.exit_code == 143
-    assert terminated.errors == ""
-    assert terminated.surviving_workers == []
-    assert terminated.states()[TrialState.RUNNING] == 0
-    assert terminated.statuses()["RUNNING"] == 0
-    record_fault("SIGTERM", "I2 I6 I8", phases={"tell": 1})
-
-
-@pytest.mark.faults
-def test_a_second_sigterm_ends_it_at_once_with_its_own_exit_code(
-    terminated_twice: Ending, record_fault: RecordFault
-) -> None:
-    assert terminated_twice.exit_code == 143
-    assert "Stopped at once" in terminated_twice.errors
-    assert "Traceback" not in terminated_twice.errors
-    assert "MLflow UI" not in terminated_twice.output
-    assert terminated_twice.surviving_workers == []
-    record_fault("SIGTERM twice", "I6", phases={"tell": 1})
-
-
-@pytest.mark.faults
-def test_a_study_stopped_repeatedly_still_reaches_its_total(finished: Start) -> None:
-    assert finished.exit_code == 0, finished.errors
-    trials = finished.evidence.trials
-    assert sorted(trials) == list(range(len(trials)))
-    assert {trial.state for trial in trials.values()} <= {TrialState.COMPLETE, TrialState.WAITING}
-    assert f"{len(trials)} of {len(trials)} trials done" in finished.output
-    assert finished.evidence.parent.info.status == "FINISHED"
-    assert {run.info.status for run in finished.evidence.runs.values()} <= {"FINISHED", "KILLED", "SCHEDULED"}
-
-
-@pytest.mark.faults
-def test_a_trial_keeps_parameters_and_seed_over_attempts(finished: Start) -> None:
-    for number in finished.evidence.trials:
-        attempts = [run for run in finished.evidence.runs.values() if run.data.tags["trial"] == str(number)]
-        assert len({run.data.tags["seed"] for run in attempts}) == 1
-        assert len({tuple(sorted(run.data.params.items())) for run in attempts}) == 1
-
-
-@pytest.mark.faults
-def test_every_trial_has_one_current_run(finished: Start, record_fault: RecordFault) -> None:
-    evidence = finished.evidence
-    replaced = {run_id: run for run_id, run in evidence.runs.items() if "superseded_by" in run.data.tags}
-    current = {run_id: run for run_id, run in evidence.runs.items() if run_id not in replaced}
-    assert {run_id: int(run.data.tags["trial"]) for run_id, run in current.items()} == {
-        trial.user_attrs["run_id"]: number for number, trial in evidence.trials.items()
-    }
-    assert len(replaced) >= 4
-    for run in replaced.values():
-        successor = evidence.runs[run.data.tags["superseded_by"]]
-        assert successor.data.tags["trial"] == run.data.tags["trial"]
-        assert int(successor.data.tags["attempt"]) == int(run.data.tags["attempt"]) + 1
-        assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
-        assert run.info.run_name == f"{int(run.data.tags['trial']):03d}  interrupted"
-    record_fault("SIGKILL of a real Keras study", "I2 I3 I5", phases={"epoch": 1})
-
-
 def test_a_study_whose_trials_all_diverge_ends_with_1(tmp_path: Path) -> None:
     space = tmp_path / "doomed.yaml"
     space.write_text(DOOMED_SPACE)
@@ -714,28 +444,3 @@ def test_a_study_whose_trials_all_diverge_ends_with_1(tmp_path: Path) -> None:
         failure = Path(evidence.client.download_artifacts(run.info.run_id, "failure.txt"))
         assert "The loss became" in failure.read_text()
     assert evidence.parent.info.status == "FINISHED"
-
-
-@pytest.mark.faults
-def test_killed_among_finalists_the_missing_repeat_is_trained(tmp_path: Path, record_fault: RecordFault) -> None:
-    options = ("--trials", "1", "--workers", "1", "--finalists", "1", "--repeats", "2")
-    with started_process(command(tmp_path / "store", *options), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        read_up_to("trial 000 repeat 2 started", process)
-        process.kill()
-        process.communicate(timeout=PATIENCE)
-    before = {run.data.tags["repeat"]: run for run in read_back(tmp_path / "store").repeats}
-    assert {repeat: run.data.tags["state"] for repeat, run in before.items()} == {"1": "complete", "2": "running"}
-
-    resumed = start(tmp_path / "store", tmp_path / "resumed", *options)
-
-    assert resumed.exit_code == 0, resumed.output + resumed.errors
-    runs = {run.info.run_id: run for run in resumed.evidence.repeats}
-    assert runs[before["1"].info.run_id].info.status == "FINISHED"
-    (current,) = runs.keys() - {run.info.run_id for run in before.values()}
-    abandoned = runs[before["2"].info.run_id]
-    assert (runs[current].info.status, runs[current].data.tags["repeat"]) == ("FINISHED", "2")
-    assert (abandoned.info.status, abandoned.data.tags["superseded_by"]) == ("KILLED", current)
-    assert runs[current].data.tags["seed"] == abandoned.data.tags["seed"]
-    (version,) = resumed.evidence.client.search_model_versions("name = 'digits-cnn'")
-    assert version.run_id in {before["1"].info.run_id, current}
-    record_fault("SIGKILL of a real Keras study", "I2 I3 I4 I6", phases={"finalists": 1})

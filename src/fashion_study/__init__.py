@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from fashion_study.config import StudyConfig
     from fashion_study.data.catalog import load_dataset, locate
     from fashion_study.space.file import load_space
-    from fashion_study.study.finalists import table
+    from fashion_study.study.leaderboard import table
     from fashion_study.study.progress import watch
     from fashion_study.study.run import StudyResult, run_study
 
@@ -23,7 +23,7 @@ MODULES = {
     "load_space": "space.file",
     "locate": "data.catalog",
     "run_study": "study.run",
-    "table": "study.finalists",
+    "table": "study.leaderboard",
     "watch": "study.progress",
 }
 

@@ -99,8 +99,8 @@ class StudyConfig(BaseModel):
     than `trial_timeout` seconds, or more than `worker_memory` bytes, fails. Where the checkpoints of paused trials
     take more than `checkpoint_disk` bytes, the lowest ranked of these trials are pruned; `close` prunes all of them at
     the end. `keep_models` keeps the model files of that many best trials and deletes the others. The best `finalists`
-    trials are trained again up to `repeats` times, as long as they can win; by default 3 and 3, as far as that takes
-    no more epochs than the trials did.
+    trials are trained again up to `repeats` times, unless they fall too far behind; by default 3 and 3, as far as that
+    takes no more epochs than the trials did.
     `try_points` are tried right after the baseline; the baseline supplies the parameters that a point leaves out.
 
     `study_db` is the URL of a PostgreSQL database for the trials, without a password; the default is `OPTUNA_STORAGE`,

@@ -12,7 +12,7 @@ import typer
 from benchmarks import __main__ as everything
 from benchmarks import throughput
 from benchmarks.processes import USERS_SERVERS, use_own_stores
-from benchmarks.results import Line, publish
+from benchmarks.results import Line, points_line, publish
 from benchmarks.throughput import OURS, Measurement
 
 PEER = next(iter(throughput.PEERS))
@@ -62,6 +62,10 @@ def test_results_say_how_often_and_name_no_folder(tmp_path: Path, monkeypatch: p
     assert [line["n"] for line in sheet["lines"]] == [5, 40]
     assert sheet["argv"] == ["--short", "--data-dir", "data", "--output=sheet.json"]
     assert {"machine", "commit", "n", "figure"} <= set(sheet)
+
+
+def test_differences_are_shown_with_their_interval() -> None:
+    assert points_line("a gain", [1.0, 2.0, 3.0], "2").measured == "+2.00 points (95%: -0.48 to +4.48)"
 
 
 class Rounds:

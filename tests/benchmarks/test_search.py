@@ -49,7 +49,7 @@ def test_the_short_form_compares_every_main_strategy(tmp_path: Path, capsys: pyt
 def test_curves_of_a_space_that_has_changed_are_refused(tmp_path: Path) -> None:
     table = write(tmp_path / "curves.jsonl.gz", design_digest="before")
 
-    with pytest.raises(BadInputError, match="has changed since"):
+    with pytest.raises(BadInputError, match=r"curves\.yaml: .* has changed since .* Restore the committed file"):
         main(table=table, output=tmp_path / "search.json")
 
 

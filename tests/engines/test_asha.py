@@ -23,7 +23,7 @@ def test_a_trial_stops_at_rungs_alone() -> None:
 def test_the_first_trials_wait_for_others() -> None:
     halving = AsynchronousHalving(20)
     assert not halving.goes_on(0, 1, lambda: [trial(0, 0.5)])
-    assert halving.to_go_on([trial(0, 0.5), trial(1, 0.6)]) is None
+    assert halving.to_go_on([trial(0, 0.5), trial(1, 0.6)], may_begin=True) is None
 
 
 def test_where_no_others_come_the_best_of_a_rung_goes_on() -> None:
@@ -40,18 +40,18 @@ def test_the_best_third_of_a_rung_goes_on() -> None:
     six = [trial(number, value) for number, value in enumerate((0.5, 0.7, 0.6, 0.9, 0.8, 0.4))]
 
     assert [number for number in range(6) if halving.goes_on(number, 1, lambda: six)] == [3, 4]
-    first = halving.to_go_on(six)
+    first = halving.to_go_on(six, may_begin=True)
     assert first is six[3]
 
 
 def test_what_was_passed_over_goes_on_when_more_have_come() -> None:
     halving = AsynchronousHalving(20)
     three = [trial(0, 0.9, 0.9, 0.9, state=TrialState.COMPLETE), trial(1, 0.8), trial(2, 0.1)]
-    assert halving.to_go_on(three) is None
+    assert halving.to_go_on(three, may_begin=True) is None
 
     six = [*three, *(trial(number, 0.2) for number in (3, 4, 5))]
 
-    assert halving.to_go_on(six) is six[1]
+    assert halving.to_go_on(six, may_begin=True) is six[1]
 
 
 def test_the_highest_rung_comes_first() -> None:
@@ -59,7 +59,7 @@ def test_the_highest_rung_comes_first() -> None:
     low = [trial(number, 0.99) for number in range(6)]
     high = [trial(number, 0.5, 0.5, value) for number, value in ((6, 0.6), (7, 0.7), (8, 0.8))]
 
-    assert halving.to_go_on([*low, *high]) is high[2]
+    assert halving.to_go_on([*low, *high], may_begin=True) is high[2]
 
 
 def test_a_rung_counts_the_best_value_up_to_it() -> None:
@@ -68,13 +68,13 @@ def test_a_rung_counts_the_best_value_up_to_it() -> None:
     others = [trial(1, 0.5, 0.5, 0.5), trial(2, 0.5, 0.5, 0.6)]
 
     assert halving.goes_on(0, 3, lambda: [unlucky, *others])
-    assert halving.to_go_on([unlucky, *others]) is unlucky
+    assert halving.to_go_on([unlucky, *others], may_begin=True) is unlucky
 
 
 def test_of_equal_trials_the_earlier_goes_on() -> None:
     halving = AsynchronousHalving(20)
     equal = [trial(number, 0.5) for number in (2, 1, 3)]
-    assert halving.to_go_on(equal) is equal[1]
+    assert halving.to_go_on(equal, may_begin=True) is equal[1]
 
 
 @pytest.mark.parametrize(("most", "rungs"), [(1, []), (2, []), (3, [1]), (6, [1]), (7, [1, 3]), (19, [1, 3, 9])])
@@ -90,4 +90,4 @@ def test_a_trial_that_was_once_further_goes_on_from_where_it_is_paused() -> None
     further = replace(trial(0, 0.9, 0.9, 0.9, 0.9, 0.9), paused_at=1)
     others = [trial(number, 0.1) for number in (1, 2)]
 
-    assert halving.to_go_on([further, *others]) is further
+    assert halving.to_go_on([further, *others], may_begin=True) is further

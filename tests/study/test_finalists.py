@@ -160,7 +160,7 @@ def test_every_finalist_is_trained_with_seeds_of_its_own() -> None:
     assert results[0].objectives == (height,) * 3
 
 
-def test_who_is_too_far_behind_cannot_win() -> None:
+def test_who_is_too_far_behind_is_no_contender() -> None:
     near = {1: [0.900, 0.904], 2: [0.899, 0.903], 3: [0.892, 0.894]}
     assert contenders(near) == [1, 2]
     # The same means, but each as unsteady as the distance between them.

@@ -3,7 +3,7 @@
 import math
 
 from fashion_study.store.trials import TrialRecord
-from fashion_study.study.finalists import rank, table
+from fashion_study.study.leaderboard import rank, table
 from fashion_study.trial import FailReason, ParamValue, TrialState
 
 

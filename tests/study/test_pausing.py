@@ -107,13 +107,12 @@ def test_the_lowest_ranked_paused_trials_make_room_on_the_disk(tmp_path: Path) -
     study = Study(trials=12, pruner="asha", space=smoke_with(epochs=8), has_checkpoints=True)
     study.run()
     paused = [record for record in study.trial_storage.records() if record.state is TrialState.PAUSED]
-    kept = Checkpoints(tmp_path, "", None)
+    kept = Checkpoints(tmp_path, "", None, disk=100 * (len(paused) - 2))
     for record in paused:
-        kept.path(f"trial {record.number:03d}").write_bytes(bytes(100))
+        kept.path(record.label).write_bytes(bytes(100))
     lowest = sorted(paused, key=lambda record: (record.paused_at, max(record.curve.values())))[:2]
     engine = OptunaEngine(study.trial_storage, study.space, "random", "asha", SEED)
-    room = 100 * (len(paused) - 2)
-    proposals = Proposals(engine, study.runs, study.observer, Precision.FLOAT32, 13, kept, room)
+    proposals = Proposals(engine, study.runs, study.observer, Precision.FLOAT32, 13, kept)
 
     spec = proposals.next()
     assert spec is not None
@@ -134,12 +133,12 @@ def test_ended_trials_from_which_others_go_on_make_room_too(tmp_path: Path) -> N
     study = Study(trials=4, space=smoke_with(epochs=2))
     study.run()
     ranked = sorted(study.trial_storage.records(), key=lambda record: record.objective or 0.0)
-    kept = Checkpoints(tmp_path, "", None)
+    kept = Checkpoints(tmp_path, "", None, disk=250)
     for record in ranked:
-        kept.path(f"trial {record.number:03d}").write_bytes(bytes(100))
+        kept.path(record.label).write_bytes(bytes(100))
     engine = OptunaEngine(study.trial_storage, study.space, "random", "none", SEED)
     engine.continues_trials = True
-    proposals = Proposals(engine, study.runs, study.observer, Precision.FLOAT32, 5, kept, 250)
+    proposals = Proposals(engine, study.runs, study.observer, Precision.FLOAT32, 5, kept)
 
     proposals.bound_checkpoints()
 

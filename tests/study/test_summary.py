@@ -13,7 +13,8 @@ from rich.console import Console
 from fashion_study.config import StudyConfig
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TrialRecord
-from fashion_study.study.finalists import Finalist, rank
+from fashion_study.study.finalists import Finalist
+from fashion_study.study.leaderboard import rank
 from fashion_study.study.run import StudyResult
 from fashion_study.study.summary import SHOWN, summarise
 from fashion_study.trial import DataSource, FailReason, Precision, TrialState

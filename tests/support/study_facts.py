@@ -12,7 +12,8 @@ from fashion_study.data.catalog import describe
 from fashion_study.report.facts import ConfusedPair, Finals, ModelFacts, Reference, StudyFacts
 from fashion_study.space.file import load_space
 from fashion_study.store.trials import TrialRecord
-from fashion_study.study.finalists import Finalist, rank
+from fashion_study.study.finalists import Finalist
+from fashion_study.study.leaderboard import rank
 from fashion_study.trial import FailReason, ParamValue, TrialState
 
 CLASSES = describe("fashion-mnist").class_names

@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TrialRecord
-from fashion_study.study.finalists import table
+from fashion_study.study.leaderboard import table
 from fashion_study.testing.training import toy_report
 from fashion_study.tracking import runs as runs_module
 from fashion_study.tracking.attempt import run_name

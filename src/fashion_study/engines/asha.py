@@ -26,9 +26,9 @@ class AsynchronousHalving:
 
     def goes_on(self, number: int, epoch: int, records: Callable[[], Iterable[TrialRecord]]) -> bool:
         """Return whether a trial that has just reached an epoch may train the next one."""
-        return epoch not in self._rungs or number in self._best(epoch, records())
+        return epoch not in self._rungs or number in self._best(epoch, records(), may_begin=True)
 
-    def to_go_on(self, records: Iterable[TrialRecord], *, may_begin: bool = True) -> TrialRecord | None:
+    def to_go_on(self, records: Iterable[TrialRecord], *, may_begin: bool) -> TrialRecord | None:
         """Return the best paused trial of the highest rung that has earned it, if there is one.
 
         Unless new trials `may_begin` the best of a rung has: else a short study would end with nothing complete.
@@ -41,7 +41,7 @@ class AsynchronousHalving:
                     return paused[number]
         return None
 
-    def _best(self, rung: int, records: Iterable[TrialRecord], *, may_begin: bool = True) -> list[int]:
+    def _best(self, rung: int, records: Iterable[TrialRecord], *, may_begin: bool) -> list[int]:
         """Return the trials that may go on from a rung, the best first."""
         reached = [record for record in records if rung in record.curve]
         allowed = len(reached) // self._reduction

@@ -25,7 +25,7 @@ from fashion_study.space.file import load_space
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TrialStorage
 from fashion_study.study.figures import importances
-from fashion_study.study.finalists import rank
+from fashion_study.study.leaderboard import rank
 from fashion_study.text import printable
 from fashion_study.tracking.registry import Registry
 from fashion_study.tracking.search import find_run

@@ -22,7 +22,7 @@ from fashion_study.study.figures import (
     parameter_importances,
     trial_lengths,
 )
-from fashion_study.study.finalists import ORDER
+from fashion_study.study.leaderboard import ORDER
 from fashion_study.study.progress import duration
 from fashion_study.trial import ParamValue
 

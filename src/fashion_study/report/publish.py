@@ -115,7 +115,7 @@ def _contents(facts: "StudyFacts") -> str:
     if first is None or first.objective is None:
         return f"{line}, none complete yet"
     # As in the summary of a study; the finalists are there for another figure.
-    line += f", best trial {first.number:03d} with {first.objective:.4f} validation accuracy"
+    line += f", best {first.label} with {first.objective:.4f} validation accuracy"
     baseline = facts.record(facts.baseline.trial) if facts.baseline else None
     if baseline is not None and baseline.objective is not None and baseline is not first:
         points = 100 * (first.objective - baseline.objective)

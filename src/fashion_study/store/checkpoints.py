@@ -6,10 +6,11 @@ arrays. The coordinator reads the line, and the worker that goes on from the fil
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,15 @@ class Header:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of a study, in a folder, of trainings on images with this digest and limit."""
+    """The checkpoints of a study, in a folder, of trainings on images with this digest and limit.
+
+    Those that no training uses now, but a later one may, are to take no more than `disk` bytes.
+    """
 
     folder: Path
     data_digest: str
     limit_train: int | None
+    disk: float = field(default=math.inf, kw_only=True)
 
     @classmethod
     def of(cls, settings: WorkerSettings) -> "Checkpoints | None":
@@ -92,12 +97,12 @@ class Checkpoints:
         path = self.path(label)
         return path.stat().st_size if path.exists() else 0
 
-    def sweep(self, ended: Iterable[int] = (), *, repeats: bool = False) -> None:
-        """Delete what a kill has left: files that were being written, the checkpoints of trials that have ended.
+    def sweep(self, ended: Iterable[str] = (), *, repeats: bool = False) -> None:
+        """Delete what a kill has left: files that were being written, the checkpoints of these `ended` trials.
 
         With `repeats` also those of all finalists' repeats.
         """
-        unneeded = [self.path(f"trial {number:03d}") for number in ended]
+        unneeded = [self.path(label) for label in ended]
         of_repeats = self.folder.glob(f"*-repeat-*{SUFFIX}") if repeats else ()
         for path in (*self.folder.glob(f"*{SUFFIX}.*"), *unneeded, *of_repeats):
             path.unlink(missing_ok=True)

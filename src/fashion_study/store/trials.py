@@ -64,6 +64,11 @@ class TrialRecord:
     cause: str = ""
 
     @property
+    def label(self) -> str:
+        """Return its name: `trial 007`."""
+        return f"trial {self.number:03d}"
+
+    @property
     def reached(self) -> int:
         """Return the last reported epoch, 0 where there is none."""
         return max(self.curve, default=0)

@@ -1,11 +1,11 @@
-"""The ranked trials of a study, and its finalists: the best trained again, so that luck does not choose the model."""
+"""The finalists of a study: its best trials trained again, so that luck does not choose the model."""
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fashion_study.space.space import SearchSpace
 from fashion_study.statistics import CONFIDENCE, pooled_deviation, student_margin
@@ -16,18 +16,6 @@ from fashion_study.study.progress import Observer
 from fashion_study.tracking.attempt import Attempt
 from fashion_study.trial import AttemptLost, ParamValue, Precision, TrialResult, TrialSpec, TrialState, trial_seed
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-# Of the states in a ranking.
-ORDER = (
-    TrialState.COMPLETE,
-    TrialState.PAUSED,
-    TrialState.PRUNED,
-    TrialState.RUNNING,
-    TrialState.WAITING,
-    TrialState.FAILED,
-)
 DEFAULT_FINALISTS = 3
 DEFAULT_REPEATS = 3
 # So many repeats every finalist has: one alone says nothing of how far luck goes.
@@ -113,34 +101,6 @@ class FinalistPlan:
     epochs: float = math.inf
 
 
-def rank(records: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
-    """Sort trials: complete ones by objective, then paused and pruned ones by how far and how well they went."""
-
-    def key(record: TrialRecord) -> tuple[float, ...]:
-        reached = record.reached if record.objective is None else 0
-        return ORDER.index(record.state), -reached, -(record.value or 0.0), record.number
-
-    return tuple(sorted(records, key=key))
-
-
-def table(ranked: Sequence[TrialRecord]) -> "pd.DataFrame":
-    """Turn ranked trials into a table, one row each, the hyperparameters as columns of their own."""
-    import pandas as pd
-
-    names = dict.fromkeys(name for record in ranked for name in record.params)
-    columns = {
-        "rank": range(1, len(ranked) + 1),
-        "trial": [record.number for record in ranked],
-        "state": [str(record.reason or record.state) for record in ranked],
-        "objective": [record.objective for record in ranked],
-        **{name: [record.params.get(name) for record in ranked] for name in names},
-        "epochs_run": [record.reached for record in ranked],
-        "seconds": [None if record.seconds is None else round(record.seconds, 1) for record in ranked],
-        "run_id": [record.run_id for record in ranked],
-    }
-    return pd.DataFrame(columns)
-
-
 def plan_finalists(
     records: Iterable[TrialRecord],
     finalists: int,
@@ -198,10 +158,11 @@ def rank_finalists(finalists: Iterable[Finalist]) -> tuple[Finalist, ...]:
 
 
 def contenders(objectives: Mapping[int, Sequence[float]]) -> list[int]:
-    """Return the trials that may still win after so many repeats of each, the best first.
+    """Return the trials that are not too far behind after so many repeats of each, the best first.
 
-    Out are those whose mean is too far below the best: by a one-sided t-test at 5 % with the pooled standard deviation,
-    one comparison at a time. A trial without a complete repeat comes last, and is not judged.
+    Too far behind is a mean that is below the best one by more than chance: by a one-sided t-test at 5 % with the
+    pooled standard deviation, one comparison at a time. A trial without a complete repeat comes last, and is not
+    judged.
     """
     means = {trial: mean(values) for trial, values in objectives.items() if values}
     ranked = sorted(objectives, key=lambda trial: means.get(trial, -math.inf), reverse=True)
@@ -221,9 +182,9 @@ def contenders(objectives: Mapping[int, Sequence[float]]) -> list[int]:
 class Repeats(TrackedSource):
     """The finalists' repeats that the tracking store does not have yet, as the work of a loop.
 
-    It is a race, in rounds of one repeat each: after the second, and each that follows, those go on who may still win,
-    the best first, as far as the plan's epochs go. Who that is depends on the results alone, not on the order in which
-    they come. Repeats are no trials: nothing is pruned, and the engine learns nothing of them.
+    It is a race, in rounds of one repeat each: after the second, and each that follows, those go on who are not too
+    far behind, the best first, as far as the plan's epochs go. Who that is depends on the results alone, not on the
+    order in which they come. Repeats are no trials: nothing is pruned, and the engine learns nothing of them.
     """
 
     plan: FinalistPlan
@@ -341,7 +302,7 @@ class Repeats(TrackedSource):
         self.put_back(spec)
         self._ended[spec.number, spec.repeat] = objective
         for number, reason in self._judge_rounds().items():
-            self.observer.note(f"trial {number:03d} is trained no more: {reason}")
+            self.observer.note(f"{self._records[number].label} is trained no more: {reason}")
         self.observer.expect(self.total)
 
     def _judge_rounds(self) -> dict[int, str]:

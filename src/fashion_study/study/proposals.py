@@ -1,6 +1,5 @@
 """The engine's proposals as the work of a loop: each is a trial with a run and a place in the trial storage."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -33,11 +32,9 @@ class Proposals(TrackedSource):
         precision: Precision,
         trials: int,
         checkpoints: Checkpoints | None = None,
-        checkpoint_disk: float = math.inf,
     ) -> None:
         self.tracker = tracker
         self.checkpoints = checkpoints
-        self._checkpoint_disk = checkpoint_disk
         self._engine = engine
         self._trial_storage = engine.trial_storage
         self._observer = observer
@@ -144,8 +141,8 @@ class Proposals(TrackedSource):
             return
         ended = (TrialState.COMPLETE,) if self._engine.continues_trials else ()
         records = [each for each in self._trial_storage.records() if each.state in (TrialState.PAUSED, *ended)]
-        sized = [(record, kept.size(f"trial {record.number:03d}")) for record in records]
-        excess = sum(size for _, size in sized) - self._checkpoint_disk
+        sized = [(record, kept.size(record.label)) for record in records]
+        excess = sum(size for _, size in sized) - kept.disk
         if excess <= 0:
             return
         for record, size in sorted(sized, key=lambda each: (each[0].reached, max(each[0].curve.values(), default=0))):
@@ -154,13 +151,12 @@ class Proposals(TrackedSource):
                 self._make_room(record, kept)
 
     def _make_room(self, record: TrialRecord, kept: Checkpoints) -> None:
-        label = f"trial {record.number:03d}"
         if record.state is TrialState.PAUSED:
             self._end_paused(record)
-            what = f"{label} is pruned, paused at {record.paused_at}"
+            what = f"{record.label} is pruned, paused at {record.paused_at}"
         else:
-            kept.discard(label)
-            what = f"{label} has no checkpoint any more: a trial that goes on from it trains its epochs again"
+            kept.discard(record.label)
+            what = f"{record.label} has no checkpoint any more: a trial that goes on from it trains its epochs again"
         self._observer.warn(f"{what}; checkpoints take more than --checkpoint-disk")
 
     def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:

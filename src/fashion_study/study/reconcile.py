@@ -141,7 +141,7 @@ class _Comparison:
             what = f"is {record.state}, and its run is {attempt.status} with state {attempt.state or 'none'}"
             result = record.state, record.objective, record.reason
             repair = repairing(f"its run is {status} now", self.runs.correct, attempt, *result)
-            yield Finding(Kind.STATUS_MISMATCH, _name(record), what, f"sets the run to {status}", repair)
+            yield Finding(Kind.STATUS_MISMATCH, record.label, what, f"sets the run to {status}", repair)
         elif attempt is not None and not is_ended and attempt.outcome is not None:
             yield self._unrecorded_result(record, attempt, attempt.outcome)
         elif attempt is not None and not is_ended and attempt.status == "RUNNING":
@@ -149,18 +149,18 @@ class _Comparison:
         elif attempt is not None and record.state is TrialState.RUNNING and attempt.state == TrialState.PAUSED:
             what, remedy = f"was paused after epoch {attempt.epochs_run}", "pauses the trial"
             repair = repairing("it is paused now", self.trials.pause, record.number, attempt.epochs_run)
-            yield Finding(Kind.UNRECORDED_RESULT, _name(record), what, remedy, repair)
+            yield Finding(Kind.UNRECORDED_RESULT, record.label, what, remedy, repair)
         elif record.state is TrialState.RUNNING:
             what = "was proposed, and no worker had begun it"
             repair = repairing("it is waiting now", self.trials.requeue_unstarted, record.number)
-            yield Finding(Kind.ZOMBIE_TRIAL, _name(record), what, "sends the trial back to waiting", repair)
+            yield Finding(Kind.ZOMBIE_TRIAL, record.label, what, "sends the trial back to waiting", repair)
 
     def _lost_run(self, record: TrialRecord) -> Iterator[Finding]:
         trials, what = self.trials, f"is {record.state}, and its run {record.run_id} is gone"
         known = trials.attrs.get(LOST_RUNS, [])
         if not record.state.is_ended:
             repair = repairing("it waits for a new one now", trials.unlink_run, record.number)
-            yield Finding(Kind.LOST_RUN, _name(record), what, "lets the trial wait for a new run", repair)
+            yield Finding(Kind.LOST_RUN, record.label, what, "lets the trial wait for a new run", repair)
         elif record.number not in known:
 
             def note() -> str:
@@ -168,7 +168,7 @@ class _Comparison:
                 return "it is noted now"
 
             remedy = "notes it in the trial storage, which keeps the result"
-            yield Finding(Kind.LOST_RUN, _name(record), what, remedy, note)
+            yield Finding(Kind.LOST_RUN, record.label, what, remedy, note)
 
     def _unrecorded_result(self, record: TrialRecord, attempt: Attempt, outcome: TrialState) -> Finding:
         """Adopt a result whose run was closed before it was in the trial storage."""
@@ -185,7 +185,7 @@ class _Comparison:
 
         what = f"ended in attempt {attempt.number}, and its result is not in the trial storage"
         remedy = f"makes the trial {outcome}, as its run says"
-        return Finding(Kind.UNRECORDED_RESULT, _name(record), what, remedy, repair)
+        return Finding(Kind.UNRECORDED_RESULT, record.label, what, remedy, repair)
 
     def _abandoned_attempt(self, record: TrialRecord, attempt: Attempt) -> Finding:
         is_running = record.state is TrialState.RUNNING
@@ -202,7 +202,7 @@ class _Comparison:
         gives_up = is_running and record.counted_attempts > MAX_RETRIES and reached <= record.resumes
         remedy = f"{'gives the trial up' if gives_up else 'sends the trial back to waiting'}, ends its run"
         kind = Kind.ZOMBIE_TRIAL if is_running else Kind.ZOMBIE_RUN
-        return Finding(kind, _name(record), f"was interrupted in attempt {record.attempt}", remedy, repair)
+        return Finding(kind, record.label, f"was interrupted in attempt {record.attempt}", remedy, repair)
 
     def _unlinked(self, attempts: list[Attempt]) -> Iterator[Finding]:
         """Find the runs that no trial refers to and that are not marked as superseded or as orphans."""
@@ -267,7 +267,3 @@ def _successor(attempt: Attempt, attempts: list[Attempt]) -> str | None:
     following = attempt.trial, attempt.number + 1
     ended = (other for other in attempts if other.status != "RUNNING" and not other.is_orphan)
     return next((other.run_id for other in ended if (other.trial, other.number) == following), None)
-
-
-def _name(record: TrialRecord) -> str:
-    return f"trial {record.number:03d}"

@@ -10,8 +10,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from fashion_study.store.relocation import local_path
-from fashion_study.store.trials import TrialStorage
-from fashion_study.study.finalists import rank
+from fashion_study.store.trials import TrialRecord, TrialStorage
+from fashion_study.study.leaderboard import rank
 from fashion_study.text import printable
 from fashion_study.tracking.search import all_pages, find, find_run
 from fashion_study.trial import BASELINE_NUMBER, TrialState
@@ -49,10 +49,10 @@ class ModelKeeper:
             registered = {version.run_id for version in all_pages(self.client.search_model_versions, "")}
             for record in worse:
                 if record.run_id is not None and record.run_id not in registered:
-                    self._delete(record.number, record.run_id)
+                    self._delete(record, record.run_id)
 
-    def _delete(self, number: int, run_id: str) -> None:
-        self._settled.add(number)
+    def _delete(self, record: TrialRecord, run_id: str) -> None:
+        self._settled.add(record.number)
         run = find_run(self.client, run_id)
         # The model of a run that a user has deleted is theirs to keep or to delete.
         if run is None or run.info.lifecycle_stage != "active" or not (uri := run.data.tags.get("model_uri")):
@@ -61,9 +61,7 @@ class ModelKeeper:
             return  # Deleted already.
         folder, is_own = _folder(model, self.artifacts)
         if not is_own:
-            self.note(
-                f"the model files of trial {number:03d} stay: {printable(folder)} is not where this store keeps them"
-            )
+            self.note(f"the model files of {record.label} stay: {printable(folder)} is not where this store keeps them")
             return
         # The tag first: a kill in between leaves files that the next sweep finds, and no model that is missing without
         # a reason.
@@ -73,7 +71,7 @@ class ModelKeeper:
         # MLflow raises NotImplementedError for an artifact store that cannot delete.
         except (MlflowException, NotImplementedError, OSError) as error:
             self.client.delete_tag(run_id, REMOVED)
-            self.note(f"the model files of trial {number:03d} cannot be taken away, and stay: {error}")
+            self.note(f"the model files of {record.label} cannot be taken away, and stay: {error}")
             return
         self.client.delete_logged_model(model.model_id)
 

@@ -26,9 +26,8 @@ from fashion_study.study.finalists import (
     Repeats,
     choose,
     plan_finalists,
-    rank,
-    table,
 )
+from fashion_study.study.leaderboard import rank, table
 from fashion_study.study.plan import Plan, plan_study
 from fashion_study.study.progress import Observer
 from fashion_study.study.proposals import Proposals
@@ -189,16 +188,10 @@ def _search(session: Session) -> str | None:
         own_sampler = cast(KerasTunerSampler, config.sampler)
         engine = KerasTunerEngine(trial_storage, plan.space, own_sampler, config.seed, plan.points)
     session.checkpoints.sweep(
-        record.number for record in trial_storage.records() if record.state.is_ended and not engine.continues_trials
+        record.label for record in trial_storage.records() if record.state.is_ended and not engine.continues_trials
     )
     proposals = Proposals(
-        engine,
-        session.tracker,
-        study.observer,
-        session.precision,
-        config.trials,
-        session.checkpoints,
-        config.checkpoint_disk,
+        engine, session.tracker, study.observer, session.precision, config.trials, session.checkpoints
     )
     proposals.bound_checkpoints()
     epochs = (config.epoch_budget or math.inf) - trial_storage.epochs_trained()

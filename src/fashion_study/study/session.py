@@ -193,8 +193,9 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
     trial_storage.set_attrs(run_id=run_id, experiment_id=experiment_id, published=None)
     if store.database is not None:
         trial_storage.set_attrs(**{TRACKED_AT: store.tracked_at})
-    checkpoints = Checkpoints(store.checkpoints(plan.name), plan.source.digest, plan.config.limit_train)
-    for line in (*reconcile(trial_storage, tracker, checkpoints.folder), *trial_storage.of_other_programs()):
+    config, folder = plan.config, store.checkpoints(plan.name)
+    checkpoints = Checkpoints(folder, plan.source.digest, config.limit_train, disk=config.checkpoint_disk)
+    for line in (*reconcile(trial_storage, tracker, folder), *trial_storage.of_other_programs()):
         observer.note(line)
     return Session(study, client, tracker, executor, precision, len(data.validation.labels), deadline, checkpoints)
 

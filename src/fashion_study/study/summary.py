@@ -157,7 +157,7 @@ def _registered(result: StudyResult) -> list[str]:
     if result.version is None:
         return []
     name, number = result.version
-    whose = f"trial {result.best.number:03d}, not trained again" if result.best else "an earlier trial"
+    whose = f"{result.best.label}, not trained again" if result.best else "an earlier trial"
     if (winner := choose(result.finalists)) is not None:
         whose = f"trial {winner.trial:03d}, mean {winner.mean:.4f}"
     role = "is the challenger" if result.is_challenger else "was the challenger when the study ended"
@@ -186,12 +186,12 @@ def _comparison(result: StudyResult) -> list[str]:
     if best is None or best.objective is None:
         return ["No trial is complete: nothing can be said yet."]
     if baseline is None or baseline.objective is None:
-        return [f"Best: trial {best.number:03d} with {best.objective:.4f}; the baseline trial is not complete."]
+        return [f"Best: {best.label} with {best.objective:.4f}; the baseline trial is not complete."]
     if best.number == baseline.number:
         return [f"The baseline trial itself is the best so far, with {best.objective:.4f}."]
     points = 100 * (best.objective - baseline.objective)
     return [
-        f"Best: trial {best.number:03d} with {best.objective:.4f} validation accuracy, {points:+.2f} points "
+        f"Best: {best.label} with {best.objective:.4f} validation accuracy, {points:+.2f} points "
         f"against the baseline trial ({baseline.objective:.4f})."
     ]
 

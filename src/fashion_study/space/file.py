@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from fashion_study.errors import BadInputError
 from fashion_study.space.space import SearchSpace, problems_of
 from fashion_study.text import did_you_mean, printable, shown, shown_list
-from fashion_study.trial import Hyperparameters
 
 # PyYAML takes half a second for the worst text of this length, and the project's own files have a tenth of it.
 MAX_BYTES = 16_384
@@ -40,14 +39,12 @@ OTHER_TOOLS = {
     "a sweep of Weights & Biases": r"^[ {\"]*method\b|\bdistribution\b",
 }
 OWN_SECTION = r"^[ {\"]*(?:purpose|baseline|fixed)[ \"]*:"
-FIXED = ", ".join(f"{name}: {value}" for name, value in Hyperparameters() if name != "learning_rate")
-EXAMPLE = f"""
+EXAMPLE = """
   name: mine
   purpose: What the study is to find out.
-  baseline: {{learning_rate: 1e-3}}
+  baseline: {learning_rate: 1e-3}
   parameters:
-    learning_rate: {{type: float, low: 1e-4, high: 1e-2, log: true, why: The reason for this range.}}
-  fixed: {{{FIXED}}}"""
+    learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true, why: The reason for this range.}"""
 # Control characters would reach a terminal, and bidirectional marks show a text that is not there.
 INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 

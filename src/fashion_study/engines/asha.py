@@ -48,7 +48,5 @@ class AsynchronousHalving:
         if not (may_begin or allowed):
             reached = [record for record in reached if record.state not in (TrialState.FAILED, TrialState.PRUNED)]
             allowed = 1
-        values = [
-            (max(value for epoch, value in record.curve.items() if epoch <= rung), -record.number) for record in reached
-        ]
-        return [-number for _, number in sorted(values, reverse=True)[:allowed]]
+        values = sorted(((record.best_until[rung], -record.number) for record in reached), reverse=True)
+        return [-number for _, number in values[:allowed]]

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 from uuid import uuid4
 
@@ -77,6 +79,11 @@ class TrialRecord:
     def value(self) -> float | None:
         """Return the objective; of a trial that is not complete, the last reported value."""
         return self.curve.get(self.reached) if self.objective is None else self.objective
+
+    @cached_property
+    def best_until(self) -> dict[int, float]:
+        """Return the highest value so far after each reported epoch."""
+        return dict(zip(self.curve, accumulate(self.curve.values(), max), strict=True))
 
     @property
     def inherited_epochs(self) -> int:

@@ -12,7 +12,7 @@ from fashion_study.data.catalog import KINDS
 from fashion_study.errors import BadInputError, StoreError
 from fashion_study.executors.local import threads_per_worker
 from fashion_study.store.store import Store
-from fashion_study.store.trials import open_study
+from fashion_study.store.studies import open_study
 from fashion_study.text import printable
 from fashion_study.tracking.attempt import Attempt, hyperparameters_of, read_attempt
 from fashion_study.tracking.search import all_pages, search_runs

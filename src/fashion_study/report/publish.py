@@ -65,7 +65,7 @@ def publish_report(study: str, store: Path | str, output: Path | None = None, da
 def _collect(study: str, store: Store, output: Path | None, data_dir: Path | None) -> "tuple[Path, StudyFacts]":
     """Return where the report goes, and what it says."""
     with store.optuna_storage() as storage:
-        from fashion_study.store.trials import open_study
+        from fashion_study.store.studies import open_study
 
         trial_storage = open_study(store, storage, study)
         if "run_id" not in trial_storage.attrs:

@@ -107,7 +107,7 @@ def trained(order: Order) -> Curves:
         data.train.take(places)
         for places in (shuffled[: order.images], shuffled[order.images :][: len(data.validation.labels)])
     )
-    model = build_model(order.params, data.image_shape, len(data.class_names))
+    model = build_model(order.params, data.image_shape, len(data.class_names), images=order.images)
     chosen_by, elsewhere = [], []
 
     def on_epoch(epoch: Epoch) -> bool:

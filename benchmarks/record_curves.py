@@ -242,7 +242,8 @@ def _train(order: Order) -> Curve:
         clock.append(time.process_time())
         return True
 
-    model = build_model(order.hyperparameters, data.image_shape, len(data.class_names), order.precision)
+    images, classes = len(data.train.labels), len(data.class_names)
+    model = build_model(order.hyperparameters, data.image_shape, classes, order.precision, images=images)
     outcome = fit(model, data.train, data.validation, order.hyperparameters, order.seed, on_epoch)
     if len(outcome.epochs) > len(epochs):  # The one in which it diverged is not reported.
         clock.append(time.process_time())

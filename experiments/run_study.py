@@ -127,7 +127,7 @@ def main(
             "--try",
             parser=_point,
             metavar="JSON",
-            help="A point of your own, tried right after the baseline: JSON; the rest comes from the baseline.",
+            help="A point of your own (JSON), tried after the space's own points; the baseline completes it.",
         ),
     ] = None,
 ) -> None:

@@ -101,7 +101,8 @@ class StudyConfig(BaseModel):
     the end. `keep_models` keeps the model files of that many best trials and deletes the others. The best `finalists`
     trials are trained again up to `repeats` times, unless they fall too far behind; by default 3 and 3, as far as that
     takes no more epochs than the trials did.
-    `try_points` are tried right after the baseline; the baseline supplies the parameters that a point leaves out.
+    `try_points` are tried right after the baseline and the space's own points; the baseline supplies the parameters
+    that a point leaves out.
 
     `study_db` is the URL of a PostgreSQL database for the trials, without a password; the default is `OPTUNA_STORAGE`,
     else a file in `store`. `sampler` defaults to the `engine`'s: tpe for Optuna, hyperband for KerasTuner, which has no
@@ -169,7 +170,7 @@ class StudyConfig(BaseModel):
         space = load_space(self.space)
         self._check_engine(space)
         self._check_executor()
-        points = tuple(space.complete(point) for point in self.try_points)
+        points = tuple(space.complete(point) for point in (*space.points, *self.try_points))
         if self.sampler == "grid" and (size := math.prod(len(values) for values in space.grid.values())) > MAX_GRID:
             raise BadInputError(
                 f"The grid of space {space.name!r} has {size:,} points; expected at most {MAX_GRID:,}. "

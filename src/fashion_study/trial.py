@@ -33,13 +33,16 @@ CONTINUATION_LOST = "continuation_lost"
 ENVIRONMENT_CHANGED = "environment_changed"
 
 Filters = Annotated[int, Field(strict=True, ge=1, le=512)]
+# What a model averages its probabilities over.
+Views = Literal["none", "mirror"]
+Convolutions = Annotated[int, Field(strict=True, ge=1, le=2)]
 
 
 class Hyperparameters(BaseModel):
     """Everything that the shared builder and the fit can vary, with the range of each.
 
     The defaults are the model of the blog post that this study starts from: 93,322 parameters, RMSprop,
-    inverse-time decay of 1e-6 per step, ten epochs in batches of 512.
+    inverse-time decay of 1e-6 per step, ten epochs in batches of 512. What each of them does: docs/spaces.md.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,11 +50,31 @@ class Hyperparameters(BaseModel):
     filters_1: Filters = 32
     filters_2: Filters = 64
     filters_3: Filters = 64
-    dense_units: Annotated[int, Field(strict=True, ge=1, le=4096)] = 64
+    convolutions_1: Convolutions = 1
+    convolutions_2: Convolutions = 1
+    convolutions_3: Convolutions = 1
+    padding: Literal["valid", "same"] = "valid"
+    poolings: Annotated[int, Field(strict=True, ge=2, le=3)] = 2
+    normalization: Literal["none", "batch"] = "none"
+    normalization_momentum: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.99
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+    head: Literal["flatten", "max", "average"] = "flatten"
+    dense_units: Annotated[int, Field(strict=True, ge=0, le=4096)] = 64
+    dropout: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
     learning_rate: Annotated[float, Field(strict=True, gt=0, le=10, allow_inf_nan=False)] = 1e-4
+    schedule: Literal["inverse_time", "constant", "one_cycle", "cosine"] = "inverse_time"
     decay: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = 1e-6
+    warmup: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.0
     optimizer: Literal["rmsprop", "adam", "sgd"] = "rmsprop"
+    momentum: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
+    label_smoothing: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
+    averaging: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
+    flip: Literal["none", "random", "alternating"] = "none"
+    shift: Annotated[int, Field(strict=True, ge=0, le=8)] = 0
+    erasing: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
     input_scale: Literal["raw", "unit"] = "raw"
+    views: Views = "none"
     batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 512
     epochs: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 10
 

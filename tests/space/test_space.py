@@ -15,6 +15,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fashion_study.config import StudyConfig
 from fashion_study.errors import BadInputError
 from fashion_study.space.file import MAX_BYTES, load_space
 from fashion_study.space.space import Categorical, Float, SearchSpace
@@ -155,7 +156,19 @@ def test_a_hyperparameter_that_a_space_lacks_has_its_default(tmp_path: Path) -> 
         space.complete({"epochs": 5})
 
 
+def test_points_are_tried_after_the_baseline_and_are_no_part_of_the_digest(tmp_path: Path) -> None:
+    space = load_space(write(tmp_path, plain_space() | {"points": [{"filters_1": 16}]}))
+
+    _, points = StudyConfig(space=str(tmp_path / "mine.yaml"), try_points=({"batch_size": 32},)).check()
+
+    assert points == (space.baseline | {"filters_1": 16}, space.baseline | {"batch_size": 32})
+    assert space.digest == SearchSpace(**plain_space()).digest
+
+
 WRONG: list[tuple[str, object, list[str]]] = [
+    ("points", [{"filters_1": 16}, {"filters_1": 5}], ["points, number 2: filters_1: found 5", "in steps of 4"]),
+    ("points", [{"epochs": 5}], ["points, number 1: epochs is fixed at 3"]),
+    ("points", {"filters_1": 16}, ["points", "valid tuple"]),
     ("parameters/filters_1/low", "four", ["parameters.filters_1.low", "found 'four'", "a valid integer"]),
     ("parameters/filters_1/low", True, ["parameters.filters_1.low", "found True", "a valid integer"]),
     ("parameters/filters_1/low", 4.0, ["parameters.filters_1.low", "found 4.0", "a valid integer"]),
@@ -212,9 +225,9 @@ WRONG: list[tuple[str, object, list[str]]] = [
         ["parameters.batch_size.choices", "at most 1000"],
     ),
     (
-        "parameters/momentum",
+        "parameters/velocity",
         {"type": "int", "low": 1, "high": 2, "why": "?"},
-        ["parameters.momentum", "filters_1,"],
+        ["parameters.velocity", "filters_1,"],
     ),
     (
         "parameters/epochs",
@@ -236,7 +249,7 @@ WRONG: list[tuple[str, object, list[str]]] = [
     ("name", "No Good", ["name", "found 'No Good'", "[a-z]"]),
     ("name", "x" * 65, ["name", "[a-z]"]),
     ("purpose", ..., ["purpose", "missing"]),
-    ("source_text", "forged", ["source_text", "unknown name", "name, purpose, baseline, parameters, fixed"]),
+    ("source_text", "forged", ["source_text", "unknown name", "name, purpose, baseline, parameters, fixed, points"]),
 ]
 
 
@@ -306,8 +319,8 @@ def test_faults_of_every_check_are_told_together(tmp_path: Path) -> None:
 
 
 def test_every_fault_of_a_point_is_told() -> None:
-    with pytest.raises(BadInputError, match=r"(?s)filters_1: found '8'.*epochs is fixed.*unknown parameter 'momentum'"):
-        SearchSpace(**plain_space()).complete({"filters_1": "8", "epochs": 5, "momentum": 0.9})
+    with pytest.raises(BadInputError, match=r"(?s)filters_1: found '8'.*epochs is fixed.*unknown parameter 'velocity'"):
+        SearchSpace(**plain_space()).complete({"filters_1": "8", "epochs": 5, "velocity": 0.9})
 
 
 OTHERS = {

@@ -1,6 +1,7 @@
 """The promises of the registry: a version once per run, aliases by name, files only as they were registered."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -18,7 +19,8 @@ from fashion_study.tracking.registry import (
     Version,
     registered_name,
 )
-from tests.support.model_store import ModelStore, trained
+from fashion_study.trial import Hyperparameters
+from tests.support.model_store import SMALL, ModelStore, trained
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,16 @@ def test_a_run_gets_one_version_however_often_it_is_registered(models: ModelStor
     assert first.study == "s"
     assert first.sha256 == models.client.get_run(run_id).data.tags["model_sha256"]
     assert [version.number for version in models.registry.model(first.name).versions] == [1]
+
+
+def test_a_model_whose_run_is_gone_has_its_parameters_itself(models: ModelStore, run_id: str) -> None:
+    model = ModelRef.of_run(models.client.get_run(run_id))
+
+    def load(path: Path, params: Hyperparameters | None) -> Hyperparameters | None:  # noqa: ARG001
+        return params
+
+    assert models.registry.load(model, load) == SMALL
+    assert models.registry.load(replace(model, run_id="0" * 32), load) == SMALL
 
 
 def test_a_renamed_model_is_found_and_registered_to(models: ModelStore, run_id: str, dataset: str) -> None:

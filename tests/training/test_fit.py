@@ -48,8 +48,11 @@ def test_every_epoch_sees_all_images_in_an_order_of_its_own() -> None:
             return SimpleNamespace(history={"loss": [0.0], "accuracy": [0.0]})
 
         tf.random.set_seed(seed)
+        model = SimpleNamespace(
+            fit=note, get_weights=list, set_weights=list, layers=[], optimizer=SimpleNamespace(use_ema=False)
+        )
         fit(
-            SimpleNamespace(fit=note, get_weights=list, set_weights=list),
+            model,
             numbered,
             None,
             Hyperparameters(batch_size=8, epochs=3),

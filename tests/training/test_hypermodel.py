@@ -11,8 +11,11 @@ import pytest
 
 import experiments
 from fashion_study.data.dataset import Dataset
+from fashion_study.errors import BadInputError
 from fashion_study.space.file import load_space
+from fashion_study.space.space import SearchSpace
 from fashion_study.training.hypermodel import FashionHyperModel
+from fashion_study.trial import Hyperparameters
 
 # KerasTuner takes its lock with calls that Python has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:(currentThread|getName)\\(\\) is deprecated:DeprecationWarning")
@@ -65,6 +68,21 @@ def test_without_a_choice_a_tuner_starts_from_the_baseline() -> None:
 
     assert hyperparameters.values == load_space("baseline").baseline
     assert model.count_params() == 93_322
+
+
+@pytest.mark.parametrize(("name", "value"), [("averaging", 0.9), ("flip", "random"), ("views", "mirror")])
+def test_what_only_a_study_s_training_does_is_refused(name: str, value: object) -> None:
+    content = load_space("smoke").model_dump()
+    FashionHyperModel(SearchSpace(**content | {"fixed": content["fixed"] | {name: getattr(Hyperparameters(), name)}}))
+    with pytest.raises(BadInputError, match=f"Space 'smoke' has '{name}'"):
+        FashionHyperModel(SearchSpace(**content | {"fixed": content["fixed"] | {name: value}}))
+
+
+def test_a_schedule_over_the_whole_training_is_told_the_images() -> None:
+    content = load_space("smoke").model_dump()
+    space = SearchSpace(**content | {"fixed": content["fixed"] | {"schedule": "cosine"}})
+    model = FashionHyperModel(space, images=640).build(keras_tuner.HyperParameters())
+    assert float(model.optimizer._learning_rate(10)) == pytest.approx(space.baseline_point.learning_rate / 2)
 
 
 def _values(point: dict[str, Any]) -> keras_tuner.HyperParameters:

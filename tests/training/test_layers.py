@@ -128,11 +128,21 @@ def test_what_training_crops_reaches_nothing(image_shape: ImageShape) -> None:
         assert not np.array_equal(logged(pixels), logged(seen)), "more could be cropped"
 
 
-@pytest.mark.parametrize("image_shape", SHAPES)
-def test_the_network_that_trains_is_the_logged_one(image_shape: ImageShape) -> None:
+@pytest.mark.parametrize(
+    ("image_shape", "changes"),
+    [
+        *((image_shape, {}) for image_shape in SHAPES),
+        ((28, 28, 1), {"poolings": 3}),
+        ((29, 31, 1), {"convolutions_1": 2}),
+        ((29, 31, 1), {"convolutions_2": 2, "convolutions_3": 2}),
+        ((29, 31, 1), {"normalization": "batch"}),
+    ],
+)
+def test_the_network_that_trains_is_the_logged_one(image_shape: ImageShape, changes: dict[str, object]) -> None:
     keras.utils.set_random_seed(3)
-    training = build_model(SMALL, image_shape, 10)
-    logged = to_float32(training, SMALL)
+    params = SMALL.model_copy(update=changes)
+    training = build_model(params, image_shape, 10)
+    logged = to_float32(training, params)
     pixels = tf.constant(RANDOM.integers(0, 256, size=(16, *image_shape)), tf.uint8)
     labels = tf.constant(RANDOM.integers(0, 10, size=16))
 

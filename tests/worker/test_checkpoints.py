@@ -27,6 +27,8 @@ SIX = Hyperparameters(
     filters_1=8, filters_2=8, filters_3=8, dense_units=16, learning_rate=0.003, batch_size=32, epochs=6
 )
 
+CHANGED = {name for name, value in SIX if value != getattr(Hyperparameters(), name)}
+
 
 @dataclass
 class Bench:
@@ -112,7 +114,7 @@ def stopped(bench: Bench) -> tuple[TrialSpec, bytes]:
     ("damage", "cause"),
     [
         (lambda content: content[:-1], "is not as it was written"),
-        (lambda content: content[:2000], "is not as it was written"),
+        (lambda content: content[: len(content) // 2], "is not as it was written"),
         (lambda content: content[:100], "cannot be read"),
         (lambda _: b"", "cannot be read"),
         (lambda content: b"\xff\n\xff" + content, "cannot be read"),
@@ -153,6 +155,21 @@ def test_a_checkpoint_of_another_training_is_refused(bench: Bench, stopped: tupl
     assert "of another training" in end.cause
     assert epoch_reached(bench.checkpoints.folder, spec.label, spec.run_id) == 2
     assert epoch_reached(bench.checkpoints.folder, spec.label, bench.runs[0]) == 0
+
+
+def test_a_checkpoint_from_before_a_hyperparameter_has_its_default(
+    bench: Bench, stopped: tuple[TrialSpec, bytes]
+) -> None:
+    spec, content = stopped
+    path = bench.checkpoints.path(spec.label)
+    path.write_bytes(content)
+    header, arrays = read(path)
+    parameters = {name: value for name, value in header.identity["parameters"].items() if name in ("epochs", *CHANGED)}
+    identity = dict(header.identity) | {"parameters": parameters}
+    write(path, replace(header, identity=identity), [memoryview(arrays)])
+
+    assert "views" not in parameters
+    assert bench.checkpoints.find(spec) is not None
 
 
 def test_it_goes_on_with_other_threads_but_not_other_libraries(bench: Bench, stopped: tuple[TrialSpec, bytes]) -> None:

@@ -191,7 +191,7 @@ def _spec(run: Run, attempt: Attempt) -> TrialSpec:
     return TrialSpec(
         attempt.trial,
         attempt.number,
-        hyperparameters_of(run),
+        hyperparameters_of(run.data.params, f"run {run.info.run_id}"),
         int(tags["seed"]),
         run.info.run_id,
         Precision(tags["precision"]),

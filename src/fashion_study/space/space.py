@@ -29,6 +29,7 @@ from fashion_study.trial import Hyperparameters, ParamValue
 
 MAX_VALUES = 1_000
 MAX_ENUMERATED = 16
+MAX_POINTS = 100
 # Texts that are meant as numbers or, as YAML 1.1 had it, as booleans.
 MISTAKEN_NUMBER = re.compile(r"[-+]?[.\d][\d_,.]*(?:e[-+]?\d+)?", re.IGNORECASE)
 MISTAKEN_BOOLEAN = re.compile(r"y|yes|no?|on|off|true|false", re.IGNORECASE)
@@ -154,7 +155,8 @@ _PARAMETER: TypeAdapter[Parameter] = TypeAdapter(Parameter)
 class SearchSpace(BaseModel):
     """What a study varies (`parameters`), the point where it starts (`baseline`) and what stays the same (`fixed`).
 
-    A field of Hyperparameters that stands under neither has its default; `baseline` names each parameter.
+    A field of Hyperparameters that stands under neither has its default; `baseline` names each parameter. `points` are
+    tried right after the baseline, which supplies what they leave out: what its author knew before any study.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -165,6 +167,7 @@ class SearchSpace(BaseModel):
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
     # `fixed:` is null when its last line has moved to `parameters:`.
     fixed: Annotated[dict[str, Value], BeforeValidator(lambda value: {} if value is None else value)] = {}
+    points: Annotated[tuple[dict[str, Value], ...], Field(max_length=MAX_POINTS)] = ()
     _source_text: str = PrivateAttr("")
 
     @model_validator(mode="wrap")
@@ -196,7 +199,7 @@ class SearchSpace(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 (hex) of the space without its name and its reasons, which may change."""
+        """Return the SHA-256 (hex) of the space without its name, its reasons and its points, which may change."""
         meaning = self.model_dump(mode="json", include={"baseline", "parameters", "fixed"})
         for parameter in meaning["parameters"].values():
             del parameter["why"]
@@ -287,6 +290,8 @@ def _conflicts(space: SearchSpace) -> Iterator[str]:
     yield from _misplaced(space)
     yield from _impossible(space)
     yield from _off_baseline(space)
+    for number, point in enumerate(space.points, 1):
+        yield from (f"points, number {number}: {problem}" for problem in _off_space(point, space))
 
 
 def _conflicts_of_readable(data: object) -> Iterator[str]:
@@ -298,7 +303,7 @@ def _conflicts_of_readable(data: object) -> Iterator[str]:
         return
     baseline, parameters, fixed = sections
     readable = {name: _readable(parameter) for name, parameter in parameters.items()}
-    yield from _conflicts(SearchSpace.model_construct(baseline=baseline, parameters=readable, fixed=fixed))
+    yield from _conflicts(SearchSpace.model_construct(baseline=baseline, parameters=readable, fixed=fixed, points=()))
 
 
 def _readable(parameter: object) -> Parameter | None:

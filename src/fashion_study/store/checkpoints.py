@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fashion_study.errors import StudyError
-from fashion_study.trial import TRAINING_VERSION, Epoch, TrialSpec, WorkerSettings
+from fashion_study.trial import TRAINING_VERSION, Epoch, Hyperparameters, TrialSpec, WorkerSettings
 
 SUFFIX = ".checkpoint"
 # Between the sum, the line and the arrays.
@@ -168,7 +168,15 @@ def _header(line: bytes) -> Header:
     fields = json.loads(line)
     if not (fields["epochs"] and isinstance(fields["identity"], dict)):
         raise ValueError("no epoch, or nobody's")
-    return Header(**fields | {"epochs": tuple(Epoch(**epoch) for epoch in fields["epochs"])})
+    # A hyperparameter that a checkpoint lacks, because it came later, had its default.
+    parameters = Hyperparameters(**fields["identity"]["parameters"]).model_dump(mode="json")
+    return Header(
+        **fields
+        | {
+            "identity": fields["identity"] | {"parameters": parameters},
+            "epochs": tuple(Epoch(**epoch) for epoch in fields["epochs"]),
+        }
+    )
 
 
 def _path(folder: Path, label: str) -> Path:

@@ -184,7 +184,9 @@ def describe(spec: TrialSpec) -> str:
     """Describe a trial's hyperparameters in one line."""
     params = spec.hyperparameters
     filters = f"{params.filters_1}-{params.filters_2}-{params.filters_3}"
-    rate = f"learning rate {params.learning_rate:.2g}, decay {params.decay:.2g}"
+    rate = f"learning rate {params.learning_rate:.2g}"
+    if params.schedule == "inverse_time":
+        rate += f", decay {params.decay:.2g}"
     return f"filters {filters}, {rate}, batch {params.batch_size}, {params.epochs} epochs"
 
 

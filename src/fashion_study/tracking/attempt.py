@@ -94,19 +94,19 @@ def read_attempt(run: "Run") -> Attempt:
     )
 
 
-def hyperparameters_of(run: "Run") -> Hyperparameters:
-    """Read the hyperparameters that a run was logged with; one that it lacks has its default.
+def hyperparameters_of(params: Mapping[str, str], owner: str) -> Hyperparameters:
+    """Read the hyperparameters that a run or a model was logged with; one that is lacking has its default.
 
     Raises:
         DamagedModelError: a parameter was altered.
     """
-    known = {name: text for name, text in run.data.params.items() if name in Hyperparameters.model_fields}
+    known = {name: text for name, text in params.items() if name in Hyperparameters.model_fields}
     try:
         return Hyperparameters.model_validate_strings(known)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         raise DamagedModelError(
-            f"The run {run.info.run_id} was altered: its parameter {problem['loc'][0]} is {shown(problem['input'])}. "
+            f"The {owner} was altered: its parameter {problem['loc'][0]} is {shown(problem['input'])}. "
             f"Expected the one that it was trained with ({problem['msg']}). Set it right in MLflow."
         ) from error
 

@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 
 import mlflow.artifacts
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelStatus, Run
+from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -183,14 +183,15 @@ class Registry:
             self.client.set_model_version_tag(version.name, str(version.number), key, value)
 
     def load(self, model: ModelRef, load_file: Callable[[Path, Hyperparameters | None], T]) -> T:
-        """Fetch a model's `.keras` file, and load it with the parameters of its run (None where that run is gone).
+        """Fetch a model's `.keras` file, and load it with the parameters of its run, else with its own in MLflow.
+
+        Those are None where both are gone.
 
         Raises:
             DamagedModelError: the file is missing or another one, or `load_file` refuses it.
         """
-        run = find_run(self.client, model.run_id) if model.run_id else None
         with TemporaryDirectory(prefix="fashion-study-") as folder:
-            return load_file(self.fetch(model, Path(folder)), None if run is None else hyperparameters_of(run))
+            return load_file(self.fetch(model, Path(folder)), self._hyperparameters(model))
 
     def fetch(self, model: ModelRef, folder: Path) -> Path:
         """Download a model's `.keras` file into `folder`, and return it if its SHA-256 is the registered one.
@@ -237,6 +238,13 @@ class Registry:
                     f"The description of {model} cannot be read: {reason}. Expected {CARD_FILE} as MLflow wrote it."
                 ) from error
 
+    def _hyperparameters(self, model: ModelRef) -> Hyperparameters | None:
+        if model.run_id and (run := find_run(self.client, model.run_id)):
+            return hyperparameters_of(run.data.params, f"run {model.run_id}")
+        if (logged := self._logged(model.uri)) and logged.params:
+            return hyperparameters_of(logged.params, f"logged model {logged.model_id}")
+        return None
+
     def _download(self, model: ModelRef, name: str, folder: Path) -> Path:
         reason = "found a folder"
         try:
@@ -259,9 +267,13 @@ class Registry:
 
     def folder(self, model_uri: str) -> str:
         """Return where a model's folder lies; MLflow would look `models:/ID` up in its default store."""
+        logged = self._logged(model_uri)
+        return model_uri if logged is None else str(logged.artifact_location)
+
+    def _logged(self, model_uri: str) -> LoggedModel | None:
         scheme, _, model_id = model_uri.partition(":/")
         is_logged = scheme == "models" and model_id.startswith("m-")
-        return str(self.client.get_logged_model(model_id).artifact_location) if is_logged else model_uri
+        return self.client.get_logged_model(model_id) if is_logged else None
 
     def _read(self, condition: str = "") -> list[RegisteredModel]:
         # The aliases first: else one that is moved to a new version in between would point to no version.

@@ -44,10 +44,7 @@ class Evaluation:
 
 def evaluate(model: keras.Model, split: Split, class_names: Sequence[str]) -> Evaluation:
     """Predict every image of a split and compare with its labels; `class_names` are in label order."""
-    predict = _traced(model, split.images[:1])
-    batches = [split.images[start : start + BATCH] for start in range(0, len(split.images), BATCH)]
-    parts, seconds = zip(*(_timed(predict, batch) for batch in batches), strict=True)
-    probabilities = np.concatenate(parts)
+    probabilities, ms_per_image = _predicted(model, split.images)
     predicted = probabilities.argmax(axis=1)
     labels = list(range(len(class_names)))
     report: dict[str, Any] = classification_report(
@@ -63,8 +60,13 @@ def evaluate(model: keras.Model, split: Split, class_names: Sequence[str]) -> Ev
         report=report,
         predicted=predicted,
         probabilities=probabilities,
-        ms_per_image=1000 * median(cost / len(batch) for cost, batch in zip(seconds, batches, strict=True)),
+        ms_per_image=ms_per_image,
     )
+
+
+def accuracy(model: keras.Model, split: Split) -> float:
+    """Predict every image of a split, and return the share of right answers alone."""
+    return float((_predicted(model, split.images)[0].argmax(axis=1) == split.labels).mean())
 
 
 def interleaved_ms(models: tuple[keras.Model, keras.Model], images: npt.NDArray[np.uint8]) -> tuple[float, float]:
@@ -80,6 +82,14 @@ def interleaved_ms(models: tuple[keras.Model, keras.Model], images: npt.NDArray[
             seconds[which].append(_timed(functions[which], batch)[1])
     first, second = (1000 * median(costs) / len(batch) for costs in seconds)
     return first, second
+
+
+def _predicted(model: keras.Model, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], float]:
+    """Return the probabilities of images, and the milliseconds for each: the median of the batches."""
+    predict = _traced(model, images[:1])
+    batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+    parts, seconds = zip(*(_timed(predict, batch) for batch in batches), strict=True)
+    return np.concatenate(parts), 1000 * median(cost / len(batch) for cost, batch in zip(seconds, batches, strict=True))
 
 
 def _traced(model: keras.Model, batch: npt.NDArray[np.uint8]) -> Predict:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from fashion_study.data.dataset import ImageShape, Split
+from fashion_study.training.augmentation import Augmentation, generator
 from fashion_study.training.checkpoint import Arrays, Checkpoint
 from fashion_study.training.model import build_model
 from fashion_study.trial import Epoch, Hyperparameters, Precision, ProbeResult, Seeds, TrialState
@@ -67,19 +68,22 @@ def fit(
     batches = _batches(train, params.batch_size)
     to_validate = None
     if validation is not None:
-        to_validate = _batches(validation, VALIDATION_BATCH)(np.arange(len(validation.labels)))
+        to_validate = _batches(validation, VALIDATION_BATCH)(np.arange(len(validation.labels)), None)
     epochs = [] if start is None else list(start.epochs)
     best_epoch, best_weights = (0, []) if start is None else (start.best_epoch, start.best_weights)
     for number in range(len(epochs) + 1, params.epochs + 1):
         own = next((other for other, last in seeds if number <= last), seed)
-        epoch, weights = _run_epoch(model, number, batches(_order(images, own, number)), images, to_validate)
+        _seed_layers(model, own, number)
+        order = generator(own, number, "order").permutation(images)
+        changed = batches(order, Augmentation.drawn(params, images, own, number))
+        epoch, weights, averaged = _run_epoch(model, number, changed, images, to_validate)
         epochs.append(epoch)
         # A last step can ruin the weights after its own loss was taken: only validation shows it.
         losses = [epoch.train_loss] if validation is None else [epoch.train_loss, epoch.val_loss]
         if not all(map(math.isfinite, losses)):
             return FitOutcome(TrialState.FAILED, tuple(epochs), best_epoch)
         if best_epoch == 0 or validation is None or epoch.val_accuracy > epochs[best_epoch - 1].val_accuracy:
-            best_epoch, best_weights = number, weights
+            best_epoch, best_weights = number, averaged
         if save is not None:
             optimizer = [variable.numpy() for variable in model.optimizer.variables]
             save(Checkpoint(tuple(epochs), weights, optimizer, best_epoch, best_weights))
@@ -102,44 +106,73 @@ def probe(image_shape: ImageShape, classes: int) -> ProbeResult:
     return ProbeResult(Precision.BFLOAT16 if bfloat16 < float32 else Precision.FLOAT32, rates)
 
 
-def _order(images: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Return the order of the images in an epoch: it depends on nothing that was drawn before."""
-    return np.random.Generator(np.random.Philox(key=(seed, epoch))).permutation(images)
+def _seed_layers(model: keras.Model, seed: int, epoch: int) -> None:
+    """Let what layers draw in an epoch depend on nothing that was drawn before."""
+    random = generator(seed, epoch, "dropout")
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.seed_generator.state.assign(random.integers(2**32, size=2, dtype=np.uint32))
 
 
-def _batches(split: Split, size: int) -> Callable[[npt.NDArray[np.int64]], tf.data.Dataset]:
+def _batches(split: Split, size: int) -> Callable[[npt.NDArray[np.int64], Augmentation | None], tf.data.Dataset]:
     """Return what gathers batches, in an order, from images that stay in memory as bytes: each batch is a copy."""
     with tf.device("CPU"):
         images, labels = tf.constant(split.images), tf.constant(split.labels)
-    # Nothing in it is for AutoGraph, which would leave a file of code in the temporary folder.
-    gather = tf.autograph.experimental.do_not_convert(
-        lambda index: (tf.gather(images, index), tf.gather(labels, index))
-    )
     # Without tf.data's tuning thread: it sleeps in doubling intervals, and the end of an iteration waits for it. A fit
     # would last up to twice as long as its work.
     options = tf.data.Options()
     options.autotune.enabled = False
     options.threading.private_threadpool_size = 1
-    return lambda order: tf.data.Dataset.from_tensor_slices(order).batch(size).map(gather).with_options(options)
+
+    # TensorFlow keeps every function that it was given until the next trial: this one, and no epoch's draws.
+    current: Augmentation | None = None
+
+    def changed(index: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        assert current is not None
+        return current.apply(split.images, index)
+
+    def gather(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        if current is None:
+            return tf.gather(images, index), tf.gather(labels, index)
+        found = tf.numpy_function(changed, [index], tf.uint8, stateful=False)
+        return tf.ensure_shape(found, (None, *split.images.shape[1:])), tf.gather(labels, index)
+
+    # Nothing in it is for AutoGraph, which would leave a file of code in the temporary folder.
+    gathered = tf.autograph.experimental.do_not_convert(gather)
+
+    def batches(order: npt.NDArray[np.int64], augmentation: Augmentation | None) -> tf.data.Dataset:
+        nonlocal current
+        current = augmentation
+        return tf.data.Dataset.from_tensor_slices(order).batch(size).map(gathered).with_options(options)
+
+    return batches
 
 
 def _run_epoch(
     model: keras.Model, number: int, batches: tf.data.Dataset, images: int, validation: tf.data.Dataset | None
-) -> tuple[Epoch, Arrays]:
-    """Train an epoch, and return its figures and the weights after it."""
+) -> tuple[Epoch, Arrays, Arrays]:
+    """Train an epoch; return its figures, the weights to go on with, and those to judge and to keep."""
     started = time.perf_counter()
-    stop = keras.callbacks.TerminateOnNaN()
+    weights: Arrays = []
+    callbacks: list[keras.callbacks.Callback] = [keras.callbacks.TerminateOnNaN()]
+    if model.optimizer.use_ema:
+        # At the end of its `fit` Keras writes the averages in the place of the weights.
+        keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: weights.extend(model.get_weights()))
+        callbacks.append(keep)
     trained = model.fit(
-        batches, epochs=number, initial_epoch=number - 1, callbacks=[stop], shuffle=False, verbose=0
+        batches, epochs=number, initial_epoch=number - 1, callbacks=callbacks, shuffle=False, verbose=0
     ).history
     seconds = time.perf_counter() - started
+    averaged = model.get_weights()
+    weights = weights or averaged
     # oneDNN's ReLU turns NaN into zero, so that the loss of a model with such weights can be finite again.
-    weights = model.get_weights()
     finite = all(np.isfinite(each).all() for each in weights)
     train_loss = float(trained["loss"][0]) if finite else math.nan
     validated = {"loss": math.nan, "accuracy": math.nan}
     if validation is not None and math.isfinite(train_loss):
         validated = model.evaluate(validation, return_dict=True, verbose=0)
+    if weights is not averaged:
+        model.set_weights(weights)
     epoch = Epoch(
         epoch=number,
         train_loss=train_loss,
@@ -149,7 +182,7 @@ def _run_epoch(
         seconds=seconds,
         images_per_second=images / seconds,
     )
-    return epoch, weights
+    return epoch, weights, averaged
 
 
 def _step_seconds(model: keras.Model, give_up_after: float) -> float:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import keras
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
-# What Keras writes, uncompressed, and how large it may be: the largest model for 28 x 28 pixels has 95 MB of weights.
+# What Keras writes, uncompressed, and how large it may be: the builder makes no model of more than 120 MB of weights.
 MEMBERS = {"metadata.json": 10_000, CONFIG: 200_000, WEIGHTS: 128 * 2**20}
 # With room for the archive's own list of its members, which is read before anything else.
 MAX_FILE = sum(MEMBERS.values()) + 100_000
@@ -49,9 +49,10 @@ class _Sizes(Hyperparameters):
     classes: Annotated[int, Field(strict=True, ge=2, le=1_000)]
 
     def build(self) -> "keras.Model":
-        from fashion_study.training.model import build_network
+        from fashion_study.training.model import build_network, with_views
 
-        return build_network(self, (self.height, self.width, self.channels), self.classes)
+        network = build_network(self, (self.height, self.width, self.channels), self.classes)
+        return with_views(network, self.views)
 
     def outline(self) -> "keras.Model":
         """Build a model whose variables have shapes and no values, so that it takes no memory whatever its sizes.
@@ -69,12 +70,9 @@ class _Sizes(Hyperparameters):
 
 
 # A number for each size that no setting of the network has: it shows where the builder writes that size.
-MARKS = {
-    name: 10_007 + index if field.annotation is int else (index + 1) / 1_009
-    for index, (name, field) in enumerate(_Sizes.model_fields.items())
-    if field.annotation in (int, float)
-}
-NAMES = {mark: name for name, mark in MARKS.items()}
+MARKED = ("filters_1", "filters_2", "filters_3", "dense_units", "height", "width", "channels", "classes")
+MARKS = {name: 10_007 + index for index, name in enumerate(MARKED)}
+NAMES: dict[float, str] = {mark: name for name, mark in MARKS.items()}
 
 
 def load_model_file(path: Path, params: Hyperparameters | None = None) -> "keras.Model":
@@ -198,10 +196,14 @@ def _links(file: "h5py.File") -> dict[str, Any]:
 
 
 def _sizes(config: Config, params: Hyperparameters | None) -> _Sizes:
-    """Take the sizes of the run's parameters, else read them from the places in which the builder writes its own."""
+    """Take the sizes of the run's parameters, else read them from the places in which the builder writes its own.
+
+    From a file alone only models of the default layers can be read: MLflow has the parameters of all that came later.
+    """
     found = config["config"]["layers"]
     if params is not None:
-        shape, classes = found[0]["config"].get("batch_shape"), found[-1]["config"].get("units")
+        shape = found[0]["config"].get("batch_shape")
+        classes = next((layer["config"]["units"] for layer in reversed(found) if "units" in layer["config"]), None)
         _, height, width, channels = shape if isinstance(shape, list) and len(shape) == 4 else 4 * [None]
         sizes = {"height": height, "width": width, "channels": channels, "classes": classes}
         return _Sizes.model_validate(params.model_dump() | sizes)
@@ -241,10 +243,44 @@ def _check_config(found: Config, outline: "keras.Model") -> None:
     names, expected_names = ([layer.get("class_name") for layer in one["config"]["layers"]] for one in (found, built))
     if names != expected_names:
         _refuse(f"the layers {shown(names)}", f"{shown(expected_names)}, those of the shared builder")
-    kinds = {type(layer).__name__: type(layer) for layer in outline.layers} | {"InputLayer": keras.layers.InputLayer}
+    if found.get("class_name") == built["class_name"] == "Functional":
+        try:
+            found, built = _with_numbered_layers(found), _with_numbered_layers(built)
+        except RecursionError:
+            _refuse("links between layers that are nested too deeply", "those of the shared builder")
+    parts = getattr(outline, "operations", outline.layers)
+    kinds = {type(part).__name__: type(part) for part in parts} | {"InputLayer": keras.layers.InputLayer}
     _check_node(found, built, None)
     for node, expected in zip(found["config"]["layers"], built["config"]["layers"], strict=True):
         _check_node(node, expected, kinds[expected["class_name"]])
+
+
+def _with_numbered_layers(config: Config) -> Config:
+    """Return a functional model's description that links its layers by numbers instead of their names, which are free.
+
+    A number is a tuple, which no file can contain.
+    """
+    layers = config["config"]["layers"]
+    names = [str(layer.get("name")) for layer in layers]
+    if len(set(names)) < len(names) or names != [str(layer["config"].get("name")) for layer in layers]:
+        _refuse(f"the names of layers {shown(names)}", "one of its own for each layer")
+    numbers = {name: (number,) for number, name in enumerate(names)}
+
+    def numbered(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: numbered(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [numbered(each) for each in value]
+        return numbers.get(value, value) if isinstance(value, str) else value
+
+    links = {
+        key: numbered(value) for key, value in config["config"].items() if key in ("input_layers", "output_layers")
+    }
+    nodes = [
+        layer | {"name": numbered(layer["name"]), "inbound_nodes": numbered(layer.get("inbound_nodes"))}
+        for layer in layers
+    ]
+    return config | {"config": config["config"] | links | {"layers": nodes}}
 
 
 def _check_node(found: Config, built: Config, kind: "type[keras.layers.Layer] | None") -> None:

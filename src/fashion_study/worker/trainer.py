@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import get_args
 
 import keras
 import mlflow
@@ -24,9 +25,9 @@ from fashion_study.libraries import ONEDNN, left_to_the_user
 from fashion_study.store.checkpoints import Checkpoints, UnusableCheckpointError
 from fashion_study.text import truncated_traceback
 from fashion_study.training.checkpoint import Checkpoint, load, save
-from fashion_study.training.evaluation import Evaluation, evaluate
+from fashion_study.training.evaluation import Evaluation, accuracy, evaluate
 from fashion_study.training.fit import FitOutcome, configure, fit, probe
-from fashion_study.training.model import build_model, to_float32
+from fashion_study.training.model import build_model, to_float32, with_views
 from fashion_study.trial import (
     CONTINUATION_LOST,
     CONTINUED,
@@ -40,6 +41,7 @@ from fashion_study.trial import (
     TrialResult,
     TrialSpec,
     TrialState,
+    Views,
     WorkerSettings,
 )
 from fashion_study.worker.record import final_metrics, record_evaluation, record_model
@@ -111,7 +113,13 @@ class Trainer:
         keras.utils.clear_session()
         keras.utils.set_random_seed(spec.seeds[0][0])
         params = spec.hyperparameters
-        model = build_model(params, self._kind.image_shape, len(self._kind.class_names), spec.precision)
+        model = build_model(
+            params,
+            self._kind.image_shape,
+            len(self._kind.class_names),
+            spec.precision,
+            images=len(self._train_images.labels),
+        )
         start, tags = self._start(spec, model)
 
         def on_epoch(epoch: Epoch) -> bool:
@@ -182,9 +190,15 @@ class Trainer:
             tags = _weights_digest(model)
             return TrialResult(*spec.key, TrialState.PRUNED, last.epoch, metrics=metrics, tags=tags)
         # What is measured from here on is the float32 model that is logged, whatever precision trained it.
-        model, objective, evaluation = to_float32(model, spec.hyperparameters), None, None
+        network, views = to_float32(model, spec.hyperparameters), spec.hyperparameters.views
+        objective = evaluation = None
         if self._validation is not None:
-            evaluation = evaluate(model, self._validation, self._kind.class_names)
+            evaluation = evaluate(with_views(network, views), self._validation, self._kind.class_names)
+            # Views need no training: every trial shows what they do.
+            others = {each: with_views(network, each) for each in get_args(Views) if each != views}
+            accuracies = {each: accuracy(model, self._validation) for each, model in others.items()}
+            metrics |= {f"val_accuracy_views_{views}": evaluation.accuracy}
+            metrics |= {f"val_accuracy_views_{each}": found for each, found in accuracies.items()}
             objective = evaluation.accuracy
             metrics |= final_metrics(evaluation) | {
                 "best_epoch": outcome.best_epoch,
@@ -192,7 +206,7 @@ class Trainer:
                 "last_val_accuracy": last.val_accuracy,
                 "last_val_loss": last.val_loss,
             }
-        tags = self._log(spec, evaluation, model) | _weights_digest(model)
+        tags = self._log(spec, evaluation, with_views(network, views)) | _weights_digest(network)
         return TrialResult(*spec.key, TrialState.COMPLETE, last.epoch, objective, metrics=metrics, tags=tags)
 
     def _log(self, spec: TrialSpec, evaluation: Evaluation | None, model: keras.Model) -> dict[str, str]:

@@ -372,9 +372,9 @@ def test_repeated_trainings_are_the_same_to_the_bit(first: Start, tmp_path: Path
     assert f"in epoch 1, is val_loss: {altered!r} recorded, {there!r} again." in of_trial
     assert f"Trial {int(repeat.data.tags['trial']):03d} repeat " in of_repeat
     # Four figures of each epoch; in the end: how it ended, objective, mean F1, parameters, ten recalls, weights, the
-    # best epoch and its accuracy, and accuracy and loss of the last one.
+    # best epoch and its accuracy, accuracy and loss of the last one, and the accuracy with and without views.
     epochs = int(repeat.data.tags["epochs_run"])
-    assert f"is the same to the bit: {4 * epochs + 19} of {4 * epochs + 19} figures." in of_repeat
+    assert f"is the same to the bit: {4 * epochs + 21} of {4 * epochs + 21} figures." in of_repeat
     for said in (of_trial, of_repeat):
         assert "Different here" not in said
         assert "Not recorded" not in said

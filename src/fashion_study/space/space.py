@@ -315,10 +315,14 @@ def _readable(parameter: object) -> Parameter | None:
 
 def _misplaced(space: SearchSpace) -> Iterator[str]:
     known = Hyperparameters.model_fields
+    allowed = ", ".join(known)
     for place, names in (("parameters", space.parameters), ("fixed", space.fixed)):
         for name in sorted(names.keys() - known.keys()):
-            hint = did_you_mean(name, known)
-            yield f"{place}.{printable(name)}: unknown parameter{hint}; allowed: {', '.join(known)}"
+            if hint := did_you_mean(name, known):
+                yield f"{place}.{printable(name)}: unknown parameter{hint}"
+            else:
+                yield f"{place}.{printable(name)}: unknown parameter; allowed: {allowed}"
+                allowed = "as above"  # Not the whole list once more.
     for name in known:
         if name in space.parameters and name in space.fixed:
             yield f"{name}: found under `parameters` and under `fixed`; allowed: one of the two"

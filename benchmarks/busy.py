@@ -9,6 +9,7 @@ every worker has its first trial and the one when the last trial begins.
 import heapq
 import itertools
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -55,13 +56,15 @@ CASES = tuple(Case(*workers, pruner) for workers in ((200, 5, 50), (1000, 120, 1
 
 def main(
     trials: Annotated[int, typer.Option(min=100, help="How many the study has already.")] = 10_000,
+    workers: Annotated[int | None, typer.Option(help="The cases of so many workers; by default all.")] = None,
     output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "busy.json",
 ) -> None:
     """Measure every case and print how busy its workers are and what a trial takes of the coordinator."""
     use_own_stores()
     rows: list[dict[str, Any]] = []
     table = table_of(f"from {trials:,} trials on", "busy", "ms a trial", "trials begun", "epochs")
-    for case in CASES:
+    for case in (each for each in CASES if workers in (None, each.workers)):
+        print(f"{case}: some minutes", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
             rows.append({"case": str(case), **in_a_fresh_process(_measured, Path(folder), case, trials)})
         figures = rows[-1]

@@ -155,16 +155,16 @@ def _value(parameter: Parameter, share: float) -> ParamValue:
     match parameter:
         case Categorical(choices=choices):
             return choices[int(share * len(choices))]
-        case Int(log=False):
-            return parameter.low + parameter.step * int(
-                share * ((parameter.high - parameter.low) // parameter.step + 1)
-            )
+        case Int(log=False) | Float(step=float()):
+            step = parameter.step or 1  # Only a Float can be without, and here it is not.
+            value = parameter.low + step * int(share * (round((parameter.high - parameter.low) / step) + 1))
+            return value if isinstance(parameter, Int) else float(f"{value:.12g}")
         case Float(log=True):
             low, high = np.log(parameter.low), np.log(parameter.high)
             return float(f"{np.exp(low + share * (high - low)):.4g}")
         case _:
             raise BadInputError(
-                f"found {parameter.type} parameters; the design knows plain Int, log Float, Categorical."
+                f"found {parameter.type} parameters; the design knows plain Int, log or stepped Float, Categorical."
             )
 
 

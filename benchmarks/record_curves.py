@@ -107,7 +107,7 @@ def main(
             Order(
                 place,
                 point,
-                space.hyperparameters(point | {"epochs": design.epochs}),
+                space.hyperparameters(space.baseline | point).model_copy(update={"epochs": design.epochs}),
                 trial_seed(SOBOL_SEED, place),
                 precision,
                 source,

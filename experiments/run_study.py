@@ -18,6 +18,7 @@ from fashion_study.config import (
     parse_size,
 )
 from fashion_study.errors import BadInputError, ExitCode
+from fashion_study.trial import MAX_PARAMETERS
 
 
 def _trial_timeout(text: str) -> float:
@@ -64,6 +65,9 @@ def main(
         int | None,
         Option(parser=parse_size, metavar="SIZE", help="Fail a trial whose worker takes more: 4G, 900M."),
     ] = None,
+    max_parameters: Annotated[
+        Whole, Option(help="Train no model with more weights, but for the baseline; such a trial counts as failed.")
+    ] = MAX_PARAMETERS,
     executor: Annotated[
         ExecutorName, Option(help="Where workers are: on this machine, or on a Ray cluster.")
     ] = "local",

@@ -18,7 +18,7 @@ from fashion_study.database_url import trials_database_url
 from fashion_study.errors import BadInputError
 from fashion_study.space.file import load_space
 from fashion_study.space.space import Int, SearchSpace, Value
-from fashion_study.trial import ParamValue
+from fashion_study.trial import MAX_PARAMETERS, ParamValue
 
 EngineName = Literal["optuna", "keras-tuner"]
 ExecutorName = Literal["local", "ray"]
@@ -125,6 +125,7 @@ class StudyConfig(BaseModel):
     trial_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     workers: Annotated[Whole, Field(ge=1, le=1024)] | None = None
     worker_memory: Annotated[Whole, Field(gt=0)] | None = None
+    max_parameters: Annotated[Whole, Field(ge=1)] = MAX_PARAMETERS
     executor: ExecutorName = "local"
     address: Annotated[str, AfterValidator(_checked_address)] | None = None
     worker_cpus: Annotated[float, Field(gt=0, le=1024), AfterValidator(_checked_share)] | None = None

@@ -16,6 +16,8 @@ from fashion_study.text import visible, without_passwords
 TRAINING_VERSION = 3
 # The number of a study's baseline trial, which is never pruned.
 BASELINE_NUMBER = 0
+# The most weights of a model that a study trains and a promotion accepts, where nothing else is asked for.
+MAX_PARAMETERS = 500_000
 
 ParamValue = int | float | str
 # Which seed trains the epochs up to which.
@@ -108,8 +110,12 @@ class TrialState(StrEnum):
 
 
 class FailReason(StrEnum):
-    """The reason why a trial has failed: its own fault, or that it was stopped from outside too often."""
+    """The reason why a trial has failed: its own fault, or that it was stopped from outside too often.
 
+    One whose model would be larger than the study allows is infeasible, and was not trained.
+    """
+
+    INFEASIBLE = "infeasible"
     DIVERGED = "diverged"
     ERROR = "error"
     TIMEOUT = "timeout"
@@ -257,7 +263,8 @@ class WorkerSettings:
 
     With `pool` it trains on all images that may be fitted to, without validation. `checkpoints` is the folder of the
     study's checkpoints; without one there are none. The executor limits an attempt to
-    `trial_timeout` seconds, from its begin in a worker, and a worker to `worker_memory` bytes.
+    `trial_timeout` seconds, from its begin in a worker, and a worker to `worker_memory` bytes. But for the baseline, a
+    model of more than `max_parameters` weights is not trained.
     """
 
     source: DataSource
@@ -266,6 +273,7 @@ class WorkerSettings:
     tracking_uri: str
     trial_timeout: float | None = None
     worker_memory: int | None = None
+    max_parameters: int | None = None
     records: bool = True
     pool: bool = False
     checkpoints: Path | None = None

@@ -513,3 +513,23 @@ def test_tpe_looks_at_the_best_and_at_the_newest(monkeypatch: pytest.MonkeyPatch
     seen = [trial.number for trial in optuna_engine.tpe_history(trials)]
     assert seen == [39, 40, 41, *range(72, 99)]
     assert optuna_engine.tpe_history(trials[:30]) == trials[:30]
+
+
+def test_tpe_keeps_away_from_what_is_infeasible(trial_storage: TrialStorage) -> None:
+    parameters = {"filters_1": {"type": "int", "low": 1, "high": 256, "why": "The wider the better, up to a limit."}}
+    space = SearchSpace.model_validate(
+        {"name": "wider", "purpose": "A limit.", "baseline": {"filters_1": 8}, "parameters": parameters}
+    )
+    engine = OptunaEngine(trial_storage, space)
+    widths = []
+    for _ in range(60):
+        proposal = asked(engine, trial_storage)
+        widths.append(proposal.hyperparameters.filters_1)
+        if widths[-1] <= 64:
+            engine.tell(completed(proposal, widths[-1] / 256))
+        else:
+            reason = FailReason.INFEASIBLE
+            engine.tell(TrialResult(proposal.number, proposal.attempt, TrialState.FAILED, 0, reason=reason))
+    # The best lies at the limit. Were nothing learnt from those beyond it, one to four of these were feasible.
+    assert sum(width <= 64 for width in widths[30:]) >= 10
+    assert max(width for width in widths if width <= 64) >= 60

@@ -169,10 +169,12 @@ def test_a_model_with_too_many_parameters_is_refused(parameters: int, passed: bo
     assert f"{parameters:,} parameters" in answer.sentence
 
 
-@pytest.mark.parametrize(("milliseconds", "passed"), [(0.1, True), (0.4, True), (0.41, False)])
-def test_a_model_that_is_much_slower_is_refused(milliseconds: float, passed: bool) -> None:
-    answer = Gates().latency(milliseconds, 0.1)
-    assert (answer.passed, answer.limit) == (passed, 4.0)
+@pytest.mark.parametrize(("milliseconds", "passed"), [(0.1, True), (2.0, True), (2.01, False)])
+def test_a_model_that_is_too_slow_is_refused_however_slow_the_champion_is(milliseconds: float, passed: bool) -> None:
+    answers = [Gates().latency(milliseconds, champion) for champion in (0.1, 10.0)]
+    assert {(answer.passed, answer.value, answer.limit) for answer in answers} == {(passed, milliseconds, 2.0)}
+    assert "on one thread" in answers[0].sentence
+    assert "on one thread" not in Gates().latency(milliseconds, 0.1, one_thread=False).sentence
 
 
 @pytest.mark.parametrize(("moved", "passed"), [(0, True), (10, True), (11, False)])

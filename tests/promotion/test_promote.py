@@ -266,11 +266,11 @@ def test_a_dry_run_that_would_be_refused_ends_as_a_refusal(scene: Scene) -> None
 
 def test_each_limit_refuses_alone(scene: Scene) -> None:
     scene.challenger()
-    wide = {"max_latency_ratio": 1e9}
+    wide = {"max_latency_ms": 1e9}
     for limits, refusing in (
         ({"alpha": 1e-300}, "accuracy"),
         ({"max_parameters": 1707}, "parameters"),
-        ({"max_latency_ratio": 1e-9}, "latency"),
+        ({"max_latency_ms": 1e-9}, "latency"),
     ):
         decision = scene.promote(gates=Gates.model_validate(wide | limits))
         assert decision.failed == (refusing,)
@@ -291,7 +291,7 @@ def test_a_class_that_falls_refuses_a_challenger_better_overall(scene: Scene) ->
     champion = scene.register(scene.trial(scene.study_run, 1, only_zeros))
     set_champion(scene.registry, scene.registry.model(champion.name), champion)
     scene.register(scene.trial(scene.study_run, 2, twin))
-    decision = scene.promote(gates=Gates(max_latency_ratio=1e9))
+    decision = scene.promote(gates=Gates(max_latency_ms=1e9))
     assert decision.failed == ("recall per class",)
     assert "class 0: -100.00 points" in decision.gates[1].sentence
 

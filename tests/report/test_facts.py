@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from fashion_study.report.charts import MINUS, change_table, confusion_table
-from fashion_study.report.facts import ModelFacts, Reference, edges, gain, savings
+from fashion_study.report.facts import Edge, ModelFacts, Reference, Size, edges, gain, savings, smallest_nearly_best
+from fashion_study.space.file import load_space
 from fashion_study.space.space import SearchSpace
+from fashion_study.study.leaderboard import rank
 from fashion_study.trial import ParamValue, TrialState
 from tests.support.study_facts import SPACE, facts, model, params, record
 
@@ -54,6 +56,37 @@ def test_what_has_nothing_but_edges_or_no_order_is_not_warned_of() -> None:
         {"name": "narrow", "purpose": "Edges only.", "baseline": baseline, "parameters": parameters, "fixed": fixed}
     )
     assert edges(space, baseline) == ()
+
+
+def test_an_end_beyond_which_nothing_is_legal_is_no_edge() -> None:
+    wide = load_space("wide")
+    none = {"dropout": 0.0, "shift": 0, "erasing": 0.0, "label_smoothing": 0.0, "weight_decay": 0.0}
+    assert edges(wide, wide.baseline | none | {"learning_rate": 1e-2}) == (
+        Edge("filters_1", 32, "lowest", 32),
+        Edge("filters_3", 64, "lowest", 64),
+        Edge("batch_size", 512, "highest", 512),
+    )
+    assert [edge.name for edge in edges(wide, wide.baseline | {"dropout": 0.3, "learning_rate": 1e-2})][2] == "dropout"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({0: 50_000, 1: 90_000, 2: 100_000, 3: 60_000}, 3),
+        ({0: 50_000, 1: 60_000, 2: 100_000, 3: 60_000}, 1),  # Of equally small ones the better.
+        ({0: 50_000, 1: 100_000, 2: 100_000, 3: 100_000}, None),
+        ({0: 50_000, 1: 90_000, 3: 60_000}, None),  # The best one's is not known.
+        ({}, None),
+    ],
+)
+def test_the_smallest_model_within_half_a_point_of_the_best_is_found(
+    parameters: dict[int, float], expected: int | None
+) -> None:
+    objectives = [0.8, 0.896, 0.9, 0.8951, 0.87]
+    ended = [record(number, TrialState.COMPLETE, [value]) for number, value in enumerate(objectives)]
+    sizes = {number: Size(count, 0.1) for number, count in parameters.items()}
+    found = smallest_nearly_best(facts(records=rank(ended), sizes=sizes))
+    assert (None if found is None else found.number) == expected
 
 
 def test_savings_count_the_epochs_that_were_not_trained() -> None:

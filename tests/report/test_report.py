@@ -20,6 +20,7 @@ from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.errors import StoreError
 from fashion_study.report.collect import collect
+from fashion_study.report.facts import Size
 from fashion_study.report.page import render
 from fashion_study.report.publish import publish_report
 from fashion_study.space.file import load_space
@@ -119,7 +120,7 @@ def test_every_picture_says_in_words_what_it_shows(full: Page) -> None:
     assert len(full.having("img")) == 6
     assert all(picture["alt"] for picture in full.having("img"))
     drawings = full.having("svg")
-    assert len(drawings) == 6
+    assert len(drawings) == 8
     assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings)
 
 
@@ -169,6 +170,18 @@ def test_only_a_best_point_on_the_edge_is_warned_of(full: Page) -> None:
     assert "filters_1 = 64, at the highest end (64)" in full.text
     inside = record(2, TrialState.COMPLETE, [0.89], filters_1=40, decay=1e-4, epochs=12)
     assert warning not in Page(render(facts(records=(inside,)))).text
+
+
+def test_what_size_buys_is_said_and_drawn(full: Page) -> None:
+    assert "No model within 0.5 points of the best is smaller than it." in full.text
+    near = [record(number, TrialState.COMPLETE, [0.9 - 0.001 * number]) for number in (0, 1)]
+    smaller = facts(records=tuple(near), sizes={0: Size(134_178, 0.21), 1: Size(93_322, 0.12)})
+    assert (
+        "that of trial 001: 93,322 parameters instead of 134,178, 89.90 % instead of 90.00 %, 0.120 ms for an image "
+        "instead of 0.210."
+    ) in Page(render(smaller)).text.replace("\u2009", " ")
+    alike = facts(sizes={number: Size(93_322, 0.12) for number in (0, 1, 2)})
+    assert "No two complete trials have models of different sizes yet." in Page(render(alike)).text
 
 
 def test_the_finalists_show_each_repeat_beside_the_first_score(full: Page) -> None:

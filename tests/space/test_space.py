@@ -21,7 +21,7 @@ from fashion_study.space.file import MAX_BYTES, load_space
 from fashion_study.space.space import Categorical, Float, SearchSpace
 from fashion_study.trial import Hyperparameters
 
-OWN = ["baseline", "smoke"]
+OWN = ["baseline", "smoke", "wide"]
 
 
 def plain_space() -> dict[str, Any]:

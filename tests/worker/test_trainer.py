@@ -212,6 +212,21 @@ def test_a_trial_whose_loss_diverges_fails_with_that_reason(bench: Bench) -> Non
     assert "The loss became nan in epoch 1" in result.message
 
 
+def test_a_model_that_is_too_large_is_not_trained_but_for_the_baseline(bench: Bench) -> None:
+    limited = Trainer(replace(bench.settings, max_parameters=2_000))
+    spec = bench.spec(ONE_EPOCH)
+
+    result, reports = bench.train(spec, trainer=limited)
+
+    assert (result.state, result.reason) == (TrialState.FAILED, FailReason.INFEASIBLE)
+    assert (result.epochs_run, reports, result.objective) == (0, [], None)
+    assert result.cause == "its 2,586 parameters are more than the 2,000 that are allowed"
+    assert result.metrics == {"parameter_count": 2_586}
+    assert bench.train(replace(spec, number=0), trainer=limited)[0].state is TrialState.COMPLETE
+    exact = Trainer(replace(bench.settings, max_parameters=2_586))
+    assert bench.train(bench.spec(ONE_EPOCH), trainer=exact)[0].state is TrialState.COMPLETE
+
+
 def exhaust_tensorflow() -> None:
     raise tf.errors.ResourceExhaustedError(None, None, "failed to allocate memory")
 

@@ -22,7 +22,7 @@ from fashion_study.engines.asha import AsynchronousHalving
 from fashion_study.engines.engine import Candidate, Engine, Exhausted, Point, Wait
 from fashion_study.space.space import SearchSpace
 from fashion_study.store.trials import TrialRecord, TrialStorage, last_epoch
-from fashion_study.trial import ParamValue
+from fashion_study.trial import FailReason, ParamValue
 
 # How often the sampler draws before its points count as known: one that has settled on a point would never leave it.
 # Where the points of a space can be counted, one of those left is taken then.
@@ -67,8 +67,8 @@ class OptunaEngine(Engine):
         """Yield points drawn by the sampler, then those that can be counted, else points drawn at random."""
         # Seeded for each trial: a sampler that lives on in a resumed study would draw its first points again.
         sampler = self._sampler(seed)
-        history = tpe_history(self.trial_storage.trials())
-        self._history = [_so_far(trial) for trial in history] if self.pauses else history
+        history = (_as_infeasible(trial) for trial in tpe_history(self.trial_storage.trials()))
+        self._history = [_so_far(trial) if self.pauses else trial for trial in history]
         for point in self._candidates(sampler, number, seed):
             yield Candidate(point, {SEQUENCE_INDEX: sampler.index} if isinstance(sampler, _Sobol) else {})
         if self._sampler_name == "grid":
@@ -270,6 +270,18 @@ class BestSoFarHalving(BasePruner):
                 others.append(best)
         own = _best_until(trial, rung)
         return sum(best > own for best in others) >= max(1, (len(others) + 1) // 2)
+
+
+def _as_infeasible(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial as a sampler should see it: an infeasible one as worse than any other.
+
+    Optuna's samplers see nothing of a failed trial, and take one that was pruned before its first value for the worst.
+    """
+    if trial.state is not OptunaState.FAIL or trial.user_attrs.get("reason") != FailReason.INFEASIBLE:
+        return trial
+    seen = copy.copy(trial)
+    seen.state, seen.values, seen.intermediate_values = OptunaState.PRUNED, None, {}
+    return seen
 
 
 def _so_far(trial: FrozenTrial) -> FrozenTrial:

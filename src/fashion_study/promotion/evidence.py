@@ -13,6 +13,7 @@ from fashion_study.data.catalog import describe, load_dataset
 from fashion_study.data.dataset import Dataset, Split
 from fashion_study.data.holdout import load_holdout
 from fashion_study.errors import DamagedModelError, StoreError
+from fashion_study.libraries import import_without_stderr
 from fashion_study.promotion.decision import Contender, Decision, HoldoutReading
 from fashion_study.promotion.gates import Frozen, GateResult, Gates, Paired
 from fashion_study.tracking.registry import ModelRef, Registry
@@ -59,6 +60,7 @@ class Examiner:
         challenger, reference = decision.challenger, decision.reference
         assert reference is not None
         ours, theirs = _model_ref(challenger), _model_ref(reference)
+        one_thread = _on_one_thread()
         model, other = (load_verified(self.registry, one, self.source.name) for one in (ours, theirs))
         # Not before a model is loaded, which imports Keras without the user's settings of it.
         from fashion_study.training.evaluation import interleaved_ms
@@ -76,7 +78,7 @@ class Examiner:
                 self.gates.accuracy(paired, holdout.readings),
                 self.gates.recall(recalls),
                 self.gates.parameters(counted[0]),
-                self.gates.latency(*milliseconds),
+                self.gates.latency(*milliseconds, one_thread=one_thread),
                 fidelity,
                 signature,
             ),
@@ -202,6 +204,18 @@ def load_verified(registry: Registry, model: ModelRef, dataset: str) -> "keras.M
             "Expected a model that was trained on it."
         )
     return loaded
+
+
+def _on_one_thread() -> bool:
+    """Let TensorFlow predict on one thread from here on; return whether it does."""
+    import_without_stderr("fashion_study.training.fit")
+    from fashion_study.training.fit import configure
+
+    try:
+        configure(threads=1)
+    except RuntimeError:
+        return False  # It has begun.
+    return True
 
 
 def _model_ref(contender: Contender) -> ModelRef:

@@ -4,6 +4,7 @@ import html
 import re
 from collections.abc import Callable, Sequence
 from io import BytesIO, StringIO
+from itertools import accumulate
 from statistics import mean
 from typing import Any
 
@@ -15,19 +16,23 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from fashion_study.report.facts import Finals, ModelFacts, Reference, StudyFacts
 from fashion_study.study.figures import (
     BASELINE,
     BEST,
+    COMPLETE,
     GRID,
     OTHER,
     PERCENT,
     STYLE,
     legend_above,
     new_figure,
+    scale_to_most,
     shortened,
 )
+from fashion_study.trial import BASELINE_NUMBER
 
 # Between the examples of a pair, in pixels.
 GAP = 2
@@ -52,6 +57,32 @@ def recall_by_class(best: ModelFacts, baseline: ModelFacts) -> Figure:
     axes.set(xlabel="recall on validation images")
     axes.xaxis.set_major_formatter(PERCENT)
     legend_above(axes)
+    return figure
+
+
+@mpl.style.context(STYLE)
+def front(facts: StudyFacts, size: str, label: str) -> Figure:
+    """Draw the accuracy of each complete trial against a `size` of its model, named `label`.
+
+    A line joins the models than which no smaller one is better.
+    """
+    highest = facts.highest
+    found = [record for record in facts.records if record.number in facts.sizes]
+    points = [(getattr(facts.sizes[record.number], size), record.objective or 0.0, record) for record in found]
+    drawn = sorted(points, key=lambda point: point[:2])
+    best_so_far = list(accumulate((objective for _, objective, _ in drawn), max))
+    figure, axes = new_figure(3.0, f"Validation accuracy of {len(drawn)} complete trials against {label}.")
+    sizes, objectives = [at for at, _, _ in drawn], [objective for _, objective, _ in drawn]
+    axes.step(sizes, best_so_far, where="post", color=BEST, linewidth=1.4, label="best so far")
+    axes.plot(sizes, objectives, "o", color=COMPLETE, markersize=6)
+    for at, objective, record in drawn:
+        if record.number == BASELINE_NUMBER:
+            axes.plot([at], [objective], "s", color=BASELINE, markersize=9, label="baseline")
+        elif record is highest:
+            axes.plot([at], [objective], "o", color=BEST, markersize=9, label=f"best ({record.label})")
+    axes.set(xlabel=label)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    scale_to_most(axes, objectives)
     return figure
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,12 +15,13 @@ import numpy.typing as npt
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
 from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.errors import BadInputError, DataError, StoreError
 from fashion_study.paths import check_temporary_folder
-from fashion_study.report.facts import ConfusedPair, Finals, ModelFacts, Reference, StudyFacts
+from fashion_study.report.facts import ConfusedPair, Finals, ModelFacts, Reference, Size, StudyFacts
 from fashion_study.space.file import load_space
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TrialStorage
@@ -28,7 +29,7 @@ from fashion_study.study.figures import importances
 from fashion_study.study.leaderboard import rank
 from fashion_study.text import printable
 from fashion_study.tracking.registry import Registry
-from fashion_study.tracking.search import find_run
+from fashion_study.tracking.search import find_run, search_runs
 from fashion_study.trial import BASELINE_NUMBER
 
 # The runs whose confusion matrix is one of validation images; a registered baseline's is one of the holdout.
@@ -73,6 +74,7 @@ def collect(trial_storage: TrialStorage, store: Store, data_dir: Path | None = N
             best=best,
             baseline=baseline,
             finals=finals,
+            sizes=_sizes(client, run, complete.values()),
             reference=_reference(client, run.data.params["dataset"], best, baseline),
             importances=importances(trial_storage),
             pixels=pixels,
@@ -140,6 +142,16 @@ def _model(client: MlflowClient, run_id: str | None) -> ModelFacts | None:
         mistakes=confused.mistakes,
         pairs=confused.pairs,
     )
+
+
+def _sizes(client: MlflowClient, study: Run, run_ids: Iterable[str | None]) -> dict[int, Size]:
+    """Read the sizes of models from their trials' runs, all in one search; what a run does not say is left out."""
+    wanted, found = set(run_ids), {}
+    for run in search_runs(client, [study.info.experiment_id], f"tags.{MLFLOW_PARENT_RUN_ID} = '{study.info.run_id}'"):
+        figures = [run.data.metrics.get(name, math.nan) for name in ("parameter_count", "ms_per_image")]
+        if run.info.run_id in wanted and all(0 < value < math.inf for value in figures):
+            found[int(run.data.tags["trial"])] = Size(*figures)
+    return found
 
 
 def _reference(

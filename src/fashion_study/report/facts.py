@@ -7,17 +7,20 @@ from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from fashion_study.space.space import Categorical, Parameter, SearchSpace
 from fashion_study.statistics import paired_interval, wilson_interval
 from fashion_study.store.trials import TrialRecord
 from fashion_study.study.finalists import Finalist
-from fashion_study.trial import ParamValue, TrialState
+from fashion_study.trial import Hyperparameters, ParamValue, TrialState
 
 # Of a range, on its own scale: what lies nearer to a bound than this may well want to go beyond it.
 EDGE = 0.02
 # A range of two values has nothing but edges.
 FEWEST_VALUES = 3
+# So far below the best objective a smaller model may lie to be worth a sentence.
+NEARLY_BEST = 0.005
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,14 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class Size:
+    """The size of a trial's model: its number of weights, and how long it takes for an image."""
+
+    parameters: float
+    ms_per_image: float
+
+
+@dataclass(frozen=True)
 class Finals:
     """The trials that were trained again, the best first, and the model that won.
 
@@ -101,6 +112,7 @@ class StudyFacts:
 
     `records` are ranked, the best first; `trials` is the total asked for. `settings` are the tags and `asked` the
     parameters of the study's run. `best` is the model that the study ends with: of a repeat where there are finalists.
+    `sizes` are those of the complete trials' models by trial, as far as their runs say.
     `importances` sum to 1, empty where there are too few complete trials. `pixels` are the examples of the best
     model's confused pairs by their index, each (height, width, channels); `pixels_missing` says why there are none.
     """
@@ -121,6 +133,7 @@ class StudyFacts:
     baseline: ModelFacts | None = None
     finals: Finals | None = None
     reference: Reference | None = None
+    sizes: Mapping[int, Size] = field(default_factory=dict)
     importances: Mapping[str, float] = field(default_factory=dict)
     pixels: Mapping[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
     pixels_missing: str | None = None
@@ -157,6 +170,23 @@ class StudyFacts:
     def epochs_asked(self, record: TrialRecord) -> int:
         """Return after how many epochs a trial ends if nothing stops it, those that it has taken over included."""
         return int(record.params.get("epochs", self.space.max_epochs))
+
+
+def smallest_nearly_best(facts: StudyFacts) -> TrialRecord | None:
+    """Return the trial with the smallest model of those within 0.5 points of the highest objective.
+
+    Of equally small ones it is the best. None where that is the trial with the highest objective itself.
+    """
+    highest = facts.highest
+    if highest is None or highest.objective is None or highest.number not in facts.sizes:
+        return None
+    near = [
+        record
+        for record in facts.records
+        if record.number in facts.sizes and (record.objective or 0.0) >= highest.objective - NEARLY_BEST
+    ]
+    smallest = min(near, key=lambda record: facts.sizes[record.number].parameters)
+    return None if smallest is highest else smallest
 
 
 @dataclass(frozen=True)
@@ -205,12 +235,13 @@ class Gain:
 
 
 def edges(space: SearchSpace, params: Mapping[str, ParamValue]) -> tuple[Edge, ...]:
-    """Return the parameters whose value lies at, or within 2 % of the range of, an end of what they may take.
+    """Return the parameters whose value lies at, or within 2 % of the range of, an end that could be wider.
 
-    Choices have an order only where all are numbers. Ranges of fewer than three values are passed over.
+    Choices have an order only where all are numbers. Ranges of fewer than three values are passed over, and ends beyond
+    which a hyperparameter has no legal value.
     """
     found = (_edge(name, space.parameters[name], value) for name, value in params.items() if name in space.parameters)
-    return tuple(edge for edge in found if edge is not None)
+    return tuple(edge for edge in found if edge is not None and _can_be_wider(edge))
 
 
 def savings(facts: StudyFacts) -> Savings:
@@ -253,6 +284,16 @@ def _edge(name: str, parameter: Parameter, value: ParamValue) -> Edge | None:
     if position - low <= near:
         return Edge(name, value, "lowest", parameter.low)
     return Edge(name, value, "highest", parameter.high) if high - position <= near else None
+
+
+def _can_be_wider(edge: Edge) -> bool:
+    step = 1 if isinstance(edge.bound, int) else 1e-9
+    beyond = float(edge.bound) + (step if edge.side == "highest" else -step)
+    try:
+        Hyperparameters.model_validate({edge.name: type(edge.bound)(beyond)})
+    except ValidationError:
+        return False
+    return True
 
 
 def _independent(first: ModelFacts, second: ModelFacts) -> tuple[float, float]:

@@ -12,7 +12,15 @@ from fashion_study.config import StudyConfig
 from fashion_study.data.catalog import PREFERRED
 from fashion_study.report import charts
 from fashion_study.report.charts import MINUS
-from fashion_study.report.facts import ConfusedPair, ModelFacts, StudyFacts, edges, gain, savings
+from fashion_study.report.facts import (
+    ConfusedPair,
+    ModelFacts,
+    StudyFacts,
+    edges,
+    gain,
+    savings,
+    smallest_nearly_best,
+)
 from fashion_study.space.space import Categorical, Parameter
 from fashion_study.statistics import wilson_interval
 from fashion_study.study.figures import (
@@ -55,6 +63,7 @@ def render(facts: StudyFacts, store: Path = Path("mlruns")) -> str:
         winner=next((f for f in finals.finalists if f.trial == finals.winner), None) if finals else None,
         edges=edges(facts.space, best_record.params) if best_record else (),
         savings=savings(facts),
+        smallest=smallest_nearly_best(facts),
         budget=_budget(facts),
         parameters=[(name, _range(spec), spec.why) for name, spec in facts.space.parameters.items()],
         comparison=_comparison(*both) if both else (),
@@ -176,6 +185,9 @@ def _figures(facts: StudyFacts) -> dict[str, str]:
         drawn["curves"] = learning_curves(facts.records, best)
     if facts.best and facts.baseline:
         drawn["recall"] = charts.recall_by_class(facts.best, facts.baseline)
+    if len({size.parameters for size in facts.sizes.values()}) > 1:
+        drawn["parameters"] = charts.front(facts, "parameters", "parameters of the model")
+        drawn["milliseconds"] = charts.front(facts, "ms_per_image", "milliseconds for an image")
     if facts.finals:
         drawn["finalists"] = charts.finalists(facts.finals, facts)
     if facts.importances:

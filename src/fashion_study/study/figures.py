@@ -90,7 +90,7 @@ def optimization_history(records: Sequence[TrialRecord], best: int | None) -> Fi
         axes.plot(*_points(points), marker, color=style["color"], markersize=9, label=style["label"])
     axes.set(xlabel="trial")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _scale_to_most(axes, [record.value or 0.0 for record in ended])
+    scale_to_most(axes, [record.value or 0.0 for record in ended])
     return figure
 
 
@@ -116,7 +116,7 @@ def learning_curves(records: Sequence[TrialRecord], best: int | None) -> Figure:
             axes.plot([], [], label=name, **style)
     axes.set(xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _scale_to_most(axes, [value for record in drawn for value in record.curve.values()])
+    scale_to_most(axes, [value for record in drawn for value in record.curve.values()])
     return figure
 
 
@@ -188,6 +188,17 @@ def new_figure(height: float, text: str) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def scale_to_most(axes: Axes, values: Sequence[float]) -> None:
+    """Scale to where most values are: one diverged trial must not press the others together."""
+    axes.set_ylabel("validation accuracy")
+    axes.yaxis.set_major_formatter(PERCENT)
+    if values:
+        low, high = float(np.quantile(values, 0.05)), max(values)
+        margin = 0.06 * (high - low) or 0.01
+        axes.set_ylim(low - margin, high + margin)
+    legend_above(axes)
+
+
 def legend_above(axes: Axes) -> None:
     """Put the legend above the axes."""
     axes.figure.legend(loc="outside upper left", ncols=3, handlelength=1.6, columnspacing=1.4, fontsize=9.5)
@@ -257,14 +268,3 @@ def _draw_faint(axes: Axes, records: Sequence[TrialRecord], style: dict[str, Any
     dots = [point for curve in curves if len(curve) == 1 for point in curve]
     epochs, values = zip(*dots, strict=True) if dots else ((), ())
     axes.plot(epochs, values, "o", markersize=4, rasterized=rasterized, **style)
-
-
-def _scale_to_most(axes: Axes, values: Sequence[float]) -> None:
-    """Scale to where most values are: one diverged trial must not press the others together."""
-    axes.set_ylabel("validation accuracy")
-    axes.yaxis.set_major_formatter(PERCENT)
-    if values:
-        low, high = float(np.quantile(values, 0.05)), max(values)
-        margin = 0.06 * (high - low) or 0.01
-        axes.set_ylim(low - margin, high + margin)
-    legend_above(axes)

@@ -134,6 +134,7 @@ def open_executor(plan: Plan, store: Store, observer: Observer) -> Iterator[Exec
         store.tracking_uri,
         config.trial_timeout,
         config.worker_memory,
+        config.max_parameters,
         checkpoints=kept,
     )
     if is_local:

@@ -19,7 +19,7 @@ from fashion_study.study.finalists import choose
 from fashion_study.study.progress import duration
 from fashion_study.study.run import StudyResult
 from fashion_study.text import printable
-from fashion_study.trial import TrialState
+from fashion_study.trial import FailReason, TrialState
 
 SHOWN = 12
 MORE_TRIALS = 20
@@ -147,7 +147,7 @@ def _failed(result: StudyResult) -> list[str]:
         f"Failed ({', '.join(numbers[:SHOWN])}{', …' if len(numbers) > SHOWN else ''}): {why}"
         for why, numbers in list(failed.items())[:SHOWN]
     ]
-    if lines:
+    if any(record.reason not in (None, FailReason.INFEASIBLE) for record in result.records):
         log = result.store.root / "logs" / result.name
         lines.append(f"The whole message is failure.txt on a trial's run; what the workers printed is in {log}.")
     return lines

@@ -29,6 +29,7 @@ from fashion_study.training.evaluation import Evaluation, accuracy, evaluate
 from fashion_study.training.fit import FitOutcome, configure, fit, probe
 from fashion_study.training.model import build_model, to_float32, with_views
 from fashion_study.trial import (
+    BASELINE_NUMBER,
     CONTINUATION_LOST,
     CONTINUED,
     ENVIRONMENT_CHANGED,
@@ -120,6 +121,11 @@ class Trainer:
             spec.precision,
             images=len(self._train_images.labels),
         )
+        if self._is_too_large(spec, parameters := model.count_params()):
+            told = f"its {parameters:,} parameters are more than the {self._settings.max_parameters:,} that are allowed"
+            end = *spec.key, TrialState.FAILED, spec.resumes
+            metrics = {"parameter_count": parameters}
+            return TrialResult(*end, reason=FailReason.INFEASIBLE, message=told, metrics=metrics)
         start, tags = self._start(spec, model)
 
         def on_epoch(epoch: Epoch) -> bool:
@@ -133,6 +139,11 @@ class Trainer:
             outcome = fit(model, *images, params, spec.seed, on_epoch, save_it, start, spec.seeds)
         result = self._end(spec, outcome, model)
         return replace(result, tags=result.tags | tags)
+
+    def _is_too_large(self, spec: TrialSpec, parameters: int) -> bool:
+        """Return whether a model is not to be trained; the baseline always is, since all is compared with it."""
+        limit = self._settings.max_parameters
+        return limit is not None and parameters > limit and spec.number != BASELINE_NUMBER
 
     def _start(self, spec: TrialSpec, model: keras.Model) -> tuple[Checkpoint | None, dict[str, str]]:
         """Restore a model to the checkpoint from which an attempt goes on, if it does; tags say what is to be known.

@@ -28,8 +28,8 @@ from experiments._entry import run
 from fashion_study.config import PrunerName
 from fashion_study.executors.executor import Event
 from fashion_study.testing.memory import MemoryCheckpoints, MemoryExecutor
-from fashion_study.testing.training import PROBED, toy_training
-from fashion_study.trial import EpochReport, ProbeResult, TrialSpec
+from fashion_study.testing.training import probed, toy_training
+from fashion_study.trial import EpochReport, ProbeOrder, ProbeResult, TrialSpec
 
 EPOCHS = 10
 SEED_TRIALS = 16
@@ -118,9 +118,9 @@ class VirtualWorkers:
         self._now = self._worked = 0.0
         self._left = time.perf_counter()
 
-    def probe_precision(self, is_over: Callable[[], bool] = lambda: False) -> ProbeResult:  # noqa: ARG002
+    def probe(self, order: ProbeOrder, is_over: Callable[[], bool] = lambda: False) -> ProbeResult:  # noqa: ARG002
         """Return invented measurements."""
-        return PROBED
+        return probed(order)
 
     def submit(self, spec: TrialSpec) -> None:
         """Begin an attempt."""

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from benchmarks.curves import Curve, CurveTable
 from fashion_study.executors.executor import Event
 from fashion_study.space.space import Categorical, Parameter, SearchSpace
+from fashion_study.testing.training import probed
 from fashion_study.trial import (
     Epoch,
     EpochReport,
     FailReason,
     ParamValue,
-    Precision,
+    ProbeOrder,
     ProbeResult,
     TrialResult,
     TrialSpec,
@@ -56,9 +57,9 @@ class TableExecutor:
         """Return how many attempts can run at once."""
         return self._slots
 
-    def probe_precision(self, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
+    def probe(self, order: ProbeOrder, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
         """Name the precision of the table's curves; nothing is measured."""
-        return None if is_over() else ProbeResult(Precision.FLOAT32, {})
+        return None if is_over() else probed(order)
 
     def submit(self, spec: TrialSpec) -> None:
         """Begin an attempt on the nearest row that is not used yet."""

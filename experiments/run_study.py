@@ -25,6 +25,10 @@ def _trial_timeout(text: str) -> float:
     return parse_duration(text, "--trial-timeout")
 
 
+def _budget(text: str) -> float:
+    return parse_duration(text, "--budget")
+
+
 def _checkpoint_disk(text: str) -> int:
     return parse_size(text, "--checkpoint-disk")
 
@@ -43,7 +47,24 @@ def main(
     space: Annotated[str, Option(help="A name from search_spaces/, or a YAML file.")] = "baseline",
     dataset: DatasetName = "auto",
     data_dir: DataFolder = None,
-    trials: Annotated[Whole, Option(help="Total number of trials, those of earlier runs included.")] = 30,
+    trials: Annotated[
+        Whole | None,
+        Option(
+            help="Total number of trials, those of earlier runs included; default 30, with --budget as many as fit."
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        Option(
+            parser=_budget,
+            metavar="DURATION",
+            help="Plan the study for this long, and end in time, finalists included: 60m. Of --budget, --trials, "
+            "--timeout and --epoch-budget, the first that is reached ends the study.",
+        ),
+    ] = None,
+    plan_only: Annotated[
+        bool, Option("--plan", help="Print what --budget would be spent on, after a short measurement; train nothing.")
+    ] = False,
     epoch_budget: Annotated[
         Whole | None, Option(help="Start no trial when all of them have taken so many epochs.")
     ] = None,
@@ -146,13 +167,28 @@ def main(
       python -m experiments.run_study --space smoke --dataset digits --trials 4
 
       python -m experiments.run_study --trials 40 --try '{"learning_rate": 0.002}'
+
+      python -m experiments.run_study --space wide --budget 60m
     """
-    config = StudyConfig(**locals())  # Every option is the field of its name.
+    options = dict(locals())
+    del options["plan_only"]
+    config = StudyConfig(**options)  # Every other option is the field of its name.
+    if plan_only and (budget is None or executor != "local"):
+        raise BadInputError(
+            "--plan measures on this machine what a budget would be spent on. Expected --budget beside it, for "
+            "instance 60m, and workers on this machine."
+        )
 
     # Imported here, the slow ones last: no help waits for NumPy (joblib brings it), no refusal for MLflow or Optuna.
     from fashion_study.study.plan import plan_study
 
     plan = plan_study(config)
+    if plan_only:
+        from fashion_study.study.session import foresee
+
+        for line in foresee(plan).lines:
+            print(line)
+        return
     from rich.console import Console
 
     from fashion_study.study.progress import watch

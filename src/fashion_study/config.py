@@ -36,7 +36,9 @@ SAMPLERS: dict[EngineName, tuple[str, ...]] = {
 # The engines that stop trials; of the others none has a pruner.
 PRUNING_ENGINES: tuple[EngineName, ...] = ("optuna",)
 MAX_GRID = 100_000
-DURATIONS = ("timeout", "trial_timeout")
+# More than anybody has; also where a budget of time decides.
+MOST_TRIALS = 1_000_000
+DURATIONS = ("budget", "timeout", "trial_timeout")
 SIZES = ("worker_memory", "checkpoint_disk")
 UNITS = ("", *"KMGT")
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -95,13 +97,14 @@ class StudyConfig(BaseModel):
 
     `trials` is a total: a study that has some trials already is continued to it. `epoch_budget` is a total too: once
     all trials together have trained for that many epochs, no further trial is started. The same holds after `timeout`
-    seconds. `workers` defaults to one per GPU, else one per usable core, as memory allows. A trial that takes longer
-    than `trial_timeout` seconds, or more than `worker_memory` bytes, fails. Where the checkpoints of paused trials
-    take more than `checkpoint_disk` bytes, the lowest ranked of these trials are pruned; `close` prunes all of them at
-    the end. `keep_models` keeps the model files of that many best trials and deletes the others. The best `finalists`
-    trials are trained again up to `repeats` times, unless they fall too far behind; by default 3 and 3, as far as that
-    takes no more epochs than the trials did.
-    `try_points` are tried right after the baseline and the space's own points; the baseline supplies the parameters
+    seconds. With a `budget` of seconds the study plans how many trials fit, `trials` at most, and ends in time, with
+    its finalists. `workers` defaults to one per GPU, else one per usable core, as memory allows. A trial that takes
+    longer than `trial_timeout` seconds, or more than `worker_memory` bytes, fails, and one whose model has more than
+    `max_parameters` weights is not trained. Where the checkpoints of paused trials take more than `checkpoint_disk`
+    bytes, the lowest ranked of these trials are pruned; `close` prunes all of them at the end. `keep_models` keeps the
+    model files of that many best trials and deletes the others. The best `finalists` trials are trained again up to
+    `repeats` times, unless they fall too far behind; by default 3 and 3, as far as that takes no more epochs than the
+    trials did. `try_points` are tried right after the baseline and the space's own points; the baseline supplies the parameters
     that a point leaves out.
 
     `study_db` is the URL of a PostgreSQL database for the trials, without a password; the default is `OPTUNA_STORAGE`,
@@ -119,7 +122,8 @@ class StudyConfig(BaseModel):
     space: str = "baseline"
     dataset: Annotated[str, AfterValidator(_checked_dataset)] = AUTO
     data_dir: Path | None = None
-    trials: Annotated[Whole, Field(ge=1, le=1_000_000)] = 30
+    trials: Annotated[Whole, Field(ge=1, le=MOST_TRIALS)] = 30
+    budget: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     epoch_budget: Annotated[Whole, Field(ge=1)] | None = None
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     trial_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -152,8 +156,9 @@ class StudyConfig(BaseModel):
         # None means the default; some defaults are the engine's own.
         given = {name: value for name, value in fields.items() if value is not None}
         engine = given.get("engine", type(self).model_fields["engine"].default)
-        own = {"sampler": SAMPLERS[engine][0]} if engine in SAMPLERS else {}
+        own: dict[str, object] = {"sampler": SAMPLERS[engine][0]} if engine in SAMPLERS else {}
         own |= {} if engine in PRUNING_ENGINES else {"pruner": "none"}
+        own |= {"trials": MOST_TRIALS} if "budget" in given else {}
         try:
             super().__init__(**(own | given))
         except ValidationError as error:
@@ -232,7 +237,7 @@ class StudyConfig(BaseModel):
                 words += [word for point in value for word in ("--try", json.dumps(point))]
             elif value is True:
                 words.append(f"--{name}")
-            elif value != field.default or name in always:
+            elif (name in always or value != field.default) and (name, value) != ("trials", MOST_TRIALS):
                 words += [f"--{name.replace('_', '-')}", _typed(name, value)]
         return shlex.join(words)
 

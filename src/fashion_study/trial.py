@@ -281,15 +281,31 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class ProbeOrder:
-    """The question which precision trains faster on a worker's machine."""
+    """The question how fast a worker's machine trains: in which precision, where that is not known, and what points."""
+
+    precision: Precision | None = None
+    points: tuple[Hyperparameters, ...] = ()
+
+
+@dataclass(frozen=True)
+class PointCost:
+    """The weights of a point's model, the seconds until it has trained a batch, and those for an image from there on.
+
+    The latter are 0 where the model is infeasible.
+    """
+
+    parameters: int
+    start_seconds: float
+    seconds_per_image: float
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The faster precision, and the images per second measured of each."""
+    """The faster precision, the images per second measured of each, and what each point costs."""
 
     precision: Precision
     images_per_second: dict[str, float]
+    costs: tuple[PointCost, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fashion_study.trial import (
     FailReason,
     Hyperparameters,
     Precision,
+    ProbeOrder,
     TrialResult,
     TrialSpec,
     TrialState,
@@ -135,10 +136,10 @@ class ExecutorContract:
         assert toy_result(spec(1, epochs=4), TrialState.COMPLETE, 4) in ends
 
     def test_precision_is_probed(self, make: Make) -> None:
-        assert make(1, {}).probe_precision() == PROBED
+        assert make(1, {}).probe(ProbeOrder()) == PROBED
 
     def test_a_cancelled_probe_ends_without_a_result(self, make: Make) -> None:
-        assert make(1, {}).probe_precision(lambda: True) is None
+        assert make(1, {}).probe(ProbeOrder(), lambda: True) is None
 
     def test_it_stops_within_an_attempt_and_may_be_stopped_twice(self, make: Make) -> None:
         executor = make(2, {(0, 1): SimulatedOutcome.STUCK})
@@ -238,7 +239,7 @@ class ProcessContract(ExecutorContract):
         executor = make(1, {})
 
         with pytest.raises(StudyError, match="no data for digits"):
-            executor.probe_precision()
+            executor.probe(ProbeOrder())
 
     def test_bad_data_found_by_a_worker_stay_a_matter_of_data(
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
@@ -246,7 +247,7 @@ class ProcessContract(ExecutorContract):
         monkeypatch.setenv("TOY_BROKEN", "data")
 
         with pytest.raises(DataError, match="the images are gone"):
-            make(1, {}).probe_precision()
+            make(1, {}).probe(ProbeOrder())
 
     def test_an_attempt_is_lost_with_the_cause_of_its_worker_s_end(self, make: MakeProcesses) -> None:
         executor = make(1, {(0, 1): "segfault", (1, 1): "store"})

@@ -20,7 +20,7 @@ from fashion_study.executors import local
 from fashion_study.executors.local import LocalExecutor, default_workers, threads_per_worker, visible_gpus
 from fashion_study.executors.memory import OomWatch
 from fashion_study.testing.training import PROBED, Key, SimulatedOutcome, toy_result
-from fashion_study.trial import AttemptLost, EpochReport, FailReason, TrialResult, TrialState
+from fashion_study.trial import AttemptLost, EpochReport, FailReason, ProbeOrder, TrialResult, TrialState
 from tests.executors.test_executor_contract import (
     MEBIBYTE,
     PATIENCE,
@@ -80,7 +80,7 @@ class TestLocalExecutor(ProcessContract):
 
     def test_the_next_executor_takes_over_the_fork_server(self, make: Make) -> None:
         first = make(1, {})
-        first.probe_precision()
+        first.probe(ProbeOrder())
         server = fork_server(await_workers(1))
         first.close()
 
@@ -92,7 +92,7 @@ class TestLocalExecutor(ProcessContract):
         self, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = make(1, {})
-        first.probe_precision()
+        first.probe(ProbeOrder())
         server = fork_server(await_workers(1))
         first.close()
         monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -106,7 +106,7 @@ class TestLocalExecutor(ProcessContract):
         self, make: MakeProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = make(1, {})
-        first.probe_precision()
+        first.probe(ProbeOrder())
         first.close()
         monkeypatch.chdir(tmp_path)
         executor = make(1, {(0, 1): SimulatedOutcome.STUCK})
@@ -132,7 +132,7 @@ class TestLocalExecutor(ProcessContract):
     def test_a_fork_server_that_hangs_is_replaced(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(local, "START_SECONDS", 2.0)
         first = make(1, {})
-        first.probe_precision()
+        first.probe(ProbeOrder())
         server = fork_server(await_workers(1))
         first.close()
         server.suspend()
@@ -160,7 +160,7 @@ class TestLocalExecutor(ProcessContract):
         monkeypatch.setattr(local, "WORKER_MODULE", "tests.executors.no_such_worker")
 
         with pytest.raises(StudyError, match=r"worker-0\.log"):
-            make(1, {}).probe_precision()
+            make(1, {}).probe(ProbeOrder())
 
     def test_an_attempt_not_begun_is_not_lost_with_its_worker(
         self, make: Make, monkeypatch: pytest.MonkeyPatch
@@ -227,7 +227,7 @@ class TestLocalExecutor(ProcessContract):
         monkeypatch.setenv("TOY_BROKEN", "hang")
 
         with pytest.raises(StudyError, match="not ready after"):
-            make(1, {}).probe_precision()
+            make(1, {}).probe(ProbeOrder())
 
     def test_memory_left_behind_is_not_charged_to_the_next_attempt(self, make: MakeProcesses) -> None:
         executor = make(1, {(0, 1): "keeping"}, worker_memory=450 * MEBIBYTE)
@@ -247,7 +247,7 @@ class TestLocalExecutor(ProcessContract):
         monkeypatch.setenv("TOY_PROBE", "segfault")
 
         with pytest.raises(StudyError, match=r"which precision.*worker-0\.log"):
-            make(1, {}).probe_precision()
+            make(1, {}).probe(ProbeOrder())
 
     def test_a_limit_in_which_no_worker_can_start_is_refused(
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
@@ -255,7 +255,7 @@ class TestLocalExecutor(ProcessContract):
         monkeypatch.setenv("TOY_SLOW", "30")
 
         with pytest.raises(BadInputError, match="--worker-memory allows 1 MiB"):
-            make(1, {}, worker_memory=MEBIBYTE).probe_precision()
+            make(1, {}, worker_memory=MEBIBYTE).probe(ProbeOrder())
 
     def test_a_kill_by_the_kernel_for_memory_is_told_from_any_other(
         self, make: MakeProcesses, monkeypatch: pytest.MonkeyPatch
@@ -300,13 +300,13 @@ class TestLocalExecutor(ProcessContract):
         await_the_end(worker)
 
         with pytest.raises(StudyError, match="no data for digits"):
-            executor.probe_precision()
+            executor.probe(ProbeOrder())
 
     def test_a_worker_that_is_killed_while_it_starts_is_replaced(self, make: Make) -> None:
         executor = make(1, {})
         kill_the_worker()
 
-        assert executor.probe_precision() == PROBED
+        assert executor.probe(ProbeOrder()) == PROBED
 
     def test_workers_that_are_killed_at_every_start_end_the_study(
         self, make: Make, monkeypatch: pytest.MonkeyPatch
@@ -315,7 +315,7 @@ class TestLocalExecutor(ProcessContract):
         executor = make(1, {})
 
         with pytest.raises(StudyError, match=r"worker-0\.log"):
-            executor.probe_precision()
+            executor.probe(ProbeOrder())
 
     def test_stopping_returns_when_every_process_has_ended(self, make: Make) -> None:
         executor = make(3, {(0, 1): SimulatedOutcome.STUCK})

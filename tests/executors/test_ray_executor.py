@@ -22,7 +22,7 @@ from fashion_study.executors.cluster import Cluster, Resources, connected
 from fashion_study.executors.executor import Executor
 from fashion_study.executors.ray import LOST, RayExecutor, WorkerContext
 from fashion_study.testing.training import Key, SimulatedOutcome, toy_result
-from fashion_study.trial import AttemptLost, EpochReport, TrialState
+from fashion_study.trial import AttemptLost, EpochReport, ProbeOrder, TrialState
 from tests.executors.test_executor_contract import (
     PATIENCE,
     PYTHONPATH,
@@ -129,7 +129,7 @@ def test_a_probe_that_waits_for_a_worker_can_be_cancelled(cluster: Cluster, tmp_
     executor = RayExecutor(cluster, worker_context(tmp_path, {}), Resources(1024, 0, 2**20), workers=1)
     asked = iter([False, False, True])
 
-    assert executor.probe_precision(lambda: next(asked)) is None
+    assert executor.probe(ProbeOrder(), lambda: next(asked)) is None
 
     assert executor.slots == 0
     executor.close()

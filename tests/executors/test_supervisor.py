@@ -12,7 +12,7 @@ from fashion_study.errors import DataError
 from fashion_study.executors.local import LocalExecutor
 from fashion_study.executors.ray import Supervisor, WorkerContext
 from fashion_study.testing.training import PROBED, toy_report, toy_result
-from fashion_study.trial import DataSource, TrialState
+from fashion_study.trial import DataSource, ProbeOrder, TrialState
 from tests.executors.test_executor_contract import PYTHONPATH, SETTINGS, TOY, spec
 
 ELSEWHERE = DataSource("fashion-mnist", Path("/on/the/coordinator's/machine"), "d" * 64)
@@ -43,7 +43,7 @@ def test_each_call_returns_with_what_comes_next(supervisor: Supervisor, tmp_path
     asked = spec(0, epochs=2)
 
     assert supervisor.begin(worker_context(tmp_path), "ray-0") == []
-    assert supervisor.probe() == [PROBED]
+    assert supervisor.probe(ProbeOrder()) == [PROBED]
     supervisor.submit(asked)
     first, second = toy_report(asked, 1), toy_report(asked, 2)
     assert supervisor.follow() == [first]
@@ -57,7 +57,7 @@ def test_images_elsewhere_than_the_coordinator_s_are_found(
 ) -> None:
     assert fashion_mnist_dir.is_dir()  # FASHION_MNIST_DIR names it on this machine too.
     assert supervisor.begin(worker_context(tmp_path, ELSEWHERE), "ray-0") == []
-    assert supervisor.probe() == [PROBED]
+    assert supervisor.probe(ProbeOrder()) == [PROBED]
 
 
 def test_missing_images_are_reported_with_the_machine_s_name(

@@ -15,8 +15,16 @@ from collections.abc import Callable
 
 from fashion_study.errors import DataError
 from fashion_study.testing import training
-from fashion_study.testing.training import PROBED, SimulatedOutcome, toy_training
-from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialResult, TrialSpec, WorkerSettings
+from fashion_study.testing.training import SimulatedOutcome, probed, toy_training
+from fashion_study.trial import (
+    AttemptLost,
+    EpochReport,
+    ProbeOrder,
+    ProbeResult,
+    TrialResult,
+    TrialSpec,
+    WorkerSettings,
+)
 
 HUNGER = 256 * 2**20
 KEPT: list[bytes] = []
@@ -75,10 +83,10 @@ class ToyTrainer(training.ToyTrainer):
             raise RuntimeError(f"no data for {settings.source.name}")
         self._outcomes: dict[str, str] = json.loads(os.environ.get("TOY_OUTCOMES", "{}"))
 
-    def probe(self) -> ProbeResult:
+    def probe(self, order: ProbeOrder) -> ProbeResult:
         if outcome := os.environ.get("TOY_PROBE"):
             ENDS[outcome]()
-        return PROBED
+        return probed(order)
 
     def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
         name = self._outcomes.get(f"{spec.number}/{spec.attempt}", "")

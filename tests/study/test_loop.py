@@ -221,6 +221,28 @@ def test_after_the_deadline_nothing_starts_and_what_runs_ends(monkeypatch: pytes
     assert study.trial_storage.records()[4].attempt == 0
 
 
+def test_a_hard_deadline_is_kept_and_what_was_trained_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study(trials=3, slots=1, space=smoke_with(epochs=4), deadline=3.25, is_hard=True, has_checkpoints=True)
+    # A clock on which every epoch takes as long as its report says.
+    clock = SimpleNamespace(monotonic=lambda: study.executor.epochs * 0.5)
+    monkeypatch.setattr(loop_module, "time", clock)
+
+    study.run()
+
+    # The fifth and sixth epoch are the second trial's; a third one of it would end too late.
+    assert study.executor.epochs == 6
+    assert study.states()[:2] == [TrialState.COMPLETE, TrialState.WAITING]
+    assert study.observer.lost == [((1, 1), "the time of --budget is over", TrialState.WAITING)]
+    run = study.runs.runs[study.trial_storage.record(1).run_id or ""]
+    assert run.status == "interrupted"
+    trained = len(run.epochs)
+
+    later = study.again(deadline=math.inf, tracker=study.runs)
+    later.run()
+    assert later.states() == [TrialState.COMPLETE] * 3
+    assert [spec.resumes for spec in later.executor.submitted if spec.number == 1] == [trained]
+
+
 def test_an_interruption_requeues_trials_and_ends_their_runs() -> None:
     study = Study(trials=9, slots=2, space=smoke_with(epochs=4))
 

@@ -143,7 +143,7 @@ def test_a_stop_is_clean_while_others_have_the_cluster(address: str, tmp_path: P
     ray.kill(tenant)
 
     assert late.returncode == ExitCode.ANSWER_IS_NO, late.stdout + late.stderr
-    assert "The time of --timeout is over" in late.stdout
+    assert "The time of --budget or --timeout is over" in late.stdout
     assert code == ExitCode.INTERRUPTED, shown
     assert "Stopped by Ctrl-C" in shown
     goes_on(store, lambda: run(words(store, *on_ray)))

@@ -189,7 +189,10 @@ FOUR_ASKED = StudyConfig(space="smoke", trials=4)
         (lambda: result(*TWO, began_with=1), "2 of 2 trials done, 1 of them now, in 2 min."),
         (lambda: result(*TWO, began_with=2), "Nothing left to do: 2 of 2 trials were done already."),
         (lambda: result(*TWO, config=FOUR_ASKED, began_with=2), "2 of 4 trials done, 0 of them now"),
-        (lambda: result(*TWO, config=FOUR_ASKED), "The time of --timeout is over, or --epoch-budget is spent"),
+        (
+            lambda: result(*TWO, config=FOUR_ASKED),
+            "The time of --budget or --timeout is over, or",
+        ),
         (
             lambda: result(*TWO, config=FOUR_ASKED, exhausted="no point is left"),
             "The study ends here: no point is left.",

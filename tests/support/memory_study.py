@@ -44,6 +44,7 @@ class Study:
     tracker: MemoryTracker | None = None
     engine: type[OptunaEngine] = OptunaEngine
     has_checkpoints: bool = False
+    is_hard: bool = False
 
     def __post_init__(self) -> None:
         self.journal: list[str] = []
@@ -60,7 +61,8 @@ class Study:
         checkpoints = kept if self.has_checkpoints else None
         proposals = Proposals(engine, self.runs, self.observer, Precision.FLOAT32, self.trials, checkpoints)
         epochs = (math.inf if self.epoch_budget is None else self.epoch_budget) - self.trial_storage.epochs_trained()
-        Loop(proposals, self.executor, self.observer, interrupted, self.deadline, epochs, after_result).run()
+        limits = self.deadline, epochs, self.is_hard
+        Loop(proposals, self.executor, self.observer, interrupted, *limits, after_result).run()
         return proposals
 
     def again(self, **changes: Any) -> "Study":

@@ -11,7 +11,7 @@ from fashion_study.data.catalog import load_dataset, locate
 from fashion_study.data.dataset import Dataset, Split
 from fashion_study.training.fit import FitOutcome, fit, probe
 from fashion_study.training.model import build_model
-from fashion_study.trial import Epoch, Hyperparameters, TrialState
+from fashion_study.trial import Epoch, Hyperparameters, Precision, ProbeOrder, TrialState
 
 IMAGE_SHAPE = (28, 28, 1)
 SMALL = Hyperparameters(
@@ -171,7 +171,19 @@ def test_weights_that_the_last_step_ruined_count_as_diverged(digits: Dataset) ->
 
 
 def test_the_probe_measures_both_precisions_and_keeps_the_faster() -> None:
-    found = probe((32, 40, 3), 3)
+    found = probe((32, 40, 3), 3, ProbeOrder())
     assert set(found.images_per_second) == {"float32", "bfloat16"}
     assert all(speed > 0 for speed in found.images_per_second.values())
+    assert found.costs == ()
     assert found.precision.value == max(found.images_per_second, key=lambda name: found.images_per_second[name])
+
+
+def test_the_probe_measures_points_in_the_precision_that_is_known() -> None:
+    small = Hyperparameters(filters_1=4, filters_2=4, filters_3=4, dense_units=0, batch_size=8, schedule="one_cycle")
+    order = ProbeOrder(Precision.FLOAT32, (small, Hyperparameters(batch_size=8)))
+    found = probe((28, 28, 1), 10, order, max_parameters=10_000)
+    assert (found.precision, found.images_per_second) == (Precision.FLOAT32, {})
+    assert [cost.parameters for cost in found.costs] == [706, 93_322]
+    # The second one is too large to be trained.
+    assert found.costs[0].seconds_per_image > 0 == found.costs[1].seconds_per_image
+    assert all(cost.start_seconds > 0 for cost in found.costs)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from fashion_study.data.catalog import locate
 from fashion_study.executors.local import WORKER_MODULE, LocalExecutor
-from fashion_study.trial import ProbeResult, WorkerSettings
+from fashion_study.trial import ProbeOrder, ProbeResult, WorkerSettings
 from tests.support.processes import workers_running
 
 
 def test_the_server_has_one_thread_and_its_workers_train(tmp_path: Path) -> None:
     settings = WorkerSettings(locate("digits"), None, 1, "sqlite:///nowhere.db", records=False)
     with closing(LocalExecutor(settings, 1, tmp_path)) as executor:
-        assert isinstance(executor.probe_precision(), ProbeResult)
+        assert isinstance(executor.probe(ProbeOrder()), ProbeResult)
 
         (worker,) = workers_running(WORKER_MODULE, None)
         server = worker.parent()

@@ -17,16 +17,16 @@ class AsynchronousHalving:
     """
 
     def __init__(self, most_epochs: int, reduction: int = 3) -> None:
-        self._reduction = reduction
-        self._rungs = []
+        self.reduction = reduction
+        self.rungs: list[int] = []
         rung = 1
         while 2 * rung < most_epochs:
-            self._rungs.append(rung)
+            self.rungs.append(rung)
             rung *= reduction
 
     def goes_on(self, number: int, epoch: int, records: Callable[[], Iterable[TrialRecord]]) -> bool:
         """Return whether a trial that has just reached an epoch may train the next one."""
-        return epoch not in self._rungs or number in self._best(epoch, records(), may_begin=True)
+        return epoch not in self.rungs or number in self._best(epoch, records(), may_begin=True)
 
     def to_go_on(self, records: Iterable[TrialRecord], *, may_begin: bool) -> TrialRecord | None:
         """Return the best paused trial of the highest rung that has earned it, if there is one.
@@ -35,7 +35,7 @@ class AsynchronousHalving:
         """
         records = tuple(records)
         paused = {record.number: record for record in records if record.state is TrialState.PAUSED}
-        for rung in reversed(self._rungs if paused else ()):
+        for rung in reversed(self.rungs if paused else ()):
             for number in self._best(rung, records, may_begin=may_begin):
                 if number in paused and paused[number].paused_at == rung:
                     return paused[number]
@@ -44,7 +44,7 @@ class AsynchronousHalving:
     def _best(self, rung: int, records: Iterable[TrialRecord], *, may_begin: bool) -> list[int]:
         """Return the trials that may go on from a rung, the best first."""
         reached = [record for record in records if rung in record.curve]
-        allowed = len(reached) // self._reduction
+        allowed = len(reached) // self.reduction
         if not (may_begin or allowed):
             reached = [record for record in reached if record.state not in (TrialState.FAILED, TrialState.PRUNED)]
             allowed = 1

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialResult, TrialSpec
+from fashion_study.trial import AttemptLost, EpochReport, ProbeOrder, ProbeResult, TrialResult, TrialSpec
 
 Event = EpochReport | TrialResult | AttemptLost
 
@@ -16,8 +16,8 @@ class Executor(Protocol):
         """Return how many attempts can run at once; workers on other machines come and go, down to none."""
         ...
 
-    def probe_precision(self, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
-        """Measure which precision trains faster; return None if `is_over` says so before that is known.
+    def probe(self, order: ProbeOrder, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
+        """Measure how fast a worker trains; return None if `is_over` says so before that is known.
 
         Before a worker is ready, this waits; on a cluster perhaps for ever.
         """

@@ -129,8 +129,8 @@ class LocalExecutor:
         """Return how many attempts can run at once."""
         return len(self._workers)
 
-    def probe_precision(self, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
-        """Let the first worker measure both precisions; return None if `is_over` says so before.
+    def probe(self, order: ProbeOrder, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
+        """Let the first worker measure how fast it trains; return None if `is_over` says so before.
 
         Raises:
             StudyError: the worker ended at each of several tries.
@@ -147,7 +147,7 @@ class LocalExecutor:
                         f"What they printed is in {self._workers[0].log}."
                     )
                 asked = self._workers[0]
-                asked.send(ProbeOrder())
+                asked.send(order)
             for message in self.wait(SAMPLE_SECONDS):
                 if isinstance(message, ProbeResult):
                     return message

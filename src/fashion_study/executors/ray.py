@@ -20,7 +20,7 @@ from fashion_study.errors import StudyError
 from fashion_study.executors.cluster import Cluster, Resources
 from fashion_study.executors.executor import Event
 from fashion_study.executors.local import FAILED_STARTS, STOP_SECONDS, LocalExecutor
-from fashion_study.trial import AttemptLost, EpochReport, ProbeResult, TrialSpec, WorkerSettings
+from fashion_study.trial import AttemptLost, EpochReport, ProbeOrder, ProbeResult, TrialSpec, WorkerSettings
 
 # How often the size of the cluster is looked up, and after how long without any worker there is a warning.
 LOOK_SECONDS = 2.0
@@ -72,9 +72,9 @@ class Supervisor:
         return []
 
     @_naming_the_machine()
-    def probe(self) -> list[Any]:
-        """Measure which precision trains faster on this machine."""
-        return [self._executor.probe_precision()]
+    def probe(self, order: ProbeOrder) -> list[Any]:
+        """Measure how fast this machine trains."""
+        return [self._executor.probe(order)]
 
     def submit(self, spec: TrialSpec) -> None:
         """Begin an attempt; when this returns, it has begun."""
@@ -157,12 +157,12 @@ class RayExecutor:
         """Return how many attempts can run at once; it changes only in `wait`."""
         return sum(worker.is_ready for worker in self._workers)
 
-    def probe_precision(self, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
-        """Let the first worker that is ready measure both precisions; return None if `is_over` says so before."""
+    def probe(self, order: ProbeOrder, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
+        """Let the first worker that is ready measure how fast it trains; return None if `is_over` says so before."""
         asked: _RayWorker | None = None
         while not is_over():
             if asked not in self._workers and (asked := self._free()) is not None:
-                asked.call = asked.actor.probe.remote()
+                asked.call = asked.actor.probe.remote(order)
             for message in self.wait(TICK_SECONDS):
                 if isinstance(message, ProbeResult):
                     return message

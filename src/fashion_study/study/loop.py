@@ -73,7 +73,8 @@ class Source(ABC):
 class Loop:
     """Every worker is kept busy until the source has nothing left, the time is over, or `interrupted` says stop.
 
-    After the `deadline`, or when no `epochs` are left, no attempt is begun; those that run come to their end. A worker
+    After the `deadline`, or when no `epochs` are left, no attempt is begun; those that run come to their end, or, where
+    the deadline `is_hard`, are stopped at the end of the last epoch before it, from where they can go on. A worker
     waits for what its answer rests on, and for nothing more: all else that goes to the stores waits in `_later` until
     no message does. An attempt that was lost goes on before what was asked for meanwhile: a study of one worker comes
     to the same, whatever kills that. `after_result` is called when a result is written down.
@@ -85,12 +86,14 @@ class Loop:
     interrupted: Callable[[], bool] = lambda: False
     deadline: float = math.inf
     epochs: float = math.inf
+    is_hard: bool = False
     after_result: Callable[[], None] = lambda: None
     busy_seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self._ready: deque[TrialSpec] = deque()
         self._running: dict[tuple[int, int], TrialSpec] = {}
+        self._stopped: set[tuple[int, int]] = set()
         self._later: deque[Callable[[], None]] = deque()
         self._store_failures = StoreFailurePolicy()
 
@@ -150,7 +153,24 @@ class Loop:
         return None if self._is_over() else self.source.next()
 
     def _is_over(self) -> bool:
-        return time.monotonic() >= self.deadline or self.epochs <= 0
+        # What was stopped for the time would be asked for again.
+        return bool(self._stopped) or time.monotonic() >= self.deadline or self.epochs <= 0
+
+    def _answer(self, spec: TrialSpec, report: EpochReport) -> None:
+        # After the last epoch nothing is left to save: the attempt is complete.
+        is_last = report.epoch >= spec.hyperparameters.epochs
+        prune = self.source.report(spec, report) and not is_last
+        if not (prune or is_last) and self._is_too_late(report):
+            self._stopped.add(spec.key)
+        self.executor.answer(report, prune=prune or spec.key in self._stopped)
+        if report.epoch > spec.resumes:  # Else it was trained before, and its answer is asked for again.
+            self.epochs -= 1
+            self._later.append(lambda: self.source.log_epoch(spec, report))
+            self.observer.epoch_done(spec, report)
+
+    def _is_too_late(self, report: EpochReport) -> bool:
+        """Return whether another epoch as long as this one would end after a hard deadline."""
+        return self.is_hard and time.monotonic() + report.seconds > self.deadline
 
     def _handle(self, event: Event) -> None:
         spec = self._running.get((event.number, event.attempt))
@@ -158,13 +178,11 @@ class Loop:
             return  # From an attempt that was superseded.
         match event:
             case EpochReport():
-                # After the last epoch nothing is left to save: the attempt is complete.
-                prune = self.source.report(spec, event) and event.epoch < spec.hyperparameters.epochs
-                self.executor.answer(event, prune=prune)
-                if event.epoch > spec.resumes:  # Else it was trained before, and its answer is asked for again.
-                    self.epochs -= 1
-                    self._later.append(lambda: self.source.log_epoch(spec, event))
-                    self.observer.epoch_done(spec, event)
+                self._answer(spec, event)
+            case TrialResult() if spec.key in self._stopped and event.state is TrialState.PRUNED:
+                self.busy_seconds += event.seconds
+                del self._running[spec.key]
+                self._end_run(spec, "the time of --budget is over", self.source.stop(spec, by_error=False))
             case TrialResult():
                 result = self.source.judge(spec, event)
                 self.source.record(spec, result)

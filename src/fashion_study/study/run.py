@@ -118,9 +118,10 @@ def run_study(config: StudyConfig | Plan, observer: Observer | None = None, *, r
         study.refuse_another()
         began_with = trial_storage.counted()
         exhausted, busy_share = None, None
+        planned = config
         goes_on = began_with < config.trials or trial_storage.attrs.get("published") != _publication(study)
         if goes_on:
-            exhausted, busy_share = _run(study)
+            planned, exhausted, busy_share = _run(study)
         elif config.keep_models is not None:
             study.model_keeper(store.client()).sweep()
         attrs = trial_storage.attrs
@@ -132,7 +133,7 @@ def run_study(config: StudyConfig | Plan, observer: Observer | None = None, *, r
             experiment_id=attrs.get("experiment_id"),
             precision=Precision(attrs["precision"]) if "precision" in attrs else None,
             records=rank(trial_storage.records()),
-            config=config,
+            config=planned,
             began_with=began_with,
             seconds=time.monotonic() - started,
             exhausted=exhausted,
@@ -145,12 +146,15 @@ def run_study(config: StudyConfig | Plan, observer: Observer | None = None, *, r
         )
 
 
-def _run(study: OwnedStudy) -> tuple[str | None, float | None]:
-    """Train what is left and publish the study; return why no trial was left to propose, and how busy workers were."""
+def _run(study: OwnedStudy) -> tuple[StudyConfig, str | None, float | None]:
+    """Train what is left and publish the study.
+
+    Return the config with the trials that were planned, why none was left to propose, and how busy workers were.
+    """
     with open_executor(study.plan, study.store, study.observer) as executor:
         session = open_session(study, executor)
         if session is None:
-            return None, None
+            return study.plan.config, None, None
         began = time.monotonic()
         try:
             exhausted = _search(session)
@@ -167,7 +171,7 @@ def _run(study: OwnedStudy) -> tuple[str | None, float | None]:
         busy_share = min(1.0, session.busy_seconds / available)
         session.tracker.log_busy_share(study.trial_storage.counted(), busy_share)
     publish(session, repeats)
-    return exhausted, busy_share
+    return session.study.plan.config, exhausted, busy_share
 
 
 def _search(session: Session) -> str | None:
@@ -195,7 +199,7 @@ def _search(session: Session) -> str | None:
     )
     proposals.bound_checkpoints()
     epochs = (config.epoch_budget or math.inf) - trial_storage.epochs_trained()
-    session.train(proposals, epochs, keeper.sweep)
+    session.train(proposals, session.search_deadline, epochs, keeper.sweep)
     if config.close and not study.is_interrupted() and (closed := proposals.end_paused()):
         study.observer.note(f"--close: paused trials that are pruned now: {closed}")
     return proposals.exhausted
@@ -223,7 +227,7 @@ def train_finalists(session: Session) -> Repeats:
     if repeats.left:
         title = f"finalists: the best {len(plan.trials)} trained again, up to {plan.repeats} times each"
         study.observer.begin(title, repeats.total - repeats.left, repeats.total, "repeats")
-    session.train(repeats)
+    session.train(repeats, session.deadline)
     if not repeats.left:
         session.checkpoints.sweep(repeats=True)
     return repeats
@@ -259,7 +263,8 @@ def _limits(session: Session) -> dict[str, float]:
     """Return the epochs that the trials took, unless the user asks for more, and those that the time left allows."""
     config, records = session.study.plan.config, session.study.trial_storage.records()
     trained = session.study.trial_storage.epochs_trained()
-    seconds = sum(record.seconds or 0.0 for record in records) / max(trained, 1)
+    timed = [record for record in rank(records) if record.objective is not None and record.seconds][:DEFAULT_FINALISTS]
+    seconds = sum(record.seconds or 0.0 for record in timed) / max(1, sum(record.reached for record in timed))
     left = max(0.0, session.deadline - time.monotonic()) * max(1, session.executor.slots)
     epochs = float(trained) if config.finalists is None and config.repeats is None else math.inf
     return {"epochs": epochs, "epochs_in_time": left / max(seconds, 1e-9)}

@@ -5,7 +5,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NoReturn
 
 from optuna.study import StudyDirection
@@ -21,11 +23,17 @@ from fashion_study.store.mlflow_server import RetryNotifier
 from fashion_study.store.relocation import moves, rebase
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TRACKED_AT, TrialStorage
+from fashion_study.study.budget import (
+    END_SECONDS,
+    BudgetPlan,
+    plan_budget,
+    points_to_measure,
+)
 from fashion_study.study.loop import Loop, Source
 from fashion_study.study.plan import Plan, refuse_difference
 from fashion_study.study.progress import Observer
 from fashion_study.study.reconcile import reconcile
-from fashion_study.trial import Precision, WorkerSettings
+from fashion_study.trial import Precision, ProbeOrder, WorkerSettings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +44,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OwnedStudy:
-    """A study that no other process runs: its plan, its trial storage, its observer, whether it registers a model."""
+    """A study that no other process runs: its plan, its trial storage, its observer, whether it registers a model.
+
+    `began` is when this run of it did, on the monotonic clock.
+    """
 
     plan: Plan
     store: Store
@@ -46,6 +57,7 @@ class OwnedStudy:
     waits: RetryNotifier
     require_ownership: Callable[[], None]
     registers: bool
+    began: float = field(default_factory=time.monotonic)
 
     def is_interrupted(self) -> bool:
         """Return whether the user wants the study to end.
@@ -79,7 +91,10 @@ class OwnedStudy:
 
 @dataclass
 class Session:
-    """A study whose stores and workers are ready, until when it may begin something, and how long workers trained."""
+    """A study whose stores and workers are ready, until when it may begin something, and how long workers trained.
+
+    Its search ends at a deadline of its own, so that a budget of time has something left for the finalists.
+    """
 
     study: OwnedStudy
     client: "MlflowClient"
@@ -88,13 +103,22 @@ class Session:
     precision: Precision
     validation_images: int
     deadline: float
+    search_deadline: float
     checkpoints: Checkpoints
     busy_seconds: float = 0.0
 
-    def train(self, source: Source, epochs: float = math.inf, after_result: Callable[[], None] = lambda: None) -> None:
-        """Train what a source has, until it has nothing left or the study is to end."""
-        study = self.study
-        loop = Loop(source, self.executor, study.observer, study.is_interrupted, self.deadline, epochs, after_result)
+    def train(
+        self,
+        source: Source,
+        deadline: float,
+        epochs: float = math.inf,
+        after_result: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Train what a source has, until it has nothing left, the deadline is over, or the study is to end."""
+        study, is_hard = self.study, self.study.plan.config.budget is not None
+        loop = Loop(
+            source, self.executor, study.observer, study.is_interrupted, deadline, epochs, is_hard, after_result
+        )
         loop.run()
         self.busy_seconds += loop.busy_seconds
 
@@ -182,10 +206,23 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
         _refuse_a_missing_run(plan.name, known, trial_storage, store)
     # Of a study that goes on by its id: a user may have renamed it.
     experiment_id = store.experiment_id(client, plan.source.name, run.info.experiment_id if run else None)
-    deadline = time.monotonic() + (plan.config.timeout or math.inf)
+    deadline = min(
+        time.monotonic() + (plan.config.timeout or math.inf),
+        study.began + (plan.config.budget or math.inf) - END_SECONDS,
+    )
     precision = _precision(study, executor, deadline)
     if precision is None:
         return None
+    search_deadline = deadline
+    if plan.config.budget is not None:
+        images = len(data.train.labels), len(data.validation.labels)
+        budget = _budget(study, executor, precision, images, deadline)
+        if budget is None:
+            return None
+        total = min(plan.config.trials, trial_storage.counted() + budget.trials)
+        plan = replace(plan, config=plan.config.model_copy(update={"trials": total}))
+        study = replace(study, plan=plan)
+        search_deadline = time.monotonic() + budget.search_seconds
     if run is not None and run.info.lifecycle_stage != "active":
         client.restore_run(run.info.run_id)
     tracker = StudyRuns(client, experiment_id, known)
@@ -198,7 +235,44 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
     checkpoints = Checkpoints(folder, plan.source.digest, config.limit_train, disk=config.checkpoint_disk)
     for line in (*reconcile(trial_storage, tracker, folder), *trial_storage.of_other_programs()):
         observer.note(line)
-    return Session(study, client, tracker, executor, precision, len(data.validation.labels), deadline, checkpoints)
+    validation_images = len(data.validation.labels)
+    return Session(
+        study, client, tracker, executor, precision, validation_images, deadline, search_deadline, checkpoints
+    )
+
+
+def _budget(
+    study: OwnedStudy, executor: Executor, precision: Precision, images: tuple[int, int], deadline: float
+) -> BudgetPlan | None:
+    """Plan what the budget is spent on, and say it; None where the study is interrupted before that is known."""
+    plan = study.plan
+    study.observer.note("measuring how long an epoch takes")
+    probe = executor.probe(ProbeOrder(precision, points_to_measure(plan)), lambda: _is_over(study, deadline))
+    if probe is None:
+        return None
+    left = max(0.0, deadline - time.monotonic())
+    budget = plan_budget(plan, max(1, executor.slots), left, probe.costs, images, study.trial_storage.records())
+    for line in budget.lines:
+        study.observer.note(line)
+    return budget
+
+
+def foresee(plan: Plan) -> BudgetPlan:
+    """Plan what a new study would spend its budget on, measured in a worker on this machine; nothing is kept."""
+    config, workers = plan.config, plan.workers or 1
+    data = load_dataset(plan.source, config.limit_train)
+    precision = None if config.precision == "auto" else Precision(config.precision)
+    threads = threads_per_worker(workers)
+    settings = WorkerSettings(plan.source, config.limit_train, threads, "", max_parameters=config.max_parameters)
+    with TemporaryDirectory() as folder, closing(LocalExecutor(settings, 1, Path(folder))) as executor:
+        probe = executor.probe(ProbeOrder(precision, points_to_measure(plan)))
+    assert probe is not None
+    left = max(0.0, (config.budget or 0.0) - END_SECONDS)
+    return plan_budget(plan, workers, left, probe.costs, (len(data.train.labels), len(data.validation.labels)))
+
+
+def _is_over(study: OwnedStudy, deadline: float) -> bool:
+    return study.is_interrupted() or time.monotonic() >= deadline
 
 
 def _follow_a_move(store: Store, observer: Observer) -> None:
@@ -225,15 +299,11 @@ def _refuse_a_missing_run(name: str, run_id: str, trial_storage: TrialStorage, s
 
 def _precision(study: OwnedStudy, executor: Executor, deadline: float) -> Precision | None:
     """Return the study's precision: the stored one, the one asked for, or the faster one on this machine."""
-
-    def is_over() -> bool:
-        return study.is_interrupted() or time.monotonic() >= deadline
-
     config, trial_storage = study.plan.config, study.trial_storage
     if "precision" not in trial_storage.attrs:
         if config.precision != "auto":
             trial_storage.set_attrs(precision=config.precision)
-        elif (probe := executor.probe_precision(is_over)) is None:
+        elif (probe := executor.probe(ProbeOrder(), lambda: _is_over(study, deadline))) is None:
             return None
         else:
             trial_storage.set_attrs(precision=probe.precision.value, precision_probe=probe.images_per_second)

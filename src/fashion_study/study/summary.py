@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fashion_study.config import MOST_TRIALS
 from fashion_study.data.catalog import PREFERRED
 from fashion_study.database_url import VARIABLE
 from fashion_study.study.finalists import choose
@@ -210,7 +211,7 @@ def _ending(result: StudyResult) -> list[str]:
     elif result.stopped_by is not None:
         lines.append(f"Stopped by {STOPPED_BY[result.stopped_by]}; the unfinished trials wait.")
     elif result.counted < total:
-        lines.append("The time of --timeout is over, or --epoch-budget is spent; no further trial was started.")
+        lines.append("The time of --budget or --timeout is over, or --epoch-budget is spent.")
     if result.busy_share is not None:
         lines.append(f"Workers: busy {100 * result.busy_share:.1f} % of the time.")
     return lines
@@ -229,7 +230,8 @@ def _where_next(result: StudyResult) -> list[str]:
     lines = [f"{label:<13} {step}" for label, step in next_steps.items()]
     if result.exhausted is None:
         is_done = result.counted >= result.config.trials and not result.repeats_left
-        changes: dict[str, object] = {"trials": result.config.trials + MORE_TRIALS} if is_done else {}
+        more = MOST_TRIALS if result.config.budget is not None else result.config.trials + MORE_TRIALS
+        changes: dict[str, object] = {"trials": more} if is_done else {}
         if result.config.data_dir is not None and str(result.config.data_dir) == os.environ.get("FASHION_MNIST_DIR"):
             changes["data_dir"] = None  # The environment names it.
         command = result.config.model_copy(update=changes).command(_interpreter())

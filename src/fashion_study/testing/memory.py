@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING
 from fashion_study.executors.executor import Event
 from fashion_study.store.checkpoints import Checkpoints, Header
 from fashion_study.study.progress import Observer
-from fashion_study.testing.training import PROBED, Key, SimulatedOutcome, toy_training
+from fashion_study.testing.training import Key, SimulatedOutcome, probed, toy_training
 from fashion_study.tracking.attempt import Attempt
-from fashion_study.trial import AttemptLost, Epoch, EpochReport, ProbeResult, TrialResult, TrialSpec, TrialState
+from fashion_study.trial import (
+    AttemptLost,
+    Epoch,
+    EpochReport,
+    ProbeOrder,
+    ProbeResult,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+)
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -38,9 +47,9 @@ class MemoryExecutor:
     is_stopped: bool = False
     _attempts: dict[Key, _Attempt] = field(default_factory=dict)
 
-    def probe_precision(self, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
+    def probe(self, order: ProbeOrder, is_over: Callable[[], bool] = lambda: False) -> ProbeResult | None:
         """Return invented measurements."""
-        return None if is_over() else PROBED
+        return None if is_over() else probed(order)
 
     def submit(self, spec: TrialSpec) -> None:
         """Begin an attempt; a slot must be free."""

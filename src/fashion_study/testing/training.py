@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from enum import StrEnum
 from types import ModuleType
 from typing import cast
@@ -12,7 +13,9 @@ from fashion_study.trial import (
     EpochReport,
     FailReason,
     Hyperparameters,
+    PointCost,
     Precision,
+    ProbeOrder,
     ProbeResult,
     TrialResult,
     TrialSpec,
@@ -22,6 +25,7 @@ from fashion_study.trial import (
 
 Key = tuple[int, int]
 PROBED = ProbeResult(Precision.FLOAT32, {"float32": 7_500.0, "bfloat16": 700.0})
+COST = PointCost(93_322, 1.0, 1 / 7_500)
 
 
 class SimulatedOutcome(StrEnum):
@@ -33,6 +37,11 @@ class SimulatedOutcome(StrEnum):
     TIMEOUT = "timeout"
     OOM = "oom"
     STUCK = "stuck"
+
+
+def probed(order: ProbeOrder) -> ProbeResult:
+    """Return invented measurements: each point costs the same."""
+    return replace(PROBED, precision=order.precision or PROBED.precision, costs=(COST,) * len(order.points))
 
 
 def toy_accuracy(params: Hyperparameters, epoch: int) -> float:
@@ -80,9 +89,9 @@ class ToyTrainer:
     def prepare(settings: WorkerSettings) -> None:
         """Read nothing."""
 
-    def probe(self) -> ProbeResult:
+    def probe(self, order: ProbeOrder) -> ProbeResult:
         """Return invented measurements."""
-        return PROBED
+        return probed(order)
 
     def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
         """Train the toy objective until its last epoch, or until `go_on` says no."""

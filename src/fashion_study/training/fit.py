@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import keras
@@ -15,11 +15,12 @@ from fashion_study.data.dataset import ImageShape, Split
 from fashion_study.training.augmentation import Augmentation, generator
 from fashion_study.training.checkpoint import Arrays, Checkpoint
 from fashion_study.training.model import build_model
-from fashion_study.trial import Epoch, Hyperparameters, Precision, ProbeResult, Seeds, TrialState
+from fashion_study.trial import Epoch, Hyperparameters, PointCost, Precision, ProbeOrder, ProbeResult, Seeds, TrialState
 
 VALIDATION_BATCH = 1000
 # Small, since a processor without bfloat16 instructions can need ten times as long for a step.
 PROBE_BATCH, PROBE_STEPS = 64, 8
+FEW_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,24 @@ def fit(
     return FitOutcome(TrialState.COMPLETE, tuple(epochs), best_epoch)
 
 
-def probe(image_shape: ImageShape, classes: int) -> ProbeResult:
-    """Train the model for some steps on random pixels in each precision, and choose the faster one.
+def probe(image_shape: ImageShape, classes: int, order: ProbeOrder, max_parameters: int | None = None) -> ProbeResult:
+    """Choose the faster precision where none is given, and measure the points, each by some steps on random pixels."""
+    chosen = _faster_precision(image_shape, classes) if order.precision is None else ProbeResult(order.precision, {})
+    costs = []
+    for point in order.points:
+        started, step = time.perf_counter(), 0.0
+        model = build_model(point, image_shape, classes, chosen.precision, images=point.batch_size)
+        parameters = model.count_params()
+        if max_parameters is None or parameters <= max_parameters:
+            step = _step_seconds(model, math.inf, point.batch_size, FEW_STEPS)
+        start = time.perf_counter() - started - FEW_STEPS * step
+        costs.append(PointCost(parameters, max(0.0, start), step / point.batch_size))
+        keras.utils.clear_session()
+    return replace(chosen, costs=tuple(costs))
+
+
+def _faster_precision(image_shape: ImageShape, classes: int) -> ProbeResult:
+    """Train the blog post's model in each precision.
 
     bfloat16 is given up after the first step that takes twice as long as a float32 step. float16 is no
     candidate: it is slower on every processor, and its small numbers vanish without loss scaling.
@@ -185,13 +202,15 @@ def _run_epoch(
     return epoch, weights, averaged
 
 
-def _step_seconds(model: keras.Model, give_up_after: float) -> float:
+def _step_seconds(
+    model: keras.Model, give_up_after: float, batch: int = PROBE_BATCH, steps: int = PROBE_STEPS
+) -> float:
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (PROBE_BATCH, *model.input_shape[1:]), dtype=np.uint8)
-    labels = random.integers(0, model.output_shape[-1], PROBE_BATCH)
+    images = random.integers(0, 256, (batch, *model.input_shape[1:]), dtype=np.uint8)
+    labels = random.integers(0, model.output_shape[-1], batch)
     model.train_on_batch(images, labels)  # Traces the graph; no measure of a step.
     seconds: list[float] = []
-    while len(seconds) < PROBE_STEPS and (not seconds or seconds[-1] <= give_up_after):
+    while len(seconds) < steps and (not seconds or seconds[-1] <= give_up_after):
         started = time.perf_counter()
         model.train_on_batch(images, labels)
         seconds.append(time.perf_counter() - started)

@@ -63,8 +63,8 @@ def work(connection: Connection) -> NoReturn:
 
     while True:
         match inbox.get():
-            case ProbeOrder():
-                connection.send(trainer.probe())
+            case ProbeOrder() as order:
+                connection.send(trainer.probe(order))
             case TrialSpec() as spec:
                 connection.send(trainer.train(spec, ask_whether_to_go_on))
 

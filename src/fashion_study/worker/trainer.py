@@ -38,6 +38,7 @@ from fashion_study.trial import (
     Epoch,
     EpochReport,
     FailReason,
+    ProbeOrder,
     ProbeResult,
     TrialResult,
     TrialSpec,
@@ -80,9 +81,9 @@ class Trainer:
         # Opened with the first trial: by then the coordinator has made or migrated the database.
         return MlflowClient(self._settings.tracking_uri)
 
-    def probe(self) -> ProbeResult:
-        """Measure which precision trains faster here."""
-        return probe(self._kind.image_shape, len(self._kind.class_names))
+    def probe(self, order: ProbeOrder) -> ProbeResult:
+        """Measure how fast this machine trains."""
+        return probe(self._kind.image_shape, len(self._kind.class_names), order, self._settings.max_parameters)
 
     def train(self, spec: TrialSpec, go_on: Callable[[EpochReport], bool]) -> TrialResult | AttemptLost:
         """Train, evaluate and record one attempt; `go_on` takes each epoch's report and answers it.

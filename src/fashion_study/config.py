@@ -104,8 +104,8 @@ class StudyConfig(BaseModel):
     bytes, the lowest ranked of these trials are pruned; `close` prunes all of them at the end. `keep_models` keeps the
     model files of that many best trials and deletes the others. The best `finalists` trials are trained again up to
     `repeats` times, unless they fall too far behind; by default 3 and 3, as far as that takes no more epochs than the
-    trials did. `try_points` are tried right after the baseline and the space's own points; the baseline supplies the parameters
-    that a point leaves out.
+    trials did. `try_points` are tried right after the baseline and the space's own points; the baseline supplies the
+    parameters that a point leaves out.
 
     `study_db` is the URL of a PostgreSQL database for the trials, without a password; the default is `OPTUNA_STORAGE`,
     else a file in `store`. `sampler` defaults to the `engine`'s: tpe for Optuna, hyperband for KerasTuner, which has no

@@ -76,6 +76,9 @@ def message(capsys: pytest.CaptureFixture[str]) -> str:
         (["--try", '{"epochs": true}'], "found True"),
         (["--try", '{"batch_size": 32}'], "batch_size is fixed at 64"),
         (["--timeout", "soon"], "--timeout 'soon' is no duration. Expected for instance 90s, 30m, 1h30m"),
+        (["--budget", "soon"], "--budget 'soon' is no duration"),
+        (["--plan"], "Expected --budget beside it, for instance 60m"),
+        (["--max-parameters", "0"], "max_parameters is 0"),
         (["--trials", "0"], "trials is 0: Input should be greater than or equal to 1"),
         (["--trials", "many"], "Invalid value for '--trials'"),
         (["--trials", "20.0"], "Invalid value for '--trials': expected a valid integer, such as 20"),
@@ -220,6 +223,24 @@ def on_a_terminal(command: list[str]) -> tuple[int, str]:
     reader.join()
     os.close(ours)
     return exit_code, b"".join(drawn).decode()
+
+
+def test_a_plan_is_measured_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    words = "--space smoke --dataset digits --precision float32 --workers 1 --budget 10m --plan --store"
+
+    planned = call_command("experiments.run_study", *words.split(), str(tmp_path / "store"))
+
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    found = re.fullmatch(
+        r"plan for 10 min: an epoch takes about [\d.]+ s \([\d.]+ to [\d.]+ s in 9 models\), workers: 1\n"
+        r"  search     \d+ (?:s|min), about [\d,]+ trials and [\d,]+ epochs\n"
+        r"  finalists  \d+ (?:s|min), up to 9 trainings of 3 epochs\n"
+        r"  needs      about [\d.]+ GB of memory and [\d,]+ MB of disk\n"
+        r"  with twice the time the search would begin about [\d,]+ trials\n",
+        planned.stdout,
+    )
+    assert found, planned.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_close_prunes_the_paused_trials_of_a_study_that_has_ended(finished_study: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fashion_study.report.facts import Finals, ModelFacts, Reference, StudyFacts
 from fashion_study.study.figures import (
@@ -73,7 +73,7 @@ def front(facts: StudyFacts, size: str, label: str) -> Figure:
     best_so_far = list(accumulate((objective for _, objective, _ in drawn), max))
     figure, axes = new_figure(3.0, f"Validation accuracy of {len(drawn)} complete trials against {label}.")
     sizes, objectives = [at for at, _, _ in drawn], [objective for _, objective, _ in drawn]
-    axes.step(sizes, best_so_far, where="post", color=BEST, linewidth=1.4, label="best so far")
+    axes.step(sizes, best_so_far, where="post", color=BEST, linewidth=1.4, label="best up to here")
     axes.plot(sizes, objectives, "o", color=COMPLETE, markersize=6)
     for at, objective, record in drawn:
         if record.number == BASELINE_NUMBER:
@@ -81,7 +81,8 @@ def front(facts: StudyFacts, size: str, label: str) -> Figure:
         elif record is highest:
             axes.plot([at], [objective], "o", color=BEST, markersize=9, label=f"best ({record.label})")
     axes.set(xlabel=label)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:,.0f}" if at >= 1_000 else f"{at:.3g}"))
     scale_to_most(axes, objectives)
     return figure
 

@@ -30,6 +30,8 @@ DPI = 200
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
 # With more faint curves than these, a bitmap within an SVG is smaller than its lines.
 MOST_LINES = 200
+# Optuna's figures of all hyperparameters have an axis for each.
+MOST_AXES = 8
 # A longer name beside a figure leaves no room for the figure.
 LONGEST_NAME = 30
 COMPLETE_STYLE: dict[str, Any] = {"color": COMPLETE, "linewidth": 1.2, "alpha": 0.9}
@@ -66,10 +68,11 @@ def study_figures(trial_storage: TrialStorage) -> Iterator[tuple[str, Figure]]:
             yield "learning_curves", learning_curves(records, number)
         if best is not None:
             yield "optimization_history", optimization_history(records, number)
-        if shares := importances(trial_storage):
+        shares = importances(trial_storage)
+        if shares:
             yield "parameter_importances", parameter_importances(shares)
     with mpl.style.context("default"):
-        yield from _figures_by_optuna(trial_storage.study)
+        yield from _figures_by_optuna(trial_storage.study, _shown_parameters(records, shares))
 
 
 @mpl.style.context(STYLE)
@@ -209,15 +212,25 @@ def shortened(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
-def _figures_by_optuna(study: optuna.Study) -> Iterator[tuple[str, Figure]]:
+def _shown_parameters(records: Sequence[TrialRecord], shares: Mapping[str, float]) -> list[str]:
+    """Return the hyperparameters that a figure has an axis for: all, or of very many the most important that vary."""
+    names = list(records[0].params) if records else []
+    if len(names) <= MOST_AXES:
+        return names
+    values = {name: {record.params.get(name) for record in records if record.objective is not None} for name in names}
+    varied = [name for name in names if len(values[name]) > 1]
+    return sorted(varied, key=lambda name: -shares.get(name, 0.0))[:MOST_AXES]
+
+
+def _figures_by_optuna(study: optuna.Study, names: list[str]) -> Iterator[tuple[str, Figure]]:
     from optuna.visualization import matplotlib as plots
 
     states = [trial.state for trial in study.get_trials(deepcopy=False)]
     complete = states.count(optuna.trial.TrialState.COMPLETE)
     enough: dict[str, tuple[bool, Callable[[], object]]] = {
         "timeline": (any(state.is_finished() for state in states), lambda: plots.plot_timeline(_as_trained(study))),
-        "slices": (complete > 0, lambda: plots.plot_slice(study)),
-        "parallel_coordinates": (complete > 1, lambda: plots.plot_parallel_coordinate(study)),
+        "slices": (complete > 0 and bool(names), lambda: plots.plot_slice(study, names)),
+        "parallel_coordinates": (complete > 1 and bool(names), lambda: plots.plot_parallel_coordinate(study, names)),
     }
     for name, (is_enough, plot) in enough.items():
         if not is_enough:

@@ -1,8 +1,10 @@
 """Asynchronous successive halving that pauses trials and goes back to them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-from fashion_study.store.trials import TrialRecord
+from fashion_study.store.trials import Key, TrialRecord
 from fashion_study.trial import TrialState
 
 
@@ -16,37 +18,51 @@ class AsynchronousHalving:
     epochs.
     """
 
-    def __init__(self, most_epochs: int, reduction: int = 3) -> None:
+    def __init__(
+        self, most_epochs: int, ranked: Callable[[Key], Callable[[], Sequence[Any]]], reduction: int = 3
+    ) -> None:
         self._reduction = reduction
-        self._rungs = []
+        # Of each rung the trials that have reached it, and those of them that are paused there, the best last.
+        self._reached, self._paused = {}, {}
         rung = 1
         while 2 * rung < most_epochs:
-            self._rungs.append(rung)
+            self._reached[rung] = ranked(partial(_reached, rung))
+            self._paused[rung] = ranked(partial(_paused, rung))
             rung *= reduction
 
-    def goes_on(self, number: int, epoch: int, records: Callable[[], Iterable[TrialRecord]]) -> bool:
+    def goes_on(self, record: TrialRecord, epoch: int) -> bool:
         """Return whether a trial that has just reached an epoch may train the next one."""
-        return epoch not in self._rungs or number in self._best(epoch, records(), may_begin=True)
+        if epoch not in self._reached:
+            return True
+        last = self._last_to_go_on(epoch, may_begin=True)
+        return last is not None and _reached(epoch, record) >= last
 
-    def to_go_on(self, records: Iterable[TrialRecord], *, may_begin: bool) -> TrialRecord | None:
+    def to_go_on(self, *, may_begin: bool) -> int | None:
         """Return the best paused trial of the highest rung that has earned it, if there is one.
 
         Unless new trials `may_begin` the best of a rung has: else a short study would end with nothing complete.
         """
-        records = tuple(records)
-        paused = {record.number: record for record in records if record.state is TrialState.PAUSED}
-        for rung in reversed(self._rungs if paused else ()):
-            for number in self._best(rung, records, may_begin=may_begin):
-                if number in paused and paused[number].paused_at == rung:
-                    return paused[number]
+        for rung in reversed(self._paused):
+            paused, last = self._paused[rung](), self._last_to_go_on(rung, may_begin=may_begin)
+            if paused and last is not None and paused[-1] >= last:
+                return int(-paused[-1][1])
         return None
 
-    def _best(self, rung: int, records: Iterable[TrialRecord], *, may_begin: bool) -> list[int]:
-        """Return the trials that may go on from a rung, the best first."""
-        reached = [record for record in records if rung in record.curve]
-        allowed = len(reached) // self._reduction
-        if not (may_begin or allowed):
-            reached = [record for record in reached if record.state not in (TrialState.FAILED, TrialState.PRUNED)]
-            allowed = 1
-        values = sorted(((record.best_until[rung], -record.number) for record in reached), reverse=True)
-        return [-number for _, number in values[:allowed]]
+    def _last_to_go_on(self, rung: int, *, may_begin: bool) -> Any:
+        """Return the place of the last trial that may go on from a rung, None where none may."""
+        reached = self._reached[rung]()
+        if allowed := len(reached) // self._reduction:
+            return reached[-allowed]
+        left = [] if may_begin else [place for place in reached if not place[2]]
+        return left[-1] if left else None
+
+
+def _reached(rung: int, record: TrialRecord) -> tuple[float, int, bool] | None:
+    """Return the place of a trial at a rung: its best value up to there, the earlier first, and whether it is over."""
+    if rung not in record.curve:
+        return None
+    return record.best_until[rung], -record.number, record.state in (TrialState.FAILED, TrialState.PRUNED)
+
+
+def _paused(rung: int, record: TrialRecord) -> tuple[float, int, bool] | None:
+    return _reached(rung, record) if record.state is TrialState.PAUSED and record.paused_at == rung else None

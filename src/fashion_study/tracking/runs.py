@@ -24,6 +24,7 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_SOURCE_NAME,
     MLFLOW_USER,
 )
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from fashion_study.data.dataset import Dataset
 from fashion_study.finding import Finding
@@ -112,21 +113,25 @@ class StudyRuns:
         resumed = {"resumed_after_epoch": str(spec.resumes), "cause": ""}
         self._log(run_id, {"attempt": str(spec.attempt), "state": TrialState.RUNNING.value} | resumed)
         logged = {point.step for point in self._client.get_metric_history(run_id, "val_accuracy")}
-        for epoch in epochs:
-            if epoch.epoch not in logged:
-                self.log_epoch(run_id, epoch)
+        self.log_epochs(run_id, *(epoch for epoch in epochs if epoch.epoch not in logged))
 
-    def log_epoch(self, run_id: str, epoch: Epoch) -> None:
-        """Add one epoch to the curves of a run."""
-        values = {
-            "train_loss": epoch.train_loss,
-            "train_accuracy": epoch.train_accuracy,
-            "val_loss": epoch.val_loss,
-            "val_accuracy": epoch.val_accuracy,
-            "epoch_seconds": epoch.seconds,
-            "images_per_second": epoch.images_per_second,
-        }
-        self._log(run_id, metrics=values, step=epoch.epoch)
+    def log_epochs(self, run_id: str, *epochs: Epoch) -> None:
+        """Add epochs to the curves of a run."""
+        now = int(time.time() * 1000)
+        points = [
+            Metric(key, value, now, epoch.epoch)
+            for epoch in epochs
+            for key, value in {
+                "train_loss": epoch.train_loss,
+                "train_accuracy": epoch.train_accuracy,
+                "val_loss": epoch.val_loss,
+                "val_accuracy": epoch.val_accuracy,
+                "epoch_seconds": epoch.seconds,
+                "images_per_second": epoch.images_per_second,
+            }.items()
+        ]
+        for first in range(0, len(points), MAX_METRICS_PER_BATCH):
+            self._client.log_batch(run_id, points[first : first + MAX_METRICS_PER_BATCH])
 
     def record_result(self, spec: TrialSpec, result: TrialResult) -> None:
         """Log the final metrics and how the attempt ended, at once: enough to adopt the result after a kill."""

@@ -44,7 +44,7 @@ OTHER_GOAL_MS, GOAL_KB = 20.0, 8.0
 GOAL_SIZE = 10_000
 # Once in a study, at its end, so that no goal is set for it.
 LOGGED_ONCE = "leaderboard, as a table to be logged"
-ENGINE, TRACKER = ("ask", "report", "tell"), ("open_trial", "log_epoch", "record_result", "close_trial")
+ENGINE, TRACKER = ("ask", "report", "tell"), ("open_trial", "log_epochs", "record_result", "close_trial")
 
 # Of every call the seconds by the wall and those of the processor: on a busy machine only the latter say something.
 Times = dict[str, list[tuple[float, float]]]

@@ -98,7 +98,7 @@ def _rates(root: Path, environment: Mapping[str, str], servers: Sequence[int], w
     trials = _trials(workers)
     # All that a report makes the coordinator do.
     times: Times = defaultdict(list)
-    engine, tracker = Clocked(study.engine, ("report",), times), Clocked(study.tracker, ("log_epoch",), times)
+    engine, tracker = Clocked(study.engine, ("report",), times), Clocked(study.tracker, ("log_epochs",), times)
     of_servers, wall, processor = _processor_seconds(servers), time.perf_counter(), time.process_time()
     study.run(trials, _executor(workers), engine, tracker)
     spent = time.perf_counter() - wall, time.process_time() - processor

@@ -507,12 +507,12 @@ def searched(proposal: TrialSpec, space: SearchSpace) -> Point:
 def test_tpe_looks_at_the_best_and_at_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optuna_engine, "TPE_HISTORY", 30)
     monkeypatch.setattr(optuna_engine, "GOOD_TRIALS", 3)
-    trials = [create_trial(value=-abs(number - 40.0)) for number in range(99)]
-    for number, trial in enumerate(trials):
-        trial.number = number
-    seen = [trial.number for trial in optuna_engine.tpe_history(trials)]
-    assert seen == [39, 40, 41, *range(72, 99)]
-    assert optuna_engine.tpe_history(trials[:30]) == trials[:30]
+    trial_storage = TrialStorage(InMemoryStorage(), "many")
+    engine = OptunaEngine(trial_storage, canonical("mixed"))
+    trial_storage.study.add_trials([create_trial(value=-abs(number - 40.0)) for number in range(1, 30)])
+    assert engine.tpe_history() == trial_storage.trials()
+    trial_storage.study.add_trials([create_trial(value=-abs(number - 40.0)) for number in range(30, 99)])
+    assert [trial.number for trial in engine.tpe_history()] == [39, 40, 41, *range(72, 99)]
 
 
 def test_tpe_keeps_away_from_what_is_infeasible(trial_storage: TrialStorage) -> None:

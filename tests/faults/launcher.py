@@ -56,7 +56,7 @@ PHASES = (
     ("fashion_study.engines.engine:Engine", "ask", "ask"),
     ("fashion_study.study.proposals:Proposals", "begin", "ask"),
     ("fashion_study.engines.engine:Engine", "report", "epoch"),
-    ("fashion_study.tracking.runs:StudyRuns", "log_epoch", "epoch"),
+    ("fashion_study.tracking.runs:StudyRuns", "log_epochs", "epoch"),
     ("fashion_study.study.proposals:Proposals", "settle", "tell"),
     ("fashion_study.study.run", "train_finalists", "finalists"),
     ("fashion_study.study.run", "register_challenger", "registration"),

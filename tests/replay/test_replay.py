@@ -82,7 +82,7 @@ class Desk:
     ) -> TrialSpec:
         """End it as the toy worker ends it."""
         for epoch in range(1, epochs + 1):
-            self.tracker.log_epoch(spec.run_id, toy_report(spec, epoch))
+            self.tracker.log_epochs(spec.run_id, toy_report(spec, epoch))
         result = toy_result(spec, state, epochs, reason)
         metrics = {"train_seconds": 1.5} | ({} if result.objective is None else {"objective": result.objective})
         result = replace(result, metrics=metrics, tags=dict(tags or {"threads": "1"}))

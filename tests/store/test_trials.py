@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from fashion_study.database_url import DatabaseUrl
+from fashion_study.store import trials
 from fashion_study.store.postgres import open_storage
-from fashion_study.store.trials import MAX_RETRIES, TrialStorage
+from fashion_study.store.trials import MAX_RETRIES, TrialRecord, TrialStorage
 from fashion_study.testing.memory import memory_storage
 from fashion_study.trial import FailReason, TrialResult, TrialState
 
@@ -281,3 +283,31 @@ def test_the_seconds_of_a_paused_trial_add_up(trial_storage: TrialStorage) -> No
     trial_storage.close(completed(number, 0.75))
 
     assert trial_storage.records()[0].seconds == 2.5 + 4.0 + 12.5
+
+
+def test_only_trials_that_have_changed_are_looked_at_again(
+    trial_storage: TrialStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in range(9):
+        begun = trial_storage.add({"learning_rate": value / 10}, DISTRIBUTIONS).number
+        trial_storage.close(TrialResult(begun, 1, TrialState.COMPLETE, 1, value / 10))
+    ranked = trial_storage.ranked(lambda record: (record.objective or 0.0, record.number))
+    assert trial_storage.counted() == trial_storage.ended() == 9
+    looked_at = set()
+
+    def look_at(trial: FrozenTrial) -> TrialRecord:
+        looked_at.add(trial.number)
+        return record_of(trial)
+
+    record_of = trials._record
+    monkeypatch.setattr(trials, "_record", look_at)
+
+    number = trial_storage.add({"learning_rate": 0.95}, DISTRIBUTIONS).number
+    trial_storage.close(TrialResult(number, 1, TrialState.COMPLETE, 1, 0.95))
+    best = trial_storage.best()
+
+    assert trial_storage.claim_waiting() is None
+    assert trial_storage.counted() == trial_storage.ended() == 10
+    assert best is not None
+    assert ranked()[-1] == (0.95, best.number) == (0.95, number)
+    assert looked_at == {number}

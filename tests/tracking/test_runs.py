@@ -149,7 +149,7 @@ def test_every_epoch_is_a_point_of_the_curves(bench: Bench, name: str) -> None:
     spec = begun(tracker)
     reports = [toy_report(spec, epoch) for epoch in (1, 2, 3)]
     for report in reports:
-        tracker.log_epoch(spec.run_id, report)
+        tracker.log_epochs(spec.run_id, report)
 
     def curve(metric: str) -> list[tuple[int, float]]:
         return [(point.step, point.value) for point in bench.client.get_metric_history(spec.run_id, metric)]
@@ -182,7 +182,7 @@ def test_a_complete_trial_is_finished_with_its_final_metrics(bench: Bench, name:
 def test_a_pruned_trial_keeps_what_it_had_reached(bench: Bench, name: str) -> None:
     tracker, _ = bench.tracker(name)
     spec = begun(tracker, number=7)
-    tracker.log_epoch(spec.run_id, toy_report(spec, 1))
+    tracker.log_epochs(spec.run_id, toy_report(spec, 1))
     tracker.close_trial(spec, TrialResult(7, 1, TrialState.PRUNED, 1))
 
     run = bench.run(spec.run_id)

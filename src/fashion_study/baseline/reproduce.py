@@ -153,18 +153,19 @@ class _Trainings(Source):
         self._client.log_batch(run_id, params=[Param(name, str(value)) for name, value in settings.items()])
         return replace(spec, run_id=run_id)
 
-    def log_epoch(self, spec: TrialSpec, report: EpochReport) -> None:
-        """Add an epoch to the run's curves, and print what it reached."""
-        curves = {
-            "train_loss": report.train_loss,
-            "train_accuracy": report.train_accuracy,
-            "epoch_seconds": report.seconds,
-            "images_per_second": report.images_per_second,
-        }
-        _log_metrics(self._client, spec.run_id, curves, step=report.epoch)
-        reached = f"epoch {report.epoch}, train accuracy {report.train_accuracy:.4f}, {report.seconds:.0f} s"
-        print(f"{spec.hyperparameters.input_scale}, seed {spec.seed}: {reached}", flush=True)
-        self._train_accuracy[spec.run_id] = report.train_accuracy
+    def log_epochs(self, spec: TrialSpec, *reports: EpochReport) -> None:
+        """Add epochs to the run's curves, and print what they reached."""
+        for report in reports:
+            curves = {
+                "train_loss": report.train_loss,
+                "train_accuracy": report.train_accuracy,
+                "epoch_seconds": report.seconds,
+                "images_per_second": report.images_per_second,
+            }
+            _log_metrics(self._client, spec.run_id, curves, step=report.epoch)
+            reached = f"epoch {report.epoch}, train accuracy {report.train_accuracy:.4f}, {report.seconds:.0f} s"
+            print(f"{spec.hyperparameters.input_scale}, seed {spec.seed}: {reached}", flush=True)
+            self._train_accuracy[spec.run_id] = report.train_accuracy
 
     def settle(self, spec: TrialSpec, result: TrialResult) -> None:
         """Measure the model of a training on the holdout, which is counted before it is read."""

@@ -1,7 +1,6 @@
 """Optuna as the engine: its samplers propose; a pruner stops trials, or pauses them, which is the default."""
 
 import copy
-import heapq
 import itertools
 import math
 import random
@@ -54,9 +53,10 @@ class OptunaEngine(Engine):
         super().__init__(trial_storage, space, seed, try_points)
         self._study = trial_storage.study
         self._study.pruner = _pruner(pruner, space.max_epochs)
-        self._halving = AsynchronousHalving(space.max_epochs) if pruner == "asha" else None
+        self._halving = AsynchronousHalving(space.max_epochs, trial_storage.ranked) if pruner == "asha" else None
         self.pauses = self._halving is not None
         self._history: list[FrozenTrial] = []
+        self._values = trial_storage.ranked(_value_so_far)
         self._sampler_name = sampler
         # The points that can be counted: those of the grid, in an order that the seed decides, or all of a small space.
         self._points = _product(space.grid) if sampler == "grid" else _every_point(self.distributions)
@@ -67,8 +67,8 @@ class OptunaEngine(Engine):
         """Yield points drawn by the sampler, then those that can be counted, else points drawn at random."""
         # Seeded for each trial: a sampler that lives on in a resumed study would draw its first points again.
         sampler = self._sampler(seed)
-        history = (_as_infeasible(trial) for trial in tpe_history(self.trial_storage.trials()))
-        self._history = [_so_far(trial) if self.pauses else trial for trial in history]
+        history = [_as_infeasible(trial) for trial in self.tpe_history()]
+        self._history = [_so_far(trial) for trial in history] if self.pauses else history
         for point in self._candidates(sampler, number, seed):
             yield Candidate(point, {SEQUENCE_INDEX: sampler.index} if isinstance(sampler, _Sobol) else {})
         if self._sampler_name == "grid":
@@ -86,13 +86,21 @@ class OptunaEngine(Engine):
         if self._halving is None:
             return self._study.pruner.prune(self._study, trial)
         epoch, promoted = trial.last_step or 0, int(trial.user_attrs.get("promoted_at") or 0)
-        return epoch > promoted and not self._halving.goes_on(trial.number, epoch, self.trial_storage.records)
+        return epoch > promoted and not self._halving.goes_on(self.trial_storage.record(trial.number), epoch)
 
     def to_go_on(self, *, may_begin: bool) -> TrialRecord | None:
         """Return the paused trial that the pruner lets go on."""
-        if self._halving is None:
-            return None
-        return self._halving.to_go_on(self.trial_storage.records(), may_begin=may_begin)
+        number = None if self._halving is None else self._halving.to_go_on(may_begin=may_begin)
+        return None if number is None else self.trial_storage.record(number)
+
+    def tpe_history(self) -> list[FrozenTrial]:
+        """Return those of all trials that TPE looks at: the best, finished or not, and the newest of the others."""
+        trials = self.trial_storage.trials()
+        if len(trials) <= TPE_HISTORY:
+            return trials
+        good = sorted(number for _, number in self._values()[-GOOD_TRIALS:])
+        newest = trials[len(good) - TPE_HISTORY :]
+        return [self.trial_storage.trial(number) for number in good if number < newest[0].number] + newest
 
     def _sampler(self, seed: int) -> BaseSampler:
         match self._sampler_name:
@@ -142,21 +150,10 @@ class OptunaEngine(Engine):
         return {name: drawn[name] for name in self.distributions}
 
 
-def tpe_history(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Return those of all trials that TPE looks at: the best, finished or not, and the newest of the others."""
-    if len(trials) <= TPE_HISTORY:
-        return trials
-    values = ((value, place) for place, trial in enumerate(trials) if (value := _value_so_far(trial)) is not None)
-    good = {place for _, place in heapq.nlargest(GOOD_TRIALS, values)}
-    oldest = len(trials) - (TPE_HISTORY - len(good))
-    return [trial for place, trial in enumerate(trials) if place in good or place >= oldest]
-
-
-def _value_so_far(trial: FrozenTrial) -> float | None:
-    """Return the objective of a complete trial and the best value of one that may go on, None of any other."""
-    if trial.state is OptunaState.COMPLETE:
-        return float(trial.values[0])
-    return None if trial.state.is_finished() else max(trial.intermediate_values.values(), default=None)
+def _value_so_far(record: TrialRecord) -> tuple[float, int] | None:
+    """Return the objective of a complete trial or the best value of one that may go on, and its number."""
+    value = record.objective if record.state.is_ended else max(record.curve.values(), default=None)
+    return None if value is None else (value, record.number)
 
 
 def _every_point(distributions: Mapping[str, BaseDistribution]) -> list[Point] | None:
@@ -289,10 +286,10 @@ def _so_far(trial: FrozenTrial) -> FrozenTrial:
 
     Optuna's samplers see nothing of a waiting trial, and take a running one for a bad one.
     """
-    if trial.state.is_finished() or (value := _value_so_far(trial)) is None:
+    if trial.state.is_finished() or not trial.intermediate_values:
         return trial
     seen = copy.copy(trial)
-    seen.state, seen.value = OptunaState.COMPLETE, value
+    seen.state, seen.value = OptunaState.COMPLETE, max(trial.intermediate_values.values())
     return seen
 
 

@@ -38,12 +38,23 @@ class CachedStorage(_CachedStorage):
         self._trials: Trials = {}
         # By their numbers, those included that are left out.
         self._ids: dict[int, int] = {}
+        # The numbers of those that nobody has asked for since they changed.
+        self._changed: set[int] = set()
+
+    def take_changed(self, study_id: int) -> list[tuple[int, FrozenTrial | None]]:
+        """Return the trials, by number, that are new or have changed since the last call, None for one left out."""
+        trials = self._read(study_id)
+        changed = [(number, trials.get(self._ids[number])) for number in sorted(self._changed)]
+        self._changed.clear()
+        return changed
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """Return the trials by number."""
-        trials = [trial for trial in self._read(study_id).values() if states is None or trial.state in states]
+        trials = list(self._read(study_id).values())
+        if states is not None:
+            trials = [trial for trial in trials if trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
@@ -72,6 +83,7 @@ class CachedStorage(_CachedStorage):
             trial.distributions = template_trial.distributions  # In memory once.
         trials[trial._trial_id] = trial
         self._ids[trial.number] = trial._trial_id
+        self._changed.add(trial.number)
         return trial._trial_id
 
     def set_trial_param(self, trial_id: int, name: str, internal: float, distribution: BaseDistribution) -> None:
@@ -119,6 +131,7 @@ class CachedStorage(_CachedStorage):
         """Read the trials whose numbers are below `below`; those that are here already stay as they are."""
         found = {key: one for key, one in _read_trials(self._backend, study_id).items() if one.number < below}
         self._ids = {trial.number: trial_id for trial_id, trial in found.items()}
+        self._changed.update(self._ids)
         known = {trial_id: self._trials.get(trial_id, trial) for trial_id, trial in found.items()}
         copied = _copies(self._backend, known)
         self._trials = {key: one for key, one in known.items() if key not in copied and not _is_of_another_program(one)}
@@ -144,6 +157,7 @@ class CachedStorage(_CachedStorage):
     def _replace(self, trial_id: int) -> FrozenTrial:
         """Put a copy into a trial's place, and return it to be changed."""
         trial = self._trials[trial_id] = copy.copy(self._trials[trial_id])
+        self._changed.add(trial.number)
         return trial
 
 

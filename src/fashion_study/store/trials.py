@@ -1,7 +1,8 @@
 """The trial storage: an Optuna study with every trial, whichever engine proposes them."""
 
 import math
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -92,6 +93,10 @@ class TrialRecord:
         return self.attempt - self.uncounted_attempts
 
 
+# What a trial is ranked by, None for one that is left out.
+Key = Callable[[TrialRecord], Any]
+
+
 class TrialStorage:
     """The trials of a study, their attempts and the links to their runs, in an Optuna study of any engine's."""
 
@@ -101,6 +106,14 @@ class TrialStorage:
         self._storage = CachedStorage(storage) if isinstance(storage, RDBStorage) else storage
         self.study = optuna.create_study(
             storage=self._storage, study_name=study_name, direction="maximize", load_if_exists=True
+        )
+        # What is asked for with every trial: a walk over all the others would take longer the more there are.
+        self._rankings: list[_Ranking] = []
+        self._waiting = self.ranked(lambda record: record.number if record.state is TrialState.WAITING else None)
+        self._counted = self.ranked(lambda record: record.number if record.state.is_counted else None)
+        self._ended = self.ranked(lambda record: record.number if record.state.is_ended else None)
+        self._complete = self.ranked(
+            lambda record: (record.objective or 0.0, -record.number) if record.state is TrialState.COMPLETE else None
         )
 
     @property
@@ -149,11 +162,11 @@ class TrialStorage:
 
     def counted(self) -> int:
         """Count the trials that a budget counts: complete, pruned, failed and paused."""
-        return sum(trial.state.is_finished() or _is_paused(trial) for trial in self.trials())
+        return len(self._counted())
 
     def ended(self) -> int:
         """Count the trials that are trained no more."""
-        return sum(trial.state.is_finished() for trial in self.trials())
+        return len(self._ended())
 
     def trials(self) -> list[FrozenTrial]:
         """Return the trials as Optuna has them, not to be changed."""
@@ -165,11 +178,25 @@ class TrialStorage:
 
     def records(self) -> list[TrialRecord]:
         """Return every trial, by number."""
-        return [self._record(trial) for trial in self.trials()]
+        return [record for _, record in self._current().values()]
 
     def record(self, number: int) -> TrialRecord:
         """Return a trial."""
-        return self._record(self.trial(number))
+        return self._current()[number][1]
+
+    def ranked(self, key: Key) -> Callable[[], Sequence[Any]]:
+        """Return what returns the keys of all trials that have one, in rising order; no two may have the same.
+
+        Only the trials that have changed since are looked at: a call takes as long for any number of trials.
+        """
+        ranking = _Ranking(key, (record for _, record in self._records.values()))
+        self._rankings.append(ranking)
+
+        def keys() -> Sequence[Any]:
+            self._current()
+            return ranking.keys
+
+        return keys
 
     def epochs_trained(self) -> int:
         """Count the epochs that all trials have trained."""
@@ -177,9 +204,8 @@ class TrialStorage:
 
     def best(self) -> TrialRecord | None:
         """Return the complete trial with the highest objective; the earlier one on a tie."""
-        complete = (record for record in self.records() if record.state is TrialState.COMPLETE)
-        # Of equal ones max returns the first.
-        return max(complete, key=lambda record: record.objective or 0.0, default=None)
+        complete = self._complete()
+        return self.record(-complete[-1][1]) if complete else None
 
     def add(
         self,
@@ -193,29 +219,29 @@ class TrialStorage:
         stored = {
             name: each.to_external_repr(each.to_internal_repr(params[name])) for name, each in distributions.items()
         }
-        self.study.add_trial(
-            create_trial(state=state, params=stored, distributions=dict(distributions), user_attrs=dict(attrs or {}))
+        trial = create_trial(
+            state=state, params=stored, distributions=dict(distributions), user_attrs=dict(attrs or {})
         )
-        return self.trials()[-1]
+        return self._storage.get_trial(self._storage.create_new_trial(self.study._study_id, trial))
 
     def claim_waiting(self, *, is_begun: bool = False) -> FrozenTrial | None:
         """Set the first waiting trial running and return it, of those that were `is_begun` before where that is asked.
 
         A paused trial does not count as waiting. None where there is none.
         """
-        waiting = (t for t in self.trials() if t.state is OptunaState.WAITING and not _is_paused(t))
-        first = next((trial for trial in waiting if not is_begun or "attempt" in trial.user_attrs), None)
+        waiting = self._waiting()
+        first = next((each for each in waiting if not is_begun or "attempt" in self.trial(each).user_attrs), None)
         if first is None:
             return None
-        self._set_state(first.number, OptunaState.RUNNING)
-        return self.trial(first.number)
+        self._set_state(first, OptunaState.RUNNING)
+        return self.trial(first)
 
     def pause(self, number: int, epoch: int, seconds: float = 0.0) -> None:
         """Let a running trial wait after an epoch, which took so many `seconds`, until it may go on.
 
         Its attempts until then do not count as stops from outside.
         """
-        record = self._record(self.trial(number))
+        record = self.record(number)
         self._set_attr(number, "spared", record.attempt)
         self._set_attr(number, PAUSED_SECONDS, (record.seconds or 0.0) + seconds)
         self._set_attr(number, PAUSED_AT, epoch)
@@ -270,7 +296,7 @@ class TrialStorage:
         An attempt that the store failed, or that no worker began, is not `counted` against the trial. One that has
         `reached` a later epoch than that after which it began, and can go on from there, gives it all its retries back.
         """
-        record = self._record(self.trial(number))
+        record = self.record(number)
         if reached > record.resumes:
             self._set_attr(number, "spared", record.attempt)
         elif not counted:
@@ -325,12 +351,27 @@ class TrialStorage:
         end = result.epochs_run, seconds, value, result.reason, result.cause
         self.adopt_result(result.number, result.state, *end)
 
-    def _record(self, trial: FrozenTrial) -> TrialRecord:
-        """Return a trial's record, made anew where the trial has changed, which makes it another object."""
-        known = self._records.get(trial.number)
-        if known is None or known[0] is not trial:
-            known = self._records[trial.number] = trial, _record(trial)
-        return known[1]
+    def _current(self) -> dict[int, tuple[FrozenTrial, TrialRecord]]:
+        """Return every trial with its record, by number, after a look at those that have changed.
+
+        A change makes another object of a trial.
+        """
+        storage = self._storage
+        changed: Iterable[tuple[int, FrozenTrial | None]]
+        if isinstance(storage, CachedStorage):
+            changed = storage.take_changed(self.study._study_id)
+        else:
+            changed = ((trial.number, trial) for trial in self.trials())
+        for number, trial in changed:
+            if trial is None:
+                self._records.pop(number, None)
+            elif number not in self._records or self._records[number][0] is not trial:
+                self._records[number] = trial, _record(trial)
+            else:
+                continue
+            for ranking in self._rankings:
+                ranking.update(number, None if trial is None else self._records[number][1])
+        return self._records
 
     def _set_attr(self, number: int, key: str, value: Any) -> None:
         self._storage.set_trial_user_attr(self._id(number), key, value)
@@ -340,6 +381,27 @@ class TrialStorage:
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+
+
+class _Ranking:
+    """The keys of all trials that have one, in rising order."""
+
+    def __init__(self, key: Key, records: Iterable[TrialRecord]) -> None:
+        self._key = key
+        self._known = {record.number: known for record in records if (known := key(record)) is not None}
+        self.keys = sorted(self._known.values())
+
+    def update(self, number: int, record: TrialRecord | None) -> None:
+        """Take a trial as it is now, None where it is left out."""
+        before, now = self._known.pop(number, None), record and self._key(record)
+        if now is not None:
+            self._known[number] = now
+        if now == before:
+            return
+        if before is not None:
+            del self.keys[bisect_left(self.keys, before)]
+        if now is not None:
+            insort(self.keys, now)
 
 
 def last_epoch(trial: FrozenTrial) -> float:

@@ -8,7 +8,7 @@ from statistics import mean
 
 from optuna.storages import InMemoryStorage
 
-from fashion_study.engines.asha import AsynchronousHalving
+from fashion_study.engines.asha import REDUCTION, rungs_of
 from fashion_study.engines.optuna_engine import OptunaEngine
 from fashion_study.executors.local import BYTES_PER_WORKER
 from fashion_study.space.space import SearchSpace
@@ -140,9 +140,9 @@ def plan_budget(
 
 def expected_epochs(space: SearchSpace, pruner: str, trials: int) -> float:
     """Return about how many epochs so many trials train; of a pruner that pauses nothing, all of theirs."""
-    halving = AsynchronousHalving(space.max_epochs)
-    if pruner != "asha" or not halving.rungs:
+    rungs = rungs_of(space.max_epochs)
+    if pruner != "asha" or not rungs:
         return float(trials * space.max_epochs)
-    parts = pairwise([0, *halving.rungs, space.max_epochs])
-    epochs = [(end - begin) / float(halving.reduction) ** rung for rung, (begin, end) in enumerate(parts)]
+    parts = pairwise([0, *rungs, space.max_epochs])
+    epochs = [(end - begin) / float(REDUCTION) ** rung for rung, (begin, end) in enumerate(parts)]
     return HALVING_MISTAKES * trials * sum(epochs)

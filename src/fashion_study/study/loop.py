@@ -24,7 +24,7 @@ Best = tuple[int, float]
 class Source(ABC):
     """The work of a loop, and those who are told what becomes of it: a subclass has `next`, `settle` and `lose`.
 
-    The loop calls `log_epoch`, `settle` and `log_loss` when no worker waits for an answer, in the order of what
+    The loop calls `log_epochs`, `settle` and `log_loss` when no worker waits for an answer, in the order of what
     happened, and everything else at once.
     """
 
@@ -43,8 +43,8 @@ class Source(ABC):
         """Take an epoch's report, and return whether the attempt should end there."""
         return False
 
-    def log_epoch(self, spec: TrialSpec, report: EpochReport) -> None:
-        """Add an epoch to the run's curves."""
+    def log_epochs(self, spec: TrialSpec, *reports: EpochReport) -> None:
+        """Add epochs to the run's curves."""
 
     def judge(self, spec: TrialSpec, result: TrialResult) -> TrialResult:  # noqa: ARG002
         """Return a result as it counts: a trial that the worker has stopped may be paused."""
@@ -95,6 +95,8 @@ class Loop:
         self._running: dict[tuple[int, int], TrialSpec] = {}
         self._stopped: set[tuple[int, int]] = set()
         self._later: deque[Callable[[], None]] = deque()
+        # The epochs of each attempt that wait there, to be logged together.
+        self._unlogged: dict[tuple[int, int], list[EpochReport]] = {}
         self._store_failures = StoreFailurePolicy()
 
     def run(self) -> None:
@@ -165,7 +167,9 @@ class Loop:
         self.executor.answer(report, prune=prune or spec.key in self._stopped)
         if report.epoch > spec.resumes:  # Else it was trained before, and its answer is asked for again.
             self.epochs -= 1
-            self._later.append(lambda: self.source.log_epoch(spec, report))
+            if spec.key not in self._unlogged:
+                self._later.append(lambda: self.source.log_epochs(spec, *self._unlogged.pop(spec.key)))
+            self._unlogged.setdefault(spec.key, []).append(report)
             self.observer.epoch_done(spec, report)
 
     def _is_too_late(self, report: EpochReport) -> bool:
@@ -237,8 +241,8 @@ class Tracker(Protocol):
     def resume_trial(self, spec: TrialSpec, epochs: Sequence[Epoch]) -> None:
         """Open the run of an earlier attempt again, and add what its curves lack of these epochs."""
 
-    def log_epoch(self, run_id: str, epoch: Epoch) -> None:
-        """Add one epoch to the curves of a run."""
+    def log_epochs(self, run_id: str, *epochs: Epoch) -> None:
+        """Add epochs to the curves of a run."""
 
     def record_result(self, spec: TrialSpec, result: TrialResult) -> None:
         """Log the final metrics and how the attempt ended, at once: enough to take a result over after a kill."""
@@ -304,9 +308,9 @@ class TrackedSource(Source):
         if self.checkpoints is not None:
             self.checkpoints.discard(spec.label)
 
-    def log_epoch(self, spec: TrialSpec, report: EpochReport) -> None:
-        """Add an epoch to the run's curves."""
-        self.tracker.log_epoch(spec.run_id, report)
+    def log_epochs(self, spec: TrialSpec, *reports: EpochReport) -> None:
+        """Add epochs to the run's curves."""
+        self.tracker.log_epochs(spec.run_id, *reports)
 
     def record(self, spec: TrialSpec, result: TrialResult) -> None:
         """Log the result in one batch, a quarter of what it takes to settle it."""

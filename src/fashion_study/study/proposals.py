@@ -44,6 +44,7 @@ class Proposals(TrackedSource):
         self._in_flight = 0
         best = self._trial_storage.best()
         self._best: Best | None = (best.number, best.objective or 0.0) if best else None
+        self._sizes = self._trial_storage.ranked(self._size)
         self.exhausted: str | None = None
 
     def next(self) -> TrialSpec | None:
@@ -137,18 +138,23 @@ class Proposals(TrackedSource):
         A paused trial is pruned by that; a trial that would go on from an ended one trains that one's epochs again.
         """
         kept = self.checkpoints
-        if kept is None:
+        if kept is None or sum(size for _, size in self._sizes()) <= kept.disk:
             return
-        ended = (TrialState.COMPLETE,) if self._engine.continues_trials else ()
-        records = [each for each in self._trial_storage.records() if each.state in (TrialState.PAUSED, *ended)]
+        # Some may have gone since they were measured.
+        records = [self._trial_storage.record(number) for number, _ in self._sizes()]
         sized = [(record, kept.size(record.label)) for record in records]
         excess = sum(size for _, size in sized) - kept.disk
-        if excess <= 0:
-            return
         for record, size in sorted(sized, key=lambda each: (each[0].reached, max(each[0].curve.values(), default=0))):
             if excess > 0 and size:
                 excess -= size
                 self._make_room(record, kept)
+
+    def _size(self, record: TrialRecord) -> tuple[int, int] | None:
+        """Return a trial's number and the bytes of its checkpoint, where no training uses that now but one may."""
+        ended = self._engine.continues_trials and record.state is TrialState.COMPLETE
+        if self.checkpoints is None or not (ended or record.state is TrialState.PAUSED):
+            return None
+        return record.number, self.checkpoints.size(record.label)
 
     def _make_room(self, record: TrialRecord, kept: Checkpoints) -> None:
         if record.state is TrialState.PAUSED:

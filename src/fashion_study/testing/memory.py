@@ -173,11 +173,11 @@ class MemoryTracker:
         run.status, run.attempt = "RUNNING", spec.attempt
         run.epochs += epochs[len(run.epochs) :]
 
-    def log_epoch(self, run_id: str, epoch: Epoch) -> None:
-        """Add one epoch to a run."""
+    def log_epochs(self, run_id: str, *epochs: Epoch) -> None:
+        """Add epochs to a run."""
         run = self._running(run_id)
-        run.epochs.append(epoch)
-        self.journal.append(f"log {run.number}/{run.attempt} epoch {epoch.epoch}")
+        run.epochs += epochs
+        self.journal.append(f"log {run.number}/{run.attempt} epoch {' '.join(str(epoch.epoch) for epoch in epochs)}")
 
     def record_result(self, spec: TrialSpec, result: TrialResult) -> None:
         """Keep a result with its run, which stays open."""

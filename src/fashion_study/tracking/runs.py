@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as MlflowDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
 from mlflow.utils.mlflow_tags import (
     MLFLOW_GIT_COMMIT,
     MLFLOW_LOGGED_ARTIFACTS,
@@ -24,6 +24,7 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_SOURCE_NAME,
     MLFLOW_USER,
 )
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from fashion_study.data.dataset import Dataset
 from fashion_study.finding import Finding
@@ -112,21 +113,25 @@ class StudyRuns:
         resumed = {"resumed_after_epoch": str(spec.resumes), "cause": ""}
         self._log(run_id, {"attempt": str(spec.attempt), "state": TrialState.RUNNING.value} | resumed)
         logged = {point.step for point in self._client.get_metric_history(run_id, "val_accuracy")}
-        for epoch in epochs:
-            if epoch.epoch not in logged:
-                self.log_epoch(run_id, epoch)
+        self.log_epochs(run_id, *(epoch for epoch in epochs if epoch.epoch not in logged))
 
-    def log_epoch(self, run_id: str, epoch: Epoch) -> None:
-        """Add one epoch to the curves of a run."""
-        values = {
-            "train_loss": epoch.train_loss,
-            "train_accuracy": epoch.train_accuracy,
-            "val_loss": epoch.val_loss,
-            "val_accuracy": epoch.val_accuracy,
-            "epoch_seconds": epoch.seconds,
-            "images_per_second": epoch.images_per_second,
-        }
-        self._log(run_id, metrics=values, step=epoch.epoch)
+    def log_epochs(self, run_id: str, *epochs: Epoch) -> None:
+        """Add epochs to the curves of a run."""
+        now = int(time.time() * 1000)
+        points = [
+            Metric(key, value, now, epoch.epoch)
+            for epoch in epochs
+            for key, value in {
+                "train_loss": epoch.train_loss,
+                "train_accuracy": epoch.train_accuracy,
+                "val_loss": epoch.val_loss,
+                "val_accuracy": epoch.val_accuracy,
+                "epoch_seconds": epoch.seconds,
+                "images_per_second": epoch.images_per_second,
+            }.items()
+        ]
+        for first in range(0, len(points), MAX_METRICS_PER_BATCH):
+            self._client.log_batch(run_id, points[first : first + MAX_METRICS_PER_BATCH])
 
     def record_result(self, spec: TrialSpec, result: TrialResult) -> None:
         """Log the final metrics and how the attempt ended, at once: enough to adopt the result after a kill."""
@@ -292,12 +297,9 @@ class StudyRuns:
         self._client.log_batch(run_id, points, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _end(self, run_id: str, status: str, name: str) -> None:
-        # The status last: the next start looks at a run that is still open.
-        self._client.update_run(run_id, name=name)
-        if status == RUN_STATUS[TrialState.PAUSED]:
-            self._client.update_run(run_id, status)
-        else:
-            self._client.set_terminated(run_id, status)
+        # Past the client, whose methods take three requests for it and read the whole run before.
+        ended = None if status == RUN_STATUS[TrialState.PAUSED] else int(time.time() * 1000)
+        self._client._tracking_client.store.update_run_info(run_id, RunStatus.from_string(status), ended, name)
 
 
 @cache

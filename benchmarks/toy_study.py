@@ -87,7 +87,7 @@ def open_toy_study(
     began = time.perf_counter()
     trial_storage = TrialStorage(storage, plan.name)
     tracker = StudyRuns(client, experiment, trial_storage.attrs.get("run_id"))
-    run_id = tracker.open_study(plan.metadata(PRECISION), data)
+    run_id = tracker.open_study(plan.metadata(PRECISION, plan.config.trials), data)
     trial_storage.set_attrs(
         identity=plan.fingerprint, split=data.split_digest, run_id=run_id, precision=PRECISION.value
     )

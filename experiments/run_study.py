@@ -173,7 +173,7 @@ def main(
     options = dict(locals())
     del options["plan_only"]
     config = StudyConfig(**options)  # Every other option is the field of its name.
-    if plan_only and (budget is None or executor != "local"):
+    if plan_only and (config.budget is None or executor != "local"):
         raise BadInputError(
             "--plan measures on this machine what a budget would be spent on. Expected --budget beside it, for "
             "instance 60m, and workers on this machine."
@@ -183,10 +183,10 @@ def main(
     from fashion_study.study.plan import plan_study
 
     plan = plan_study(config)
-    if plan_only:
+    if plan_only and config.budget is not None:
         from fashion_study.study.session import foresee
 
-        for line in foresee(plan).lines:
+        for line in foresee(plan, config.budget).lines:
             print(line)
         return
     from rich.console import Console

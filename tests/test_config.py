@@ -265,6 +265,7 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         dataset="digits",
         data_dir=tmp_path / "with space",
         trials=7,
+        budget=120,
         timeout=90.5,
         trial_timeout=600.0,
         workers=3,
@@ -298,6 +299,7 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         "--dataset": ["digits"],
         "--data-dir": [str(tmp_path / "with space")],
         "--trials": ["7"],
+        "--budget": ["120s"],
         "--timeout": ["91s"],
         "--trial-timeout": ["600s"],
         "--workers": ["3"],
@@ -325,7 +327,7 @@ def test_the_command_asks_for_the_same_study(tmp_path: Path) -> None:
         "--try": ['{"epochs": 3}', '{"learning_rate": 0.002}'],
     }
     known = {f"--{name.replace('_', '-')}" for name in inspect.signature(run_study_command).parameters}
-    assert options.keys() - {"--try"} == known - {"--try-points"}
+    assert options.keys() - {"--try"} == known - {"--try-points", "--plan-only"}
 
 
 def test_the_command_leaves_out_what_is_left_at_its_default() -> None:
@@ -335,6 +337,8 @@ def test_the_command_leaves_out_what_is_left_at_its_default() -> None:
 def test_the_defaults_are_those_of_the_entry_point() -> None:
     given = inspect.signature(run_study_command).parameters
     defaults = {name: parameter.default for name, parameter in given.items()}
+
+    del defaults["plan_only"]  # The one option that is no setting of a study.
 
     assert defaults.keys() == StudyConfig.model_fields.keys()
     assert StudyConfig(**defaults) == StudyConfig()

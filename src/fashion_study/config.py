@@ -38,6 +38,8 @@ PRUNING_ENGINES: tuple[EngineName, ...] = ("optuna",)
 MAX_GRID = 100_000
 # More than anybody has; also where a budget of time decides.
 MOST_TRIALS = 1_000_000
+# In seconds. Workers have to start, and some models to be measured.
+SHORTEST_BUDGET = 60
 DURATIONS = ("budget", "timeout", "trial_timeout")
 SIZES = ("worker_memory", "checkpoint_disk")
 UNITS = ("", *"KMGT")
@@ -123,7 +125,7 @@ class StudyConfig(BaseModel):
     dataset: Annotated[str, AfterValidator(_checked_dataset)] = AUTO
     data_dir: Path | None = None
     trials: Annotated[Whole, Field(ge=1, le=MOST_TRIALS)] = 30
-    budget: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    budget: Annotated[float, Field(ge=SHORTEST_BUDGET, allow_inf_nan=False)] | None = None
     epoch_budget: Annotated[Whole, Field(ge=1)] | None = None
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     trial_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -237,7 +239,7 @@ class StudyConfig(BaseModel):
                 words += [word for point in value for word in ("--try", json.dumps(point))]
             elif value is True:
                 words.append(f"--{name}")
-            elif (name in always or value != field.default) and (name, value) != ("trials", MOST_TRIALS):
+            elif name in always or value != (MOST_TRIALS if name == "trials" and self.budget else field.default):
                 words += [f"--{name.replace('_', '-')}", _typed(name, value)]
         return shlex.join(words)
 

@@ -291,12 +291,12 @@ class ProbeOrder:
 class PointCost:
     """The weights of a point's model, the seconds until it has trained a batch, and those for an image from there on.
 
-    The latter are 0 where the model is infeasible.
+    Of a model that would not be trained there are no seconds.
     """
 
     parameters: int
-    start_seconds: float
-    seconds_per_image: float
+    start_seconds: float = 0.0
+    seconds_per_image: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def test_a_model_with_too_many_parameters_is_refused(parameters: int, passed: bo
 
 
 @pytest.mark.parametrize(("milliseconds", "passed"), [(0.1, True), (2.0, True), (2.01, False)])
-def test_a_model_that_is_too_slow_is_refused_however_slow_the_champion_is(milliseconds: float, passed: bool) -> None:
+def test_too_slow_a_model_is_refused_whatever_the_champion_takes(milliseconds: float, passed: bool) -> None:
     answers = [Gates().latency(milliseconds, champion) for champion in (0.1, 10.0)]
     assert {(answer.passed, answer.value, answer.limit) for answer in answers} == {(passed, milliseconds, 2.0)}
     assert "on one thread" in answers[0].sentence
@@ -229,3 +229,7 @@ def test_a_signature_that_is_not_the_model_s_is_refused() -> None:
 def test_limits_that_make_no_sense_or_do_not_exist_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Gates.model_validate(wrong)
+
+
+def test_the_limits_of_an_earlier_version_can_be_read() -> None:
+    assert Gates.model_validate_json('{"alpha": 0.01, "max_latency_ratio": 4.0}') == Gates(alpha=0.01)

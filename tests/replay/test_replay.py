@@ -57,7 +57,7 @@ class Desk:
         self.client = store.client()
         config = StudyConfig(space="smoke", dataset="digits", workers=2, study=name)
         self.tracker = StudyRuns(self.client, store.experiment_id(self.client, "digits"))
-        metadata = plan_study(config).metadata(Precision.FLOAT32)
+        metadata = plan_study(config).metadata(Precision.FLOAT32, config.trials)
         self.run_id = self.tracker.open_study(metadata, load_dataset(locate("digits")))
         self.trial_storage = TrialStorage(store.open_optuna_storage(), name)
 
@@ -286,6 +286,7 @@ def test_a_worker_that_dies_ends_the_replay_and_keeps_its_log(
     [
         (FailReason.TIMEOUT, "--trial-timeout"),
         (FailReason.OOM, "memory"),
+        (FailReason.INFEASIBLE, "--max-parameters"),
         (FailReason.ERROR, "failure.txt"),
         (FailReason.INTERRUPTED, "stopped from outside"),
     ],

@@ -237,6 +237,14 @@ def test_a_hard_deadline_is_kept_and_what_was_trained_goes_on(monkeypatch: pytes
     assert run.status == "interrupted"
     trained = len(run.epochs)
 
+    # However often the time was not enough for an epoch, the trial is not given up.
+    for _ in range(5):
+        short = study.again(deadline=0.4, tracker=study.runs)
+        monkeypatch.setattr(loop_module, "time", SimpleNamespace(monotonic=lambda of=short: of.executor.epochs * 0.5))
+        short.run()
+    assert study.states()[1] is TrialState.WAITING
+    monkeypatch.setattr(loop_module, "time", SimpleNamespace(monotonic=lambda: 0.0))
+
     later = study.again(deadline=math.inf, tracker=study.runs)
     later.run()
     assert later.states() == [TrialState.COMPLETE] * 3

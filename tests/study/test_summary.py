@@ -40,6 +40,7 @@ def complete(number: int, objective: float) -> TrialRecord:
 
 
 def result(*records: TrialRecord, config: StudyConfig | None = None, **fields: Any) -> StudyResult:
+    config = config or StudyConfig(space="smoke", trials=max(1, len(records)))
     usual: dict[str, Any] = {
         "name": "digits-smoke",
         "source": DataSource("digits", None, "d" * 64),
@@ -47,7 +48,8 @@ def result(*records: TrialRecord, config: StudyConfig | None = None, **fields: A
         "run_id": "study-run",
         "experiment_id": "7",
         "precision": Precision.FLOAT32,
-        "config": config or StudyConfig(space="smoke", trials=max(1, len(records))),
+        "config": config,
+        "total": config.trials,
         "began_with": 0,
         "seconds": 100.0,
     }

@@ -212,7 +212,7 @@ def test_a_trial_whose_loss_diverges_fails_with_that_reason(bench: Bench) -> Non
     assert "The loss became nan in epoch 1" in result.message
 
 
-def test_a_model_that_is_too_large_is_not_trained_but_for_the_baseline(bench: Bench) -> None:
+def test_but_for_the_baseline_too_large_a_model_is_not_trained(bench: Bench) -> None:
     limited = Trainer(replace(bench.settings, max_parameters=2_000))
     spec = bench.spec(ONE_EPOCH)
 
@@ -220,9 +220,11 @@ def test_a_model_that_is_too_large_is_not_trained_but_for_the_baseline(bench: Be
 
     assert (result.state, result.reason) == (TrialState.FAILED, FailReason.INFEASIBLE)
     assert (result.epochs_run, reports, result.objective) == (0, [], None)
-    assert result.cause == "its 2,586 parameters are more than the 2,000 that are allowed"
+    assert result.cause.startswith("The network has 2,586 parameters. Expected at most 2,000")
     assert result.metrics == {"parameter_count": 2_586}
     assert bench.train(replace(spec, number=0), trainer=limited)[0].state is TrialState.COMPLETE
+    huge = SMALL.model_copy(update={"padding": "same", "filters_3": 512, "dense_units": 4096})
+    assert bench.train(bench.spec(huge))[0].reason is FailReason.INFEASIBLE
     exact = Trainer(replace(bench.settings, max_parameters=2_586))
     assert bench.train(bench.spec(ONE_EPOCH), trainer=exact)[0].state is TrialState.COMPLETE
 

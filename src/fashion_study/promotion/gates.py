@@ -8,7 +8,7 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fashion_study.statistics import paired_interval
 from fashion_study.trial import MAX_PARAMETERS
@@ -79,6 +79,12 @@ class Gates(Frozen):
     max_parameters: Annotated[int, Field(ge=1)] = MAX_PARAMETERS
     max_latency_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     max_moved_share: Annotated[float, Field(ge=0, lt=1)] = 0.001
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_a_ratio(cls, limits: object) -> object:
+        # Decisions of earlier versions have one.
+        return {k: v for k, v in limits.items() if k != "max_latency_ratio"} if isinstance(limits, dict) else limits
 
     def accuracy(self, paired: Paired, readings: int) -> GateResult:
         """Ask for more right answers than the champion's, at a level divided by the readings of the holdout.

@@ -39,6 +39,7 @@ BESIDES_TRAINING = {
     FailReason.TIMEOUT: "it took longer than --trial-timeout, which says how fast the machine was",
     FailReason.OOM: "it ran out of memory, which says how much the machine had left",
     FailReason.ERROR: "it ended with an error; failure.txt on its run has the traceback",
+    FailReason.INFEASIBLE: "its model was larger than --max-parameters, so that it was not trained",
     FailReason.INTERRUPTED: "it was stopped from outside too often and given up",
 }
 

@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,7 +74,7 @@ def collect(trial_storage: TrialStorage, store: Store, data_dir: Path | None = N
             best=best,
             baseline=baseline,
             finals=finals,
-            sizes=_sizes(client, run, complete.values()),
+            sizes=_sizes(client, run, {run_id: number for number, run_id in complete.items()}),
             reference=_reference(client, run.data.params["dataset"], best, baseline),
             importances=importances(trial_storage),
             pixels=pixels,
@@ -144,13 +144,13 @@ def _model(client: MlflowClient, run_id: str | None) -> ModelFacts | None:
     )
 
 
-def _sizes(client: MlflowClient, study: Run, run_ids: Iterable[str | None]) -> dict[int, Size]:
+def _sizes(client: MlflowClient, study: Run, numbers: Mapping[str | None, int]) -> dict[int, Size]:
     """Read the sizes of models from their trials' runs, all in one search; what a run does not say is left out."""
-    wanted, found = set(run_ids), {}
+    found = {}
     for run in search_runs(client, [study.info.experiment_id], f"tags.{MLFLOW_PARENT_RUN_ID} = '{study.info.run_id}'"):
         figures = [run.data.metrics.get(name, math.nan) for name in ("parameter_count", "ms_per_image")]
-        if run.info.run_id in wanted and all(0 < value < math.inf for value in figures):
-            found[int(run.data.tags["trial"])] = Size(*figures)
+        if run.info.run_id in numbers and all(0 < value < math.inf for value in figures):
+            found[numbers[run.info.run_id]] = Size(*figures)
     return found
 
 

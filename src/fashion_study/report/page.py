@@ -1,6 +1,7 @@
 """The page of a report: one HTML document that loads nothing from anywhere."""
 
 import base64
+import math
 import shlex
 from collections import Counter
 from datetime import datetime
@@ -32,7 +33,7 @@ from fashion_study.study.figures import (
 )
 from fashion_study.study.leaderboard import ORDER
 from fashion_study.study.progress import duration
-from fashion_study.trial import ParamValue
+from fashion_study.trial import FailReason, ParamValue
 
 SHOWN_TRIALS = 50
 SHOWN_PAIRS = 6
@@ -122,7 +123,7 @@ def _moment(moment: datetime) -> str:
 
 
 def _budget(facts: StudyFacts) -> dict[str, object]:
-    begun = [record for record in facts.records if record.state.is_counted or record.curve]
+    begun = [r for r in facts.records if r.curve or (r.state.is_counted and r.reason is not FailReason.INFEASIBLE)]
     states = Counter(record.state for record in facts.records)
     return {
         "states": [(state.value, states[state]) for state in ORDER if state in states],
@@ -204,7 +205,14 @@ def _commands(facts: StudyFacts, store: Path) -> dict[str, str]:
     store_option = "" if store == default else f" --store {shlex.quote(str(store))}"
     total = facts.trials if facts.counted < facts.trials else facts.trials + MORE_TRIALS
     arguments = shlex.split(command)
-    arguments[arguments.index("--trials") + 1] = str(total)
+    trials = arguments.index("--trials") + 1
+    # Where a budget decided how many, it is known in the end alone.
+    arguments[trials] = str(facts.trials)
+    command = shlex.join(arguments)
+    if (budget := facts.settings.get("budget", "None")) != "None":
+        arguments[trials - 1 : trials + 1] = ["--budget", f"{math.ceil(float(budget))}s"]
+    else:
+        arguments[trials] = str(total)
     name = shlex.quote(facts.name)
     return {
         "reproduce": command,

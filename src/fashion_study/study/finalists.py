@@ -283,7 +283,7 @@ class Repeats(TrackedSource):
         self._end(spec, None)
         return TrialState.FAILED
 
-    def stop(self, spec: TrialSpec, *, by_error: bool = False) -> TrialState:  # noqa: ARG002
+    def stop(self, spec: TrialSpec, *, counted: bool = False) -> TrialState:  # noqa: ARG002
         """Leave the repeat to be trained again: a user may stop a study as often as they like."""
         self._superseded[spec.number, spec.repeat] = spec.run_id
         self.put_back(spec)

@@ -61,8 +61,11 @@ class Source(ABC):
     def lose(self, spec: TrialSpec, lost: AttemptLost) -> TrialState:
         """Take an attempt whose worker died or was failed by the store; return where that leaves its trial."""
 
-    def stop(self, spec: TrialSpec, *, by_error: bool) -> TrialState:  # noqa: ARG002
-        """Take an attempt that the user has stopped, or an error of the study; return where that leaves its trial."""
+    def stop(self, spec: TrialSpec, *, counted: bool) -> TrialState:  # noqa: ARG002
+        """Take an attempt that was stopped, and return where that leaves its trial.
+
+        What an error of the study or its deadline has stopped is not `counted` against the trial.
+        """
         return TrialState.WAITING
 
     def log_loss(self, spec: TrialSpec, cause: str, state: TrialState) -> None:
@@ -94,6 +97,8 @@ class Loop:
         self._ready: deque[TrialSpec] = deque()
         self._running: dict[tuple[int, int], TrialSpec] = {}
         self._stopped: set[tuple[int, int]] = set()
+        # When each attempt began its epoch.
+        self._since: dict[tuple[int, int], float] = {}
         self._later: deque[Callable[[], None]] = deque()
         # The epochs of each attempt that wait there, to be logged together.
         self._unlogged: dict[tuple[int, int], list[EpochReport]] = {}
@@ -136,6 +141,7 @@ class Loop:
                 self._later.popleft()()  # Among it is the end of the run in which the attempt may go on.
             spec = self.source.begin(spec)
             self._running[spec.key] = spec
+            self._since[spec.key] = time.monotonic()
             self.executor.submit(spec)
             self.observer.trial_started(spec)
 
@@ -162,8 +168,11 @@ class Loop:
         # After the last epoch nothing is left to save: the attempt is complete.
         is_last = report.epoch >= spec.hyperparameters.epochs
         prune = self.source.report(spec, report) and not is_last
-        if not (prune or is_last) and self._is_too_late(report):
+        now = time.monotonic()
+        # Another epoch that takes as long, with its validation and its checkpoint, would end too late.
+        if not (prune or is_last) and self.is_hard and 2 * now - self._since[spec.key] > self.deadline:
             self._stopped.add(spec.key)
+        self._since[spec.key] = now
         self.executor.answer(report, prune=prune or spec.key in self._stopped)
         if report.epoch > spec.resumes:  # Else it was trained before, and its answer is asked for again.
             self.epochs -= 1
@@ -171,10 +180,6 @@ class Loop:
                 self._later.append(lambda: self.source.log_epochs(spec, *self._unlogged.pop(spec.key)))
             self._unlogged.setdefault(spec.key, []).append(report)
             self.observer.epoch_done(spec, report)
-
-    def _is_too_late(self, report: EpochReport) -> bool:
-        """Return whether another epoch as long as this one would end after a hard deadline."""
-        return self.is_hard and time.monotonic() + report.seconds > self.deadline
 
     def _handle(self, event: Event) -> None:
         spec = self._running.get((event.number, event.attempt))
@@ -186,7 +191,7 @@ class Loop:
             case TrialResult() if spec.key in self._stopped and event.state is TrialState.PRUNED:
                 self.busy_seconds += event.seconds
                 del self._running[spec.key]
-                self._end_run(spec, "the time of --budget is over", self.source.stop(spec, by_error=False))
+                self._end_run(spec, "the time of --budget is over", self.source.stop(spec, counted=False))
             case TrialResult():
                 result = self.source.judge(spec, event)
                 self.source.record(spec, result)
@@ -221,7 +226,7 @@ class Loop:
         if self._running:
             self.executor.close()
         for spec in self._running.values():
-            self._end_run(spec, "the study was stopped", self.source.stop(spec, by_error=by_error))
+            self._end_run(spec, "the study was stopped", self.source.stop(spec, counted=not by_error))
         self._running.clear()
         for spec in self._ready:
             self.source.put_back(spec)

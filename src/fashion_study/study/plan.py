@@ -73,13 +73,13 @@ class Plan:
             f"{proposing}, seed {config.seed}, {self.workers_in_words}, {precision}"
         )
 
-    def metadata(self, precision: Precision) -> "StudyMetadata":
-        """Return what the study's run shows."""
+    def metadata(self, precision: Precision, trials: int) -> "StudyMetadata":
+        """Return what the study's run shows, with its total of `trials`: with a budget of time not the config's."""
         from fashion_study.tracking.runs import StudyMetadata
 
         config = self.config
         places = {name: StudyConfig.model_fields[name].default for name in PLACES}
-        found = {"dataset": self.source.name, "precision": precision.value}
+        found = {"dataset": self.source.name, "precision": precision.value, "trials": trials, "budget": None}
         repeating = config.model_copy(update=found | places)
         return StudyMetadata(
             name=self.name,
@@ -97,6 +97,7 @@ class Plan:
             settings=config.model_dump(exclude=FIXED | PLACES)
             | {name: text for name, text in LEFT_OUT.items() if getattr(config, name) is None}
             | {
+                "trials": trials,
                 "workers": "wherever there is room" if self.workers is None else self.workers,
                 "fallback": self.source.is_fallback,
                 # With the defaults that another version could change.

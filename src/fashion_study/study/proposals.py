@@ -171,9 +171,14 @@ class Proposals(TrackedSource):
             self.discard_checkpoint(spec)
         return self._release(spec, counted=not (lost.by_store or lost.by_checkpoint), cause=lost.cause)
 
-    def stop(self, spec: TrialSpec, *, by_error: bool) -> TrialState:
-        """Send the trial back to waiting, or give it up; what an error has stopped does not count."""
-        return self._release(spec, counted=not by_error)
+    def stop(self, spec: TrialSpec, *, counted: bool) -> TrialState:
+        """Send the trial back to waiting, or give it up where it was stopped too often."""
+        return self._release(spec, counted=counted)
+
+    def extend(self, trials: int) -> None:
+        """Let so many trials more begin."""
+        self._trials += trials
+        self._observer.expect(self._trials)
 
     def _release(self, spec: TrialSpec, *, counted: bool, cause: str = "") -> TrialState:
         state = self._trial_storage.requeue(spec.number, self.reached(spec), counted=counted, cause=cause)

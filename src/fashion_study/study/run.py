@@ -48,7 +48,8 @@ class StudyResult:
     `version` is what the study has registered, by the model's name and the number of its version; it `is_challenger`
     where this run has registered it, while after an earlier one anybody can have changed the registry. `repeats_left`
     counts the finalists' repeats that a stop has left untrained. `busy_share` is the share of the workers' time that
-    went into attempts, where any was trained. A study that was stopped while its first worker was measuring the
+    went into attempts, where any was trained. `total` is how many trials there were to be: the config's, or what its
+    budget of time was planned for. A study that was stopped while its first worker was measuring the
     precisions has neither a run nor a precision yet.
     """
 
@@ -60,6 +61,7 @@ class StudyResult:
     precision: Precision | None
     records: tuple[TrialRecord, ...]
     config: StudyConfig
+    total: int
     began_with: int
     seconds: float
     exhausted: str | None = None
@@ -118,10 +120,10 @@ def run_study(config: StudyConfig | Plan, observer: Observer | None = None, *, r
         study.refuse_another()
         began_with = trial_storage.counted()
         exhausted, busy_share = None, None
-        planned = config
+        total = config.trials
         goes_on = began_with < config.trials or trial_storage.attrs.get("published") != _publication(study)
         if goes_on:
-            planned, exhausted, busy_share = _run(study)
+            total, exhausted, busy_share = _run(study)
         elif config.keep_models is not None:
             study.model_keeper(store.client()).sweep()
         attrs = trial_storage.attrs
@@ -133,7 +135,8 @@ def run_study(config: StudyConfig | Plan, observer: Observer | None = None, *, r
             experiment_id=attrs.get("experiment_id"),
             precision=Precision(attrs["precision"]) if "precision" in attrs else None,
             records=rank(trial_storage.records()),
-            config=planned,
+            config=config,
+            total=total,
             began_with=began_with,
             seconds=time.monotonic() - started,
             exhausted=exhausted,
@@ -146,15 +149,16 @@ def run_study(config: StudyConfig | Plan, observer: Observer | None = None, *, r
         )
 
 
-def _run(study: OwnedStudy) -> tuple[StudyConfig, str | None, float | None]:
+def _run(study: OwnedStudy) -> tuple[int, str | None, float | None]:
     """Train what is left and publish the study.
 
-    Return the config with the trials that were planned, why none was left to propose, and how busy workers were.
+    Return the total of trials, why none was left to propose, and how busy workers were.
     """
     with open_executor(study.plan, study.store, study.observer) as executor:
         session = open_session(study, executor)
         if session is None:
-            return study.plan.config, None, None
+            config, counted = study.plan.config, study.trial_storage.counted()
+            return (config.trials if config.budget is None else counted), None, None
         began = time.monotonic()
         try:
             exhausted = _search(session)
@@ -171,7 +175,7 @@ def _run(study: OwnedStudy) -> tuple[StudyConfig, str | None, float | None]:
         busy_share = min(1.0, session.busy_seconds / available)
         session.tracker.log_busy_share(study.trial_storage.counted(), busy_share)
     publish(session, repeats)
-    return session.study.plan.config, exhausted, busy_share
+    return session.total, exhausted, busy_share
 
 
 def _search(session: Session) -> str | None:
@@ -180,7 +184,7 @@ def _search(session: Session) -> str | None:
     plan, config, trial_storage = study.plan, study.plan.config, study.trial_storage
     keeper = study.model_keeper(session.client)
     keeper.sweep()
-    study.observer.begin(plan.title(session.precision), trial_storage.counted(), config.trials)
+    study.observer.begin(plan.title(session.precision), trial_storage.counted(), session.total)
     engine: Engine
     if config.engine == "optuna":
         sampler = cast(SamplerName, config.sampler)
@@ -195,11 +199,18 @@ def _search(session: Session) -> str | None:
         record.label for record in trial_storage.records() if record.state.is_ended and not engine.continues_trials
     )
     proposals = Proposals(
-        engine, session.tracker, study.observer, session.precision, config.trials, session.checkpoints
+        engine, session.tracker, study.observer, session.precision, session.total, session.checkpoints
     )
     proposals.bound_checkpoints()
-    epochs = (config.epoch_budget or math.inf) - trial_storage.epochs_trained()
-    session.train(proposals, session.search_deadline, epochs, keeper.sweep)
+    more = 0
+    while True:
+        proposals.extend(more)
+        epochs = (config.epoch_budget or math.inf) - trial_storage.epochs_trained()
+        session.train(proposals, session.search_deadline, epochs, keeper.sweep)
+        more = 0 if proposals.exhausted else session.trials_that_fit()
+        if not more:
+            break
+        session.total += more  # The plan was for less than the time is enough for.
     if config.close and not study.is_interrupted() and (closed := proposals.end_paused()):
         study.observer.note(f"--close: paused trials that are pruned now: {closed}")
     return proposals.exhausted
@@ -248,11 +259,13 @@ def publish(session: Session, repeats: Repeats) -> None:
     if (best := trial_storage.best()) is not None and best.run_id is not None:
         tags |= {"best_trial": str(best.number), "best_run": best.run_id}
     if not study.is_interrupted():
-        tags |= _conclude(session, repeats)
+        # Where a budget of time decides, it has now decided how many there are.
+        session.total = session.total if study.plan.config.budget is None else trial_storage.counted()
+        tags |= {"trials": str(session.total)} | _conclude(session, repeats)
     # No worker is left that could finalize a model.
     for line in fail_pending_models(tracker):
         study.observer.note(line)
-    finished = not study.is_interrupted() or (trial_storage.counted() >= study.plan.config.trials and not repeats.left)
+    finished = not study.is_interrupted() or (trial_storage.counted() >= session.total and not repeats.left)
     tracker.close_study("FINISHED" if finished else "KILLED", tags)
     trial_storage.set_attrs(repeats_left=repeats.left)
     if time.monotonic() < session.deadline and not study.is_interrupted():

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NoReturn
@@ -24,10 +24,12 @@ from fashion_study.store.relocation import moves, rebase
 from fashion_study.store.store import Store
 from fashion_study.store.trials import TRACKED_AT, TrialStorage
 from fashion_study.study.budget import (
-    END_SECONDS,
     BudgetPlan,
+    Rates,
     plan_budget,
     points_to_measure,
+    time_to_plan,
+    trials_in,
 )
 from fashion_study.study.loop import Loop, Source
 from fashion_study.study.plan import Plan, refuse_difference
@@ -93,7 +95,9 @@ class OwnedStudy:
 class Session:
     """A study whose stores and workers are ready, until when it may begin something, and how long workers trained.
 
-    Its search ends at a deadline of its own, so that a budget of time has something left for the finalists.
+    With a budget of time its search ends at a deadline of its own, so that something is left for the finalists, and
+    running attempts are stopped at a deadline that `is_hard`. `total` is how many trials there are to be, `rates` what
+    was measured of their epochs.
     """
 
     study: OwnedStudy
@@ -104,6 +108,9 @@ class Session:
     validation_images: int
     deadline: float
     search_deadline: float
+    is_hard: bool
+    total: int
+    rates: Rates | None
     checkpoints: Checkpoints
     busy_seconds: float = 0.0
 
@@ -115,12 +122,17 @@ class Session:
         after_result: Callable[[], None] = lambda: None,
     ) -> None:
         """Train what a source has, until it has nothing left, the deadline is over, or the study is to end."""
-        study, is_hard = self.study, self.study.plan.config.budget is not None
-        loop = Loop(
-            source, self.executor, study.observer, study.is_interrupted, deadline, epochs, is_hard, after_result
-        )
+        study, limits = self.study, (deadline, epochs, self.is_hard)
+        loop = Loop(source, self.executor, study.observer, study.is_interrupted, *limits, after_result)
         loop.run()
         self.busy_seconds += loop.busy_seconds
+
+    def trials_that_fit(self) -> int:
+        """Return how many more trials the time is enough for that a budget has left for the search."""
+        if self.rates is None or self.study.is_interrupted():
+            return 0
+        left, records = self.search_deadline - time.monotonic(), self.study.trial_storage.records()
+        return trials_in(self.study.plan, max(1, self.executor.slots), left, self.rates, records)
 
 
 def _refuse_foreign(trial_storage: TrialStorage) -> None:
@@ -206,59 +218,71 @@ def open_session(study: OwnedStudy, executor: Executor) -> Session | None:
         _refuse_a_missing_run(plan.name, known, trial_storage, store)
     # Of a study that goes on by its id: a user may have renamed it.
     experiment_id = store.experiment_id(client, plan.source.name, run.info.experiment_id if run else None)
-    deadline = min(
-        time.monotonic() + (plan.config.timeout or math.inf),
-        study.began + (plan.config.budget or math.inf) - END_SECONDS,
-    )
+    config = plan.config
+    ends = study.began + (math.inf if config.budget is None else time_to_plan(config.budget))
+    deadline = min(time.monotonic() + (config.timeout or math.inf), ends)
     precision = _precision(study, executor, deadline)
     if precision is None:
         return None
-    search_deadline = deadline
-    if plan.config.budget is not None:
-        images = len(data.train.labels), len(data.validation.labels)
-        budget = _budget(study, executor, precision, images, deadline)
-        if budget is None:
-            return None
-        total = min(plan.config.trials, trial_storage.counted() + budget.trials)
-        plan = replace(plan, config=plan.config.model_copy(update={"trials": total}))
-        study = replace(study, plan=plan)
-        search_deadline = time.monotonic() + budget.search_seconds
+    images = len(data.train.labels), len(data.validation.labels)
+    planned = _plan_search(study, executor, precision, images, deadline)
+    if planned is None:
+        return None
+    search_deadline, total, rates = planned
     if run is not None and run.info.lifecycle_stage != "active":
         client.restore_run(run.info.run_id)
     tracker = StudyRuns(client, experiment_id, known)
-    run_id = tracker.open_study(plan.metadata(precision), data, trial_storage.token)
+    run_id = tracker.open_study(plan.metadata(precision, total), data, trial_storage.token)
     # Unpublished until the end, so that the next start takes up what a kill leaves, whatever its total.
     trial_storage.set_attrs(run_id=run_id, experiment_id=experiment_id, published=None)
     if store.database is not None:
         trial_storage.set_attrs(**{TRACKED_AT: store.tracked_at})
-    config, folder = plan.config, store.checkpoints(plan.name)
+    folder = store.checkpoints(plan.name)
     checkpoints = Checkpoints(folder, plan.source.digest, config.limit_train, disk=config.checkpoint_disk)
     for line in (*reconcile(trial_storage, tracker, folder), *trial_storage.of_other_programs()):
         observer.note(line)
-    validation_images = len(data.validation.labels)
     return Session(
-        study, client, tracker, executor, precision, validation_images, deadline, search_deadline, checkpoints
+        study,
+        client,
+        tracker,
+        executor,
+        precision,
+        len(data.validation.labels),
+        deadline,
+        search_deadline,
+        deadline == ends,
+        total,
+        rates,
+        checkpoints,
     )
 
 
-def _budget(
+def _plan_search(
     study: OwnedStudy, executor: Executor, precision: Precision, images: tuple[int, int], deadline: float
-) -> BudgetPlan | None:
-    """Plan what the budget is spent on, and say it; None where the study is interrupted before that is known."""
-    plan = study.plan
+) -> tuple[float, int, Rates | None] | None:
+    """Return until when to search, for how many trials, and how long their epochs take, which a budget asks to know.
+
+    None where the study is interrupted, or its time is over, before that is known.
+    """
+    plan, records = study.plan, study.trial_storage.records()
+    if plan.config.budget is None:
+        return deadline, plan.config.trials, None
     study.observer.note("measuring how long an epoch takes")
-    probe = executor.probe(ProbeOrder(precision, points_to_measure(plan)), lambda: _is_over(study, deadline))
+    order = ProbeOrder(precision, points_to_measure(plan))
+    probe = executor.probe(order, lambda: _is_over(study, deadline))
     if probe is None:
         return None
-    left = max(0.0, deadline - time.monotonic())
-    budget = plan_budget(plan, max(1, executor.slots), left, probe.costs, images, study.trial_storage.records())
+    rates = Rates.measured(probe.costs, *images)
+    workers, began = max(executor.slots, plan.workers or 1), time.monotonic()
+    budget = plan_budget(plan, workers, max(0.0, deadline - began), rates, records)
     for line in budget.lines:
         study.observer.note(line)
-    return budget
+    total = min(plan.config.trials, study.trial_storage.counted() + budget.trials)
+    return began + budget.search_seconds, total, rates
 
 
-def foresee(plan: Plan) -> BudgetPlan:
-    """Plan what a new study would spend its budget on, measured in a worker on this machine; nothing is kept."""
+def foresee(plan: Plan, budget: float) -> BudgetPlan:
+    """Plan what a new study would do in a budget of seconds, as a worker on this machine trains; nothing is kept."""
     config, workers = plan.config, plan.workers or 1
     data = load_dataset(plan.source, config.limit_train)
     precision = None if config.precision == "auto" else Precision(config.precision)
@@ -266,9 +290,9 @@ def foresee(plan: Plan) -> BudgetPlan:
     settings = WorkerSettings(plan.source, config.limit_train, threads, "", max_parameters=config.max_parameters)
     with TemporaryDirectory() as folder, closing(LocalExecutor(settings, 1, Path(folder))) as executor:
         probe = executor.probe(ProbeOrder(precision, points_to_measure(plan)))
-    assert probe is not None
-    left = max(0.0, (config.budget or 0.0) - END_SECONDS)
-    return plan_budget(plan, workers, left, probe.costs, (len(data.train.labels), len(data.validation.labels)))
+    assert probe is not None  # Nothing can interrupt it.
+    rates = Rates.measured(probe.costs, len(data.train.labels), len(data.validation.labels))
+    return plan_budget(plan, workers, time_to_plan(budget), rates)
 
 
 def _is_over(study: OwnedStudy, deadline: float) -> bool:

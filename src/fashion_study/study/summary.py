@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fashion_study.config import MOST_TRIALS
 from fashion_study.data.catalog import PREFERRED
 from fashion_study.database_url import VARIABLE
 from fashion_study.study.finalists import choose
@@ -198,7 +197,7 @@ def _comparison(result: StudyResult) -> list[str]:
 
 
 def _ending(result: StudyResult) -> list[str]:
-    trained, total = result.counted - result.began_with, result.config.trials
+    trained, total = result.counted - result.began_with, result.total
     lines = [f"{result.counted} of {total} trials done, {trained} of them now, in {duration(result.seconds)}."]
     if result.repeats_left:
         lines.append(f"Up to {result.repeats_left} of the finalists' repeats are not trained yet.")
@@ -230,8 +229,7 @@ def _where_next(result: StudyResult) -> list[str]:
     lines = [f"{label:<13} {step}" for label, step in next_steps.items()]
     if result.exhausted is None:
         is_done = result.counted >= result.config.trials and not result.repeats_left
-        more = MOST_TRIALS if result.config.budget is not None else result.config.trials + MORE_TRIALS
-        changes: dict[str, object] = {"trials": more} if is_done else {}
+        changes: dict[str, object] = {"trials": result.config.trials + MORE_TRIALS} if is_done else {}
         if result.config.data_dir is not None and str(result.config.data_dir) == os.environ.get("FASHION_MNIST_DIR"):
             changes["data_dir"] = None  # The environment names it.
         command = result.config.model_copy(update=changes).command(_interpreter())

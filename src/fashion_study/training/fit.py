@@ -14,7 +14,7 @@ import tensorflow as tf
 from fashion_study.data.dataset import ImageShape, Split
 from fashion_study.training.augmentation import Augmentation, generator
 from fashion_study.training.checkpoint import Arrays, Checkpoint
-from fashion_study.training.model import build_model
+from fashion_study.training.model import ModelTooLargeError, build_model
 from fashion_study.trial import Epoch, Hyperparameters, PointCost, Precision, ProbeOrder, ProbeResult, Seeds, TrialState
 
 VALIDATION_BATCH = 1000
@@ -95,18 +95,24 @@ def fit(
 
 
 def probe(image_shape: ImageShape, classes: int, order: ProbeOrder, max_parameters: int | None = None) -> ProbeResult:
-    """Choose the faster precision where none is given, and measure the points, each by some steps on random pixels."""
+    """Choose the faster precision where none is given, and measure the points, each by some steps on random pixels.
+
+    The first point is a baseline, which is trained whatever its size.
+    """
     chosen = _faster_precision(image_shape, classes) if order.precision is None else ProbeResult(order.precision, {})
     costs = []
-    for point in order.points:
-        started, step = time.perf_counter(), 0.0
-        model = build_model(point, image_shape, classes, chosen.precision, images=point.batch_size)
-        parameters = model.count_params()
-        if max_parameters is None or parameters <= max_parameters:
-            step = _step_seconds(model, math.inf, point.batch_size, FEW_STEPS)
-        start = time.perf_counter() - started - FEW_STEPS * step
-        costs.append(PointCost(parameters, max(0.0, start), step / point.batch_size))
+    for place, point in enumerate(order.points):
         keras.utils.clear_session()
+        started, images = time.perf_counter(), point.batch_size
+        limit = max_parameters if place else None
+        try:
+            model = build_model(point, image_shape, classes, chosen.precision, images=images, max_parameters=limit)
+        except ModelTooLargeError as error:
+            costs.append(PointCost(error.parameters))
+            continue
+        step = _step_seconds(model, math.inf, images, FEW_STEPS)
+        start = time.perf_counter() - started - FEW_STEPS * step
+        costs.append(PointCost(model.count_params(), max(0.0, start), step / images))
     return replace(chosen, costs=tuple(costs))
 
 

@@ -1,5 +1,6 @@
 """The shared builder: one convolutional network, varied by the hyperparameters."""
 
+import math
 from collections.abc import Callable
 from functools import partial, reduce
 from itertools import count
@@ -14,11 +15,22 @@ from fashion_study.training.schedule import Schedule
 from fashion_study.trial import Hyperparameters, Precision, Views
 
 # As many as a model file may hold (`model_file.py`): 120 MB of weights.
-MAX_PARAMETERS = 30_000_000
+STORABLE_PARAMETERS = 30_000_000
 
 # Several steps per call of the compiled function spare Keras's work between them: 3 to 5 % of an epoch on
 # one core, against 0.2 s more of tracing. A diverged loss is still seen after at most this many steps.
 STEPS_PER_EXECUTION = 8
+
+
+class ModelTooLargeError(BadInputError):
+    """A network of more `parameters` than are allowed."""
+
+    def __init__(self, parameters: int, most: float) -> None:
+        super().__init__(
+            f"The network has {parameters:,} parameters. Expected at most {most:,}: give it fewer filters or dense "
+            "units, a third pooling, or a head that takes the maximum or the average."
+        )
+        self.parameters = parameters
 
 
 def build_model(
@@ -28,6 +40,7 @@ def build_model(
     precision: Precision = Precision.FLOAT32,
     *,
     images: int | None = None,
+    max_parameters: int | None = None,
 ) -> keras.Model:
     """Build and compile the model for raw pixels: shape (n, *image_shape), 0 to 255, integers or floats.
 
@@ -36,16 +49,14 @@ def build_model(
     to train it.
 
     Raises:
-        BadInputError: the images are too small for the network, or it is too large.
+        BadInputError: the images are too small for the network.
+        ModelTooLargeError: it has more than `max_parameters`, or more than a model file may hold.
     """
     # A GPU's own kernels are faster than ours.
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     model = build_network(params, image_shape, classes, precision, fused=not on_gpu)
-    if (parameters := model.count_params()) > MAX_PARAMETERS:
-        raise BadInputError(
-            f"The network has {parameters:,} parameters. Expected at most {MAX_PARAMETERS:,}: give it fewer dense "
-            "units, a third pooling, or a head that takes the maximum or the average."
-        )
+    if (parameters := model.count_params()) > (most := min(max_parameters or math.inf, STORABLE_PARAMETERS)):
+        raise ModelTooLargeError(parameters, most)
     model.compile(
         optimizer=_optimizer(params, images),
         loss=_loss(params, classes),

@@ -27,7 +27,7 @@ from fashion_study.text import truncated_traceback
 from fashion_study.training.checkpoint import Checkpoint, load, save
 from fashion_study.training.evaluation import Evaluation, accuracy, evaluate
 from fashion_study.training.fit import FitOutcome, configure, fit, probe
-from fashion_study.training.model import build_model, to_float32, with_views
+from fashion_study.training.model import ModelTooLargeError, build_model, to_float32, with_views
 from fashion_study.trial import (
     BASELINE_NUMBER,
     CONTINUATION_LOST,
@@ -115,18 +115,15 @@ class Trainer:
         keras.utils.clear_session()
         keras.utils.set_random_seed(spec.seeds[0][0])
         params = spec.hyperparameters
-        model = build_model(
-            params,
-            self._kind.image_shape,
-            len(self._kind.class_names),
-            spec.precision,
-            images=len(self._train_images.labels),
-        )
-        if self._is_too_large(spec, parameters := model.count_params()):
-            told = f"its {parameters:,} parameters are more than the {self._settings.max_parameters:,} that are allowed"
+        # Everything is compared with the baseline, so that it is trained whatever its size.
+        limit = None if spec.number == BASELINE_NUMBER else self._settings.max_parameters
+        shape, classes, images = self._kind.image_shape, len(self._kind.class_names), len(self._train_images.labels)
+        try:
+            model = build_model(params, shape, classes, spec.precision, images=images, max_parameters=limit)
+        except ModelTooLargeError as error:
+            size, reason = {"parameter_count": float(error.parameters)}, FailReason.INFEASIBLE
             end = *spec.key, TrialState.FAILED, spec.resumes
-            metrics = {"parameter_count": parameters}
-            return TrialResult(*end, reason=FailReason.INFEASIBLE, message=told, metrics=metrics)
+            return TrialResult(*end, reason=reason, message=str(error), metrics=size)
         start, tags = self._start(spec, model)
 
         def on_epoch(epoch: Epoch) -> bool:
@@ -136,15 +133,10 @@ class Trainer:
         if start is not None and spec.resumes and not on_epoch(start.epochs[-1]):
             outcome = FitOutcome(TrialState.PRUNED, start.epochs, start.best_epoch)
         else:
-            images, save_it = (self._train_images, self._validation), partial(self._save, spec)
-            outcome = fit(model, *images, params, spec.seed, on_epoch, save_it, start, spec.seeds)
+            splits, save_it = (self._train_images, self._validation), partial(self._save, spec)
+            outcome = fit(model, *splits, params, spec.seed, on_epoch, save_it, start, spec.seeds)
         result = self._end(spec, outcome, model)
         return replace(result, tags=result.tags | tags)
-
-    def _is_too_large(self, spec: TrialSpec, parameters: int) -> bool:
-        """Return whether a model is not to be trained; the baseline always is, since all is compared with it."""
-        limit = self._settings.max_parameters
-        return limit is not None and parameters > limit and spec.number != BASELINE_NUMBER
 
     def _start(self, spec: TrialSpec, model: keras.Model) -> tuple[Checkpoint | None, dict[str, str]]:
         """Restore a model to the checkpoint from which an attempt goes on, if it does; tags say what is to be known.

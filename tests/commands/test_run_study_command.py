@@ -233,10 +233,10 @@ def test_a_plan_is_measured_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert planned.returncode == 0, planned.stdout + planned.stderr
     found = re.fullmatch(
         r"plan for 10 min: an epoch takes about [\d.]+ s \([\d.]+ to [\d.]+ s in 9 models\), workers: 1\n"
-        r"  search     \d+ (?:s|min), about [\d,]+ trials and [\d,]+ epochs\n"
+        r"  search     \d+ (?:s|min), trials: about [\d,]+, epochs: about [\d,]+\n"
         r"  finalists  \d+ (?:s|min), up to 9 trainings of 3 epochs\n"
-        r"  needs      about [\d.]+ GB of memory and [\d,]+ MB of disk\n"
-        r"  with twice the time the search would begin about [\d,]+ trials\n",
+        r"  needs      about [\d.]+ GiB of memory and [\d,]+ MiB of disk\n"
+        r"  in twice the time, trials: about [\d,]+\n",
         planned.stdout,
     )
     assert found, planned.stdout

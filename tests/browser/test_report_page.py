@@ -17,6 +17,7 @@ HEADINGS = (
     "Budget spent",
     "Leaderboard",
     "Best against baseline",
+    "Size",
     "Finalists",
     "Which hyperparameters matter",
     "What the pruner saved",
@@ -74,7 +75,7 @@ def test_the_page_shows_all_its_parts_and_pictures(opened: Opened) -> None:
     assert found == HEADINGS
     assert opened.page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth)") == [178] * 6
     drawings = opened.page.evaluate("[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect())")
-    assert len(drawings) == 6
+    assert len(drawings) == 8
     assert all(drawing["width"] > 300 and drawing["height"] > 80 for drawing in drawings)
 
 

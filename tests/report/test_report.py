@@ -173,7 +173,7 @@ def test_only_a_best_point_on_the_edge_is_warned_of(full: Page) -> None:
 
 
 def test_what_size_buys_is_said_and_drawn(full: Page) -> None:
-    assert "No model within 0.5 points of the best is smaller than it." in full.text
+    assert "No model within 0.5 points of the highest score is smaller than its own." in full.text
     near = [record(number, TrialState.COMPLETE, [0.9 - 0.001 * number]) for number in (0, 1)]
     smaller = facts(records=tuple(near), sizes={0: Size(134_178, 0.21), 1: Size(93_322, 0.12)})
     assert (

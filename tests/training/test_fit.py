@@ -186,4 +186,4 @@ def test_the_probe_measures_points_in_the_precision_that_is_known() -> None:
     assert [cost.parameters for cost in found.costs] == [706, 93_322]
     # The second one is too large to be trained.
     assert found.costs[0].seconds_per_image > 0 == found.costs[1].seconds_per_image
-    assert all(cost.start_seconds > 0 for cost in found.costs)
+    assert found.costs[0].start_seconds > 0 == found.costs[1].start_seconds

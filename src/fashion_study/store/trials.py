@@ -1,7 +1,6 @@
 """The trial storage: an Optuna study with every trial, whichever engine proposes them."""
 
 import math
-from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +15,7 @@ from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from fashion_study.store.cached_storage import CachedStorage
+from fashion_study.store.ranking import Ranking
 from fashion_study.trial import FailReason, ParamValue, TrialResult, TrialState
 
 # How often a trial that was stopped from outside is tried again.
@@ -108,7 +108,7 @@ class TrialStorage:
             storage=self._storage, study_name=study_name, direction="maximize", load_if_exists=True
         )
         # What is asked for with every trial: a walk over all the others would take longer the more there are.
-        self._rankings: list[_Ranking] = []
+        self._rankings: list[Ranking[TrialRecord]] = []
         self._waiting = self.ranked(lambda record: record.number if record.state is TrialState.WAITING else None)
         self._counted = self.ranked(lambda record: record.number if record.state.is_counted else None)
         self._ended = self.ranked(lambda record: record.number if record.state.is_ended else None)
@@ -189,7 +189,7 @@ class TrialStorage:
 
         Only the trials that have changed since are looked at: a call takes as long for any number of trials.
         """
-        ranking = _Ranking(key, (record for _, record in self._records.values()))
+        ranking = Ranking(key, {number: record for number, (_, record) in self._records.items()})
         self._rankings.append(ranking)
 
         def keys() -> Sequence[Any]:
@@ -381,27 +381,6 @@ class TrialStorage:
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
-
-
-class _Ranking:
-    """The keys of all trials that have one, in rising order."""
-
-    def __init__(self, key: Key, records: Iterable[TrialRecord]) -> None:
-        self._key = key
-        self._known = {record.number: known for record in records if (known := key(record)) is not None}
-        self.keys = sorted(self._known.values())
-
-    def update(self, number: int, record: TrialRecord | None) -> None:
-        """Take a trial as it is now, None where it is left out."""
-        before, now = self._known.pop(number, None), record and self._key(record)
-        if now is not None:
-            self._known[number] = now
-        if now == before:
-            return
-        if before is not None:
-            del self.keys[bisect_left(self.keys, before)]
-        if now is not None:
-            insort(self.keys, now)
 
 
 def last_epoch(trial: FrozenTrial) -> float:

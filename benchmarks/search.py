@@ -20,12 +20,14 @@ import numpy as np
 import typer
 from joblib import cpu_count
 from rich.table import Table
+from scipy.stats import spearmanr
 
 from benchmarks.curves import TABLE, CurveTable, read_table, space_of
 from benchmarks.results import FOLDER, Line, publish, table_of
 from benchmarks.virtual_study import CANDIDATES, FEW_TRIALS, Moment, OneEpoch, Outcome, Strategy, replay
 from experiments._entry import run
 from fashion_study.config import PrunerName, SamplerName, StudyConfig
+from fashion_study.engines.asha import rungs_of
 from fashion_study.space.space import SearchSpace
 
 MARGINS = (0.010, 0.005)
@@ -89,7 +91,7 @@ def main(
         "strategies": [_plain(summary) for summary in summaries],
     }
     heading = f"{rows} rows, best {best:.4f}, n = {seeds} seeds, at most {min(trials, rows)} trials"
-    lines = [*_lines(summaries, rows), *_mixture(recorded.sessions)]
+    lines = [*_lines(summaries, rows), *_foresight(recorded), *_mixture(recorded.sessions)]
     publish("search", _tables(summaries, heading), lines, figures, seeds, output)
 
 
@@ -236,6 +238,23 @@ def _lines(summaries: list[Summary], rows: int) -> list[Line]:
             for each in held
         ]
     return lines
+
+
+def _foresight(table: CurveTable) -> Iterator[Line]:
+    """Say how well the best value after each rung of the default pruner ranks rows as their best in the end does.
+
+    By their schedule too, where that is searched: a rate that falls in the end makes the first epochs say less.
+    """
+    whole = [curve for curve in table.curves if len(curve.accuracy) == table.design.epochs]
+    schedules = sorted({str(curve.params["schedule"]) for curve in whole if "schedule" in curve.params})
+    groups = {"all": whole} | {
+        schedule: [curve for curve in whole if curve.params["schedule"] == schedule] for schedule in schedules
+    }
+    for name, curves in groups.items():
+        ends = [max(curve.accuracy) for curve in curves]
+        known = {rung: [max(curve.accuracy[:rung]) for curve in curves] for rung in rungs_of(table.design.epochs)}
+        found = ", ".join(f"{spearmanr(values, ends).statistic:.2f} after {rung}" for rung, values in known.items())
+        yield Line(f"rank correlation with the end, {name} ({len(curves)} rows), by epochs", found)
 
 
 def _mixture(sessions: Sequence[Mapping[str, Any]]) -> list[Line]:

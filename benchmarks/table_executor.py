@@ -117,7 +117,8 @@ class TableExecutor:
     def curve(self, number: int) -> list[Epoch]:
         """Return the epochs of a trial's row that it has trained."""
         attempt = self._attempts[number]
-        return [_epoch(attempt.curve, done) for done in range(attempt.epoch)]
+        # The epoch in which a row has diverged has no figures.
+        return [_epoch(attempt.curve, done) for done in range(min(attempt.epoch, len(attempt.curve.accuracy)))]
 
     def _train(self, attempt: _Attempt, *, again: bool = False) -> None:
         curve, done = attempt.curve, attempt.epoch

@@ -77,6 +77,7 @@ def test_where_no_finalist_fits_the_search_has_all_of_the_time() -> None:
     assert "none: there is no time for 2 trainings of 20 epochs" in list(short.lines)[2]
     assert budget(0.1).trials == 1
     assert trials_in(plan(), 2, 0.1, RATES) == 0
+    assert trials_in(plan(trials=4), 2, 3600, RATES, [trained(number) for number in range(4)]) == 0
 
 
 def test_what_is_asked_for_is_the_most() -> None:

@@ -176,7 +176,7 @@ def trials_in(plan: Plan, workers: int, seconds: float, rates: Rates, records: S
         return trained <= epochs and work <= workers * seconds
 
     # What a trial takes does not fall with their number.
-    return bisect_left(range(1, max(1, left) + 1), True, key=lambda trials: not fits(trials))
+    return bisect_left(range(1, left + 1), True, key=lambda trials: not fits(trials))
 
 
 def expected_epochs(space: SearchSpace, pruner: str, trials: int) -> float:
